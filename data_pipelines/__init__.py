@@ -1,0 +1,1 @@
+"""From native dataset files to padded batches; imports no jax."""

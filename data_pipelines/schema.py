@@ -1,0 +1,90 @@
+"""The contracts of the input: what a reader yields and what a training step receives.
+
+`RawExample` is one annotated photo as a reader of `sources/` yields it. `BatchShape.spec` is
+the padded, fixed-shape row that the transforms make of it; `semsam_jax.core.structs.Batch`
+mirrors its keys. Nothing here imports jax.
+"""
+
+import dataclasses
+
+import numpy as np
+
+DATASETS = ("sa1b", "coco", "ade20k", "objects365", "pascal_part", "paco", "part_imagenet")
+"""Order of the dataset index in a batch; a dataset's own data (`coco_folder`) comes after."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RawInstance:
+    """One annotated mask or box, in pixels of the stored photo.
+
+    Attributes:
+        rle: COCO RLE {"size": [h, w], "counts": bytes}, or None for boxes only.
+        box: (x0, y0, x1, y1), float pixels, x1 and y1 exclusive.
+        object_id: index in the union vocabulary, -1 none.
+        part_id: index in the union vocabulary (>= num_objects), -1 none.
+        parent: index in `RawExample.instances` of the whole that a part belongs to, -1.
+        is_thing: whether the class is countable (stuff otherwise).
+        is_pseudo: True for machine-made labels; never used for reported scores.
+    """
+
+    rle: dict | None
+    box: tuple[float, float, float, float]
+    object_id: int = -1
+    part_id: int = -1
+    parent: int = -1
+    is_thing: bool = True
+    is_pseudo: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class RawExample:
+    """One photo with its instances.
+
+    Attributes:
+        dataset: name out of `DATASETS`, or the name of the user's own set.
+        example_id: unique within the dataset, for messages and reports.
+        image: encoded bytes (JPEG or PNG), exactly as stored.
+        height, width: size of the stored photo in pixels, before EXIF rotation is applied
+            by the reader (readers deliver annotations in the frame of the decoded photo).
+        instances: the annotations, in the dataset's order, crowd regions dropped.
+    """
+
+    dataset: str
+    example_id: str
+    image: bytes
+    height: int
+    width: int
+    instances: tuple[RawInstance, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchShape:
+    """Static sizes of a row: canvas, paddings and the stride at which masks are kept."""
+
+    image_size: int = 1024
+    max_instances: int = 100
+    num_prompts: int = 60
+    max_targets: int = 6
+    mask_stride: int = 1
+    vocab_size: int = 1
+
+    def spec(self) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+        """Returns key -> (dtype, shape of one row); axis names as in DESIGN section 3."""
+        size, n, p, t = self.image_size, self.max_instances, self.num_prompts, self.max_targets
+        side = size // self.mask_stride
+        return {
+            "image": (np.dtype(np.uint8), (size, size, 3)),
+            "size_hw": (np.dtype(np.int32), (2,)),
+            "mask_bits": (np.dtype(np.uint8), (n, side, side // 8)),
+            "boxes": (np.dtype(np.float32), (n, 4)),
+            "object_id": (np.dtype(np.int32), (n,)),
+            "part_id": (np.dtype(np.int32), (n,)),
+            "instance_valid": (np.dtype(np.bool_), (n,)),
+            "prompt_box": (np.dtype(np.float32), (p, 4)),
+            "prompt_is_box": (np.dtype(np.bool_), (p,)),
+            "prompt_valid": (np.dtype(np.bool_), (p,)),
+            "prompt_targets": (np.dtype(np.int32), (p, t)),
+            "vocab_valid": (np.dtype(np.bool_), (self.vocab_size,)),
+            "has_masks": (np.dtype(np.bool_), ()),
+            "dataset": (np.dtype(np.int32), ()),
+        }

@@ -1,0 +1,1 @@
+"""From RawExample to a fixed-shape row."""

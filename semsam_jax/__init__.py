@@ -1,0 +1,1 @@
+"""Semantic-SAM in JAX: segment and recognise anything at any granularity."""

@@ -1,0 +1,1 @@
+"""Weights of the original in and out, without PyTorch."""

@@ -1,0 +1,1 @@
+"""Structs, errors and formats that every floor uses."""

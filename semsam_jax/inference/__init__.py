@@ -1,0 +1,1 @@
+"""From a photo and prompts to named masks."""

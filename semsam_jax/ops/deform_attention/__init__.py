@@ -1,0 +1,1 @@
+"""Multi-scale deformable attention: one API, one reference, fast versions."""
