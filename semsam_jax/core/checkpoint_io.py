@@ -1,0 +1,173 @@
+"""The one on-disk layout of a model: read it, write it, find the newest complete step.
+
+    DIR/checkpoints/STEP/state   parameters, optimiser state, step (Orbax)
+    DIR/checkpoints/STEP/data    position of the input pipeline (training only)
+    DIR/checkpoints/STEP/meta    JSON: preset, model_config, level_order, text, vocabulary, ...
+
+A training run writes it through `train.checkpoints`; a converted checkpoint is the same
+layout at step 0 with parameters only. Every path accepts DIR, DIR/checkpoints or a step.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from semsam_jax.core.errors import CheckpointError
+
+SCHEMA_VERSION = 1
+FOLDER = "checkpoints"
+_COMPLETE = ("state/_METADATA", "state/manifest.ocdbt", "meta/metadata", "_CHECKPOINT_METADATA")
+
+
+def is_complete(step_dir: Path) -> bool:
+    """Whether a step folder has everything that a finished save leaves behind."""
+    return all((step_dir / name).exists() for name in _COMPLETE)
+
+
+def complete_steps(path: str | os.PathLike) -> list[Path]:
+    """Returns the complete step folders below `path`, oldest first."""
+    root = Path(path)
+    if (root / "state").is_dir():
+        return [root] if is_complete(root) else []
+    if (root / FOLDER).is_dir():
+        root = root / FOLDER
+    if not root.is_dir():
+        return []
+    steps = [p for p in root.iterdir() if p.name.isdigit() and is_complete(p)]
+    return sorted(steps, key=lambda p: int(p.name))
+
+
+def newest_step(path: str | os.PathLike) -> Path:
+    """Returns the newest complete step folder; CheckpointError says what was found."""
+    steps = complete_steps(path)
+    if steps:
+        return steps[-1].resolve()
+    root = Path(path)
+    if not root.exists():
+        raise CheckpointError(
+            f"checkpoint {root}: no such folder; give the --workdir of a training run or the "
+            f"--out of `python -m semsam_jax convert`."
+        )
+    found = ", ".join(sorted(p.name for p in root.iterdir())[:8]) if root.is_dir() else "a file"
+    raise CheckpointError(
+        f"checkpoint {root}: no complete step found (found: {found or 'nothing'}); wanted "
+        f"{FOLDER}/STEP/state and meta. A .pth file is first converted with "
+        f"`python -m semsam_jax convert FILE.pth --out DIR`."
+    )
+
+
+def read_meta(path: str | os.PathLike) -> dict:
+    """Returns the JSON meta of the newest complete step below `path`."""
+    file = newest_step(path) / "meta" / "metadata"
+    try:
+        meta = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {file}: unreadable meta ({error}).") from error
+    version = meta.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise CheckpointError(
+            f"checkpoint {file.parent.parent}: schema version {version!r}, this release reads "
+            f"{SCHEMA_VERSION}; convert or train it again with this release."
+        )
+    return meta
+
+
+def read_model(path: str | os.PathLike) -> tuple[dict, dict]:
+    """Returns (params, meta) of the newest complete step; params are NumPy arrays.
+
+    The averaged parameters are returned where the run kept them (`meta["has_ema"]`).
+
+    Raises:
+        CheckpointError: no complete step, unreadable files or another schema version.
+    """
+    import numpy as np
+    import orbax.checkpoint as ocp
+
+    meta = read_meta(path)
+    folder = newest_step(path) / "state"
+    key = "ema_params" if meta.get("has_ema") else "params"
+    handler = ocp.PyTreeCheckpointHandler()
+    try:
+        wanted = {key: handler.metadata(folder).tree[key]}
+        restore = _map_leaves(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+        tree = handler.restore(
+            folder,
+            args=ocp.args.PyTreeRestore(item=wanted, restore_args=restore, partial_restore=True),
+        )
+    except (ValueError, KeyError, OSError) as error:
+        raise CheckpointError(
+            f"checkpoint {folder}: damaged or incomplete ({type(error).__name__}: "
+            f"{str(error).splitlines()[0]}); use an earlier step or convert it again."
+        ) from error
+    return tree[key], meta
+
+
+def write_model(path: str | os.PathLike, params: Mapping, meta: Mapping) -> Path:
+    """Writes parameters and meta as step 0 of a new checkpoint folder.
+
+    The folder appears whole or not at all. An existing checkpoint is not overwritten.
+
+    Returns:
+        The step folder.
+    """
+    import orbax.checkpoint as ocp
+
+    root = Path(path).resolve()
+    if (root / FOLDER).exists():
+        raise CheckpointError(
+            f"checkpoint {root}: already holds a checkpoint; choose an empty folder or delete it."
+        )
+    partial = root / f".{FOLDER}.partial"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
+        with ocp.CheckpointManager(partial, options=options) as manager:
+            manager.save(
+                0,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave({"params": dict(params)}),
+                    meta=ocp.args.JsonSave({**meta, "schema_version": SCHEMA_VERSION}),
+                ),
+            )
+        os.replace(partial, root / FOLDER)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(
+            f"checkpoint {root}: cannot be written ({error.strerror or error}); check the path, "
+            f"its permissions and the free space."
+        ) from error
+    return root / FOLDER / "0"
+
+
+def cache_dir() -> Path:
+    """Folder for caches of this user; SEMSAM_JAX_CACHE overrides it."""
+    override = os.environ.get("SEMSAM_JAX_CACHE")
+    if override:
+        return Path(override)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "semsam_jax"
+
+
+def remember_last_run(workdir: str | os.PathLike) -> None:
+    """Records the workdir of a finished main-job run as the default checkpoint."""
+    folder = cache_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "last_run").write_text(str(Path(workdir).resolve()))
+
+
+def last_run() -> Path | None:
+    """Returns the workdir recorded by `remember_last_run` if its checkpoint still exists."""
+    file = cache_dir() / "last_run"
+    if not file.is_file():
+        return None
+    workdir = Path(file.read_text().strip())
+    return workdir if complete_steps(workdir) else None
+
+
+def _map_leaves(function, tree):
+    if isinstance(tree, Mapping):
+        return {key: _map_leaves(function, value) for key, value in tree.items()}
+    return function(tree)

@@ -1,0 +1,67 @@
+import json
+
+import numpy as np
+import pytest
+
+from semsam_jax.core import checkpoint_io
+from semsam_jax.core.errors import CheckpointError
+
+PARAMS = {"a": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}, "b": np.float32(2.5)}
+META = {"preset": "tiny", "level_order": [3, 2, 0, 4, 1, 5]}
+
+
+def test_round_trip_is_bit_equal(tmp_path):
+    step = checkpoint_io.write_model(tmp_path / "m", PARAMS, META)
+    for path in (tmp_path / "m", tmp_path / "m" / "checkpoints", step):
+        params, meta = checkpoint_io.read_model(path)
+        np.testing.assert_array_equal(params["a"]["kernel"], PARAMS["a"]["kernel"])
+        assert params["b"] == PARAMS["b"]
+        assert meta["preset"] == "tiny"
+
+
+def test_a_half_written_step_is_passed_over(tmp_path):
+    checkpoint_io.write_model(tmp_path / "m", PARAMS, META)
+    (tmp_path / "m" / "checkpoints" / "7" / "state").mkdir(parents=True)
+    assert checkpoint_io.newest_step(tmp_path / "m").name == "0"
+
+
+def test_missing_foreign_and_damaged_folders_name_the_fix(tmp_path):
+    with pytest.raises(CheckpointError, match="no such folder"):
+        checkpoint_io.read_model(tmp_path / "none")
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "swint.pth").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"swint\.pth.*convert"):
+        checkpoint_io.read_model(tmp_path / "x")
+    step = checkpoint_io.write_model(tmp_path / "m", PARAMS, META)
+    file = step / "meta" / "metadata"
+    file.write_text(json.dumps({"schema_version": 99}))
+    with pytest.raises(CheckpointError, match="schema version 99"):
+        checkpoint_io.read_model(tmp_path / "m")
+    file.write_text("{")
+    with pytest.raises(CheckpointError, match="unreadable meta"):
+        checkpoint_io.read_model(tmp_path / "m")
+
+
+def test_truncated_data_is_one_error(tmp_path):
+    step = checkpoint_io.write_model(tmp_path / "m", PARAMS, META)
+    for file in (step / "state").rglob("*"):
+        if file.is_file() and file.parent.name == "d":
+            file.write_bytes(file.read_bytes()[:5])
+    with pytest.raises(CheckpointError, match="damaged"):
+        checkpoint_io.read_model(tmp_path / "m")
+
+
+def test_existing_checkpoint_is_not_overwritten(tmp_path):
+    checkpoint_io.write_model(tmp_path / "m", PARAMS, META)
+    with pytest.raises(CheckpointError, match="already holds"):
+        checkpoint_io.write_model(tmp_path / "m", PARAMS, META)
+
+
+def test_last_run_is_forgotten_when_it_is_gone(tmp_path, monkeypatch):
+    monkeypatch.setenv("SEMSAM_JAX_CACHE", str(tmp_path / "cache"))
+    assert checkpoint_io.last_run() is None
+    checkpoint_io.write_model(tmp_path / "m", PARAMS, META)
+    checkpoint_io.remember_last_run(tmp_path / "m")
+    assert checkpoint_io.last_run() == (tmp_path / "m").resolve()
+    (tmp_path / "m" / "checkpoints").rename(tmp_path / "m" / "gone")
+    assert checkpoint_io.last_run() is None
