@@ -1,0 +1,210 @@
+"""Building blocks shared by every network: norms, MLP, attention, scanned stacks.
+
+Parameters are float32; modules compute in `dtype`. Norm and softmax statistics are
+always float32.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+# Uniform in +-1/sqrt(fan_in), the usual start of a linear layer.
+linear_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+xavier_init = nn.initializers.xavier_uniform()
+
+
+def _broadcast(vector: Float[Array, " c"], ndim: int) -> Float[Array, "..."]:
+    return vector.reshape((1,) * (ndim - 1) + (-1,))
+
+
+class LayerNorm(nn.Module):
+    """Layer norm over the last axis, float32 inside, returned in `dtype`."""
+
+    eps: float = 1e-5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
+        """Normalises each vector of `x`."""
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+        x = x.astype(jnp.float32)
+        x = x - x.mean(-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
+        x = x * _broadcast(scale, x.ndim) + _broadcast(bias, x.ndim)
+        return x.astype(self.dtype)
+
+
+class GroupNorm(nn.Module):
+    """Group norm of [b, h, w, c] over pixels and c/groups channels, float32 inside."""
+
+    groups: int = 32
+    eps: float = 1e-5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Normalises each group of channels of each image."""
+        b, _, _, c = x.shape
+        scale = self.param("scale", nn.initializers.ones, (c,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (c,), jnp.float32)
+        x = x.astype(jnp.float32)
+
+        def group_mean(y: Float[Array, "b h w c"]) -> Float[Array, "b 1 1 c"]:
+            # Pixels first: the reduction then runs over whole contiguous channel rows.
+            mean = y.mean((1, 2)).reshape(b, self.groups, -1).mean(-1)
+            return jnp.repeat(mean, c // self.groups, axis=-1)[:, None, None, :]
+
+        x = x - group_mean(x)
+        gain = jax.lax.rsqrt(group_mean(jnp.square(x)) + self.eps) * _broadcast(scale, 4)
+        return (x * gain + _broadcast(bias, 4)).astype(self.dtype)
+
+
+class MLP(nn.Module):
+    """`num_layers` linear layers with ReLU between them, named layers_0, layers_1, ...
+
+    Attributes:
+        hidden: width of all layers but the last.
+        features: width of the last layer.
+        num_layers: number of linear layers.
+        zero_last: starts the last kernel at zero (box refinement starts at identity).
+    """
+
+    hidden: int
+    features: int
+    num_layers: int
+    zero_last: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... d"]:
+        """Applies the layers; no activation after the last."""
+        for i in range(self.num_layers):
+            is_last = i == self.num_layers - 1
+            x = nn.Dense(
+                self.features if is_last else self.hidden,
+                dtype=self.dtype,
+                kernel_init=nn.initializers.zeros if is_last and self.zero_last else linear_init,
+                name=f"layers_{i}",
+            )(x)
+            x = x if is_last else nn.relu(x)
+        return x
+
+
+class _FusedProjection(nn.Module):
+    """Kernel [c, 3c] and bias [3c] of queries, keys and values, in this order."""
+
+    channels: int
+
+    @nn.compact
+    def __call__(self) -> tuple[Float[Array, "c c3"], Float[Array, " c3"]]:
+        shape = (self.channels, 3 * self.channels)
+        kernel = self.param("kernel", xavier_init, shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, shape[1:], jnp.float32)
+        return kernel, bias
+
+
+class MultiHeadAttention(nn.Module):
+    """Self-attention whose position is added to queries and keys, not to values."""
+
+    num_heads: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b n c"],
+        pos: Float[Array, "b n c"] | None = None,
+        blocked: Bool[Array, "#b n n"] | None = None,
+    ) -> Float[Array, "b n c"]:
+        """Attends within each row of the batch.
+
+        Args:
+            x: tokens; values come from them as they are.
+            pos: added to the tokens before the query and key projections.
+            blocked: [.., query, key], True where a query must not see a key. A query
+                that may see no key at all gets the mean of all values.
+
+        Returns:
+            The attended tokens after the output projection, without residual.
+        """
+        b, n, c = x.shape
+        kernel, bias = _FusedProjection(c, name="in_proj")()
+        kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)
+        x = x.astype(self.dtype)
+        if pos is None:
+            q, k, v = jnp.split(x @ kernel + _broadcast(bias, 3), 3, axis=-1)
+        else:
+            qk = (x + pos.astype(self.dtype)) @ kernel[:, : 2 * c] + _broadcast(bias[: 2 * c], 3)
+            q, k = jnp.split(qk, 2, axis=-1)
+            v = x @ kernel[:, 2 * c :] + _broadcast(bias[2 * c :], 3)
+        q, k, v = (y.reshape(b, n, self.num_heads, -1) for y in (q, k, v))
+        logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
+        logits = logits * (c // self.num_heads) ** -0.5
+        if blocked is not None:
+            logits = jnp.where(blocked[:, None], jnp.finfo(jnp.float32).min, logits)
+        weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
+        out = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(b, n, c)
+        return nn.Dense(c, dtype=self.dtype, kernel_init=linear_init, name="out_proj")(out)
+
+
+def stacked_params(parent: nn.Module, name: str, layer: nn.Module, length: int, *args: Any) -> Any:
+    """Declares the parameters of `length` equal layers as one tree of stacked leaves.
+
+    Call it inside a compact method of `parent`. Each layer starts from its own key.
+
+    Args:
+        parent: module that owns the parameters, under `name`.
+        name: name of the stack in the parameter tree.
+        layer: one layer, made with `parent=None`; its init may use only parameters.
+        length: number of layers.
+        *args: example inputs of the layer; only shapes and dtypes are read.
+
+    Returns:
+        The layer's parameter tree with a leading axis `length` on every leaf.
+    """
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
+
+    def init(key: Array) -> Any:
+        keys = jax.random.split(key, length)
+        return jax.vmap(lambda k: layer.lazy_init(k, *shapes)["params"])(keys)
+
+    return parent.param(name, init)
+
+
+def scan_layers(
+    body: Callable[[Any, Any, Any], tuple[Any, Any]],
+    params: Any,
+    carry: Any,
+    xs: Any = None,
+    *,
+    remat: bool = False,
+    unroll: int | bool = 1,
+) -> tuple[Any, Any]:
+    """Runs stacked layers one after the other with `jax.lax.scan`.
+
+    Args:
+        body: `(layer_params, carry, x) -> (carry, y)`; calls `layer.apply` and takes
+            whatever all layers share from its closure.
+        params: tree from `stacked_params`.
+        carry: input of the first layer.
+        xs: optional tree of per-layer inputs (keys, drop rates), leading axis = layers.
+        remat: recompute each layer in the backward pass instead of storing its inside.
+        unroll: as in `jax.lax.scan`.
+
+    Returns:
+        The last carry and the stacked `y` of all layers.
+    """
+
+    def step(carry: Any, inputs: tuple[Any, Any]) -> tuple[Any, Any]:
+        return body(inputs[0], carry, inputs[1])
+
+    # Inside a scan nothing can be merged with the forward pass, so the barriers that
+    # keep XLA from undoing the recomputation are not needed.
+    step = jax.checkpoint(step, prevent_cse=False) if remat else step
+    return jax.lax.scan(step, carry, (params, xs), unroll=unroll)
