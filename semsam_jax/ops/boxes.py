@@ -1,0 +1,71 @@
+"""Boxes: two notations, areas, generalised IoU, and the logit space of box refinement.
+
+Everything is float32: these numbers decide matches and sampling coordinates.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+_INVERSE_SIGMOID_EPS = 1e-5
+_GIOU_EPS = 1e-6
+
+
+def cxcywh_to_xyxy(boxes: Float[Array, "*n 4"]) -> Float[Array, "*n 4"]:
+    """Centre and size to corners, in whatever unit the boxes have."""
+    centre, half = boxes[..., :2], boxes[..., 2:] / 2
+    return jnp.concatenate([centre - half, centre + half], axis=-1)
+
+
+def xyxy_to_cxcywh(boxes: Float[Array, "*n 4"]) -> Float[Array, "*n 4"]:
+    """Corners to centre and size, in whatever unit the boxes have."""
+    low, high = boxes[..., :2], boxes[..., 2:]
+    return jnp.concatenate([(low + high) / 2, high - low], axis=-1)
+
+
+def inverse_sigmoid(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """Logit of x clamped to [0, 1], with both odds kept above 1e-5.
+
+    Source: SPEC (iii), reference update; its range is about -11.5 .. 11.5.
+    """
+    x = jnp.clip(x, 0.0, 1.0)
+    return jnp.log(jnp.maximum(x, _INVERSE_SIGMOID_EPS)) - jnp.log(
+        jnp.maximum(1.0 - x, _INVERSE_SIGMOID_EPS)
+    )
+
+
+def box_area(boxes_xyxy: Float[Array, "*n 4"]) -> Float[Array, "*n"]:
+    """Signed area: inverted boxes count as they are, as in the reference."""
+    size = boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]
+    return size[..., 0] * size[..., 1]
+
+
+def generalized_iou(
+    a_xyxy: Float[Array, "*n 4"], b_xyxy: Float[Array, "*n 4"]
+) -> Float[Array, "*n"]:
+    """Generalised IoU of equal-shaped boxes, row by row, in (-1, 1].
+
+    1e-6 is added to both denominators, so that degenerate boxes stay finite.
+
+    Source: arXiv 1902.09630; SPEC (vii).
+    """
+    inter_low = jnp.maximum(a_xyxy[..., :2], b_xyxy[..., :2])
+    inter_high = jnp.minimum(a_xyxy[..., 2:], b_xyxy[..., 2:])
+    inter_size = jnp.maximum(inter_high - inter_low, 0.0)
+    inter = inter_size[..., 0] * inter_size[..., 1]
+    union = box_area(a_xyxy) + box_area(b_xyxy) - inter
+    hull_low = jnp.minimum(a_xyxy[..., :2], b_xyxy[..., :2])
+    hull_high = jnp.maximum(a_xyxy[..., 2:], b_xyxy[..., 2:])
+    hull_size = jnp.maximum(hull_high - hull_low, 0.0)
+    hull = hull_size[..., 0] * hull_size[..., 1]
+    return inter / (union + _GIOU_EPS) - (hull - union) / (hull + _GIOU_EPS)
+
+
+def pairwise_generalized_iou(
+    a_xyxy: Float[Array, "*b n 4"], b_xyxy: Float[Array, "*b m 4"]
+) -> Float[Array, "*b n m"]:
+    """Generalised IoU of every box of `a` with every box of `b`."""
+    shape = (*a_xyxy.shape[:-1], b_xyxy.shape[-2], 4)
+    return generalized_iou(
+        jnp.broadcast_to(a_xyxy[..., :, None, :], shape),
+        jnp.broadcast_to(b_xyxy[..., None, :, :], shape),
+    )
