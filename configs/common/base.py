@@ -1,0 +1,78 @@
+"""Defaults shared by every configuration; each key is a field of semsam_jax.config.RunConfig."""
+
+from ml_collections import ConfigDict
+
+
+def base() -> ConfigDict:
+    """Returns the groups that every configuration fills."""
+    return ConfigDict(
+        {
+            "model": {
+                "preset": "lite",
+                # Compute dtype; parameters, norms, coordinates and losses stay float32.
+                "dtype": "float32",
+                # Recompute layers in the backward pass.
+                "remat": False,
+                # Checkpoint folder whose parameters start the run.
+                "warm_start": "",
+                # "imagenet" (lite) or a .pth of an ImageNet Swin.
+                "backbone_weights": "",
+                # .pth of a CLIP-layout text tower.
+                "text_weights": "",
+            },
+            "data": {
+                # One sub-folder per dataset; "" is the embedded sample.
+                "root": "",
+                "datasets": {},
+                "granularity": {},
+                "generic_datasets": {},
+                "interactive_batch": 8,
+                "generic_batch": 4,
+                "image_size": 1024,
+                "mask_stride": 1,
+                "max_instances": 100,
+                "num_prompts": 60,
+                "box_share": 0.25,
+                "hierarchy": False,
+                "granularity_balance": 0.0,
+                "scale_jitter": (0.1, 2.0),
+                "num_workers": 0,
+            },
+            "text": {"source": "table", "table": ""},
+            "optimizer": {
+                "learning_rate": 1e-4,
+                "backbone_factor": 0.1,
+                "text_factor": 0.1,
+                "weight_decay": 0.05,
+                "clip_norm": 0.01,
+                "warmup_steps": 10,
+                "schedule": "step",
+                "decay_at": (0.9, 0.95),
+                "ema": 0.0,
+            },
+            "loss": {
+                "num_points": 12544,
+                "match_points": 12544,
+                "mask_bce": 5.0,
+                "dice": 5.0,
+                "l1": 5.0,
+                "giou": 2.0,
+                "iou": 1.0,
+                "object_class": 4.0,
+                "part_class": 4.0,
+                "many_to_one": False,
+                "detach_iou_target": True,
+                "interactive": 1.0,
+                "generic": 1.0,
+            },
+            "steps": 1,
+            "seed": 0,
+            "fsdp": 1,
+            "log_every": 20,
+            "save_every": 500,
+            "eval_every": 0,
+            "keep": 2,
+            "eval_photos": 0,
+            "time_limit_sec": 0.0,
+        }
+    )

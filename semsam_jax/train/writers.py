@@ -1,0 +1,95 @@
+"""Where metrics go: a JSONL file, TensorBoard files and one line on the terminal.
+
+The writers have the methods of clu's MetricWriter; clu's own import TensorFlow.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+
+
+class MetricWriter:
+    """Writes scalars and images to WORKDIR/metrics.jsonl and WORKDIR/tensorboard.
+
+    Only process 0 writes; the others are silent.
+    """
+
+    def __init__(self, workdir: str | Path):
+        self._is_writer = jax.process_index() == 0
+        if not self._is_writer:
+            return
+        from tensorboardX import SummaryWriter
+
+        root = Path(workdir)
+        self._jsonl = (root / "metrics.jsonl").open("a", buffering=1)
+        self._board = SummaryWriter(str(root / "tensorboard"))
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Appends one record of scalars."""
+        if not self._is_writer:
+            return
+        values = {name: float(value) for name, value in scalars.items()}
+        self._jsonl.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Writes uint8 [h,w,3] pictures to TensorBoard."""
+        if self._is_writer:
+            for name, image in images.items():
+                self._board.add_image(name, image, step, dataformats="HWC")
+
+    def flush(self) -> None:
+        """Pushes everything to disk."""
+        if self._is_writer:
+            self._jsonl.flush()
+            self._board.flush()
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        if self._is_writer:
+            self._jsonl.close()
+            self._board.close()
+
+
+class ProgressLine:
+    """One line per report: step, losses by stream, images/s, time left."""
+
+    def __init__(self, total_steps: int, stream=None):
+        self._total = total_steps
+        self._stream = sys.stdout if stream is None else stream
+        self._is_writer = jax.process_index() == 0
+
+    def report(self, step: int, values: Mapping[str, float]) -> None:
+        """Prints a line; `values` holds the losses and `images_per_sec`, `sec_per_step`."""
+        if not self._is_writer:
+            return
+        left = (self._total - step) * values["sec_per_step"]
+        losses = "  ".join(
+            f"{name.removeprefix('loss/')} {values[name]:.3f}"
+            for name in ("loss/total", "loss/interactive", "loss/generic")
+            if name in values
+        )
+        line = (
+            f"step {step:>{len(str(self._total))}}/{self._total}  {losses}  "
+            f"{values['images_per_sec']:.1f} images/s  match {100 * values['host_matching_share']:.1f}%  "
+            f"input {100 * values['input_wait_share']:.1f}%  ETA {format_duration(left)}"
+        )
+        print(line, file=self._stream, flush=True)
+
+
+def format_duration(seconds: float) -> str:
+    """Formats seconds as 45s, 3m20s, 2h05m or 3d04h."""
+    seconds = max(0, round(seconds))
+    if seconds < 60:
+        return f"{seconds}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m{seconds % 60:02d}s"
+    if seconds < 86400:
+        return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+    return f"{seconds // 86400}d{seconds % 86400 // 3600:02d}h"
