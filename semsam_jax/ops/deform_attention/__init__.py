@@ -1,1 +1,9 @@
-"""Multi-scale deformable attention: one API, one reference, fast versions."""
+"""Multi-scale deformable attention: one contract, several implementations."""
+
+from semsam_jax.ops.deform_attention.api import (
+    IMPLEMENTATIONS,
+    deform_attention,
+    pick_implementation,
+)
+
+__all__ = ["IMPLEMENTATIONS", "deform_attention", "pick_implementation"]

@@ -1,0 +1,67 @@
+"""The public function: checks shapes and picks an implementation."""
+
+import jax
+from jaxtyping import Array, Float
+
+from semsam_jax.core.errors import ConfigError, ShapeError
+from semsam_jax.ops.deform_attention.packed import packed
+from semsam_jax.ops.deform_attention.reference import reference
+from semsam_jax.ops.deform_attention.rows import rows
+
+IMPLEMENTATIONS = {"reference": reference, "rows": rows, "packed": packed}
+
+# `rows` reads a little at a time through the cache; `packed` issues the fewest gathers.
+_BY_BACKEND = {"cpu": "rows", "gpu": "packed", "tpu": "packed"}
+
+
+def pick_implementation() -> str:
+    """Returns the implementation that suits the default backend."""
+    return _BY_BACKEND.get(jax.default_backend(), "packed")
+
+
+def deform_attention(
+    value: Float[Array, "b s h e"],
+    spatial_shapes: tuple[tuple[int, int], ...],
+    sampling_locations: Float[Array, "b q h L P 2"],
+    attention_weights: Float[Array, "b q h L P"],
+    *,
+    implementation: str | None = None,
+) -> Float[Array, "b q h*e"]:
+    """Weighted sum of bilinear samples of a feature pyramid, per query and head.
+
+    A location of (0, 0) is the top-left corner of the top-left pixel, whose centre is
+    at (0.5 / W, 0.5 / H). Pixels outside a level count as zero.
+
+    Args:
+        value: features of all levels, concatenated row by row in the order of
+            `spatial_shapes`, for each of h heads.
+        spatial_shapes: (H, W) of each of the L levels.
+        sampling_locations: (x, y) of the P samples on each level, as fractions of it.
+        attention_weights: weight of each sample.
+        implementation: a key of `IMPLEMENTATIONS`, or None for the backend's own.
+
+    Returns:
+        The heads' sums side by side, in the dtype of `value`.
+
+    Raises:
+        ShapeError: the levels do not cover `value`, or L disagrees.
+        ConfigError: unknown implementation.
+
+    Source: Deformable DETR (arXiv 2010.04159) section 4.1; SPEC section (iii).
+    """
+    num_pixels = sum(height * width for height, width in spatial_shapes)
+    if value.shape[1] != num_pixels or sampling_locations.shape[3] != len(spatial_shapes):
+        raise ShapeError(
+            f"deform_attention: value has {value.shape[1]} rows and sampling_locations "
+            f"{sampling_locations.shape[3]} levels, but spatial_shapes {spatial_shapes} has "
+            f"{num_pixels} pixels on {len(spatial_shapes)} levels; pass the shapes of the "
+            "levels that were concatenated."
+        )
+    name = pick_implementation() if implementation is None else implementation
+    if name not in IMPLEMENTATIONS:
+        raise ConfigError(
+            f"deform_attention: unknown implementation {name!r}; use None or one of "
+            f"{', '.join(IMPLEMENTATIONS)}."
+        )
+    run = IMPLEMENTATIONS[name]
+    return run(value, tuple(spatial_shapes), sampling_locations, attention_weights)

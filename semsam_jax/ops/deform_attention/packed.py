@@ -1,0 +1,77 @@
+"""For accelerators: one gather brings all four corners of a sample.
+
+Gathers are slow there (on TPUs above all), and their cost is the number of rows. So the
+four neighbours of every pixel are packed along channels first.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from semsam_jax.ops.deform_attention.geometry import corners_of, levels_of
+
+
+def packed(
+    value: Float[Array, "b s h e"],
+    spatial_shapes: tuple[tuple[int, int], ...],
+    sampling_locations: Float[Array, "b q h L P 2"],
+    attention_weights: Float[Array, "b q h L P"],
+) -> Float[Array, "b q h*e"]:
+    """See `deform_attention`; each sample is one row of a table [cells, 4, e]."""
+    b, _, h, e = value.shape
+    # The cell of a sample is named by its top-left corner, which starts at -1.
+    levels = levels_of(spatial_shapes, attention_weights.shape[-1], pad=1)
+    row, column, shares = corners_of(levels, sampling_locations, attention_weights)
+    index = levels.start + (row + 1) * (levels.width + 1) + column + 1
+    table = _pack(value, spatial_shapes)
+    out = jax.vmap(jax.vmap(_sum_cells))(table, index, jnp.stack(shares, axis=-1))
+    return out.transpose(0, 2, 1, 3).reshape(b, -1, h * e).astype(value.dtype)
+
+
+def _pack(
+    value: Float[Array, "b s h e"], spatial_shapes: tuple[tuple[int, int], ...]
+) -> Float[Array, "b h cells 4*e"]:
+    """Lays the 2x2 neighbourhood of every corner between pixels along channels."""
+    b, _, h, e = value.shape
+    tables, start = [], 0
+    for height, width in spatial_shapes:
+        grid = value[:, start : start + height * width].reshape(b, height, width, h, e)
+        start += height * width
+        grid = jnp.pad(grid.transpose(0, 3, 1, 2, 4), ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
+        top, bottom = grid[:, :, :-1], grid[:, :, 1:]
+        corners = [top[..., :-1, :], top[..., 1:, :], bottom[..., :-1, :], bottom[..., 1:, :]]
+        tables.append(jnp.concatenate(corners, axis=-1).reshape(b, h, -1, 4 * e))
+    return jnp.concatenate(tables, axis=2)
+
+
+@jax.custom_vjp
+def _sum_cells(
+    table: Float[Array, "cells e4"], index: Int[Array, "q k"], share: Float[Array, "q k 4"]
+) -> Float[Array, "q e"]:
+    """Sum over k and corners of share * corner of table[index], in float32."""
+    cells = _take(table, index)
+    # Multiply and sum, not a matrix product: XLA fuses these with the gather.
+    return jnp.sum(cells * share[..., None], axis=(1, 2))
+
+
+def _take(table: Float[Array, "cells e4"], index: Int[Array, "q k"]) -> Float[Array, "q k 4 e"]:
+    cells = table.at[index].get(mode="promise_in_bounds")
+    return cells.reshape(*index.shape, 4, -1).astype(jnp.float32)
+
+
+def _forward(table: Array, index: Array, share: Array) -> tuple[Array, tuple]:
+    return _sum_cells(table, index, share), (table, index, share)
+
+
+def _backward(saved: tuple, grad: Float[Array, "q e"]) -> tuple[Array, None, Array]:
+    table, index, share = saved
+    grad = grad[:, None, None]
+    grad_share = jnp.sum(_take(table, index) * grad, axis=-1)
+    updates = (share[..., None] * grad).reshape(*index.shape, -1)
+    # Many samples hit one cell: add them up in float32 whatever the table's dtype.
+    zeros = jnp.zeros(table.shape, jnp.float32)
+    grad_table = zeros.at[index].add(updates, mode="promise_in_bounds")
+    return grad_table.astype(table.dtype), None, grad_share
+
+
+_sum_cells.defvjp(_forward, _backward)

@@ -1,0 +1,156 @@
+"""Every implementation of deformable attention against recorded and hand-made numbers."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from semsam_jax.core.errors import ConfigError, ShapeError
+from semsam_jax.ops.deform_attention import IMPLEMENTATIONS, deform_attention
+
+RUN = jax.jit(deform_attention, static_argnums=1, static_argnames="implementation")
+GOLDEN = Path(__file__).parents[1] / "golden" / "data"
+
+
+@dataclasses.dataclass(frozen=True)
+class ArgSpec:
+    """Shapes of one real call, pyramid reduced by four; 32 channels a head as always."""
+
+    name: str
+    shapes: tuple[tuple[int, int], ...]
+    batch: int
+    num_queries: int | None  # None: every pixel is a query
+    heads: int = 8
+    channels: int = 32
+
+
+SPECS = [
+    ArgSpec("encoder_square", ((20, 20), (10, 10), (5, 5), (3, 3)), 1, None),
+    ArgSpec("encoder_wide", ((20, 27), (10, 14), (5, 7), (3, 4)), 2, None, heads=2),
+    ArgSpec("decoder_one_click", ((3, 4), (5, 7), (10, 14), (20, 27)), 1, 6),
+    ArgSpec("decoder_many_clicks", ((3, 4), (5, 7), (10, 14), (20, 27)), 2, 60),
+    ArgSpec("raw_memory", ((3, 4), (5, 7), (10, 14), (20, 27)), 1, 48, heads=1, channels=256),
+    ArgSpec("one_pixel_levels", ((1, 1), (1, 5), (4, 1), (2, 2)), 2, 7, heads=2, channels=4),
+]
+
+
+def make_args(spec: ArgSpec) -> tuple[jax.Array, jax.Array, jax.Array]:
+    rng = np.random.default_rng(7)
+    num_pixels = sum(h * w for h, w in spec.shapes)
+    q = num_pixels if spec.num_queries is None else spec.num_queries
+    value = rng.normal(size=(spec.batch, num_pixels, spec.heads, spec.channels))
+    locations = rng.uniform(-0.3, 1.3, size=(spec.batch, q, spec.heads, 4, 4, 2))
+    weights = rng.dirichlet(np.ones(16), size=(spec.batch, q, spec.heads))
+    weights = weights.reshape(*weights.shape[:3], 4, 4)
+    return tuple(jnp.asarray(x, jnp.float32) for x in (value, locations, weights))
+
+
+@pytest.fixture(params=sorted(IMPLEMENTATIONS))
+def implementation(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def test_golden_output_and_gradients(implementation: str) -> None:
+    with np.load(GOLDEN / "units.npz") as file:
+        data = {
+            key.split("/")[1]: file[key] for key in file.files if key.startswith("msdeform_core")
+        }
+    shapes = tuple((int(h), int(w)) for h, w in data["spatial_shapes"])
+    args = [jnp.asarray(data[key]) for key in ("value", "sampling_locations", "attention_weights")]
+
+    def run(value: jax.Array, locations: jax.Array, weights: jax.Array) -> jax.Array:
+        return deform_attention(value, shapes, locations, weights, implementation=implementation)
+
+    out, pull = jax.vjp(jax.jit(run), *args)
+    np.testing.assert_allclose(out, data["output"], atol=2e-6)
+    grads = pull(jnp.asarray(data["grad_output"]))
+    for got, key in zip(grads, ("value", "locations", "weights"), strict=True):
+        want = data[f"grad_{key}"]
+        np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max(), err_msg=key)
+
+
+@pytest.mark.parametrize("implementation", sorted(set(IMPLEMENTATIONS) - {"reference"}))
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_equals_reference_with_gradients(implementation: str, spec: ArgSpec) -> None:
+    args = make_args(spec)
+
+    def loss(name: str, *args: jax.Array) -> tuple[jax.Array, jax.Array]:
+        out = deform_attention(args[0], spec.shapes, *args[1:], implementation=name)
+        return jnp.sum(jnp.sin(out)), out
+
+    grads, outs = {}, {}
+    for name in ("reference", implementation):
+        run = jax.jit(jax.grad(loss, (1, 2, 3), has_aux=True), static_argnums=0)
+        grads[name], outs[name] = run(name, *args)
+    np.testing.assert_allclose(outs[implementation], outs["reference"], atol=5e-6)
+    for got, want in zip(grads[implementation], grads["reference"], strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-5 * float(jnp.abs(want).max()))
+
+
+def sample(implementation: str, image: list, xy: tuple[float, float]) -> float:
+    """One bilinear sample of a one-channel image."""
+    pixels = jnp.asarray(image, jnp.float32)
+    out = RUN(
+        pixels.reshape(1, -1, 1, 1),
+        (pixels.shape,),
+        jnp.asarray(xy, jnp.float32).reshape(1, 1, 1, 1, 1, 2),
+        jnp.ones((1, 1, 1, 1, 1)),
+        implementation=implementation,
+    )
+    return float(out[0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("xy", "want"),
+    [
+        ((0.5, 0.5), 4.0),  # the centre of the only pixel
+        ((0.0, 0.5), 2.0),  # half of the sample lies outside, where all is zero
+        ((1.0, 1.0), 1.0),
+        ((1.5, 0.5), 0.0),
+        ((-9.0, 40.0), 0.0),
+        ((3e9, -3e9), 0.0),
+    ],
+)
+def test_one_pixel(implementation: str, xy: tuple[float, float], want: float) -> None:
+    assert sample(implementation, [[4.0]], xy) == pytest.approx(want, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("xy", "want"),
+    [
+        ((1 / 8, 0.25), 0.0),
+        ((3 / 8, 0.25), 1.0),
+        ((0.25, 0.25), 0.5),
+        ((7 / 8, 0.75), 13.0),
+        ((0.75, 0.5), 7.5),  # between columns 2 and 3 and between the rows
+        ((1.0, 0.75), 6.5),  # half of 13 at the right border
+        ((-1 / 8, 0.25), 0.0),  # exactly one pixel to the left of the first centre
+        ((0.5, 1.25), 0.0),
+    ],
+)
+def test_ramp(implementation: str, xy: tuple[float, float], want: float) -> None:
+    ramp = [[0.0, 1.0, 2.0, 3.0], [10.0, 11.0, 12.0, 13.0]]
+    assert sample(implementation, ramp, xy) == pytest.approx(want, abs=1e-5)
+
+
+def test_half_precision_keeps_dtype(implementation: str) -> None:
+    spec = SPECS[2]
+    value, locations, weights = make_args(spec)
+    want = RUN(value, spec.shapes, locations, weights, implementation="reference")
+    got = RUN(
+        value.astype(jnp.bfloat16), spec.shapes, locations, weights, implementation=implementation
+    )
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_allclose(got.astype(jnp.float32), want, atol=2e-2)
+
+
+def test_errors_name_the_fix() -> None:
+    spec = SPECS[2]
+    value, locations, weights = make_args(spec)
+    with pytest.raises(ConfigError, match="use None or one of reference, rows, packed"):
+        deform_attention(value, spec.shapes, locations, weights, implementation="fast")
+    with pytest.raises(ShapeError, match="pixels on 4 levels"):
+        deform_attention(value[:, :-1], spec.shapes, locations, weights)
