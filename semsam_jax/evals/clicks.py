@@ -1,0 +1,98 @@
+"""Where an evaluation clicks, and the box by which a click enters the model."""
+
+import cv2
+import numpy as np
+
+CLICK_BOX_PX = 6.0
+"""Side of the box that stands for an evaluation click (SPEC section iv)."""
+
+
+def distance_inside(mask: np.ndarray) -> np.ndarray:
+    """Exact Euclidean distance of each mask pixel to the nearest pixel outside the mask.
+
+    Everything beyond the border of the array counts as outside (the mask is padded by one
+    zero pixel). Pixels outside the mask have distance 0.
+
+    Args:
+        mask: bool [h, w].
+
+    Returns:
+        float32 [h, w], pixels.
+    """
+    distance = np.zeros(mask.shape, np.float32)
+    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if ys.size == 0:
+        return distance
+    # The nearest outside pixel never lies beyond the ring around the bounding box.
+    window = (slice(ys[0], ys[-1] + 1), slice(xs[0], xs[-1] + 1))
+    padded = np.pad(mask[window].astype(np.uint8), 1)
+    inside = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    distance[window] = inside[1:-1, 1:-1]
+    return distance
+
+
+def centre_click(mask: np.ndarray) -> tuple[int, int] | None:
+    """Pixel farthest from the mask's border: the click of the 1-click evaluation.
+
+    The first maximum of `distance_inside` in row-major order. The reference uses an
+    approximate transform, so its clicks may differ by a few pixels.
+
+    Args:
+        mask: bool [h, w].
+
+    Returns:
+        (x, y) in pixels, or None for an empty mask.
+
+    Source: SPEC section (x); RITM / SAM protocol (arXiv 2304.02643, section 7.1).
+    """
+    if not mask.any():
+        return None
+    y, x = np.unravel_index(int(np.argmax(distance_inside(mask))), mask.shape)
+    return int(x), int(y)
+
+
+def next_click(truth: np.ndarray, prediction: np.ndarray) -> tuple[int, int, bool] | None:
+    """Click in the largest error of a prediction, as in interactive segmentation.
+
+    Of the false negatives and the false positives, the one whose largest inscribed circle
+    is larger receives the click at the centre of that circle (false negatives on a tie).
+
+    Args:
+        truth: the wanted mask, bool [h, w].
+        prediction: the current mask, bool [h, w].
+
+    Returns:
+        (x, y, is_positive), or None if the prediction is exact.
+
+    Source: RITM (arXiv 2102.06583), as in SAM's appendix.
+    """
+    missed = distance_inside(truth & ~prediction)
+    extra = distance_inside(prediction & ~truth)
+    if missed.max() == 0 and extra.max() == 0:
+        return None
+    is_positive = bool(missed.max() >= extra.max())
+    distance = missed if is_positive else extra
+    y, x = np.unravel_index(int(np.argmax(distance)), distance.shape)
+    return int(x), int(y), is_positive
+
+
+def click_boxes(
+    clicks_xy: np.ndarray, canvas_hw: tuple[int, int], side_px: float = CLICK_BOX_PX
+) -> np.ndarray:
+    """Turns integer clicks into the tiny boxes that the model takes.
+
+    The box is centred exactly on (x, y), without half a pixel, as in the reference.
+
+    Args:
+        clicks_xy: [n, 2] pixels of the canvas.
+        canvas_hw: size of the padded canvas.
+        side_px: side of the box in pixels.
+
+    Returns:
+        float32 [n, 4] cxcywh, fractions of the canvas.
+    """
+    height, width = canvas_hw
+    clicks = np.asarray(clicks_xy, np.float64).reshape(-1, 2)
+    side = np.full((len(clicks), 2), side_px)
+    scale = np.asarray([width, height, width, height], np.float64)
+    return (np.concatenate([clicks, side], axis=1) / scale).astype(np.float32)

@@ -1,0 +1,106 @@
+"""What every evaluation is fed with: one image on its canvas with its ground truth."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from pycocotools import mask as rle_codec
+
+from semsam_jax.core.errors import DataError
+
+SMALL_PX, MEDIUM_PX = 32.0**2, 96.0**2
+"""Borders of COCO's size classes, areas in pixels of the original photo."""
+
+SIZE_NAMES = ("small", "medium", "large")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalSample:
+    """One image, resized and zero-padded right and bottom to its canvas, with annotations.
+
+    Attributes:
+        image: uint8 [H, W, 3] canvas; H and W are multiples of 32.
+        size_hw: (h, w) valid pixels of the canvas; scores are taken inside them only.
+        masks: COCO RLE dicts or bool [H, W] arrays, all in the canvas frame (an array or
+            an RLE of exactly the valid size is accepted too).
+        image_id: unique name of the image.
+        instance_ids: one id per mask; 0..n-1 where not given.
+        dataset: name under which the scores are grouped.
+        is_thing: per mask, countable or not; all True where not given.
+        is_crowd: per mask, COCO's crowd flag; all False where not given.
+        object_ids, part_ids: class index per mask, -1 none.
+        clicks_xy: optional given clicks, integer pixels [n, 2]; else computed from the masks.
+        scale: canvas pixels per pixel of the original photo, for the size classes.
+    """
+
+    image: np.ndarray
+    size_hw: tuple[int, int]
+    masks: Sequence[dict | np.ndarray]
+    image_id: str
+    instance_ids: Sequence[int] | None = None
+    dataset: str = "all"
+    is_thing: Sequence[bool] | None = None
+    is_crowd: Sequence[bool] | None = None
+    object_ids: Sequence[int] | None = None
+    part_ids: Sequence[int] | None = None
+    clicks_xy: np.ndarray | None = None
+    scale: float = 1.0
+
+    def __post_init__(self):
+        """Checks what would otherwise surface as a wrong number."""
+        h, w = self.size_hw
+        height, width = self.image.shape[:2]
+        if not (0 < h <= height and 0 < w <= width):
+            raise DataError(
+                f"EvalSample {self.image_id}: size_hw {self.size_hw} does not lie inside the "
+                f"canvas {height}x{width}; pass the valid size of the resized photo."
+            )
+        for name in ("instance_ids", "is_thing", "is_crowd", "object_ids", "part_ids", "clicks_xy"):
+            value = getattr(self, name)
+            if value is not None and len(value) != len(self.masks):
+                raise DataError(
+                    f"EvalSample {self.image_id}: {name} has {len(value)} entries for "
+                    f"{len(self.masks)} masks; give one per mask."
+                )
+
+    def ids(self) -> np.ndarray:
+        """Instance ids, int64 [n]."""
+        given = range(len(self.masks)) if self.instance_ids is None else self.instance_ids
+        return np.asarray(list(given), np.int64)
+
+    def flags(self, name: str, default: bool) -> np.ndarray:
+        """`is_thing` or `is_crowd` as bool [n], filled with `default` where not given."""
+        value = getattr(self, name)
+        return np.full(len(self.masks), default) if value is None else np.asarray(value, bool)
+
+    def classes(self, name: str) -> np.ndarray:
+        """`object_ids` or `part_ids` as int64 [n], -1 where not given."""
+        value = getattr(self, name)
+        return np.full(len(self.masks), -1) if value is None else np.asarray(value, np.int64)
+
+    def mask(self, index: int) -> np.ndarray:
+        """Ground-truth mask cropped to the valid pixels, bool [h, w]."""
+        stored = self.masks[index]
+        decoded = decode_rle(stored) if isinstance(stored, dict) else np.asarray(stored, bool)
+        h, w = self.size_hw
+        if decoded.shape not in (self.image.shape[:2], (h, w)):
+            raise DataError(
+                f"EvalSample {self.image_id}: mask {index} is {decoded.shape}, wanted the canvas "
+                f"{self.image.shape[:2]} or the valid size {(h, w)}."
+            )
+        return decoded[:h, :w]
+
+
+def decode_rle(rle: dict) -> np.ndarray:
+    """Decodes COCO RLE (compressed bytes or str, or a plain list of counts) to bool [h, w]."""
+    counts = rle["counts"]
+    if isinstance(counts, list):
+        rle = rle_codec.frPyObjects(rle, *rle["size"])
+    elif isinstance(counts, str):
+        rle = {"size": rle["size"], "counts": counts.encode()}
+    return rle_codec.decode(rle).astype(bool)
+
+
+def size_class(area_px: np.ndarray) -> np.ndarray:
+    """Index into `SIZE_NAMES` of areas in original pixels (COCO: 32^2 and 96^2)."""
+    return np.searchsorted([SMALL_PX, MEDIUM_PX], np.asarray(area_px, np.float64), side="right")

@@ -1,0 +1,59 @@
+"""A model that reads its answers off the picture: exact arithmetic for evaluations.
+
+Segments are vertical strips, since bilinear upsampling would round corners. The red channel
+holds a segment number 0..7 per 4x4 block. A click returns, per token, the union of segments
+that `TOKEN_SEGMENTS` says, relative to the clicked segment.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from semsam_jax.core.structs import Predictions, Pyramid
+from semsam_jax.evals.samples import EvalSample
+
+NUM_SEGMENTS = 8
+TOKEN_SEGMENTS = ((0,), (0, 1), (0, 1, 2))  # token k: clicked segment plus these offsets
+TOKEN_QUALITY = (0.2, 0.9, 0.5)
+
+
+class ReadingModel(nn.Module):
+    """Answers from the picture; ignores its parameters."""
+
+    token_segments: tuple = TOKEN_SEGMENTS
+    token_quality: tuple = TOKEN_QUALITY
+
+    def encode_image(self, image, size_hw, *, train=False):
+        segment = image[:, ::4, ::4, 0].astype(jnp.int32)
+        features = jax.nn.one_hot(segment, NUM_SEGMENTS)
+        return Pyramid(levels=(features,), mask_features=features)
+
+    def decode_prompts(self, pyramid, prompts, text=None, *, all_layers=False, isolate=True):
+        features = pyramid.mask_features
+        height, width = features.shape[1:3]
+        x = jnp.floor(prompts.boxes[..., 0] * width).astype(jnp.int32)
+        y = jnp.floor(prompts.boxes[..., 1] * height).astype(jnp.int32)
+        clicked = features[0, y[0], x[0]].argmax(-1)
+        embeds = []
+        for offsets in self.token_segments:
+            on = sum(jax.nn.one_hot((clicked + o) % NUM_SEGMENTS, NUM_SEGMENTS) for o in offsets)
+            embeds.append(jnp.where(on > 0, 1.0, -1.0))
+        embed = jnp.stack(embeds, axis=1)[None, None]
+        quality = jnp.broadcast_to(jnp.asarray(self.token_quality), embed.shape[:-1])
+        return Predictions(
+            mask_embed=embed, boxes=jnp.zeros((*embed.shape[:-1], 4)), pred_ious=quality
+        )
+
+
+def reading_sample(segments: np.ndarray, **fields) -> EvalSample:
+    """Sample of an int map [h/4, w/4] of segment numbers, canvas padded to 32."""
+    blocks = np.kron(segments, np.ones((4, 4), np.int64))
+    h, w = blocks.shape
+    padding = ((0, -h % 32), (0, -w % 32))
+    # Segments go on through the padding, so that only the crop to the valid size ends them.
+    canvas = np.pad(blocks, padding, mode="edge").astype(np.uint8)[..., None].repeat(3, axis=2)
+    present = [s for s in np.unique(segments) if s > 0]
+    fields.setdefault("masks", [blocks == s for s in present])
+    fields.setdefault("image_id", "a")
+    return EvalSample(image=canvas, size_hw=(h, w), **fields)
