@@ -69,3 +69,25 @@ def pairwise_generalized_iou(
         jnp.broadcast_to(a_xyxy[..., :, None, :], shape),
         jnp.broadcast_to(b_xyxy[..., None, :, :], shape),
     )
+
+
+def add_box_noise(
+    boxes: Float[Array, "b n 4"],
+    noise: Float[Array, "b n 4"],
+    scale: float | Float[Array, "b n 1"],
+) -> Float[Array, "b n 4"]:
+    """Shifts and resizes boxes by uniform noise, clamped to the canvas.
+
+    The centre moves by at most `scale` half sizes, width and height by `scale` sizes.
+
+    Args:
+        boxes: cxcywh in 0..1.
+        noise: uniform in [0, 1).
+        scale: relative size of the noise.
+
+    Returns:
+        Boxes clamped to 0..1. Source: SPEC (iv), arXiv 2203.01305.
+    """
+    size = boxes[..., 2:]
+    reach = jnp.concatenate([size / 2, size], axis=-1)
+    return jnp.clip(boxes + (noise * 2.0 - 1.0) * reach * scale, 0.0, 1.0)

@@ -62,7 +62,7 @@ def lines() -> list[str]:
     width = max(len(row.name) for row in ROWS)
     head = f"{'array':<{width}}  {'max error':>9}  {'tolerance':>9}"
     body = [
-        f"{r.name:<{width}}  {r.max_error:9.1e}  {r.tolerance:9.1e}{'' if r.is_good else '  FAILED'}"
+        f"{r.name:<{width}}  {r.max_error:9.1e}  {r.tolerance:9.1e}{'' if r.is_good else '  BAD'}"
         for r in sorted(ROWS, key=lambda r: r.name)
     ]
     return [head, *body]

@@ -1,0 +1,128 @@
+"""Heads: what one decoder token says about its mask, box, quality and names."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from semsam_jax.core.structs import Predictions, TextTable
+from semsam_jax.models.layers import MLP, LayerNorm
+from semsam_jax.models.presets import DecoderConfig
+from semsam_jax.ops.boxes import inverse_sigmoid
+
+_COSINE_EPS = 1e-7
+
+
+def mask_logits(
+    mask_embed: Float[Array, "b *q d"], mask_features: Float[Array, "b h w d"]
+) -> Float[Array, "b *q h w"]:
+    """Mask logits at stride 4: the dot product of each embedding with each pixel.
+
+    Always float32, whatever the compute dtype of the model.
+    """
+    b, *queries, d = mask_embed.shape
+    logits = jnp.einsum(
+        "bqd,bhwd->bqhw",
+        mask_embed.astype(jnp.float32).reshape(b, -1, d),
+        mask_features.astype(jnp.float32),
+        precision=jax.lax.Precision.HIGHEST,
+    )
+    return logits.reshape(b, *queries, *logits.shape[2:])
+
+
+def cosine_logits(
+    content: Float[Array, "*q c"],
+    projection: Float[Array, "c d"],
+    names: Float[Array, "v d"],
+    logit_scale: Float[Array, ""],
+) -> Float[Array, "*q v"]:
+    """exp(logit_scale) times the cosine between projected content and unit names.
+
+    Source: SPEC (v); 1e-7 is added to the norm of the content.
+    """
+    x = content.astype(jnp.float32) @ projection
+    square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    # The square root has no gradient at zero; a zero vector keeps logit zero.
+    norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+    return jnp.exp(logit_scale) * ((x / (norm + _COSINE_EPS)) @ names.astype(jnp.float32).T)
+
+
+class Heads(nn.Module):
+    """Mask, box, quality and name heads, with the norm in front of them.
+
+    The decoder shares its scope with this module, because box refinement uses the same
+    box head and norm.
+
+    Attributes:
+        config: sizes.
+        mask_dim: channels of the mask features.
+        dtype: compute dtype of the mask and quality heads; boxes and names are float32.
+    """
+
+    config: DecoderConfig
+    mask_dim: int
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        """Declares the parameters of all heads."""
+        dim, text_dim = self.config.dim, self.config.text_dim
+        names_init = nn.initializers.truncated_normal(0.02)
+        self.norm = LayerNorm()
+        self.bbox_embed = MLP(dim, 4, 3, zero_last=True)
+        self.mask_embed = MLP(dim, self.mask_dim, 3, dtype=self.dtype)
+        self.iou_head = MLP(dim, 1, 3, dtype=self.dtype)
+        self.object_embed = self.param("object_embed", names_init, (dim, text_dim), jnp.float32)
+        self.part_embed = self.param("part_embed", names_init, (dim, text_dim), jnp.float32)
+        self.logit_scale = self.param("logit_scale", nn.initializers.ones, (), jnp.float32)
+
+    def refine_boxes(
+        self, content: Float[Array, "*q c"], references: Float[Array, "*q 4"]
+    ) -> Float[Array, "*q 4"]:
+        """Moves reference boxes (cxcywh in 0..1) by the box head, in logit space."""
+        return jax.nn.sigmoid(self.box_offsets(content) + inverse_sigmoid(references))
+
+    def box_offsets(self, content: Float[Array, "*q c"]) -> Float[Array, "*q 4"]:
+        """Box corrections in logit space, float32."""
+        return self.bbox_embed(content.astype(jnp.float32))
+
+    def name_logits(
+        self, content: Float[Array, "*q c"], text: TextTable
+    ) -> tuple[Float[Array, "*q v1"], Float[Array, "*q v2"]]:
+        """Object and part logits of already normalised content."""
+        return (
+            cosine_logits(content, self.object_embed, text.objects, self.logit_scale),
+            cosine_logits(content, self.part_embed, text.parts, self.logit_scale),
+        )
+
+    def predict(
+        self,
+        content: Float[Array, "*q c"],
+        boxes: Float[Array, "*q 4"],
+        text: TextTable | None,
+        *,
+        has_ious: bool,
+    ) -> Predictions:
+        """All heads but the box head, on already normalised content.
+
+        Args:
+            content: decoder tokens after the norm (which the caller applies as often as
+                the place demands, see `Decoder`).
+            boxes: predicted boxes, passed through.
+            text: names to compare with, or None for no logits.
+            has_ious: whether to predict mask quality (prompt tokens only).
+
+        Returns:
+            Predictions with the leading axes of `content`, float32.
+        """
+        object_logits, part_logits = (
+            (None, None) if text is None else self.name_logits(content, text)
+        )
+        return Predictions(
+            mask_embed=self.mask_embed(content).astype(jnp.float32),
+            boxes=boxes,
+            pred_ious=self.iou_head(content)[..., 0].astype(jnp.float32) if has_ious else None,
+            object_logits=object_logits,
+            part_logits=part_logits,
+        )

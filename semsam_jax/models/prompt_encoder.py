@@ -1,0 +1,80 @@
+"""Prompts to decoder tokens: six granularity tokens for each click or box."""
+
+import typing
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float
+
+from semsam_jax.core.errors import PromptError
+from semsam_jax.core.structs import Prompts
+from semsam_jax.ops.boxes import add_box_noise, inverse_sigmoid
+
+
+@typing.no_type_check
+@struct.dataclass
+class PromptTokens:
+    """Decoder input of prompts.
+
+    Attributes:
+        content: [b,p,k,c].
+        references: float32 [b,p,4] prompt boxes in logit space, one for all k tokens.
+    """
+
+    content: jax.Array
+    references: jax.Array
+
+
+class PromptEncoder(nn.Module):
+    """Content = label + type embedding of the prompt + embedding of the token.
+
+    Attributes:
+        dim: channels.
+        num_tokens: tokens per prompt.
+        noise_scale: training noise relative to the box.
+        point_noise_factor: extra factor on the noise of clicks.
+    """
+
+    dim: int
+    num_tokens: int
+    noise_scale: float
+    point_noise_factor: float
+
+    @nn.compact
+    def __call__(
+        self,
+        prompts: Prompts,
+        *,
+        noise: Float[Array, "b p 4"] | None = None,
+        is_box: Bool[Array, "b p"] | None = None,
+    ) -> PromptTokens:
+        """Embeds prompts.
+
+        Args:
+            prompts: clicks and boxes, cxcywh in fractions of the padded canvas.
+            noise: uniform[0,1) in training, None otherwise.
+            is_box: which prompts are boxes; needed with `noise`, because the type index
+                does not tell (released weights use one index for both).
+
+        Raises:
+            PromptError: noise without `is_box`.
+        """
+        init = nn.initializers.normal(1.0)
+        label_embed = self.param("label_embed", init, (2, self.dim), jnp.float32)
+        type_embed = self.param("type_embed", init, (2, self.dim), jnp.float32)
+        mask_tokens = self.param("mask_tokens", init, (self.num_tokens, self.dim), jnp.float32)
+        # label_embed[1] exists in the weights only: nothing has ever used it.
+        prompt_content = label_embed[0][None, None] + type_embed[prompts.type_index]
+        content = prompt_content[:, :, None] + mask_tokens[None, None]
+        boxes = prompts.boxes.astype(jnp.float32)
+        if noise is not None:
+            if is_box is None:
+                raise PromptError(
+                    "PromptEncoder: got noise without is_box, wanted both, because clicks "
+                    "get less noise than boxes; pass is_box [b, p]."
+                )
+            factor = jnp.where(is_box, 1.0, self.point_noise_factor)[..., None]
+            boxes = add_box_noise(boxes, noise, self.noise_scale * factor)
+        return PromptTokens(content=content, references=inverse_sigmoid(boxes))
