@@ -96,17 +96,19 @@ class MLP(nn.Module):
         return x
 
 
-class _FusedProjection(nn.Module):
-    """Kernel [c, 3c] and bias [3c] of queries, keys and values, in this order."""
+class DenseParams(nn.Module):
+    """Kernel [inputs, features] and bias of a linear layer that its parent applies itself."""
 
-    channels: int
+    inputs: int
+    features: int
+    dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self) -> tuple[Float[Array, "c c3"], Float[Array, " c3"]]:
-        shape = (self.channels, 3 * self.channels)
-        kernel = self.param("kernel", xavier_init, shape, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, shape[1:], jnp.float32)
-        return kernel, bias
+    def __call__(self) -> tuple[Float[Array, "i o"], Float[Array, " o"]]:
+        """Returns kernel and bias in `dtype`."""
+        kernel = self.param("kernel", xavier_init, (self.inputs, self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        return kernel.astype(self.dtype), bias.astype(self.dtype)
 
 
 class MultiHeadAttention(nn.Module):
@@ -134,8 +136,8 @@ class MultiHeadAttention(nn.Module):
             The attended tokens after the output projection, without residual.
         """
         b, n, c = x.shape
-        kernel, bias = _FusedProjection(c, name="in_proj")()
-        kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)
+        # Queries, keys and values, in this order.
+        kernel, bias = DenseParams(c, 3 * c, self.dtype, name="in_proj")()
         x = x.astype(self.dtype)
         if pos is None:
             q, k, v = jnp.split(x @ kernel + _broadcast(bias, 3), 3, axis=-1)

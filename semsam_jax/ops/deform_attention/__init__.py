@@ -5,5 +5,6 @@ from semsam_jax.ops.deform_attention.api import (
     deform_attention,
     pick_implementation,
 )
+from semsam_jax.ops.deform_attention.geometry import inside_weight
 
-__all__ = ["IMPLEMENTATIONS", "deform_attention", "pick_implementation"]
+__all__ = ["IMPLEMENTATIONS", "deform_attention", "inside_weight", "pick_implementation"]

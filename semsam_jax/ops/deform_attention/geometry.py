@@ -64,3 +64,17 @@ def corners_of(
     row, top, bottom = split(locations[1], levels.height)
     top, bottom = top * weights, bottom * weights
     return Corners(row, column, (top * left, top * right, bottom * left, bottom * right))
+
+
+def inside_weight(
+    spatial_shapes: tuple[tuple[int, int], ...],
+    sampling_locations: Float[Array, "b q h L P 2"],
+    attention_weights: Float[Array, "b q h L P"],
+) -> Float[Array, "b q h"]:
+    """Returns what `deform_attention` gives for a value of one everywhere.
+
+    It is the part of the attention weight that falls on pixels inside the levels.
+    """
+    levels = levels_of(spatial_shapes, attention_weights.shape[-1], pad=0)
+    shares = corners_of(levels, sampling_locations, attention_weights).shares
+    return sum(shares).sum(-1).swapaxes(1, 2)
