@@ -1,0 +1,232 @@
+"""ADE20k with the 150 classes of the SceneParsing benchmark, in any of its three layouts.
+
+- *panoptic*: COCO's panoptic format, `ade20k_panoptic_{train,val}.json`, a folder of PNGs of the
+  same name, photos in `images/{training,validation}`.
+- *scene parsing*: `annotations/{training,validation}/*.png` (class 1..150, 0 unlabelled) for
+  stuff and `annotations_instance/...` (R = 1..100, rank among the things; G = instance) for
+  things, photos in `images/...`.
+- *full* (2016/2017 and 2021): photos anywhere below `training` or `validation` with `X_seg.png`
+  (B = instance) and `X_atr.txt`, or with `X.json` and its instance masks. Names outside the 150
+  classes are left out.
+
+Parts of the full layouts are not used: the paper takes ADE20k as object data. Source: SPEC (0b).
+"""
+
+import abc
+import os
+import pathlib
+
+import numpy as np
+
+from data_pipelines.schema import RawExample
+from data_pipelines.sources.base import ExampleBuilder, Source, read_json
+from data_pipelines.sources.coco_json import ClassLabel
+from data_pipelines.sources.panoptic import PanopticFile, read_png
+from data_pipelines.vocabulary import Vocabulary
+from semsam_jax.core.errors import DataError
+
+_FOLDERS = {"train": "training", "val": "validation"}
+
+
+class ADE20k(Source):
+    """Reader of ADE20k; finds out the layout by itself.
+
+    Args:
+        root: folder of one of the layouts above (for the full one: any folder above `training`).
+        split: `train` or `val`.
+        vocabulary: gives the class indices.
+    """
+
+    def __init__(self, root: str | pathlib.Path, split: str, vocabulary: Vocabulary):
+        super().__init__("ade20k", root, split, vocabulary)
+        folder = _FOLDERS.get(split, split)
+        for layout in (_Panoptic, _SceneParsing, _Full):
+            found = layout.find(self, folder)
+            if found is not None:
+                self._layout = found
+                break
+        else:
+            raise self._layout_error(
+                f"ade20k_panoptic_{split}.json with its PNG folder and images/{folder}; or "
+                f"images/, annotations/ and annotations_instance/ with {folder}; or *_seg.png "
+                f"with .json or _atr.txt below a folder {folder}"
+            )
+        self.example_ids = self._layout.example_ids
+
+    def _read(self, position: int) -> RawExample:
+        return self._layout.read(self, position)
+
+
+class _Layout(abc.ABC):
+    example_ids: tuple[str, ...]
+
+    @classmethod
+    @abc.abstractmethod
+    def find(cls, source: Source, folder: str) -> "_Layout | None":
+        """Returns the layout if the root has it."""
+
+    @abc.abstractmethod
+    def read(self, source: Source, position: int) -> RawExample:
+        """Reads one example."""
+
+
+class _Panoptic(_Layout):
+    def __init__(self, panoptic: PanopticFile, photos: pathlib.Path):
+        self._panoptic = panoptic
+        self._photos = photos
+        self.example_ids = tuple(str(i) for i in panoptic.image_ids)
+
+    @classmethod
+    def find(cls, source: Source, folder: str) -> "_Panoptic | None":
+        file = source.root / f"ade20k_panoptic_{source.split}.json"
+        photos = source.root / "images" / folder
+        if not (file.is_file() and file.with_suffix("").is_dir() and photos.is_dir()):
+            return None
+        return cls(PanopticFile(file, "ade20k", source.vocabulary), photos)
+
+    def read(self, source: Source, position: int) -> RawExample:
+        photo, png = self._panoptic.file_names(position)
+        builder = ExampleBuilder(source, position, self._photos / photo)
+        self._panoptic.add_segments(builder, position, self._panoptic.path.with_suffix("") / png)
+        return builder.build()
+
+
+class _SceneParsing(_Layout):
+    def __init__(self, source: Source, photos: pathlib.Path, folder: str):
+        self._photos = photos
+        self._classes = source.root / "annotations" / folder
+        self._instances = source.root / "annotations_instance" / folder
+        self.example_ids = tuple(sorted(file.stem for file in self._classes.glob("*.png")))
+        if not self._instances.is_dir():
+            raise DataError(
+                f"ade20k {source.split}: {source.root} has annotations/ but no folder "
+                f"annotations_instance/{folder}; without it neighbouring things melt into one "
+                "mask; download the instance annotations of SceneParsing beside it"
+            )
+        labels = _labels(source.vocabulary)
+        self._stuff = {number: label for number, label in labels.items() if not label.is_thing}
+        # The instance PNGs count the 100 things 1..100 in the order of the 150 classes.
+        things = [label for _, label in sorted(labels.items()) if label.is_thing]
+        self._things = dict(enumerate(things, start=1))
+
+    @classmethod
+    def find(cls, source: Source, folder: str) -> "_SceneParsing | None":
+        photos = source.root / "images" / folder
+        classes = source.root / "annotations" / folder
+        if not (photos.is_dir() and classes.is_dir() and any(classes.glob("*.png"))):
+            return None
+        return cls(source, photos, folder)
+
+    def read(self, source: Source, position: int) -> RawExample:
+        name = self.example_ids[position]
+        builder = ExampleBuilder(source, position, self._photos / f"{name}.jpg")
+        classes = read_png(self._classes / f"{name}.png", builder, ("L", "P"))
+        if classes.max() > 150:
+            raise builder.broken(f"class {classes.max()} in annotations/; wanted 0..150")
+        for number in np.unique(classes):
+            if int(number) in self._stuff:
+                _add(builder, classes == number, self._stuff[int(number)])
+        pairs = read_png(self._instances / f"{name}.png", builder, ("RGB", "RGBA"))
+        keys = pairs[..., 0].astype(np.int32) * 256 + pairs[..., 1]
+        for key in np.unique(keys[pairs[..., 0] > 0]):
+            if key // 256 not in self._things:
+                raise builder.broken(f"thing {key // 256} in annotations_instance/; wanted 1..100")
+            _add(builder, keys == key, self._things[int(key) // 256])
+        return builder.build()
+
+
+class _Full(_Layout):
+    def __init__(self, source: Source, photos: list[pathlib.Path], folder: pathlib.Path):
+        self._photos = photos
+        self._vocabulary = source.vocabulary
+        self.example_ids = tuple(
+            photo.relative_to(folder).with_suffix("").as_posix() for photo in photos
+        )
+
+    @classmethod
+    def find(cls, source: Source, folder: str) -> "_Full | None":
+        for start in (source.root, source.root / "images", source.root / "images" / "ADE"):
+            below = start / folder
+            if not below.is_dir():
+                continue
+            photos = sorted(
+                pathlib.Path(parent, name.removesuffix("_seg.png") + ".jpg")
+                for parent, _, names in os.walk(below)
+                for name in names
+                if name.endswith("_seg.png")
+            )
+            if photos:
+                return cls(source, photos, below)
+        return None
+
+    def read(self, source: Source, position: int) -> RawExample:
+        photo = self._photos[position]
+        builder = ExampleBuilder(source, position, photo)
+        if photo.with_suffix(".json").is_file():
+            self._read_2021(builder, photo)
+        else:
+            self._read_2017(builder, photo)
+        return builder.build()
+
+    def _read_2021(self, builder: ExampleBuilder, photo: pathlib.Path) -> None:
+        content = read_json(photo.with_suffix(".json"), "ade20k")
+        for item in content["annotation"]["object"]:
+            label = self._label(item["name"])
+            if label is None or int(item["parts"]["part_level"]) > 0:
+                continue
+            mask = read_png(photo.parent / item["instance_mask"], builder)
+            if mask.ndim == 3:
+                mask = mask[..., 0]
+            # 255 is visible, lower values are hidden behind something else.
+            _add(builder, mask == mask.max() if mask.any() else mask, label)
+
+    def _read_2017(self, builder: ExampleBuilder, photo: pathlib.Path) -> None:
+        listing = photo.with_name(f"{photo.stem}_atr.txt")
+        try:
+            lines = listing.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError as error:
+            raise builder.broken(f"neither {photo.stem}.json nor {listing.name}") from error
+        rows = [[field.strip() for field in line.split("#")] for line in lines if line.strip()]
+        if any(len(row) < 5 for row in rows):
+            raise builder.broken(f"{listing.name}: a line has too few fields separated by #")
+        wholes = {int(row[0]): row[3] for row in rows if int(row[1]) == 0}
+        seg = read_png(photo.with_name(f"{photo.stem}_seg.png"), builder, ("RGB", "RGBA"))
+        instances = seg[..., 2]
+        values = np.unique(instances[instances > 0])
+        if len(values) == len(wholes):
+            # The blue channel may be spread over 0..255; its order is that of the listing.
+            masks = dict(zip(sorted(wholes), values, strict=True))
+        elif len(values) == 0 or values.max() <= max(wholes, default=0):
+            masks = {number: number for number in wholes}
+        else:
+            raise builder.broken(
+                f"{photo.stem}_seg.png shows {len(values)} instances, {listing.name} lists "
+                f"{len(wholes)}, and their numbers do not agree"
+            )
+        for number, name in wholes.items():
+            label = self._label(name)
+            if label is not None:
+                _add(builder, instances == masks[number], label)
+
+    def _label(self, name: str) -> ClassLabel | None:
+        for spelling in (name, name.split(",")[0]):
+            try:
+                index = self._vocabulary.object_index("ade20k", spelling)
+            except DataError:
+                continue
+            return ClassLabel(index, is_thing=self._vocabulary.entry(index).is_thing)
+        return None
+
+
+def _labels(vocabulary: Vocabulary) -> dict[int, ClassLabel]:
+    span = vocabulary.object_slice("ade20k")
+    return {
+        vocabulary.entry(index).native_id: ClassLabel(
+            index, is_thing=vocabulary.entry(index).is_thing
+        )
+        for index in range(span.start, span.stop)
+    }
+
+
+def _add(builder: ExampleBuilder, mask: np.ndarray, label: ClassLabel) -> None:
+    builder.add_array(mask, object_id=label.object_id, is_thing=label.is_thing)

@@ -1,0 +1,67 @@
+"""COCO 2017: panoptic segments (things and stuff), or instances as an option.
+
+Layout: `root/{split}2017/*.jpg`, `root/annotations/panoptic_{split}2017.json` with a folder of
+PNGs of the same name, and `root/annotations/instances_{split}2017.json`. Source: SPEC (xi).
+"""
+
+import pathlib
+
+from data_pipelines.schema import RawExample
+from data_pipelines.sources.base import ExampleBuilder, Source
+from data_pipelines.sources.coco_json import add_annotations, load_table
+from data_pipelines.sources.panoptic import PanopticFile, object_labels
+from data_pipelines.vocabulary import Vocabulary
+from semsam_jax.core.errors import ConfigError
+
+
+class Coco(Source):
+    """Reader of COCO 2017.
+
+    Args:
+        root: the folder above `annotations`.
+        split: `train` or `val`.
+        vocabulary: gives the class indices.
+        annotations: `panoptic` (133 classes) or `instances` (the 80 things among them).
+    """
+
+    def __init__(
+        self,
+        root: str | pathlib.Path,
+        split: str,
+        vocabulary: Vocabulary,
+        *,
+        annotations: str = "panoptic",
+    ):
+        super().__init__("coco", root, split, vocabulary)
+        if annotations not in ("panoptic", "instances"):
+            raise ConfigError(
+                f"coco: annotations={annotations!r}; wanted 'panoptic' or 'instances'"
+            )
+        self._photos = self.root / f"{split}2017"
+        file = self.root / "annotations" / f"{annotations}_{split}2017.json"
+        self._pngs = file.with_suffix("")
+        is_panoptic = annotations == "panoptic"
+        wanted = [self._photos, *([self._pngs] if is_panoptic else [])]
+        if not file.is_file() or not all(folder.is_dir() for folder in wanted):
+            raise self._layout_error(
+                f"annotations/{file.name} and folders "
+                f"{[folder.relative_to(self.root).as_posix() for folder in wanted]}"
+            )
+        self._panoptic = PanopticFile(file, "coco", vocabulary) if is_panoptic else None
+        self._table = None if is_panoptic else load_table(file, "coco")
+        if self._panoptic is not None:
+            self.example_ids = tuple(str(i) for i in self._panoptic.image_ids)
+        else:
+            self._labels = object_labels(self._table.category_names, "coco", vocabulary, file)
+            self.example_ids = tuple(str(i) for i in self._table.image_ids)
+
+    def _read(self, position: int) -> RawExample:
+        if self._panoptic is None:
+            name = self._table.file_names[position]
+            builder = ExampleBuilder(self, position, self._photos / name)
+            add_annotations(builder, self._table, position, self._labels)
+        else:
+            photo, png = self._panoptic.file_names(position)
+            builder = ExampleBuilder(self, position, self._photos / photo)
+            self._panoptic.add_segments(builder, position, self._pngs / png)
+        return builder.build()

@@ -1,0 +1,46 @@
+"""Objects365 v2: boxes of 365 classes, no masks.
+
+Layout: `zhiyuan_objv2_{split}.json` in `root` or `root/annotations`; photos under the JSON's own
+`images/v*/patchN/NAME.jpg`, or where the downloaded archives usually go: `{split}/patchN/NAME.jpg`
+or `images/{split}/patchN/NAME.jpg`. Source: SPEC (xi).
+"""
+
+import pathlib
+
+from data_pipelines.schema import RawExample
+from data_pipelines.sources.base import ExampleBuilder, Source, first_existing
+from data_pipelines.sources.coco_json import add_annotations, load_table
+from data_pipelines.sources.panoptic import object_labels
+from data_pipelines.vocabulary import Vocabulary
+
+
+class Objects365(Source):
+    """Reader of Objects365. Crowd boxes are dropped, boxes clipped to the photo."""
+
+    has_masks = False
+
+    def __init__(self, root: str | pathlib.Path, split: str, vocabulary: Vocabulary):
+        super().__init__("objects365", root, split, vocabulary)
+        name = f"zhiyuan_objv2_{split}.json"
+        file = first_existing(
+            [self.root / name, self.root / "annotations" / name], pathlib.Path.is_file
+        )
+        if file is None:
+            raise self._layout_error(f"{name} here or in annotations/")
+        self._table = load_table(file, "objects365", with_outlines=False)
+        self._labels = object_labels(
+            self._table.category_names, "objects365", vocabulary, self._table.path
+        )
+        self.example_ids = tuple(str(i) for i in self._table.image_ids)
+
+    def _read(self, position: int) -> RawExample:
+        builder = ExampleBuilder(self, position, self._photo(self._table.file_names[position]))
+        add_annotations(builder, self._table, position, self._labels, boxes_only=True)
+        return builder.build()
+
+    def _photo(self, name: str) -> pathlib.Path:
+        tail = pathlib.PurePosixPath(*pathlib.PurePosixPath(name).parts[-2:])
+        stated = self.root / name
+        places = [stated, self.root / self.split / tail, self.root / "images" / self.split / tail]
+        # If none exists the stated place goes on, so that the error names it.
+        return first_existing(places, pathlib.Path.is_file) or stated

@@ -1,0 +1,142 @@
+"""COCO's panoptic format: a PNG whose colours are segment ids, and a JSON that names them.
+
+Shared by COCO and by ADE20k in the same format. Source: SPEC (xi).
+"""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image
+
+from data_pipelines.sources.base import ExampleBuilder, read_json
+from data_pipelines.sources.coco_json import ClassLabel
+from data_pipelines.vocabulary import Vocabulary
+from semsam_jax.core.errors import DataError
+
+
+class PanopticFile:
+    """The JSON of one split, indexed by photo in order of the image id.
+
+    Attributes:
+        image_ids: native ids, in reading order.
+        labels: native category id -> place in the union vocabulary.
+    """
+
+    def __init__(self, path: pathlib.Path, dataset: str, vocabulary: Vocabulary):
+        content = read_json(path, dataset)
+        lacking = [k for k in ("images", "annotations", "categories") if k not in content]
+        if lacking:
+            raise DataError(
+                f"{dataset}: {path} has no {lacking}; found keys {sorted(content)[:12]}; wanted a "
+                "panoptic annotation file"
+            )
+        try:
+            images = {image["id"]: image for image in content["images"]}
+            records = {record["image_id"]: record for record in content["annotations"]}
+            names = {int(c["id"]): str(c["name"]) for c in content["categories"]}
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{dataset}: {path}: an image, annotation or category record is damaged "
+                f"({type(error).__name__}: {error})"
+            ) from error
+        self.path = path
+        self.labels = object_labels(names, dataset, vocabulary, path)
+        self.image_ids = tuple(sorted(records))
+        self._rows = tuple((images.get(i), records[i]) for i in self.image_ids)
+
+    def file_names(self, position: int) -> tuple[str, str]:
+        """Returns the file names of the photo and of the PNG.
+
+        Raises:
+            KeyError: the JSON lists the annotation but not the photo.
+        """
+        image, record = self._rows[position]
+        if image is None:
+            raise KeyError(f"image_id {record['image_id']} has no entry in images of {self.path}")
+        return image["file_name"], record["file_name"]
+
+    def add_segments(self, builder: ExampleBuilder, position: int, png: pathlib.Path) -> None:
+        """Adds the segments of one photo in the JSON's order, without crowd regions.
+
+        Raises:
+            DataError: the PNG is missing, damaged or of another size than the photo.
+        """
+        image, record = self._rows[position]
+        builder.expect_size(image["height"], image["width"])
+        ids = read_id_png(png, builder)
+        for segment in record["segments_info"]:
+            if segment.get("iscrowd", 0):
+                continue
+            label = self.labels.get(int(segment["category_id"]))
+            if label is None:
+                raise builder.broken(
+                    f"segment {segment['id']} has category id {segment['category_id']}, which "
+                    f"{self.path} does not list"
+                )
+            builder.add_array(
+                ids == int(segment["id"]), object_id=label.object_id, is_thing=label.is_thing
+            )
+
+
+def read_id_png(png: pathlib.Path, builder: ExampleBuilder) -> np.ndarray:
+    """Reads segment ids int32 [h,w] = R + 256 G + 65536 B.
+
+    Raises:
+        DataError: the PNG is missing, damaged, not in colour, or not of the photo's size.
+    """
+    colours = read_png(png, builder, ("RGB", "RGBA")).astype(np.int32)
+    return colours[..., 0] + 256 * colours[..., 1] + 65536 * colours[..., 2]
+
+
+def read_png(
+    png: pathlib.Path, builder: ExampleBuilder, modes: Sequence[str] | None = None
+) -> np.ndarray:
+    """Reads a label PNG as it is stored, [h,w] or [h,w,c].
+
+    Raises:
+        DataError: it is missing, damaged, of another mode or not of the photo's size.
+    """
+    try:
+        with Image.open(png) as image:
+            mode, labels = image.mode, np.asarray(image)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise builder.broken(f"cannot read the label image {png}: {error}") from error
+    if modes is not None and mode not in modes:
+        raise builder.broken(f"label image {png} has mode {mode}; wanted one of {list(modes)}")
+    if labels.shape[:2] != (builder.height, builder.width):
+        raise builder.broken(
+            f"label image {png} has {labels.shape[1]}x{labels.shape[0]} pixels, the photo "
+            f"{builder.width}x{builder.height}"
+        )
+    return labels
+
+
+def object_labels(
+    names: Mapping[int, str], dataset: str, vocabulary: Vocabulary, path: pathlib.Path
+) -> dict[int, ClassLabel]:
+    """Returns native category id -> label for a file of object classes.
+
+    Raises:
+        DataError: listing all class names that the vocabulary does not have.
+    """
+    labels: dict[int, ClassLabel] = {}
+    unknown: list[str] = []
+    for category, name in names.items():
+        try:
+            index = vocabulary.object_index(dataset, name)
+        except DataError:
+            unknown.append(name)
+            continue
+        labels[category] = ClassLabel(index, is_thing=vocabulary.entry(index).is_thing)
+    if unknown:
+        raise unknown_classes(dataset, path, unknown)
+    return labels
+
+
+def unknown_classes(dataset: str, path: pathlib.Path, names: Sequence[str]) -> DataError:
+    """Returns the error for class names that the vocabulary lacks; raise it."""
+    return DataError(
+        f"{dataset}: {path} has {len(names)} classes that the vocabulary of {dataset} lacks: "
+        f"{list(names)[:10]}; wanted the dataset's own names; read own classes with coco_folder"
+    )

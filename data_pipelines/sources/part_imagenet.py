@@ -1,0 +1,80 @@
+"""PartImageNet: parts of 11 kinds of things on ImageNet photos.
+
+Layout: `root/images/{split}/*.JPEG` and COCO-style part masks in `root/annotations/{split}.json`,
+`root/annotations/{split}/{split}.json` or `root/{split}.json`. The data set has no masks of whole
+objects: the whole is the union of a photo's parts of one kind (its photos show one object).
+Source: SPEC (xi).
+"""
+
+import pathlib
+
+from data_pipelines.schema import RawExample, RawInstance
+from data_pipelines.sources.base import ExampleBuilder, Source, first_existing, merge_masks
+from data_pipelines.sources.coco_json import ClassLabel, add_annotations, load_table
+from data_pipelines.sources.panoptic import unknown_classes
+from data_pipelines.vocabulary import Vocabulary
+from semsam_jax.core.errors import DataError
+
+
+class PartImageNet(Source):
+    """Reader of PartImageNet: 40 categories `Kind Part` = 11 objects, 13 part words."""
+
+    def __init__(self, root: str | pathlib.Path, split: str, vocabulary: Vocabulary):
+        super().__init__("part_imagenet", root, split, vocabulary)
+        names = [f"annotations/{split}.json", f"annotations/{split}/{split}.json", f"{split}.json"]
+        file = first_existing([self.root / name for name in names], pathlib.Path.is_file)
+        self._photos = self.root / "images" / split
+        if file is None or not self._photos.is_dir():
+            raise self._layout_error(f"a folder images/{split} and one of {names}")
+        self._table = load_table(file, "part_imagenet")
+        self._labels = _labels(self._table.category_names, vocabulary, file)
+        self.example_ids = tuple(
+            pathlib.PurePosixPath(name).stem or str(image_id)
+            for name, image_id in zip(self._table.file_names, self._table.image_ids, strict=True)
+        )
+
+    def _read(self, position: int) -> RawExample:
+        photo = self._photos / pathlib.PurePosixPath(self._table.file_names[position]).name
+        parts = ExampleBuilder(self, position, photo)
+        add_annotations(parts, self._table, position, self._labels)
+        whole = ExampleBuilder(self, position, photo)
+        masks: dict[int, list[dict]] = {}
+        for part in parts.instances:
+            masks.setdefault(part.object_id, []).append(part.rle)
+        parents = {
+            object_id: whole.add_mask(
+                merge_masks(rles), object_id=object_id, is_pseudo=self._is_pseudo("parts")
+            )
+            for object_id, rles in masks.items()
+        }
+        whole.instances.extend(
+            RawInstance(
+                rle=part.rle,
+                box=part.box,
+                object_id=part.object_id,
+                part_id=part.part_id,
+                parent=parents[part.object_id],
+                is_pseudo=self._is_pseudo("parts"),
+            )
+            for part in parts.instances
+        )
+        return whole.build()
+
+
+def _labels(
+    names: dict[int, str], vocabulary: Vocabulary, path: pathlib.Path
+) -> dict[int, ClassLabel]:
+    labels: dict[int, ClassLabel] = {}
+    unknown: list[str] = []
+    for category, name in names.items():
+        kind, _, part = name.partition(" ")
+        try:
+            labels[category] = ClassLabel(
+                vocabulary.object_index("part_imagenet", kind),
+                vocabulary.part_index("part_imagenet", part),
+            )
+        except DataError:
+            unknown.append(name)
+    if unknown:
+        raise unknown_classes("part_imagenet", path, unknown)
+    return labels

@@ -1,0 +1,142 @@
+"""PASCAL-Part: MATLAB files of objects and their parts over PASCAL VOC 2010 photos.
+
+Layout: `root/Annotations_Part/ID.mat`, photos `JPEGImages/ID.jpg` and lists
+`ImageSets/Main/{split}.txt` in `root`, `root/VOC2010` or `root/VOCdevkit/VOC2010`.
+Left and right parts stay separate masks of one class; pieces of a limb on one side are joined.
+Sources: SPEC (0b, xi); the class list of `vocabularies/pascal_part.json`.
+"""
+
+import pathlib
+import re
+
+import numpy as np
+import scipy.io
+
+from data_pipelines.schema import RawExample
+from data_pipelines.sources.base import ExampleBuilder, Source, encode_mask, first_existing
+from data_pipelines.vocabulary import Vocabulary, class_file
+from semsam_jax.core.errors import ConfigError
+
+# Native part code without its side and number -> word of the 30-name list. A code that is
+# missing here (eyebrows, hooves, car sides, train coaches ...) has no class in that list.
+_WORDS = {
+    "arm": "arm", "uarm": "arm", "larm": "arm",
+    "leg": "leg", "uleg": "leg", "lleg": "leg",
+    "pa": "paw", "liplate": "license plate",
+} | {
+    word: word
+    for word in (
+        "beak", "body", "cap", "door", "ear", "eye", "foot", "hair", "hand", "handlebar", "head",
+        "headlight", "horn", "mirror", "mouth", "muzzle", "neck", "nose", "plant", "pot", "saddle",
+        "tail", "torso", "wheel", "window", "wing",
+    )
+}  # fmt: skip
+_SIDES = ("left", "right", "lf", "rf", "lb", "rb", "l", "r", "f", "b")
+
+
+class PascalPart(Source):
+    """Reader of PASCAL-Part: 20 objects, 30 part words.
+
+    Args:
+        root: the folder with `Annotations_Part`.
+        split: `train`, `val` or `trainval`: a list in `ImageSets/Main`.
+        vocabulary: gives the class indices.
+        parts: `merged`, the 30-name list; the raw list of about 190 names is not offered.
+    """
+
+    def __init__(
+        self,
+        root: str | pathlib.Path,
+        split: str,
+        vocabulary: Vocabulary,
+        *,
+        parts: str = "merged",
+    ):
+        super().__init__("pascal_part", root, split, vocabulary)
+        if parts != "merged":
+            raise ConfigError(
+                f"pascal_part: parts={parts!r} is not built; wanted 'merged' (30 part names); for "
+                "other lists write COCO JSON and read it with coco_folder"
+            )
+        self._mats = self.root / "Annotations_Part"
+        voc = first_existing(
+            [self.root, self.root / "VOC2010", self.root / "VOCdevkit" / "VOC2010"],
+            lambda path: (path / "JPEGImages").is_dir(),
+        )
+        listed = None if voc is None else voc / "ImageSets" / "Main" / f"{split}.txt"
+        if listed is None or not self._mats.is_dir() or not listed.is_file():
+            raise self._layout_error(
+                f"Annotations_Part/*.mat, JPEGImages/*.jpg and ImageSets/Main/{split}.txt"
+            )
+        self._photos = voc / "JPEGImages"
+        annotated = {file.stem for file in self._mats.glob("*.mat")}
+        names = [line.split()[0] for line in listed.read_text().splitlines() if line.strip()]
+        # VOC lists more photos than PASCAL-Part annotates.
+        self.example_ids = tuple(sorted(set(names) & annotated))
+        if not self.example_ids:
+            raise self._layout_error(
+                f"some of the {len(names)} photos of {listed.name} in Annotations_Part "
+                f"({len(annotated)} files)"
+            )
+        self._pairs = frozenset(class_file("pascal_part")["pairs"])
+
+    def _read(self, position: int) -> RawExample:
+        name = self.example_ids[position]
+        builder = ExampleBuilder(self, position, self._photos / f"{name}.jpg")
+        file = self._mats / f"{name}.mat"
+        try:
+            record = scipy.io.loadmat(str(file), variable_names=["anno"])["anno"]
+        except Exception as error:  # loadmat raises whatever the damage hits first
+            raise builder.broken(f"cannot read {file}: {type(error).__name__}: {error}") from error
+        for whole in record[0, 0]["objects"].reshape(-1):
+            self._add_whole(builder, whole)
+        return builder.build()
+
+    def _add_whole(self, builder: ExampleBuilder, whole: np.void) -> None:
+        name = _text(whole["class"])
+        object_id = self.vocabulary.object_index("pascal_part", name)
+        parent = builder.add_array(
+            _mask(whole["mask"]), object_id=object_id, is_pseudo=self._is_pseudo("objects")
+        )
+        joined: dict[tuple[str, str], np.ndarray] = {}
+        for part in whole["parts"].reshape(-1):
+            side, word = merged_part(_text(part["part_name"]))
+            if f"{name}:{word}" not in self._pairs:
+                continue
+            mask = _mask(part["mask"])
+            known = joined.get((side, word))
+            joined[side, word] = mask if known is None else known | mask
+        for (_, word), mask in joined.items():
+            builder.add_mask(
+                encode_mask(mask),
+                object_id=object_id,
+                part_id=self.vocabulary.part_index("pascal_part", word),
+                parent=parent,
+                is_pseudo=self._is_pseudo("parts"),
+            )
+
+
+def merged_part(code: str) -> tuple[str, str]:
+    """Splits a native part code into (which one, word of the 30-name list).
+
+    Codes are a side (l, r, f, b, lf, rb, ...), a part and a number: `llarm` is the left lower
+    arm, `lfpa` the left front paw, `wheel_2` the second wheel. The first item keeps two wheels
+    or two arms apart; the word is "" where the list has none.
+    """
+    stem, _, number = code.partition("_")
+    if stem in _WORDS and stem not in ("larm", "lleg"):
+        return number, _WORDS[stem]
+    for side in _SIDES:
+        rest = stem.removeprefix(side)
+        if rest != stem and rest in _WORDS:
+            return side + number, _WORDS[rest]
+    return stem + number, ""
+
+
+def _text(value: np.ndarray) -> str:
+    text = "".join(str(item) for item in np.asarray(value).reshape(-1))
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def _mask(value: np.ndarray) -> np.ndarray:
+    return np.asarray(value) != 0
