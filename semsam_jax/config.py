@@ -9,6 +9,8 @@ import difflib
 import typing
 from collections.abc import Mapping
 
+from ml_collections import ConfigDict
+
 from semsam_jax.core.errors import ConfigError
 from semsam_jax.models import presets
 
@@ -174,13 +176,14 @@ class RunConfig:
         return dataclasses.asdict(self)
 
 
-def build(config: Mapping) -> RunConfig:
+def build(config: Mapping | ConfigDict) -> RunConfig:
     """Makes a checked RunConfig of a (possibly partial) nested mapping.
 
     Raises:
         ConfigError: unknown key, wrong type, or values that do not go together.
     """
-    run = _build(RunConfig, config, "config")
+    values = config.to_dict() if isinstance(config, ConfigDict) else config
+    run = _build(RunConfig, values, "config")
     _check(run)
     return run
 
@@ -234,8 +237,8 @@ def _one_of(where: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ConfigError(f"{where}: {value!r}; use one of {', '.join(allowed)}.")
 
 
-def _build(kind: type, values: Mapping, where: str) -> object:
-    if not isinstance(values, Mapping) and not hasattr(values, "items"):
+def _build(kind: type, values: object, where: str) -> object:
+    if not isinstance(values, Mapping):
         raise ConfigError(f"{where}: got {values!r}, wanted a group of keys.")
     fields = {field.name: field for field in dataclasses.fields(kind)}
     hints = typing.get_type_hints(kind)
@@ -249,7 +252,7 @@ def _build(kind: type, values: Mapping, where: str) -> object:
     return kind(**made)
 
 
-def _convert(hint: type, value: object, where: str) -> object:
+def _convert(hint: object, value: object, where: str) -> object:
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, where)
     origin = typing.get_origin(hint)

@@ -7,6 +7,14 @@ import jax
 from semsam_jax.core.errors import ConfigError
 
 
+_CLUSTER_MARKERS = (
+    "TPU_WORKER_HOSTNAMES",
+    "SLURM_NTASKS",
+    "JOB_COMPLETION_INDEX",
+    "MEGASCALE_NUM_SLICES",
+)
+
+
 def initialize() -> None:
     """Joins the other processes of a run, if there are any.
 
@@ -24,8 +32,7 @@ def initialize() -> None:
     if any(values):
         missing = ", ".join(name for name, value in zip(names, values, strict=True) if not value)
         raise ConfigError(f"distributed start-up: {missing} not set; set all three or none.")
-    markers = ("TPU_WORKER_HOSTNAMES", "SLURM_NTASKS", "JOB_COMPLETION_INDEX", "MEGASCALE_NUM_SLICES")
-    if any(_counts_more_than_one(os.environ.get(marker)) for marker in markers):
+    if any(_counts_more_than_one(os.environ.get(marker)) for marker in _CLUSTER_MARKERS):
         jax.distributed.initialize()
 
 

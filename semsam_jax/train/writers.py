@@ -34,7 +34,8 @@ class MetricWriter:
         if not self._is_writer:
             return
         values = {name: float(value) for name, value in scalars.items()}
-        self._jsonl.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
+        record = {"step": step, "time": round(time.time(), 3), **values}
+        self._jsonl.write(json.dumps(record) + "\n")
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
@@ -69,6 +70,7 @@ class ProgressLine:
         """Prints a line; `values` holds the losses and `images_per_sec`, `sec_per_step`."""
         if not self._is_writer:
             return
+        match, wait = values["host_matching_share"], values["input_wait_share"]
         left = (self._total - step) * values["sec_per_step"]
         losses = "  ".join(
             f"{name.removeprefix('loss/')} {values[name]:.3f}"
@@ -77,8 +79,8 @@ class ProgressLine:
         )
         line = (
             f"step {step:>{len(str(self._total))}}/{self._total}  {losses}  "
-            f"{values['images_per_sec']:.1f} images/s  match {100 * values['host_matching_share']:.1f}%  "
-            f"input {100 * values['input_wait_share']:.1f}%  ETA {format_duration(left)}"
+            f"{values['images_per_sec']:.1f} images/s  match {100 * match:.1f}%  "
+            f"input {100 * wait:.1f}%  ETA {format_duration(left)}"
         )
         print(line, file=self._stream, flush=True)
 

@@ -1,0 +1,72 @@
+"""What a run says at its start and at its end."""
+
+from pathlib import Path
+
+import jax
+
+from semsam_jax.config import RunConfig
+from semsam_jax.train.writers import format_duration
+
+
+def say(text: str) -> None:
+    """Prints on process 0 only."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+def announce(run: RunConfig, mixture_text: str, num_eval: int, mesh, workdir: Path) -> None:
+    """Says which preset and data the run uses and how to get the real ones."""
+    say(
+        f"semsam_jax: preset {run.model.preset}, {run.steps} steps of "
+        f"{run.data.interactive_batch} interactive + {run.data.generic_batch} generic images at "
+        f"{run.data.image_size} px, {dict(mesh.shape)} x {jax.devices()[0].platform}, "
+        f"{run.model.dtype}; workdir {workdir}"
+    )
+    if run.data.root:
+        say(f"data: {run.data.root}")
+    else:
+        say(
+            "data: the embedded sample (about a hundred photos in all seven formats; part labels "
+            "are stand-ins or machine-made).\n"
+            "  The real datasets: data_pipelines/README.md says what to download; then\n"
+            "  python -m semsam_jax.main --config=configs/joint.py:swin_t "
+            "--config.data.root=DIR --workdir=DIR"
+        )
+    if num_eval:
+        say(f"evaluation: {num_eval} photos that are never trained on, one click an instance")
+    say(mixture_text)
+
+
+def summarize(
+    run: RunConfig, seconds: float, first_step_sec: float | None, totals: dict, watch, meta: dict
+) -> dict:
+    """Collects the summary of a finished run; IoU figures are fractions."""
+    before, after = meta.get("before") or {}, meta.get("after") or {}
+    return {
+        "preset": run.model.preset,
+        "data": run.data.root or "embedded sample",
+        "steps": run.steps,
+        "seconds": round(seconds, 1),
+        "seconds_to_first_step": None if first_step_sec is None else round(first_step_sec, 1),
+        "images_per_sec": round(totals["images_per_sec"], 2),
+        "loss_first": (watch.first or {}).get("loss/total"),
+        "loss_last": watch.last.get("loss/total"),
+        "one_click_iou_max_before": before.get("iou_max"),
+        "one_click_iou_max_after": after.get("iou_max"),
+        "one_click_iou_oracle_before": before.get("iou_oracle"),
+        "one_click_iou_oracle_after": after.get("iou_oracle"),
+        "host_matching_share": round(totals["host_matching_share"], 4),
+        "input_wait_share": round(totals["input_wait_share"], 4),
+    }
+
+
+def say_summary(summary: dict, workdir: Path) -> None:
+    """Prints the summary as a short table and what to do next."""
+    say(f"\ndone in {format_duration(summary['seconds'])}:")
+    for key, value in summary.items():
+        shown = f"{value:.4g}" if isinstance(value, float) else value
+        say(f"  {key:<28} {shown}")
+    say(
+        f"pictures: {workdir}/predictions.png\n"
+        f"try it:   python -m semsam_jax segment PHOTO --checkpoint {workdir} --point X,Y"
+    )

@@ -1,0 +1,242 @@
+"""One optimiser step: two compiled halves with the host assignment in between.
+
+Half one runs the network and returns predictions, matching costs and the pull-back of
+`jax.vjp`, whose residuals stay on the device. The host solves the assignments. Half two
+takes the loss, pulls its gradient through the network and updates. Nothing is computed
+twice and no host callback is compiled in.
+"""
+
+import typing
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh
+
+from semsam_jax.core.structs import (
+    Assignment,
+    Batch,
+    Costs,
+    GenericPredictions,
+    Predictions,
+    Prompts,
+    Pyramid,
+    TextTable,
+)
+from semsam_jax.criterion.total import CriterionConfig, total_loss
+from semsam_jax.matching.costs import prompt_costs, query_costs
+from semsam_jax.matching.transport import AssignReport, assign
+from semsam_jax.models.semantic_sam import SemanticSAM
+from semsam_jax.parallel.mesh import batch_sharding, num_batch_shards
+from semsam_jax.train.state import TrainState
+
+
+@typing.no_type_check
+@struct.dataclass
+class StreamBatch:
+    """The two quotas of a global batch; one of them may be None."""
+
+    interactive: Batch | None
+    generic: Batch | None
+
+
+@typing.no_type_check
+@struct.dataclass
+class Outputs:
+    """What the network says of both streams."""
+
+    prompts: Predictions | None
+    prompt_features: jax.Array | None
+    queries: GenericPredictions | None
+    query_features: jax.Array | None
+
+
+@typing.no_type_check
+@struct.dataclass
+class Text:
+    """Class names as the step takes them: a frozen table, or token ids to encode.
+
+    Attributes:
+        table: TextTable or None.
+        token_ids: int32 [v, context] or None; objects first, then parts.
+    """
+
+    table: TextTable | None = None
+    token_ids: jax.Array | None = None
+
+
+class TrainStep:
+    """Compiled training step of a model on a mesh.
+
+    Args:
+        model: the network.
+        tx: optimiser over the whole parameter tree.
+        criterion: loss weights and points.
+        mesh: where the batch and the state lie.
+        num_objects: size of the object part of the vocabulary.
+        seed: base of all device randomness.
+        ema: decay of the averaged parameters, 0 for none.
+    """
+
+    def __init__(
+        self,
+        model: SemanticSAM,
+        tx: optax.GradientTransformation,
+        criterion: CriterionConfig,
+        mesh: Mesh,
+        num_objects: int,
+        seed: int,
+        ema: float = 0.0,
+    ):
+        self._model, self._tx, self._criterion = model, tx, criterion
+        self._mesh, self._num_objects, self._ema = mesh, num_objects, ema
+        self._key = jax.random.key(seed)
+        self.forward = jax.jit(self._forward)
+        self.backward = jax.jit(self._backward, donate_argnums=(0, 1, 2))
+
+    def __call__(
+        self, state: TrainState, batch: StreamBatch, text: Text
+    ) -> tuple[TrainState, dict, AssignReport]:
+        """Runs one step.
+
+        Returns:
+            (new state, scalar metrics on the device, what the host matching took).
+        """
+        outputs, pull_back, costs = self.forward(state.params, state.step, batch, text)
+        assignment, report = self.match(costs, batch)
+        state, metrics = self.backward(state, outputs, pull_back, assignment, batch)
+        return state, metrics, report
+
+    def match(self, costs: Costs, batch: StreamBatch) -> tuple[Assignment, AssignReport]:
+        """Solves the assignments on the host; each process solves its own rows."""
+        return assign(
+            costs,
+            None if batch.interactive is None else batch.interactive.prompt_targets,
+            None if batch.generic is None else batch.generic.instance_valid,
+            many_to_one=self._criterion.many_to_one,
+        )
+
+    def _forward(self, params: dict, step: jax.Array, batch: StreamBatch, text: Text):
+        keys = _streams(self._key, step, 4)
+        run = partial(self._run_model, batch=batch, text=text, keys=keys)
+        outputs, pull_back = jax.vjp(run, params)
+        costs = self._costs(jax.lax.stop_gradient(outputs), batch, keys[3])
+        rows = batch_sharding(self._mesh)
+        costs = jax.tree.map(lambda cost: jax.lax.with_sharding_constraint(cost, rows), costs)
+        return outputs, pull_back, costs
+
+    def _run_model(self, params: dict, batch: StreamBatch, text: Text, keys) -> Outputs:
+        def call(method, *args, **kwargs):
+            return self._model.apply({"params": params}, *args, method=method, **kwargs)
+
+        interactive, generic = batch.interactive, batch.generic
+        images, sizes = _join([interactive, generic], num_batch_shards(self._mesh))
+        pyramid = call("encode_image", images, sizes, train=True, rngs={"drop_path": keys[0]})
+        first, second = _split(pyramid, interactive, generic, num_batch_shards(self._mesh))
+        table = text.table
+        if table is None:
+            embeddings = call("encode_text", text.token_ids)
+            table = TextTable(embeddings[: self._num_objects], embeddings[self._num_objects :])
+        outputs = Outputs(None, None, None, None)
+        if interactive is not None:
+            prompts = Prompts(
+                interactive.prompt_box,
+                interactive.prompt_is_box.astype(jnp.int32),
+                interactive.prompt_valid,
+            )
+            noise = jax.random.uniform(keys[1], interactive.prompt_box.shape)
+            predictions = call(
+                "decode_prompts", first, prompts, table, all_layers=True, noise=noise
+            )
+            outputs = outputs.replace(prompts=predictions, prompt_features=first.mask_features)
+        if generic is not None:
+            slots = self._model.config.decoder.num_denoising
+            noise = jax.random.uniform(keys[2], (generic.boxes.shape[0], slots, 4))
+            predictions = call(
+                "decode_generic",
+                second,
+                table,
+                vocab_valid=generic.vocab_valid,
+                denoising={"rows": generic, "noise": noise},
+            )
+            outputs = outputs.replace(queries=predictions, query_features=second.mask_features)
+        return outputs
+
+    def _costs(self, outputs: Outputs, batch: StreamBatch, key: jax.Array) -> Costs:
+        costs = Costs(None, None)
+        weights, num_points = self._criterion.weights, self._criterion.match_points
+        keys = jax.random.split(key)
+        if batch.interactive is not None:
+            rows = batch.interactive
+            points = jax.random.uniform(keys[0], (rows.boxes.shape[0], num_points, 2))
+            last = jax.tree.map(lambda x: x[-1], outputs.prompts)
+            costs = costs.replace(
+                prompts=prompt_costs(last, outputs.prompt_features, rows, points, weights)
+            )
+        if batch.generic is not None:
+            rows = batch.generic
+            points = jax.random.uniform(keys[1], (rows.boxes.shape[0], num_points, 2))
+            costs = costs.replace(
+                queries=query_costs(outputs.queries, outputs.query_features, rows, points, weights)
+            )
+        return costs
+
+    def _backward(self, state: TrainState, outputs: Outputs, pull_back, assignment, batch):
+        key = _streams(self._key, state.step, 5)[4]
+
+        def loss_of(outputs):
+            return total_loss(outputs, batch, assignment, key, self._criterion)
+
+        (loss, metrics), gradient = jax.value_and_grad(loss_of, has_aux=True)(outputs)
+        (grads,) = pull_back(gradient)
+        norms = {f"grad_norm/{top}": optax.global_norm(tree) for top, tree in grads.items()}
+        norm = jnp.sqrt(sum(jnp.square(value) for value in norms.values()))
+        is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        updates, opt_state = self._tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        average = state.ema_params
+        if average is not None:
+            average = optax.incremental_update(params, average, 1.0 - self._ema)
+        new = TrainState(params, opt_state, state.step, average)
+        # A non-finite step changes nothing, so that the last good state can be saved.
+        new = jax.tree.map(lambda a, b: jnp.where(is_finite, a, b), new, state)
+        metrics = {**metrics, **norms, "grad_norm/all": norm, "is_finite": is_finite}
+        metrics["nonfinite_costs"] = assignment.nonfinite.sum()
+        return new.replace(step=state.step + 1), metrics
+
+
+def _streams(key: jax.Array, step: jax.Array, count: int) -> list[jax.Array]:
+    """One key per use and step; nothing random is kept in the state."""
+    return [jax.random.fold_in(jax.random.fold_in(key, use), step) for use in range(count)]
+
+
+def _join(rows: list[Batch | None], shards: int) -> tuple[jax.Array, jax.Array]:
+    """Joins the images of both streams so that every batch shard keeps its own rows."""
+    present = [part for part in rows if part is not None]
+
+    def joined(name: str) -> jax.Array:
+        parts = [getattr(part, name) for part in present]
+        parts = [x.reshape(shards, x.shape[0] // shards, *x.shape[1:]) for x in parts]
+        whole = jnp.concatenate(parts, axis=1)
+        return whole.reshape(-1, *whole.shape[2:])
+
+    return joined("image"), joined("size_hw")
+
+
+def _split(
+    pyramid: Pyramid, first: Batch | None, second: Batch | None, shards: int
+) -> tuple[Pyramid, Pyramid]:
+    """Inverse of `_join` on every map of the pyramid; an absent stream gets no rows."""
+    own = 0 if first is None else first.image.shape[0] // shards
+    del second
+
+    def cut(x: jax.Array, rows: slice) -> jax.Array:
+        parts = x.reshape(shards, x.shape[0] // shards, *x.shape[1:])[:, rows]
+        return parts.reshape(-1, *x.shape[1:])
+
+    return (
+        jax.tree.map(lambda x: cut(x, slice(0, own)), pyramid),
+        jax.tree.map(lambda x: cut(x, slice(own, None)), pyramid),
+    )

@@ -1,0 +1,66 @@
+"""Class names as a training step takes them: a frozen table, or token ids to encode."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from semsam_jax.config import RunConfig
+from semsam_jax.core.errors import ConfigError
+from semsam_jax.core.structs import TextTable
+from semsam_jax.models.presets import ModelConfig
+from semsam_jax.parallel.mesh import replicated
+from semsam_jax.text.tables import NameTable
+from semsam_jax.text.templates import training_prompts
+from semsam_jax.text.tokenizer import Tokenizer
+from semsam_jax.train.step import Text
+
+
+class TextSource:
+    """Gives `Text` for each step.
+
+    Attributes:
+        name_mask: bool [v], names that have an embedding; the others are never trained.
+        meta: what the checkpoint says about its text.
+    """
+
+    def __init__(
+        self, run: RunConfig, config: ModelConfig, names: tuple[str, ...], num_objects, mesh
+    ):
+        self._names, self._seed = names, run.seed
+        self._mesh = mesh
+        self.meta = {"source": run.text.source, "table": run.text.table}
+        if run.text.source == "table":
+            self._text, self.name_mask = _table_text(run, config, names, num_objects, mesh)
+        else:
+            self._tokenizer = Tokenizer(config.text.context_length)
+            self._text, self.name_mask = None, np.ones(len(names), bool)
+
+    def inputs(self, step: int) -> Text:
+        """Text of one step; with an encoder, one random template per class and step."""
+        if self._text is not None:
+            return self._text
+        rng = np.random.default_rng((self._seed, step))
+        ids = self._tokenizer(training_prompts(self._names, rng))
+        return Text(token_ids=jax.device_put(ids.astype(np.int32), replicated(self._mesh)))
+
+
+def build_text(
+    run: RunConfig, config: ModelConfig, names: tuple[str, ...], num_objects: int, mesh: Mesh
+) -> TextSource:
+    """Builds the text source that the config names; see `config.TextChoice`."""
+    return TextSource(run, config, names, num_objects, mesh)
+
+
+def _table_text(run, config, names, num_objects, mesh) -> tuple[Text, np.ndarray]:
+    table = NameTable.load(run.text.table or None)
+    embeddings, found = table.lookup(names)
+    if embeddings.shape[1] != config.decoder.text_dim:
+        raise ConfigError(
+            f"text.table: embeddings have {embeddings.shape[1]} dimensions, preset "
+            f"{run.model.preset!r} wants {config.decoder.text_dim}; choose a table of that size "
+            f"or text.source=encoder."
+        )
+    unit = jnp.asarray(embeddings, jnp.float32)
+    text = Text(table=TextTable(unit[:num_objects], unit[num_objects:]))
+    return jax.device_put(text, replicated(mesh)), np.asarray(found)

@@ -1,0 +1,58 @@
+import dataclasses
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import joint
+from semsam_jax import config
+from semsam_jax.core.errors import ConfigError
+
+
+@pytest.mark.parametrize("preset", ["lite", "swin_t", "swin_l"])
+def test_joint_configs_build(preset):
+    run = config.build(joint.get_config(preset))
+    assert run.model.preset == preset
+    assert run.data.generic_datasets["sa1b"] == 0
+
+
+def test_every_key_of_the_base_config_is_a_field_and_the_reverse():
+    from configs.common.base import base
+
+    tree = base().to_dict()
+    fields = {field.name for field in dataclasses.fields(config.RunConfig)}
+    assert set(tree) == fields
+    for group in ("model", "data", "text", "optimizer", "loss"):
+        kind = type(getattr(config.RunConfig(), group))
+        assert set(tree[group]) == {field.name for field in dataclasses.fields(kind)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stepz": 3}, r"config\.stepz: no such key; did you mean steps"),
+        ({"data": {"image_sise": 3}}, r"data\.image_sise.*did you mean image_size"),
+        ({"data": 3}, r"config\.data: got 3, wanted a group"),
+        ({"steps": "many"}, r"config\.steps: got 'many', wanted int"),
+        ({"steps": 0}, "steps: 0; must be at least 1"),
+        ({"model": {"preset": "swin_xl"}}, "unknown preset 'swin_xl'; use one of"),
+        ({"model": {"dtype": "float16"}}, "model.dtype"),
+        ({"data": {"image_size": 100}}, "not a multiple of 32"),
+        ({"data": {"image_size": 96, "mask_stride": 5}}, "mask_stride"),
+        ({"data": {"interactive_batch": 0, "generic_batch": 0}}, "both are 0"),
+        ({"data": {"interactive_batch": -1}}, "must not be negative"),
+        ({"data": {"datasets": {"coco": -1.0}}}, r"data\.datasets\.coco: -1"),
+        ({"data": {"box_share": 2.0}}, "box_share"),
+        ({"text": {"source": "encoder"}}, "has no text tower"),
+        ({"optimizer": {"schedule": "linear"}}, "use one of step, cosine"),
+    ],
+)
+def test_wrong_values_name_the_key_and_the_fix(change, message):
+    with pytest.raises(ConfigError, match=message):
+        config.build(ConfigDict(change))
+
+
+def test_batch_must_divide_over_the_devices():
+    run = config.build({"data": {"interactive_batch": 6, "generic_batch": 4}})
+    config.check_batch(run, 2)
+    with pytest.raises(ConfigError, match=r"data\.interactive_batch: 6 is not divisible by the 4"):
+        config.check_batch(run, 4)
