@@ -1,0 +1,254 @@
+"""Which model a state dict belongs to: by its shapes, or by a file that says so."""
+
+import dataclasses
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from semsam_jax.core.errors import ConfigError, ConversionError
+from semsam_jax.models.presets import (
+    PRESETS,
+    DecoderConfig,
+    ModelConfig,
+    PixelDecoderConfig,
+    SwinConfig,
+    TextConfig,
+)
+
+_PIXEL_DECODER = "sem_seg_head.pixel_decoder"
+_PREDICTOR = "sem_seg_head.predictor"
+_TOWER = f"{_PREDICTOR}.lang_encoder.lang_encoder"
+
+# Properties of the architecture that a file of numbers may state but not change.
+_FIXED = {
+    ("backbone", "type"): "swin",
+    ("backbone", "patch_size"): 4,
+    ("backbone", "qkv_bias"): True,
+    ("backbone", "qk_scale"): None,
+    ("backbone", "ape"): False,
+    ("backbone", "patch_norm"): True,
+    ("pixel_decoder", "norm"): "GN(32 groups)",
+    ("pixel_decoder", "total_num_feature_levels"): 4,
+    ("pixel_decoder", "num_fpn_levels"): 1,
+    ("pixel_decoder", "common_stride"): 4,
+    ("decoder", "num_feature_levels"): 4,
+    ("text", "name"): "transformer",
+    ("text", "autoregressive_causal_mask"): True,
+}
+
+
+def detect_config(
+    state: Mapping[str, np.ndarray], where: str = "checkpoint"
+) -> tuple[str, ModelConfig]:
+    """Recognises a preset from the shapes in a state dict (names without `model.`).
+
+    Whether a text tower and the generic branch belong to the model follows from the names.
+
+    Returns:
+        The preset's name, and its sizes with `text` and `has_generic` as in the file.
+
+    Raises:
+        ConversionError: no Swin model, or one that no preset describes.
+    """
+    found = measure(state, where)
+    for name, preset in PRESETS.items():
+        if isinstance(preset.backbone, SwinConfig) and _measures(preset) == found:
+            return name, with_branches_of(state, preset)
+    sizes = ", ".join(f"{key} {value}" for key, value in found.items())
+    known = [n for n, preset in PRESETS.items() if isinstance(preset.backbone, SwinConfig)]
+    raise ConversionError(
+        f"{where}: no preset has these sizes: {sizes}; known: {', '.join(known)}. "
+        f"Describe the model with --model-config FILE.json."
+    )
+
+
+def with_branches_of(state: Mapping[str, np.ndarray], config: ModelConfig) -> ModelConfig:
+    """Returns `config` with a text tower and a generic branch only if the file has them."""
+    has_text = any(key.startswith(f"{_TOWER}.") for key in state)
+    text = config.text
+    if has_text and text is None:
+        text = TextConfig()
+    return dataclasses.replace(
+        config,
+        text=text if has_text else None,
+        has_generic=f"{_PREDICTOR}.enc_output.weight" in state,
+    )
+
+
+def measure(state: Mapping[str, np.ndarray], where: str = "checkpoint") -> dict[str, object]:
+    """Reads the sizes of a model off the shapes of its tensors."""
+    block = "backbone.layers.{}.blocks.0"
+    try:
+        stages = _count(state, r"backbone\.layers\.(\d+)\.")
+        tables = [
+            state[f"{block.format(i)}.attn.relative_position_bias_table"].shape
+            for i in range(stages)
+        ]
+        return {
+            "embed_dim": state["backbone.patch_embed.proj.weight"].shape[0],
+            "depths": tuple(
+                _count(state, rf"backbone\.layers\.{i}\.blocks\.(\d+)\.") for i in range(stages)
+            ),
+            "num_heads": tuple(table[1] for table in tables),
+            "window_size": (math.isqrt(tables[0][0]) + 1) // 2,
+            "pixel_decoder_dim": state[f"{_PIXEL_DECODER}.mask_features.weight"].shape[1],
+            "mask_dim": state[f"{_PIXEL_DECODER}.mask_features.weight"].shape[0],
+            "encoder_layers": _count(
+                state, rf"{re.escape(_PIXEL_DECODER)}\.transformer\.encoder\.layers\.(\d+)\."
+            ),
+            "decoder_dim": state[f"{_PREDICTOR}.class_embed"].shape[0],
+            "text_dim": state[f"{_PREDICTOR}.class_embed"].shape[1],
+            "decoder_layers": _count(state, rf"{re.escape(_PREDICTOR)}\.decoder\.layers\.(\d+)\."),
+            "feedforward_dim": state[f"{_PREDICTOR}.decoder.layers.0.linear1.weight"].shape[0],
+        }
+    except (KeyError, IndexError) as error:
+        raise ConversionError(
+            f"{where}: this is no Semantic-SAM model with a Swin backbone ({error} not found "
+            f"among {len(state)} tensors, first: {', '.join(list(state)[:3])}). ImageNet "
+            f"backbones and text towers are given with --backbone and --text."
+        ) from error
+
+
+def load_model_config(path: str | os.PathLike) -> ModelConfig:
+    """Reads sizes from a JSON file with the sections backbone, pixel_decoder, decoder, text.
+
+    The sections use the reference's own names (embed_dim, conv_dim, dim_feedforward, ...).
+    `text` may be absent or null. `decoder.two_stage` says whether there is a generic branch.
+
+    Raises:
+        ConfigError: unreadable, or a number is missing or of another type.
+    """
+    file = Path(path)
+    try:
+        tree = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model config {file}: cannot be read as JSON ({error}).") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"model config {file}: got a {type(tree).__name__}, wanted an object.")
+    for (section, key), wanted in _FIXED.items():
+        values = tree.get(section) or {}
+        if isinstance(values, dict) and values.get(key, wanted) != wanted:
+            raise ConfigError(
+                f"model config {file}: {section}.{key}: got {values[key]!r}, only {wanted!r} is "
+                f"supported."
+            )
+    backbone = _Section(file, tree, "backbone")
+    pixel = _Section(file, tree, "pixel_decoder")
+    decoder = _Section(file, tree, "decoder")
+    has_generic = bool(decoder.values.get("two_stage", False))
+    defaults = DecoderConfig()
+    return ModelConfig(
+        backbone=SwinConfig(
+            embed_dim=backbone.integer("embed_dim"),
+            depths=backbone.integers("depths"),
+            num_heads=backbone.integers("num_heads"),
+            window_size=backbone.integer("window_size"),
+            mlp_ratio=backbone.number("mlp_ratio", SwinConfig.mlp_ratio),
+            drop_path_rate=backbone.number("drop_path_rate", SwinConfig.drop_path_rate),
+            pretrain_image_size=backbone.integer(
+                "pretrain_img_size", SwinConfig.pretrain_image_size
+            ),
+        ),
+        pixel_decoder=PixelDecoderConfig(
+            dim=pixel.integer("conv_dim"),
+            mask_dim=pixel.integer("mask_dim"),
+            num_layers=pixel.integer("enc_layers"),
+            num_heads=pixel.integer("nheads"),
+            num_points=pixel.integer("n_points"),
+            feedforward_dim=pixel.integer("dim_feedforward"),
+        ),
+        decoder=DecoderConfig(
+            dim=decoder.integer("hidden_dim"),
+            num_layers=decoder.integer("dec_layers"),
+            num_heads=decoder.integer("nheads_self_attn_and_deform"),
+            num_points=decoder.integer("n_points"),
+            feedforward_dim=decoder.integer("dim_feedforward"),
+            num_tokens=decoder.integer("num_mask_tokens"),
+            text_dim=decoder.integer("dim_proj"),
+            num_queries=decoder.integer("num_object_queries", defaults.num_queries)
+            or defaults.num_queries,
+            noise_scale=decoder.number("dn_noise_scale", defaults.noise_scale),
+            point_noise_factor=decoder.number(
+                "point_noise_extra_factor", defaults.point_noise_factor
+            ),
+        ),
+        text=_text_config(file, tree),
+        has_generic=has_generic,
+    )
+
+
+def _text_config(file: Path, tree: Mapping) -> TextConfig | None:
+    if tree.get("text") is None:
+        return None
+    text = _Section(file, tree, "text")
+    return TextConfig(
+        context_length=text.integer("context_length"),
+        width=text.integer("width"),
+        num_heads=text.integer("heads"),
+        num_layers=text.integer("layers"),
+        vocab_size=text.integer("vocab_size", TextConfig.vocab_size),
+    )
+
+
+class _Section:
+    def __init__(self, file: Path, tree: Mapping, name: str):
+        self._where = f"model config {file}: {name}"
+        if not isinstance(tree.get(name), dict):
+            raise ConfigError(f"{self._where}: section missing; wanted an object with its sizes.")
+        self.values: dict = tree[name]
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        value = self._get(key, default)
+        if type(value) is not int or value < 0:
+            raise ConfigError(f"{self._where}.{key}: got {value!r}, wanted a whole number.")
+        return value
+
+    def number(self, key: str, default: float) -> float:
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigError(f"{self._where}.{key}: got {value!r}, wanted a number.")
+        return float(value)
+
+    def integers(self, key: str) -> tuple[int, ...]:
+        value = self._get(key, None)
+        if not isinstance(value, list) or len(value) != 4 or not _are_positive(value):
+            raise ConfigError(f"{self._where}.{key}: got {value!r}, wanted four whole numbers.")
+        return tuple(value)
+
+    def _get(self, key: str, default: object) -> object:
+        value = self.values.get(key, default)
+        if value is None:
+            raise ConfigError(f"{self._where}.{key}: missing; wanted a number.")
+        return value
+
+
+def _are_positive(values: Iterable) -> bool:
+    return all(type(value) is int and value > 0 for value in values)
+
+
+def _measures(config: ModelConfig) -> dict[str, object]:
+    swin = config.backbone
+    return {
+        "embed_dim": swin.embed_dim,
+        "depths": swin.depths,
+        "num_heads": swin.num_heads,
+        "window_size": swin.window_size,
+        "pixel_decoder_dim": config.pixel_decoder.dim,
+        "mask_dim": config.pixel_decoder.mask_dim,
+        "encoder_layers": config.pixel_decoder.num_layers,
+        "decoder_dim": config.decoder.dim,
+        "text_dim": config.decoder.text_dim,
+        "decoder_layers": config.decoder.num_layers,
+        "feedforward_dim": config.decoder.feedforward_dim,
+    }
+
+
+def _count(state: Mapping[str, np.ndarray], pattern: str) -> int:
+    """One more than the largest index that `pattern` captures among the names."""
+    matches = (re.match(pattern, key) for key in state)
+    return max((int(match[1]) for match in matches if match), default=-1) + 1
