@@ -1,0 +1,258 @@
+"""The decoder: tokens with boxes look at each other, then at the pyramid, nine times.
+
+Source: SPEC (iii); arXiv 2206.02777 (Mask DINO), 2203.03605 (DINO box refinement).
+"""
+
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float
+
+from semsam_jax.core.structs import Predictions, TextTable
+from semsam_jax.models.deformable import DeformableAttention
+from semsam_jax.models.heads import Heads
+from semsam_jax.models.layers import (
+    MLP,
+    LayerNorm,
+    MultiHeadAttention,
+    linear_init,
+    scan_layers,
+    stacked_params,
+)
+from semsam_jax.models.presets import DecoderConfig
+from semsam_jax.ops.boxes import inverse_sigmoid
+from semsam_jax.ops.positional import sine_boxes
+
+# Levels of the pyramid, fixed by the released weights.
+_NUM_LEVELS = 4
+
+LevelShapes = tuple[tuple[int, int], ...]
+
+
+@typing.no_type_check
+@struct.dataclass
+class Memory:
+    """The pyramid as one list of tokens, from low to high resolution.
+
+    Attributes:
+        tokens: [b,n,c], levels of strides 64, 32, 16, 8, each row by row.
+        shapes: static (height, width) of each level in this order.
+    """
+
+    tokens: jax.Array
+    shapes: LevelShapes = struct.field(pytree_node=False)
+
+
+@typing.no_type_check
+@struct.dataclass
+class DecoderStates:
+    """What the layers leave behind for the heads.
+
+    Attributes:
+        outputs: [l,b,q,c] layer outputs, before any final norm.
+        references: float32 [l+1,b,q,4] boxes in 0..1; entry i goes into layer i with its
+            gradient cut, entry i+1 comes out with its gradient.
+    """
+
+    outputs: jax.Array
+    references: jax.Array
+
+
+def make_memory(levels: Sequence[Float[Array, "b _h _w c"]]) -> Memory:
+    """Concatenates pyramid levels, given from high to low resolution, low to high."""
+    reverse = levels[::-1]
+    b, _, _, c = reverse[0].shape
+    return Memory(
+        tokens=jnp.concatenate([level.reshape(b, -1, c) for level in reverse], axis=1),
+        shapes=tuple(level.shape[1:3] for level in reverse),
+    )
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention, deformable attention to the memory, feed-forward; post-norm.
+
+    Attributes:
+        config: sizes.
+        shapes: (height, width) of the memory's levels.
+        group: tokens of one self-attention group (those of a prompt), None for all.
+        dtype: compute dtype.
+    """
+
+    config: DecoderConfig
+    shapes: LevelShapes
+    group: int | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        content: Float[Array, "b q c"],
+        pos: Float[Array, "b q c"],
+        references: Float[Array, "b q 4"],
+        memory: Float[Array, "b n c"],
+        blocked: Bool[Array, "#b q q"] | None,
+    ) -> tuple[Float[Array, "b q c"], dict[str, Array]]:
+        """Returns the new content and the two attention outputs (for inspection)."""
+        config, shape = self.config, content.shape
+        # Groups cannot see each other: they become rows of the batch, and no mask of
+        # size q x q exists.
+        folded = shape if self.group is None else (-1, self.group, shape[-1])
+        attention = MultiHeadAttention(config.num_heads, dtype=self.dtype, name="self_attn")
+        self_out = attention(content.reshape(folded), pos.reshape(folded), blocked).reshape(shape)
+        # Norms carry the reference's numbers: 2, 1, 3 in the order of use.
+        content = LayerNorm(dtype=self.dtype, name="norm2")(content + self_out)
+        cross_out = DeformableAttention(
+            config.num_heads, config.num_points, dtype=self.dtype, name="cross_attn"
+        )(
+            content + pos,
+            jnp.repeat(references[:, :, None], len(self.shapes), axis=2),
+            memory,
+            self.shapes,
+        )
+        content = LayerNorm(dtype=self.dtype, name="norm1")(content + cross_out)
+        hidden = nn.relu(self._dense(config.feedforward_dim, "linear1")(content))
+        content = LayerNorm(dtype=self.dtype, name="norm3")(
+            content + self._dense(config.dim, "linear2")(hidden)
+        )
+        return content, {"self_attn_out": self_out, "cross_attn_out": cross_out}
+
+    def _dense(self, features: int, name: str) -> nn.Dense:
+        return nn.Dense(features, dtype=self.dtype, kernel_init=linear_init, name=name)
+
+
+class Decoder(nn.Module):
+    """Scanned layers with shared box refinement, and the heads on what they leave.
+
+    Attributes:
+        config: sizes.
+        mask_dim: channels of the mask features.
+        dtype: compute dtype of layers; boxes are refined in float32.
+        remat: recompute layers in the backward pass.
+    """
+
+    config: DecoderConfig
+    mask_dim: int
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+    def setup(self) -> None:
+        """Declares the stacked layers and everything that all layers share."""
+        config = self.config
+        self.heads = Heads(config, self.mask_dim, dtype=self.dtype)
+        nn.share_scope(self, self.heads)
+        self.ref_point_head = MLP(config.dim, config.dim, 2, dtype=self.dtype)
+        tokens = jax.ShapeDtypeStruct((1, 2, config.dim), self.dtype)
+        boxes = jax.ShapeDtypeStruct((1, 2, 4), jnp.float32)
+        memory = jax.ShapeDtypeStruct((1, _NUM_LEVELS, config.dim), self.dtype)
+        layer = self._layer(((1, 1),) * _NUM_LEVELS, None)
+        self.layers = stacked_params(
+            self, "layers", layer, config.num_layers, tokens, tokens, boxes, memory, None
+        )
+
+    def __call__(
+        self,
+        content: Float[Array, "b q c"],
+        references: Float[Array, "b q 4"],
+        memory: Memory,
+        *,
+        group: int | None = None,
+        blocked: Bool[Array, "#b q q"] | None = None,
+    ) -> DecoderStates:
+        """Runs all layers.
+
+        Args:
+            content: tokens.
+            references: their boxes in logit space, cxcywh.
+            memory: tokens to look at.
+            group: number of consecutive tokens that see each other, None for all.
+            blocked: [.., query, key] True where self-attention is cut; not with `group`.
+        """
+        layer = self._layer(memory.shapes, group)
+        tokens = memory.tokens.astype(self.dtype)
+        first_reference = jax.nn.sigmoid(references.astype(jnp.float32))
+        if self.is_initializing():
+            self.ref_point_head(sine_boxes(first_reference, 2 * self.config.dim))
+            self.heads.box_offsets(content)
+        # A scan body must be pure: it sees the shared modules as functions of arrays.
+        position, offsets = _pure(self.ref_point_head), _pure(self.heads.bbox_embed)
+        has_internals = self.is_mutable_collection("intermediates")
+
+        def body(params: Any, carry: tuple[Array, Array], _: None) -> tuple[Any, Any]:
+            content, reference = carry
+            sine = sine_boxes(reference, 2 * self.config.dim)
+            pos = position(sine.astype(self.dtype))
+            content, internals = layer.apply(
+                {"params": params}, content, pos, reference, tokens, blocked
+            )
+            refined = jax.nn.sigmoid(
+                offsets(content.astype(jnp.float32)) + inverse_sigmoid(reference)
+            )
+            # The next layer starts from a cut reference, the heads from the whole one:
+            # the box loss of a layer also trains the refinement before it.
+            internals = internals | {"query_sine": sine, "query_pos": pos}
+            kept = (content, refined, internals if has_internals else None)
+            return (content, jax.lax.stop_gradient(refined)), kept
+
+        carry = (content.astype(self.dtype), first_reference)
+        _, (outputs, refined, internals) = scan_layers(body, self.layers, carry, remat=self.remat)
+        if has_internals:
+            self.sow("intermediates", "layers", internals)
+        return DecoderStates(
+            outputs=outputs, references=jnp.concatenate([first_reference[None], refined])
+        )
+
+    def predict(
+        self, states: DecoderStates, text: TextTable | None, *, has_ious: bool
+    ) -> Predictions:
+        """Heads of all layers at once; the leading axis of `states` stays.
+
+        Outputs are normed twice with the same weights, as the released weights expect,
+        and boxes start from the references that went into the layer.
+        """
+        content = self.heads.norm(self.heads.norm(states.outputs))
+        boxes = self.heads.refine_boxes(content, states.references[:-1])
+        return self.heads.predict(content, boxes, text, has_ious=has_ious)
+
+    def predict_first(
+        self, content: Float[Array, "*q c"], references: Float[Array, "*q 4"], text: TextTable
+    ) -> Predictions:
+        """Heads on tokens that no layer has touched: normed once, boxes as they are.
+
+        Args:
+            content: tokens.
+            references: their boxes in logit space.
+            text: names to compare with.
+        """
+        boxes = jax.nn.sigmoid(references)
+        return self.heads.predict(self.heads.norm(content), boxes, text, has_ious=False)
+
+    def refine_anchors(
+        self, content: Float[Array, "b q c"], anchors: Float[Array, "b q 4"]
+    ) -> Float[Array, "b q 4"]:
+        """Anchors of selected tokens moved by the box head; all in logit space."""
+        return self.heads.box_offsets(content) + anchors
+
+    def score(
+        self,
+        content: Float[Array, "b n c"],
+        text: TextTable,
+        vocab_valid: Bool[Array, "b v"] | None,
+    ) -> Float[Array, "b n"]:
+        """Largest object or part logit of each token over the valid vocabulary."""
+        logits = jnp.concatenate(self.heads.name_logits(content, text), axis=-1)
+        if vocab_valid is not None:
+            logits = jnp.where(vocab_valid[:, None], logits, -jnp.inf)
+        return logits.max(-1)
+
+    def _layer(self, shapes: LevelShapes, group: int | None) -> DecoderLayer:
+        return DecoderLayer(self.config, shapes, group, dtype=self.dtype, parent=None)
+
+
+def _pure(module: nn.Module) -> Any:
+    unbound, variables = module.unbind()
+    return lambda x: unbound.apply(variables, x)

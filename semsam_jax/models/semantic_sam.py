@@ -1,0 +1,239 @@
+"""The whole model: image and prompts in, masks and names at six granularities out.
+
+`encode_image` runs once per image; `decode_prompts` and `decode_generic` run on what it
+returns as often as wanted.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from semsam_jax.core.errors import ConfigError, ShapeError
+from semsam_jax.core.structs import (
+    GenericPredictions,
+    Predictions,
+    Prompts,
+    Pyramid,
+    TextTable,
+)
+from semsam_jax.models.decoder import Decoder, DecoderStates, make_memory
+from semsam_jax.models.denoising import Denoising, DenoisingTargets, attention_mask
+from semsam_jax.models.efficientnet_lite import EfficientNetLite
+from semsam_jax.models.pixel_decoder import PixelDecoder
+from semsam_jax.models.presets import EfficientNetLiteConfig, ModelConfig
+from semsam_jax.models.prompt_encoder import PromptEncoder
+from semsam_jax.models.query_selector import QuerySelector
+from semsam_jax.models.swin import Swin
+from semsam_jax.models.text_encoder import TextEncoder
+
+_CANVAS_MULTIPLE = 32
+_INIT_CANVAS = 64
+
+
+class SemanticSAM(nn.Module):
+    """Semantic-SAM (arXiv 2307.04767).
+
+    Attributes:
+        config: sizes of every part.
+        dtype: compute dtype; parameters, boxes and mask logits are float32.
+        remat: recompute stacked layers in the backward pass.
+    """
+
+    config: ModelConfig
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+    def setup(self) -> None:
+        """Declares the parts; which ones exist depends on the configuration alone."""
+        config, decoder = self.config, self.config.decoder
+        has_lite = isinstance(config.backbone, EfficientNetLiteConfig)
+        backbone = EfficientNetLite if has_lite else Swin
+        common = {"dtype": self.dtype, "remat": self.remat}
+        self.backbone = backbone(config.backbone, **common)
+        self.pixel_decoder = PixelDecoder(config.pixel_decoder, **common)
+        self.prompt_encoder = PromptEncoder(
+            decoder.dim, decoder.num_tokens, decoder.noise_scale, decoder.point_noise_factor
+        )
+        self.decoder = Decoder(decoder, config.pixel_decoder.mask_dim, **common)
+        if config.has_generic:
+            self.query_selector = QuerySelector(decoder.num_queries, dtype=self.dtype)
+            self.denoising = Denoising(decoder.dim, decoder.text_dim, decoder.noise_scale)
+        if config.text is not None:
+            self.text_encoder = TextEncoder(config.text, decoder.text_dim, **common)
+
+    def encode_image(
+        self,
+        image: UInt8[Array, "b h w 3"],
+        size_hw: Int[Array, "b 2"],
+        *,
+        train: bool = False,
+    ) -> Pyramid:
+        """Encodes images.
+
+        Args:
+            image: RGB in the top-left corner of the canvas; h and w multiples of 32.
+            size_hw: valid pixels of each image; the rest of the canvas is set to the mean
+                colour, that is zero after normalisation, and is not masked any further.
+            train: drops residual paths at random (rng stream "drop_path").
+
+        Raises:
+            ShapeError: the canvas is no multiple of 32.
+        """
+        h, w = image.shape[1:3]
+        if h % _CANVAS_MULTIPLE or w % _CANVAS_MULTIPLE:
+            raise ShapeError(
+                f"SemanticSAM.encode_image: canvas is {h} x {w}, wanted multiples of "
+                f"{_CANVAS_MULTIPLE}; pad the image right and bottom with zeros."
+            )
+        mean = jnp.asarray(self.config.pixel_mean, jnp.float32)[None, None, None]
+        std = jnp.asarray(self.config.pixel_std, jnp.float32)[None, None, None]
+        pixels = (image.astype(jnp.float32) - mean) / std
+        is_row = jnp.arange(h)[None, :, None] < size_hw[:, 0, None, None]
+        is_column = jnp.arange(w)[None, None, :] < size_hw[:, 1, None, None]
+        pixels = jnp.where((is_row & is_column)[..., None], pixels, 0.0)
+        return self.pixel_decoder(self.backbone(pixels.astype(self.dtype), train=train))
+
+    def decode_prompts(
+        self,
+        pyramid: Pyramid,
+        prompts: Prompts,
+        text: TextTable | None = None,
+        *,
+        all_layers: bool = False,
+        isolate: bool = True,
+        noise: Float[Array, "b p 4"] | None = None,
+        is_box: Bool[Array, "b p"] | None = None,
+    ) -> Predictions:
+        """Answers clicks and boxes with k tokens each.
+
+        Args:
+            pyramid: encoded images.
+            prompts: clicks and boxes in fractions of the canvas.
+            text: names to score, or None.
+            all_layers: return every layer (training) instead of the last.
+            isolate: prompts do not see each other. False lets all valid prompts of an
+                image attend to each other, as the original demo does.
+            noise: uniform[0,1) box noise of training, with `is_box`.
+            is_box: which prompts are boxes; read only with `noise`.
+
+        Returns:
+            Predictions [l,b,p,k,...], l = 1 unless `all_layers`.
+        """
+        tokens = self.prompt_encoder(prompts, noise=noise, is_box=is_box)
+        b, p, k, c = tokens.content.shape
+        blocked = None
+        if not isolate:
+            is_hidden = jnp.repeat(~prompts.valid, k, axis=1)[:, None]
+            blocked = jnp.broadcast_to(is_hidden, (b, p * k, p * k))
+        states = self.decoder(
+            tokens.content.reshape(b, p * k, c),
+            jnp.repeat(tokens.references, k, axis=1),
+            make_memory(pyramid.levels),
+            group=k if isolate else None,
+            blocked=blocked,
+        )
+        if not all_layers:
+            states = DecoderStates(outputs=states.outputs[-1:], references=states.references[-2:])
+        out = self.decoder.predict(states, text, has_ious=True)
+        return jax.tree.map(lambda x: x.reshape(x.shape[0], b, p, k, *x.shape[3:]), out)
+
+    def decode_generic(
+        self,
+        pyramid: Pyramid,
+        text: TextTable,
+        *,
+        vocab_valid: Bool[Array, "b v"] | None = None,
+        denoising: DenoisingTargets | None = None,
+    ) -> GenericPredictions:
+        """Finds and names everything in the vocabulary, without prompts.
+
+        Args:
+            pyramid: encoded images.
+            text: names of objects and parts; parts may have no rows.
+            vocab_valid: names that may pull in a query, None for all of them.
+            denoising: ground truth for denoising queries (training), or None.
+
+        Returns:
+            Predictions before the first and after every layer, of the selected encoder
+            tokens, and of the denoising slots.
+
+        Raises:
+            ConfigError: the model has no generic branch.
+        """
+        if not self.config.has_generic:
+            raise ConfigError(
+                "SemanticSAM.decode_generic: this model has no generic branch "
+                "(model.has_generic is False); set it to True and train the branch."
+            )
+        memory = make_memory(pyramid.levels)
+        selected = self.query_selector(
+            memory.tokens,
+            memory.shapes,
+            lambda content: self.decoder.score(content, text, vocab_valid),
+        )
+        anchors = self.decoder.refine_anchors(selected.content, selected.anchors)
+        proposals = self.decoder.predict_first(selected.content, anchors, text)
+        # The decoder learns to use proposals, not to change them.
+        content, references = jax.lax.stop_gradient((selected.content, anchors))
+        blocked, slots, num_slots = None, None, 0
+        if denoising is not None:
+            noised = self.denoising(denoising, text)
+            slots, num_slots = noised.queries, noised.content.shape[1]
+            blocked = attention_mask(slots, content.shape[1])
+            content = jnp.concatenate([noised.content.astype(content.dtype), content], axis=1)
+            references = jnp.concatenate([noised.references, references], axis=1)
+        first = self.decoder.predict_first(content, references, text)
+        states = self.decoder(content, references, memory, blocked=blocked)
+        rest = self.decoder.predict(states, text, has_ious=False)
+        layers = jax.tree.map(lambda a, z: jnp.concatenate([a[None], z]), first, rest)
+        return GenericPredictions(
+            layers=jax.tree.map(lambda x: x[:, :, num_slots:], layers),
+            proposals=proposals,
+            denoising=(
+                None if slots is None else jax.tree.map(lambda x: x[:, :, :num_slots], layers)
+            ),
+            denoising_queries=slots,
+        )
+
+    def encode_text(self, token_ids: Int[Array, "n t"]) -> Float[Array, "n d"]:
+        """Unit-length float32 embeddings of tokenised names.
+
+        Raises:
+            ConfigError: the model has no text tower.
+        """
+        if self.config.text is None:
+            raise ConfigError(
+                "SemanticSAM.encode_text: this model has no text tower (model.text is "
+                "None); choose a preset with one, or pass a stored table of names."
+            )
+        return self.text_encoder(token_ids)
+
+    def init_all(self) -> None:
+        """Touches every parameter once on a small canvas; used by `init_params`."""
+        decoder = self.config.decoder
+        image = jnp.zeros((1, _INIT_CANVAS, _INIT_CANVAS, 3), jnp.uint8)
+        pyramid = self.encode_image(image, jnp.full((1, 2), _INIT_CANVAS, jnp.int32))
+        boxes = jnp.full((1, 1, 4), 0.5)
+        valid, name = jnp.ones((1, 1), bool), jnp.zeros((1, 1), jnp.int32)
+        self.decode_prompts(pyramid, Prompts(boxes=boxes, type_index=name, valid=valid))
+        if self.config.has_generic:
+            text = TextTable(
+                objects=jnp.ones((1, decoder.text_dim)), parts=jnp.ones((0, decoder.text_dim))
+            )
+            targets = DenoisingTargets(
+                boxes=boxes, object_id=name, part_id=name - 1, instance_valid=valid, noise=boxes
+            )
+            self.decode_generic(pyramid, text, denoising=targets)
+        if self.config.text is not None:
+            self.encode_text(jnp.zeros((1, self.config.text.context_length), jnp.int32))
+
+
+def init_params(model: SemanticSAM, key: Array) -> Any:
+    """Random float32 parameters of every branch (the "params" collection).
+
+    Works under `jax.jit` and `jax.eval_shape`.
+    """
+    return model.init(key, method="init_all")["params"]
