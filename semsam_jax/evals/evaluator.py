@@ -1,7 +1,7 @@
 """What all evaluators have in common: feed them rows in any order, merge them, ask once."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -30,7 +30,7 @@ class Evaluator(Protocol[Row, Result]):
         """Computes the metric of everything processed so far."""
 
 
-def exact_mean(values: Iterable[float]) -> float:
+def exact_mean(values: np.ndarray | Sequence[float]) -> float:
     """Mean that does not depend on the order of summation; nan for no values."""
-    listed = np.asarray(list(values) if not isinstance(values, np.ndarray) else values, np.float64)
+    listed = np.asarray(values, np.float64)
     return math.fsum(listed.ravel().tolist()) / listed.size if listed.size else math.nan

@@ -15,7 +15,7 @@ from flax import linen as nn
 
 from semsam_jax.evals.clicks import CLICK_BOX_PX, centre_click, click_boxes
 from semsam_jax.evals.evaluator import exact_mean
-from semsam_jax.evals.prompt_scores import PromptRunner, PromptScores
+from semsam_jax.evals.prompt_scores import PromptRunner
 from semsam_jax.evals.samples import SIZE_NAMES, EvalSample, size_class
 
 
@@ -203,32 +203,55 @@ def score_clicks(
     runner: PromptRunner, sample: EvalSample, protocol: ClickProtocol
 ) -> tuple[ClickTable, int]:
     """Clicks every instance of one image; returns its rows and the number of masks skipped."""
-    crowd = sample.flags("is_crowd", False)
-    rows, masks, clicks = [], [], []
-    for index in range(len(sample.masks)):
-        if crowd[index] and protocol.skip_crowd:
-            continue
-        mask = sample.mask(index)
-        click = centre_click(mask)
-        if click is None:
-            continue
-        rows.append(index)
-        masks.append(mask)
-        clicks.append(click if sample.clicks_xy is None else tuple(sample.clicks_xy[index]))
+    rows, masks = scored_masks(sample, protocol.skip_crowd)
+    clicks = []
+    for row, mask in zip(rows, masks, strict=True):
+        given = sample.clicks_xy is not None
+        clicks.append(tuple(sample.clicks_xy[row]) if given else centre_click(mask))
     clicks_xy = np.asarray(clicks, np.int64).reshape(-1, 2)
     boxes = click_boxes(clicks_xy, sample.image.shape[:2], protocol.click_box_px)
     types = np.full(len(rows), protocol.point_type)
-    if rows:
-        scores = runner.score(runner.encode(sample), sample, boxes, types, [[m] for m in masks])
-    else:
-        empty = np.zeros((0, 0))
-        scores = PromptScores(empty, empty[..., None], empty, np.zeros((0, 1)))
-    return _table(sample, rows, clicks_xy, scores), len(sample.masks) - len(rows)
+    table = score_prompts(runner, sample, rows, masks, clicks_xy, boxes, types)
+    return table, len(sample.masks) - len(rows)
 
 
-def _table(
-    sample: EvalSample, rows: list[int], clicks_xy: np.ndarray, scores: PromptScores
+def scored_masks(sample: EvalSample, skip_crowd: bool) -> tuple[list[int], list[np.ndarray]]:
+    """Indices and masks of the instances that count: with a pixel, and no crowd."""
+    crowd = sample.flags("is_crowd", False)
+    rows, masks = [], []
+    for index in range(len(sample.masks)):
+        if crowd[index] and skip_crowd:
+            continue
+        mask = sample.mask(index)
+        if mask.any():
+            rows.append(index)
+            masks.append(mask)
+    return rows, masks
+
+
+def score_prompts(
+    runner: PromptRunner,
+    sample: EvalSample,
+    rows: list[int],
+    masks: list[np.ndarray],
+    clicks_xy: np.ndarray,
+    boxes: np.ndarray,
+    types: np.ndarray,
 ) -> ClickTable:
+    """Answers one prompt per instance and tabulates the scores.
+
+    Args:
+        runner: the model.
+        sample: the image.
+        rows: indices of the scored instances of the sample, n of them.
+        masks: their masks, bool [h, w].
+        clicks_xy: int [n, 2], kept for the report.
+        boxes: float32 [n, 4] prompts, cxcywh fractions of the canvas.
+        types: int [n] prompt types.
+    """
+    if not rows:
+        return empty_table()
+    scores = runner.score(runner.encode(sample), sample, boxes, types, [[m] for m in masks])
     pixels = float(np.prod(sample.size_hw))
     area = scores.target_area[:, 0]
     return ClickTable(
@@ -245,21 +268,26 @@ def _table(
     )
 
 
+def empty_table() -> ClickTable:
+    """A table without rows."""
+    return ClickTable(
+        image_id=np.zeros(0, object),
+        dataset=np.zeros(0, object),
+        instance_id=np.zeros(0, np.int64),
+        is_thing=np.zeros(0, bool),
+        click_xy=np.zeros((0, 2), np.int64),
+        iou=np.zeros((0, 0)),
+        pred_iou=np.zeros((0, 0), np.float32),
+        pred_area=np.zeros((0, 0)),
+        area=np.zeros(0),
+        area_px=np.zeros(0),
+    )
+
+
 def _sorted(tables: list[ClickTable]) -> ClickTable:
     """One table in an order that does not depend on how the rows arrived."""
     if not tables:
-        return ClickTable(
-            image_id=np.zeros(0, object),
-            dataset=np.zeros(0, object),
-            instance_id=np.zeros(0, np.int64),
-            is_thing=np.zeros(0, bool),
-            click_xy=np.zeros((0, 2), np.int64),
-            iou=np.zeros((0, 0)),
-            pred_iou=np.zeros((0, 0), np.float32),
-            pred_area=np.zeros((0, 0)),
-            area=np.zeros(0),
-            area_px=np.zeros(0),
-        )
+        return empty_table()
     names = [field.name for field in dataclasses.fields(ClickTable)]
     joined = ClickTable(**{n: np.concatenate([getattr(t, n) for t in tables]) for n in names})
     keys = (joined.instance_id, joined.image_id.astype(str), joined.dataset.astype(str))

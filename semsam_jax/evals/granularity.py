@@ -1,0 +1,182 @@
+"""1-IoU at all granularities: does one click bring back every mask that lies under it?
+
+For a click c let T(c) be all ground-truth masks that contain it and O(c) the model's masks.
+
+    A(c)    = one-to-one assignment of T(c) to O(c) with the largest sum of IoUs
+    matched = mean of IoU over all pairs of all A(c)
+    full    = the same, with IoU 0 for every target that was left without an output
+
+A model with fewer outputs than targets is completed by further clicks in the same mask,
+whose outputs join O(c) (three outputs and two clicks make six).
+
+The reference names this evaluation but its code cannot run (SPEC section x and quirk 20);
+this is the definition in the paper's words: arXiv 2307.04767, section 4.2 and table 5.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+
+import numpy as np
+from flax import linen as nn
+from scipy.optimize import linear_sum_assignment
+
+from semsam_jax.evals.clicks import CLICK_BOX_PX, centre_click, click_boxes, distance_inside
+from semsam_jax.evals.evaluator import exact_mean
+from semsam_jax.evals.one_click import scored_masks
+from semsam_jax.evals.prompt_scores import PromptRunner
+from semsam_jax.evals.samples import EvalSample
+
+TARGETS_STEP = 8
+"""The target axis is padded to a multiple of this, so that few programs are compiled."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GranularityProtocol:
+    """How clicks are made and which outputs count.
+
+    Attributes:
+        click_box_px, point_type, isolate, skip_crowd: as in the 1-click protocol.
+        outputs_per_click: use only this many outputs, best predicted quality first (3 makes
+            the model comparable to one with three outputs); None for all.
+        clicks_per_mask: how many clicks pool their outputs.
+    """
+
+    click_box_px: float = CLICK_BOX_PX
+    point_type: int = 0
+    isolate: bool = True
+    skip_crowd: bool = True
+    outputs_per_click: int | None = None
+    clicks_per_mask: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class GranularityResult:
+    """Means in 0..1, nan where there is nothing to average.
+
+    Attributes:
+        iou_matched: mean IoU over assigned pairs.
+        iou_full: mean IoU over all targets, unassigned ones count 0.
+        num_clicks, num_targets, num_pairs: what was averaged.
+        by_num_targets: number of masks under the click -> (mean matched IoU, clicks).
+    """
+
+    iou_matched: float
+    iou_full: float
+    num_clicks: int
+    num_targets: int
+    num_pairs: int
+    by_num_targets: dict[int, tuple[float, int]]
+
+    def scalars(self) -> dict[str, float]:
+        """Flat numbers for a log, percent."""
+        return {
+            "all_granularity_iou": 100 * self.iou_matched,
+            "all_granularity_iou_full": 100 * self.iou_full,
+            "num_clicks": float(self.num_clicks),
+        }
+
+
+class GranularityEvaluator:
+    """Collects the assigned IoUs of clicks."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets everything that was processed."""
+        self._clicks: list[tuple[int, np.ndarray]] = []
+
+    def process(self, iou: np.ndarray) -> None:
+        """Takes one click: IoU [outputs, targets] of all its outputs with all its targets."""
+        outputs, targets = linear_sum_assignment(iou, maximize=True)
+        self._clicks.append((iou.shape[1], iou[outputs, targets]))
+
+    def merge(self, other: "GranularityEvaluator") -> None:
+        """Adds everything that another evaluator has processed."""
+        self._clicks += other._clicks
+
+    def result(self) -> GranularityResult:
+        """Computes the means."""
+        pairs = [iou for _, matched in self._clicks for iou in matched]
+        num_targets = sum(count for count, _ in self._clicks)
+        groups = {}
+        for count in sorted({count for count, _ in self._clicks}):
+            members = [matched for n, matched in self._clicks if n == count]
+            groups[count] = (exact_mean(np.concatenate(members)), len(members))
+        return GranularityResult(
+            iou_matched=exact_mean(pairs),
+            iou_full=exact_mean(pairs + [0.0] * (num_targets - len(pairs))),
+            num_clicks=len(self._clicks),
+            num_targets=num_targets,
+            num_pairs=len(pairs),
+            by_num_targets=groups,
+        )
+
+
+def evaluate_granularity(
+    model: nn.Module,
+    params: dict,
+    samples: Iterable[EvalSample],
+    *,
+    prompts_per_call: int = 16,
+    protocol: GranularityProtocol | None = None,
+) -> GranularityResult:
+    """Clicks the centre of every mask once; equal clicks of an image count once."""
+    protocol = protocol or GranularityProtocol()
+    runner = PromptRunner(model, params, prompts_per_call, isolate=protocol.isolate)
+    evaluator = GranularityEvaluator()
+    for sample in samples:
+        for iou in click_ious(runner, sample, protocol):
+            evaluator.process(iou)
+    return evaluator.result()
+
+
+def click_ious(
+    runner: PromptRunner, sample: EvalSample, protocol: GranularityProtocol
+) -> list[np.ndarray]:
+    """IoU [outputs, targets] of every distinct click of one image."""
+    _, masks = scored_masks(sample, protocol.skip_crowd)
+    groups: dict[tuple, list[np.ndarray]] = {}
+    for mask in masks:
+        clicks = pooled_clicks(mask, protocol.clicks_per_mask)
+        x, y = clicks[0]
+        groups.setdefault(tuple(clicks), [m for m in masks if m[y, x]])
+    if not groups:
+        return []
+    clicks_xy = np.asarray([click for clicks in groups for click in clicks])
+    owner = np.repeat(np.arange(len(groups)), [len(clicks) for clicks in groups])
+    targets = list(groups.values())
+    most = max(len(masks) for masks in targets)
+    scores = runner.score(
+        runner.encode(sample),
+        sample,
+        click_boxes(clicks_xy, sample.image.shape[:2], protocol.click_box_px),
+        np.full(len(clicks_xy), protocol.point_type),
+        [targets[group] for group in owner],
+        max_targets=-(-most // TARGETS_STEP) * TARGETS_STEP,
+    )
+    best = np.argsort(-scores.pred_ious, axis=1, kind="stable")[:, : protocol.outputs_per_click]
+    kept = np.take_along_axis(scores.iou, best[..., None], axis=1)
+    return [
+        kept[owner == group].reshape(-1, kept.shape[-1])[:, : len(masks)]
+        for group, masks in enumerate(targets)
+    ]
+
+
+def pooled_clicks(mask: np.ndarray, count: int) -> list[tuple[int, int]]:
+    """Up to `count` clicks in a non-empty mask, each at the centre of what is left.
+
+    After each click the largest inscribed circle around it is taken out of the mask; fewer
+    clicks are returned when nothing is left.
+    """
+    left = mask.copy()
+    clicks = []
+    rows, columns = np.ogrid[: mask.shape[0], : mask.shape[1]]
+    while len(clicks) < count:
+        click = centre_click(left)
+        if click is None:
+            break
+        clicks.append(click)
+        radius = distance_inside(left)[click[1], click[0]]
+        left &= (columns - click[0]) ** 2 + (rows - click[1]) ** 2 >= radius**2
+    return clicks
