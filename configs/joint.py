@@ -1,10 +1,10 @@
 """Joint training on seven datasets.
 
-    python -m semsam_jax.main --config=configs/joint.py --workdir=DIR
-        preset `lite` on the embedded sample: under 10 minutes on 2 CPU cores.
-    python -m semsam_jax.main --config=configs/joint.py:swin_t --config.data.root=... --workdir=DIR
-    python -m semsam_jax.main --config=configs/joint.py:swin_l --config.data.root=... --workdir=DIR
-        the paper's recipe (arXiv 2307.04767) on the real datasets, global batch 64.
+python -m semsam_jax.main --config=configs/joint.py --workdir=DIR
+    preset `lite` on the embedded sample: under 10 minutes on 2 CPU cores.
+python -m semsam_jax.main --config=configs/joint.py:swin_t --config.data.root=... --workdir=DIR
+python -m semsam_jax.main --config=configs/joint.py:swin_l --config.data.root=... --workdir=DIR
+    the paper's recipe (arXiv 2307.04767) on the real datasets, global batch 64.
 """
 
 from ml_collections import ConfigDict
@@ -41,6 +41,7 @@ def _lite(config: ConfigDict) -> ConfigDict:
     config.data.max_instances = 40
     config.data.num_prompts = 12
     config.data.scale_jitter = (0.7, 1.6)
+    config.data.sa1b_jitter = (0.7, 1.6)
     config.optimizer.learning_rate = 5e-4
     config.optimizer.warmup_steps = 20
     config.optimizer.schedule = "cosine"

@@ -54,6 +54,7 @@ class DataChoice:
         hierarchy: whether labelled clicks also target the wholes of a part.
         granularity_balance: share of prompts drawn evenly over mask sizes.
         scale_jitter: (low, high) of the large-scale jitter for labelled data.
+        sa1b_jitter: (low, high) of the scale jitter for SA-1B.
         num_workers: input processes; 0 reads in threads of the main process.
     """
 
@@ -71,6 +72,7 @@ class DataChoice:
     hierarchy: bool = False
     granularity_balance: float = 0.0
     scale_jitter: tuple[float, float] = (0.1, 2.0)
+    sa1b_jitter: tuple[float, float] = (0.99, 1.01)
     num_workers: int = 0
 
 

@@ -36,6 +36,7 @@ def base() -> ConfigDict:
                 "hierarchy": False,
                 "granularity_balance": 0.0,
                 "scale_jitter": (0.1, 2.0),
+                "sa1b_jitter": (0.99, 1.01),
                 "num_workers": 0,
             },
             "text": {"source": "table", "table": ""},

@@ -6,7 +6,6 @@ import jax
 
 from semsam_jax.core.errors import ConfigError
 
-
 _CLUSTER_MARKERS = (
     "TPU_WORKER_HOSTNAMES",
     "SLURM_NTASKS",

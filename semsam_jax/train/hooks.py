@@ -65,7 +65,6 @@ class Meter:
     def __init__(self, rows: int):
         self._rows = rows
         self.restart()
-        self._total = self._window
 
     def restart(self) -> None:
         """Forgets everything measured so far (compilation, for one)."""
@@ -80,15 +79,10 @@ class Meter:
         yield
         self._window[2] += time.perf_counter() - start
 
-    @contextmanager
-    def step(self) -> Iterator[None]:
-        """Counts a step."""
-        yield
+    def count_step(self, matching_sec: float) -> None:
+        """Counts a step and the time that the host took to solve its assignments."""
         self._window[0] += 1
-
-    def add_matching(self, seconds: float) -> None:
-        """Adds the time that the host took to solve the assignments of a step."""
-        self._window[3] += seconds
+        self._window[3] += matching_sec
 
     def values(self) -> dict[str, float]:
         """Returns rates since the last call and starts a new window."""

@@ -7,14 +7,14 @@ restore -> (evaluate, save, next(data), step), and once more evaluate and save a
 import dataclasses
 import json
 import os
-
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from clu import parameter_overview
 
+from data_pipelines.vocabulary import Vocabulary
 from semsam_jax import config as config_lib
 from semsam_jax.config import RunConfig
 from semsam_jax.core import checkpoint_io
@@ -22,9 +22,10 @@ from semsam_jax.criterion.total import CriterionConfig, LossWeights
 from semsam_jax.models import presets
 from semsam_jax.models.semantic_sam import SemanticSAM
 from semsam_jax.parallel.mesh import build_mesh, num_batch_shards
-from semsam_jax.train import hooks
+from semsam_jax.train import hooks, pictures, report
+from semsam_jax.train import input as input_lib
 from semsam_jax.train.checkpoints import Checkpoints
-from semsam_jax.train.input import Input, build_input
+from semsam_jax.train.evaluation import Evaluator
 from semsam_jax.train.optimizer import build_optimizer
 from semsam_jax.train.state import shard_state
 from semsam_jax.train.step import TrainStep
@@ -43,151 +44,165 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> dict:
         SemSamError: with the fix, for everything that a user can repair.
         SystemExit: code `hooks.RESTART_CODE` after SIGTERM, once the state is saved.
     """
-    clock = hooks.Clock()
-    guard = hooks.PreemptionGuard()
+    clock, guard = hooks.Clock(), hooks.PreemptionGuard()
     workdir = Path(workdir)
     mesh = build_mesh(run.fsdp)
     config_lib.check_batch(run, num_batch_shards(mesh))
     checkpoints = Checkpoints(workdir, run.keep)
 
-    data = build_input(run, mesh)
-    hooks.announce(run, data, mesh, workdir)
+    vocabulary = input_lib.open_vocabulary(input_lib.used_datasets(run))
     model_config = presets.model_config(run.model.preset)
-    model = SemanticSAM(model_config, dtype=run.model.dtype, remat=run.model.remat)
-    text = build_text(run, model_config, data.vocabulary, mesh)
+    text = build_text(run, model_config, vocabulary.names, vocabulary.num_objects, mesh)
+    data = input_lib.build_input(run, vocabulary, text.name_mask, mesh)
+    samples = input_lib.evaluation_samples(run, vocabulary)
+    report.announce(run, data.text, len(samples), mesh, workdir)
+
+    model = SemanticSAM(model_config, dtype=jnp.dtype(run.model.dtype), remat=run.model.remat)
     params = initial_params(run, model)
-    frozen = hooks.frozen_groups(model_config)
-    tx = build_optimizer(run.optimizer, run.steps, frozen)
+    tx = build_optimizer(run.optimizer, run.steps, frozen_groups(model_config, run))
     state = shard_state(params, tx, run.optimizer.ema > 0, mesh)
     del params
-    _write_overview(workdir, state.params, data)
+    _write_overviews(workdir, state.params, data.text)
 
-    meta = build_meta(run, data, text.meta)
+    meta = build_meta(run, model_config, vocabulary, text.meta, data.mixture)
     restored = checkpoints.restore(state, meta)
     if restored is not None:
         state, data_state = restored
         data.restore(data_state)
         saved = checkpoint_io.read_meta(workdir)
-        meta = {**meta, "level_order": saved["level_order"], "before": saved["before"]}
-        hooks.say(f"resumed at step {int(state.step)} of {run.steps}")
+        meta |= {"level_order": saved["level_order"], "before": saved["before"]}
+        report.say(f"resumed at step {int(state.step)} of {run.steps}")
 
     step_fn = TrainStep(
         model=model,
         tx=tx,
-        criterion=criterion_config(run, data),
+        criterion=criterion_config(run, vocabulary.num_objects),
         mesh=mesh,
-        num_objects=data.vocabulary.num_objects,
+        num_objects=vocabulary.num_objects,
         seed=run.seed,
         ema=run.optimizer.ema,
     )
-    evaluator = hooks.Evaluator(run, model, data)
-    writer = MetricWriter(workdir)
-    progress = ProgressLine(run.steps)
+    evaluator = Evaluator(model, samples)
+    writer, progress = MetricWriter(workdir), ProgressLine(run.steps)
     meter = hooks.Meter(rows=run.data.interactive_batch + run.data.generic_batch)
-    watch = hooks.NonFiniteWatch(data)
+    watch = hooks.NonFiniteWatch(lambda step: f"batch {step} of seed {run.seed}")
 
     step = int(state.step)
     if step == 0:
         meta["before"] = evaluator.run(state, writer)
     while step < run.steps:
         if run.eval_every and step and step % run.eval_every == 0:
-            meta["level_order"] = evaluator.calibrate(evaluator.run(state, writer))
+            evaluator.run(state, writer)
+            meta["level_order"] = evaluator.level_order(meta["level_order"])
         if guard.is_requested(step) or clock.is_over(run.time_limit_sec):
+            watch.check_all()
             checkpoints.save(state, data.state(step), meta, wait=True)
-            checkpoints.close()
-            writer.close()
-            hooks.say(f"stopped at step {step} and saved; the same command resumes")
+            report.say(f"stopped at step {step} and saved; the same command resumes")
             raise SystemExit(hooks.RESTART_CODE)
         if step and step % run.save_every == 0:
             watch.check_all()
             checkpoints.save(state, data.state(step), meta)
         with meter.input():
             batch = next(data)
-        with meter.step():
-            state, metrics, report = step_fn(state, batch, text.inputs(step))
-            meter.add_matching(report.host_sec)
-            watch.add(step, metrics)
+        state, metrics, matching = step_fn(state, batch, text.inputs(step))
+        meter.count_step(matching.host_sec)
+        watch.add(step, metrics)
         step += 1
-        if step == 1 or clock.first_step_sec is None:
+        if clock.first_step_sec is None:
             jax.block_until_ready(metrics)
             clock.first_step_sec = clock.elapsed()
             meter.restart()
         if step % run.log_every == 0 or step == run.steps:
-            values = watch.check_all()
-            values |= meter.values()
+            values = watch.check_all() | meter.values()
             writer.write_scalars(step, values)
             progress.report(step, values)
+    data.close()
 
-    after = evaluator.run(state, writer)
-    meta["level_order"] = evaluator.calibrate(after)
-    meta["after"] = after
+    meta["after"] = evaluator.run(state, writer)
+    meta["level_order"] = evaluator.level_order(meta["level_order"])
     checkpoints.save(state, data.state(step), meta, wait=True)
     checkpoints.close()
-    summary = hooks.summarize(run, data, clock, meter, watch, meta)
+    summary = report.summarize(run, clock, meter.totals(), watch, meta)
     if jax.process_index() == 0:
-        evaluator.write_pictures(state, meta, workdir, writer)
+        picture = pictures.draw_predictions(workdir, samples)
+        if picture is not None:
+            writer.write_images(step, {"predictions": picture})
         (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         checkpoint_io.remember_last_run(workdir)
     writer.close()
-    hooks.say_summary(summary, workdir)
+    report.say_summary(summary, workdir)
     return summary
 
 
-def criterion_config(run: RunConfig, data: Input) -> CriterionConfig:
+def frozen_groups(config: presets.ModelConfig, run: RunConfig) -> tuple[str, ...]:
+    """Top-level parameter groups that never change in this run."""
+    is_fixed = isinstance(config.backbone, presets.EfficientNetLiteConfig)
+    frozen = ["backbone"] if is_fixed and not config.backbone.is_trained else []
+    if run.text.source == "table" and config.text is not None:
+        frozen.append("text_encoder")
+    return tuple(frozen)
+
+
+def criterion_config(run: RunConfig, num_objects: int) -> CriterionConfig:
     """Maps the config group `loss` to the criterion's own fields."""
     loss = run.loss
-    weights = LossWeights(
-        **{field.name: getattr(loss, field.name) for field in dataclasses.fields(LossWeights)}
-    )
+    names = [field.name for field in dataclasses.fields(LossWeights)]
     return CriterionConfig(
-        weights=weights,
+        weights=LossWeights(**{name: getattr(loss, name) for name in names}),
         num_points=loss.num_points,
         match_points=loss.match_points,
         many_to_one=loss.many_to_one,
         detach_iou_target=loss.detach_iou_target,
-        num_objects=data.vocabulary.num_objects,
+        num_objects=num_objects,
         interactive=loss.interactive,
         generic=loss.generic,
     )
 
 
-def build_meta(run: RunConfig, data: Input, text_meta: dict) -> dict:
+def build_meta(
+    run: RunConfig,
+    model_config: presets.ModelConfig,
+    vocabulary: Vocabulary,
+    text_meta: dict,
+    mixture: dict,
+) -> dict:
     """Everything that a checkpoint says about itself (DESIGN section 3)."""
-    model_config = presets.model_config(run.model.preset)
-    labelled = any(share > 0 for name, share in run.data.datasets.items() if name != "sa1b")
+    has_labels = any(share > 0 for name, share in run.data.datasets.items() if name != "sa1b")
+    plain = json.loads(json.dumps(run.to_dict()))
     return {
         "preset": run.model.preset,
         "model_config": json.loads(presets.to_json(model_config)),
-        "config": run.to_dict(),
+        "config": plain,
         "image_size": run.data.image_size,
         "level_order": list(range(model_config.decoder.num_tokens)),
         "prompt_preset": "own",
-        "class_heads_trained": labelled or run.data.generic_batch > 0,
+        "class_heads_trained": has_labels or run.data.generic_batch > 0,
         "has_ema": run.optimizer.ema > 0,
         "text": text_meta,
         "vocabulary": {
-            "objects": list(dict.fromkeys(data.vocabulary.object_names)),
-            "parts": list(dict.fromkeys(data.vocabulary.part_names)),
-            "hash": data.vocabulary.fingerprint,
+            "objects": list(dict.fromkeys(vocabulary.object_names)),
+            "parts": list(dict.fromkeys(vocabulary.part_names)),
+            "hash": vocabulary.fingerprint,
         },
-        "mixture": data.mixture_table,
+        "mixture": mixture,
         "before": None,
         "must_match": {
             "preset": run.model.preset,
-            "vocabulary": data.vocabulary.fingerprint,
+            "vocabulary": vocabulary.fingerprint,
             "seed": run.seed,
             "steps": run.steps,
-            "data": json.loads(json.dumps(run.to_dict()["data"])) | {"num_workers": 0},
-            "optimizer": json.loads(json.dumps(run.to_dict()["optimizer"])),
+            "data": plain["data"] | {"num_workers": 0, "root": ""},
+            "text": plain["text"],
+            "loss": plain["loss"],
+            "optimizer": plain["optimizer"],
         },
     }
 
 
-def _write_overview(workdir: Path, params: dict, data: Input) -> None:
+def _write_overviews(workdir: Path, params: dict, mixture_text: str) -> None:
     if jax.process_index() != 0:
         return
     shapes = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), params)
     overview = parameter_overview.get_parameter_overview(shapes, include_stats=False)
     (workdir / "parameters.txt").write_text(overview + "\n")
-    (workdir / "mixture.txt").write_text(data.mixture_text + "\n")
-    logging.info("parameters:\n%s", overview)
+    (workdir / "mixture.txt").write_text(mixture_text + "\n")

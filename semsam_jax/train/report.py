@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 
 from semsam_jax.config import RunConfig
+from semsam_jax.train.hooks import Clock, NonFiniteWatch
 from semsam_jax.train.writers import format_duration
 
 
@@ -38,16 +39,17 @@ def announce(run: RunConfig, mixture_text: str, num_eval: int, mesh, workdir: Pa
 
 
 def summarize(
-    run: RunConfig, seconds: float, first_step_sec: float | None, totals: dict, watch, meta: dict
+    run: RunConfig, clock: Clock, totals: dict, watch: NonFiniteWatch, meta: dict
 ) -> dict:
     """Collects the summary of a finished run; IoU figures are fractions."""
+    first_step = clock.first_step_sec
     before, after = meta.get("before") or {}, meta.get("after") or {}
     return {
         "preset": run.model.preset,
         "data": run.data.root or "embedded sample",
         "steps": run.steps,
-        "seconds": round(seconds, 1),
-        "seconds_to_first_step": None if first_step_sec is None else round(first_step_sec, 1),
+        "seconds": round(clock.elapsed(), 1),
+        "seconds_to_first_step": first_step and round(first_step, 1),
         "images_per_sec": round(totals["images_per_sec"], 2),
         "loss_first": (watch.first or {}).get("loss/total"),
         "loss_last": watch.last.get("loss/total"),

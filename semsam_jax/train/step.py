@@ -28,6 +28,7 @@ from semsam_jax.core.structs import (
 from semsam_jax.criterion.total import CriterionConfig, total_loss
 from semsam_jax.matching.costs import prompt_costs, query_costs
 from semsam_jax.matching.transport import AssignReport, assign
+from semsam_jax.models.denoising import DenoisingTargets
 from semsam_jax.models.semantic_sam import SemanticSAM
 from semsam_jax.parallel.mesh import batch_sharding, num_batch_shards
 from semsam_jax.train.state import TrainState
@@ -148,7 +149,13 @@ class TrainStep:
             )
             noise = jax.random.uniform(keys[1], interactive.prompt_box.shape)
             predictions = call(
-                "decode_prompts", first, prompts, table, all_layers=True, noise=noise
+                "decode_prompts",
+                first,
+                prompts,
+                table,
+                all_layers=True,
+                noise=noise,
+                is_box=interactive.prompt_is_box,
             )
             outputs = outputs.replace(prompts=predictions, prompt_features=first.mask_features)
         if generic is not None:
@@ -159,7 +166,13 @@ class TrainStep:
                 second,
                 table,
                 vocab_valid=generic.vocab_valid,
-                denoising={"rows": generic, "noise": noise},
+                denoising=DenoisingTargets(
+                    boxes=generic.boxes,
+                    object_id=generic.object_id,
+                    part_id=generic.part_id,
+                    instance_valid=generic.instance_valid,
+                    noise=noise,
+                ),
             )
             outputs = outputs.replace(queries=predictions, query_features=second.mask_features)
         return outputs

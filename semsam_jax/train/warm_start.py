@@ -8,7 +8,7 @@ from semsam_jax.core import checkpoint_io
 from semsam_jax.core.errors import CheckpointError, ConfigError
 from semsam_jax.models import efficientnet_lite
 from semsam_jax.models.presets import EfficientNetLiteConfig
-from semsam_jax.models.semantic_sam import SemanticSAM
+from semsam_jax.models.semantic_sam import SemanticSAM, init_params
 
 
 def initial_params(run: RunConfig, model: SemanticSAM) -> dict:
@@ -35,7 +35,7 @@ def initial_params(run: RunConfig, model: SemanticSAM) -> dict:
 
 def random_params(model: SemanticSAM, seed: int) -> dict:
     """Random parameters of every branch, on the host."""
-    params = jax.jit(lambda key: model.init(key, method="init_all"))(jax.random.key(seed))["params"]
+    params = jax.jit(lambda key: init_params(model, key))(jax.random.key(seed))
     return jax.tree.map(np.asarray, params)
 
 

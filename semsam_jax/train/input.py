@@ -1,0 +1,199 @@
+"""From the config to batches on the mesh: sources, vocabulary, mixture, evaluation photos."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from data_pipelines import sample
+from data_pipelines.mixture import Mixture
+from data_pipelines.pipeline import InputIterator, PipelineConfig, StreamConfig, make_iterator
+from data_pipelines.schema import DATASETS, BatchShape
+from data_pipelines.sources import Source, open_source
+from data_pipelines.transforms.evaluation import evaluation_rows
+from data_pipelines.transforms.geometry import ADE20K, Augment
+from data_pipelines.transforms.prompts import PromptPolicy
+from data_pipelines.vocabulary import Vocabulary, build_vocabulary
+from semsam_jax.config import RunConfig
+from semsam_jax.core.errors import DataError
+from semsam_jax.core.structs import Batch
+from semsam_jax.evals.samples import EvalSample
+from semsam_jax.parallel.mesh import batch_sharding
+from semsam_jax.train.step import StreamBatch
+
+EVAL_DATASET = "coco"
+"""The held-back photos are COCO panoptic validation photos, as in the paper."""
+
+
+class Input:
+    """Batches of a run, already on the mesh.
+
+    Attributes:
+        tables: mixture text of each stream.
+        mixture: the same as plain values, for the checkpoint's meta.
+    """
+
+    def __init__(self, rows: InputIterator, mesh: Mesh):
+        self._rows = rows
+        self._sharding = batch_sharding(mesh)
+        self.mixture = {name: table.to_dict() for name, table in rows.tables.items()}
+        self.text = "\n".join(
+            f"{name} stream\n{table.format()}" for name, table in rows.tables.items()
+        )
+
+    def __next__(self) -> StreamBatch:
+        """Returns the next global batch; each process puts its own rows on its devices."""
+        batch = next(self._rows)
+        return StreamBatch(
+            *(self._on_mesh(batch[name]) if name in batch else None for name in _STREAMS)
+        )
+
+    def state(self, step: int) -> dict:
+        """The position in which batch number `step` comes next."""
+        return json.loads(self._rows.state_for_step(step))
+
+    def restore(self, state: Mapping) -> None:
+        """Goes to a stored position."""
+        self._rows.set_state(json.dumps(state).encode())
+
+    def close(self) -> None:
+        """Stops the input's threads and processes."""
+        self._rows.close()
+
+    def _on_mesh(self, rows: Mapping[str, np.ndarray]) -> Batch:
+        return Batch(
+            **{
+                key: jax.make_array_from_process_local_data(self._sharding, value)
+                for key, value in rows.items()
+            }
+        )
+
+
+_STREAMS = ("interactive", "generic")
+
+
+def used_datasets(run: RunConfig) -> tuple[str, ...]:
+    """Names with a share in a stream that has rows, built-in ones in their fixed order."""
+    shares = {}
+    if run.data.interactive_batch:
+        shares |= run.data.datasets
+    if run.data.generic_batch:
+        shares = {**run.data.generic_datasets, **{k: v for k, v in shares.items() if v > 0}}
+    names = [name for name, share in shares.items() if share > 0]
+    own = sorted(name for name in names if name not in DATASETS)
+    return (*(name for name in DATASETS if name in names), *own)
+
+
+def dataset_roots(run: RunConfig, names: tuple[str, ...]) -> dict[str, Path]:
+    """Folder of each dataset: ROOT/NAME, or the embedded sample's.
+
+    Raises:
+        DataError: folders that are missing, all of them at once.
+    """
+    if not run.data.root:
+        return {name: Path(path) for name, path in sample.roots().items() if name in names}
+    root = Path(run.data.root)
+    missing = [name for name in names if not (root / name).is_dir()]
+    if missing:
+        found = sorted(p.name for p in root.iterdir() if p.is_dir())[:12] if root.is_dir() else []
+        raise DataError(
+            f"data.root {root}: no folder {', '.join(missing)}; found {', '.join(found) or 'none'}."
+            f" Wanted one folder per dataset as data_pipelines/README.md describes; a dataset is "
+            f"left out with --config.data.datasets.NAME=0 --config.data.generic_datasets.NAME=0."
+        )
+    return {name: root / name for name in names}
+
+
+def open_vocabulary(names: tuple[str, ...]) -> Vocabulary:
+    """The union vocabulary of the datasets in use."""
+    return build_vocabulary([name for name in names if name in DATASETS])
+
+
+def build_input(run: RunConfig, vocabulary: Vocabulary, name_mask: np.ndarray, mesh: Mesh) -> Input:
+    """Opens the datasets and starts the input pipeline.
+
+    Args:
+        run: the run.
+        vocabulary: of `open_vocabulary`.
+        name_mask: bool [v], names that have a text embedding.
+        mesh: where the batches go.
+    """
+    names = used_datasets(run)
+    sources = open_sources(run, names, "train", vocabulary)
+    config = pipeline_config(run, len(vocabulary))
+    rows = make_iterator(
+        config,
+        sources,
+        vocabulary,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        seed=run.seed,
+        name_mask=name_mask,
+    )
+    rows.start_prefetch()
+    return Input(rows, mesh)
+
+
+def open_sources(
+    run: RunConfig, names: tuple[str, ...], split: str, vocabulary: Vocabulary
+) -> dict[str, Source]:
+    """Opens the readers of some datasets."""
+    roots = dataset_roots(run, names)
+    return {name: open_source(name, root, split, vocabulary) for name, root in roots.items()}
+
+
+def pipeline_config(run: RunConfig, vocab_size: int) -> PipelineConfig:
+    """Maps the config group `data` to the pipeline's own fields."""
+    data = run.data
+    return PipelineConfig(
+        shape=BatchShape(
+            image_size=data.image_size,
+            max_instances=data.max_instances,
+            num_prompts=data.num_prompts,
+            mask_stride=data.mask_stride,
+            vocab_size=max(vocab_size, 1),
+        ),
+        interactive=StreamConfig(data.interactive_batch, Mixture(data.datasets, data.granularity)),
+        generic=StreamConfig(data.generic_batch, Mixture(data.generic_datasets)),
+        prompts=PromptPolicy(
+            box_share=data.box_share,
+            hierarchy=data.hierarchy,
+            granularity_balance=data.granularity_balance,
+        ),
+        augments={"sa1b": _augment(data.sa1b_jitter), "ade20k": ADE20K},
+        default_augment=_augment(data.scale_jitter),
+        num_workers=data.num_workers,
+        total_steps=run.steps,
+    )
+
+
+def evaluation_samples(run: RunConfig, vocabulary: Vocabulary) -> list[EvalSample]:
+    """Held-back photos with their human-made masks, letterboxed to the training canvas."""
+    if not run.eval_photos:
+        return []
+    source = open_sources(run, (EVAL_DATASET,), "val", vocabulary)[EVAL_DATASET]
+    rows = evaluation_rows(source, run.data.image_size, limit=run.eval_photos)
+    samples = []
+    for row in rows:
+        masks = np.unpackbits(row["mask_bits"], axis=-1).astype(bool)
+        samples.append(
+            EvalSample(
+                image=row["image"],
+                size_hw=tuple(int(side) for side in row["size_hw"]),
+                masks=list(masks),
+                image_id=row["example_id"],
+                dataset=row["dataset"],
+                is_thing=row["is_thing"],
+                object_ids=row["object_id"],
+                part_ids=row["part_id"],
+                scale=run.data.image_size / max(row["photo_hw"]),
+            )
+        )
+    return samples
+
+
+def _augment(jitter: tuple[float, float]) -> Augment:
+    return Augment(min_scale=jitter[0], max_scale=jitter[1])

@@ -1,0 +1,67 @@
+"""The picture that a run leaves behind: one click at every level, on held-back photos."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from semsam_jax.evals.clicks import centre_click
+from semsam_jax.evals.samples import EvalSample
+from semsam_jax.inference.loading import load_model
+from semsam_jax.inference.predictor import Predictor
+from semsam_jax.inference.visualize import level_strip
+
+_NUM_PHOTOS = 6
+
+
+def draw_predictions(workdir: Path, samples: list[EvalSample]) -> np.ndarray | None:
+    """Draws one click at all levels for some photos and writes WORKDIR/predictions.png.
+
+    The clicked instance is the largest countable one of each photo.
+
+    Args:
+        workdir: folder of the run, with its checkpoint.
+        samples: held-back photos; without any there is no picture.
+
+    Returns:
+        The picture, uint8 [h,w,3], or None.
+    """
+    predictor = Predictor(load_model(workdir))
+    strips = []
+    for sample in samples:
+        click = _largest_thing_click(sample)
+        if click is None:
+            continue
+        height, width = sample.size_hw
+        photo = sample.image[:height, :width]
+        predictor.set_image(photo)
+        found = predictor.predict(point_coords=[click])
+        captions = [
+            f"level {level}  IoU {score:.2f}"
+            for level, score in enumerate(np.asarray(found.scores), start=1)
+        ]
+        strips.append(level_strip(photo, list(found.masks), captions, points=[(*click, True)]))
+        if len(strips) == _NUM_PHOTOS:
+            break
+    if not strips:
+        return None
+    picture = _stack(strips)
+    partial = workdir / ".predictions.png"
+    Image.fromarray(picture).save(partial, format="PNG")
+    partial.replace(workdir / "predictions.png")
+    return picture
+
+
+def _largest_thing_click(sample: EvalSample) -> tuple[float, float] | None:
+    things = sample.flags("is_thing", True)
+    masks = [sample.mask(index) for index in range(len(sample.masks)) if things[index]]
+    if not masks:
+        return None
+    click = centre_click(max(masks, key=np.count_nonzero))
+    return None if click is None else (float(click[0]), float(click[1]))
+
+
+def _stack(strips: list[np.ndarray]) -> np.ndarray:
+    width = max(strip.shape[1] for strip in strips)
+    rows = [np.pad(s, ((0, 0), (0, width - s.shape[1]), (0, 0))) for s in strips]
+    return np.concatenate(rows)
