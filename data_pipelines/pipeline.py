@@ -1,0 +1,370 @@
+"""The input of a training run: an endless, exactly repeatable stream of batches.
+
+Each stream is one indexable expression (grain `MapDataset`) until the very end: source,
+shuffle, repeat, mix, random map, the rows of this process. Threads and worker processes only
+decide who computes a row, never which row or how, and the position is the step number.
+"""
+
+import dataclasses
+import json
+import zlib
+from collections.abc import Mapping
+
+import cv2
+import grain
+import numpy as np
+from absl import flags
+
+from data_pipelines.index import Index, Source, build_index
+from data_pipelines.mixture import Mixture, MixtureTable, build_mixture
+from data_pipelines.schema import DATASETS, BatchShape, RawExample
+from data_pipelines.transforms import geometry
+from data_pipelines.transforms.evaluation import evaluation_rows
+from data_pipelines.transforms.geometry import Augment
+from data_pipelines.transforms.prompts import PromptPolicy
+from data_pipelines.transforms.row import RowMaker
+from data_pipelines.vocabulary import Vocabulary
+from semsam_jax.core.errors import CheckpointError, ConfigError
+
+__all__ = [
+    "InputIterator",
+    "PipelineConfig",
+    "StreamConfig",
+    "dataset_numbers",
+    "evaluation_rows",
+    "make_iterator",
+]
+
+STREAMS = ("interactive", "generic")
+_STATE_FORMAT = 1
+_ENDLESS = 2**62  # length of an endless stream; grain wants a number
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamConfig:
+    """One stream of a batch.
+
+    Attributes:
+        batch_size: rows of the global batch; 0 turns the stream off.
+        mixture: where they come from.
+    """
+
+    batch_size: int
+    mixture: Mixture
+
+
+@dataclasses.dataclass(frozen=True)
+class PipelineConfig:
+    """Everything that decides what a batch holds, and how it is computed.
+
+    Attributes:
+        shape: sizes of a row; `vocab_size` must be that of the vocabulary.
+        interactive, generic: the two streams.
+        prompts: how prompts are drawn.
+        augments: placement policy per dataset; others get large-scale jitter.
+        default_augment: placement policy of the other datasets.
+        num_threads: reading threads per stream and process; 0 computes in the caller.
+        num_workers: worker processes per stream; 0 for none.
+        prefetch: batches made ahead.
+        total_steps: planned steps, for the expected epochs in the mixture tables.
+    """
+
+    shape: BatchShape
+    interactive: StreamConfig
+    generic: StreamConfig
+    prompts: PromptPolicy = PromptPolicy()
+    augments: Mapping[str, Augment] = dataclasses.field(default_factory=lambda: geometry.AUGMENTS)
+    default_augment: Augment = geometry.LSJ
+    num_threads: int = 8
+    num_workers: int = 0
+    prefetch: int = 2
+    total_steps: int = 0
+
+
+def make_iterator(
+    config: PipelineConfig,
+    sources: Mapping[str, Source],
+    vocabulary: Vocabulary,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    seed: int = 0,
+    indexes: Mapping[str, Index] | None = None,
+    name_mask: np.ndarray | None = None,
+) -> "InputIterator":
+    """Builds the endless iterator over this process' share of the global batches.
+
+    Args:
+        config: what a batch holds.
+        sources: reader of each dataset by name.
+        vocabulary: the union vocabulary.
+        process_index, process_count: this host among all; it gets a contiguous block of
+            rows, so that the hosts' blocks in order are the global batch.
+        seed: of order, placements and prompts.
+        indexes: index of each dataset; built here where it is not given.
+        name_mask: bool [v], False for names that have no text embedding: they are taken out
+            of `vocab_valid` everywhere.
+
+    Raises:
+        ConfigError: shares, sizes or masks that do not fit together.
+        DataError: a dataset is too broken to be used.
+    """
+    used = {
+        name
+        for stream in (config.interactive, config.generic)
+        if stream.batch_size
+        for name, share in stream.mixture.datasets.items()
+        if share > 0
+    }
+    given = dict(indexes or {})
+    built = {
+        name: given.get(name) or build_index(source)
+        for name, source in sources.items()
+        if name in used
+    }
+    rows = RowMaker(
+        shape=config.shape,
+        policy=config.prompts,
+        augments={name: config.augments.get(name, config.default_augment) for name in built},
+        vocab_valid=_vocab_valid(config.shape, vocabulary, tuple(built), name_mask),
+        dataset_index=dataset_numbers(tuple(sources)),
+    )
+    tables, streams = {}, {}
+    for name in STREAMS:
+        stream: StreamConfig = getattr(config, name)
+        if not stream.batch_size:
+            continue
+        if stream.batch_size % process_count:
+            raise ConfigError(
+                f"{name} stream: a global batch of {stream.batch_size} rows does not divide over "
+                f"{process_count} processes; use a multiple of {process_count}."
+            )
+        total_rows = config.total_steps * stream.batch_size
+        tables[name] = build_mixture(
+            stream.mixture, built, total_rows=total_rows, where=f"{name} stream"
+        )
+        streams[name] = _stream(name, tables[name], sources, built, rows, seed)
+    if not streams:
+        raise ConfigError("pipeline: both streams have batch_size 0; give one of them rows.")
+    return InputIterator(config, streams, tables, process_index, process_count, seed)
+
+
+class InputIterator:
+    """Yields {"interactive": {key: array [rows, ...]}, "generic": {...}}, without end.
+
+    A stream with `batch_size` 0 is absent. Keys, types and shapes are those of
+    `BatchShape.spec` behind a leading axis of this process' rows.
+
+    Attributes:
+        tables: the mixture of each stream, to be logged and stored.
+    """
+
+    def __init__(
+        self,
+        config: PipelineConfig,
+        streams: Mapping[str, grain.MapDataset],
+        tables: Mapping[str, MixtureTable],
+        process_index: int,
+        process_count: int,
+        seed: int,
+    ):
+        # Rows are made in parallel by threads and processes; OpenCV's own would only compete.
+        cv2.setNumThreads(1)
+        self.tables = dict(tables)
+        self._config = config
+        self._streams = streams
+        self._process = (process_index, process_count)
+        self._seed = seed
+        self._step = 0
+        self._running: dict[str, grain.DatasetIterator] | None = None
+
+    def __iter__(self) -> "InputIterator":
+        return self
+
+    def __next__(self) -> dict[str, dict[str, np.ndarray]]:
+        """Returns this process' rows of the next global batch.
+
+        Raises:
+            DataError: an example is broken in a way that the index did not see.
+        """
+        self.start_prefetch()
+        batch = {name: next(rows) for name, rows in self._running.items()}
+        self._step += 1
+        return batch
+
+    def start_prefetch(self) -> None:
+        """Starts making batches in the background; `next` does it too."""
+        if self._running is not None:
+            return
+        self._running = {name: self._start(name) for name in self._streams}
+        for rows in self._running.values():
+            rows.start_prefetch()
+
+    def get_state(self) -> bytes:
+        """The position as JSON bytes; the same on every process."""
+        return self.state_for_step(self._step)
+
+    def state_for_step(self, step: int) -> bytes:
+        """The state in which batch number `step` (from 0) comes next."""
+        state = {"format": _STATE_FORMAT, "step": int(step), "seed": self._seed}
+        for name, table in self.tables.items():
+            state[name] = {
+                "batch_size": getattr(self._config, name).batch_size,
+                "schedule": [[r.dataset, r.view, r.examples, r.in_cycle] for r in table.active],
+            }
+        return json.dumps(state).encode()
+
+    def set_state(self, state: bytes) -> None:
+        """Goes to a stored position; threads, workers and hosts may differ from then.
+
+        Raises:
+            CheckpointError: the state belongs to other data, another seed or another batch;
+                every difference is listed.
+        """
+        stored, own = json.loads(state), json.loads(self.get_state())
+        keys = sorted((set(stored) | set(own)) - {"step"})
+        wrong = [
+            f"{key} is {stored.get(key)} in the checkpoint and {own.get(key)} here"
+            for key in keys
+            if stored.get(key) != own.get(key)
+        ]
+        if wrong:
+            raise CheckpointError(
+                f"data position: it was stored for another input: {'; '.join(wrong)}. Resume "
+                f"with the old settings, or start a new run from the weights alone."
+            )
+        self.close()
+        self._step = int(stored["step"])
+
+    def close(self) -> None:
+        """Stops threads and worker processes; a later `next` starts them again."""
+        for rows in (self._running or {}).values():
+            rows.close()
+        self._running = None
+
+    def _start(self, name: str) -> grain.DatasetIterator:
+        config = self._config
+        process_index, process_count = self._process
+        batch_size = getattr(config, name).batch_size
+        own_rows = batch_size // process_count
+        part = _ProcessRows(self._step, batch_size, own_rows, process_index)
+        mine = grain.MapDataset.select_from_datasets([self._streams[name]], part)
+        options = grain.ReadOptions(
+            num_threads=config.num_threads, prefetch_buffer_size=2 * config.num_threads
+        )
+        rows = mine.to_iter_dataset(options)
+        if config.num_workers:
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()  # grain reads its absl flags when workers start
+            workers = grain.MultiprocessingOptions(config.num_workers, per_worker_buffer_size=2)
+            rows = rows.mp_prefetch(workers, worker_init_fn=_start_worker)
+        batches = rows.batch(own_rows)
+        if config.prefetch:
+            batches = grain.experimental.ThreadPrefetchIterDataset(
+                batches, prefetch_buffer_size=config.prefetch
+            )
+        return iter(batches)
+
+
+def dataset_numbers(names: tuple[str, ...]) -> dict[str, int]:
+    """Number of each dataset in a batch: `DATASETS` first, own sets after, by name."""
+    own = sorted(name for name in names if name not in DATASETS)
+    return {name: number for number, name in enumerate((*DATASETS, *own))}
+
+
+class _ViewSource:
+    """Examples of one view of one dataset, for grain."""
+
+    def __init__(self, source: Source, index: Index, view: str):
+        self._source, self._index, self._view = source, index, view
+
+    def __len__(self) -> int:
+        return len(self._index.view(self._view))
+
+    def __getitem__(self, number: int) -> tuple[RawExample, str]:
+        return self._source[int(self._index.view(self._view)[number])], self._view
+
+
+class _Schedule(grain.transforms.DatasetSelectionMap):
+    """Row number to (view, how many rows of that view came before)."""
+
+    def __init__(self, schedule: np.ndarray):
+        self._view = schedule
+        self._in_cycle = np.bincount(schedule)
+        turns = [np.flatnonzero(schedule == v) for v in range(len(self._in_cycle))]
+        self._turn = np.zeros(len(schedule), np.int64)
+        for places in turns:
+            self._turn[places] = np.arange(len(places))
+
+    def __len__(self) -> int:
+        return _ENDLESS
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        cycle, place = divmod(index, len(self._view))
+        view = int(self._view[place])
+        return view, cycle * int(self._in_cycle[view]) + int(self._turn[place])
+
+
+class _ProcessRows(grain.transforms.DatasetSelectionMap):
+    """Row number of this process, from a first step on, to row number of the stream."""
+
+    def __init__(self, first_step: int, batch_size: int, own_rows: int, process_index: int):
+        self._first_step, self._batch_size = first_step, batch_size
+        self._own_rows, self._offset = own_rows, process_index * own_rows
+
+    def __len__(self) -> int:
+        return _ENDLESS // self._batch_size * self._own_rows
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        step, row = divmod(index, self._own_rows)
+        return 0, (self._first_step + step) * self._batch_size + self._offset + row
+
+
+def _stream(
+    name: str,
+    table: MixtureTable,
+    sources: Mapping[str, Source],
+    indexes: Mapping[str, Index],
+    rows: RowMaker,
+    seed: int,
+) -> grain.MapDataset:
+    views = [
+        grain.MapDataset.source(_ViewSource(sources[r.dataset], indexes[r.dataset], r.view))
+        .shuffle(seed=_derived_seed(seed, name, r.dataset, r.view))
+        .repeat()
+        for r in table.active
+    ]
+    mixed = grain.MapDataset.select_from_datasets(views, _Schedule(table.schedule()))
+    return mixed.random_map(rows, seed=_derived_seed(seed, name, "rows"))
+
+
+def _derived_seed(seed: int, *names: str) -> int:
+    """A 32-bit seed; nearby run seeds and names give unrelated ones (shuffle adds epochs)."""
+    words = [seed & 0xFFFFFFFF, seed >> 32, zlib.crc32("/".join(names).encode())]
+    return int(np.random.SeedSequence(words).generate_state(1)[0])
+
+
+def _vocab_valid(
+    shape: BatchShape,
+    vocabulary: Vocabulary,
+    names: tuple[str, ...],
+    name_mask: np.ndarray | None,
+) -> dict[str, np.ndarray]:
+    size = len(vocabulary)
+    if shape.vocab_size != max(size, 1):
+        raise ConfigError(
+            f"pipeline: shape.vocab_size is {shape.vocab_size}, the vocabulary has {size} names; "
+            f"set vocab_size={max(size, 1)}."
+        )
+    if name_mask is not None and name_mask.shape != (size,):
+        raise ConfigError(
+            f"pipeline: name_mask has shape {name_mask.shape}, wanted ({size},), one per name."
+        )
+    mask = np.ones(size, np.bool_) if name_mask is None else name_mask.astype(np.bool_)
+    # A run without class names still has one (never valid) entry: shapes stay non-empty.
+    return {name: np.resize(vocabulary.valid(name) & mask, shape.vocab_size) for name in names}
+
+
+def _start_worker(worker_index: int, worker_count: int) -> None:
+    del worker_index, worker_count
+    cv2.setNumThreads(1)

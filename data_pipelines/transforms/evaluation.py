@@ -1,0 +1,84 @@
+"""Fixed rows for evaluation: the whole photo, letterboxed, with its human-made masks."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from data_pipelines import decode
+from data_pipelines.index import Source
+from data_pipelines.schema import RawExample
+from data_pipelines.transforms import geometry, masks, prompts, row
+
+
+def evaluation_rows(
+    source: Source,
+    image_size: int,
+    *,
+    short_side: int | None = None,
+    limit: int | None = None,
+    view: str = "any",
+) -> Iterator[dict]:
+    """Yields one dict per photo, in the source's order, nothing random.
+
+    Machine-made instances (`is_pseudo`) are left out, as are instances without a pixel on the
+    canvas; a photo that keeps none is still yielded, with n = 0.
+
+    Args:
+        source: the reader.
+        image_size: side of the square canvas; the photo's long side is resized to it and
+            the right or bottom is zero padding.
+        short_side: resize the short side to this instead, as far as the long side fits.
+        limit: number of photos, None for all.
+        view: only instances of this granularity (`any`, `object`, `part`).
+
+    Yields:
+        image uint8 [s,s,3]; size_hw int32 [2] valid pixels; mask_bits uint8 [n,s,s/8] at
+        stride 1; boxes float32 [n,4] cxcywh, fractions of the canvas; object_id, part_id
+        int32 [n]; is_thing, has_mask bool [n]; instance int32 [n] number in the record;
+        photo_hw (height, width) as stored; dataset, example_id.
+
+    Raises:
+        DataError: a record is broken.
+    """
+    count = len(source) if limit is None else min(limit, len(source))
+    for position in range(count):
+        yield _evaluation_row(source[position], image_size, short_side, view)
+
+
+def _evaluation_row(
+    example: RawExample, image_size: int, short_side: int | None, view: str
+) -> dict:
+    where = f"{example.dataset}/{example.example_id}"
+    placement = geometry.fit_placement(example.height, example.width, image_size, short_side)
+    tables = masks.draw_tables(placement)
+    kept, boxes, packed = [], [], []
+    outlines = row.read_outlines(example, where)
+    for number, (instance, outline) in enumerate(zip(example.instances, outlines, strict=True)):
+        if instance.is_pseudo or not row.in_view(instance.object_id, instance.part_id, view):
+            continue
+        mask = None if outline is None else masks.draw_mask(outline, tables)
+        if outline is not None and mask is None:
+            continue
+        kept.append(number)
+        packed.append(mask)
+        boxes.append(mask.box_px if mask else placement.move_box(instance.box))
+    mask_bits = np.zeros((len(kept), image_size, image_size // 8), np.uint8)
+    for slot, mask in enumerate(packed):
+        if mask:
+            mask.paste(mask_bits[slot])
+    instances = [example.instances[number] for number in kept]
+    fractions = [prompts.box_cxcywh(np.array(box), image_size) for box in boxes]
+    return {
+        "image": decode.place_image(example.image, placement, where=where),
+        "size_hw": np.array(placement.size_hw, np.int32),
+        "mask_bits": mask_bits,
+        "boxes": np.array(fractions, np.float32).reshape(-1, 4),
+        "object_id": np.array([item.object_id for item in instances], np.int32),
+        "part_id": np.array([item.part_id for item in instances], np.int32),
+        "is_thing": np.array([item.is_thing for item in instances], np.bool_),
+        "has_mask": np.array([item.rle is not None for item in instances], np.bool_),
+        "instance": np.array(kept, np.int32),
+        "photo_hw": (example.height, example.width),
+        "dataset": example.dataset,
+        "example_id": example.example_id,
+    }

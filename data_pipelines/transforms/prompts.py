@@ -1,0 +1,186 @@
+"""Clicks and boxes for one row, and the instances each of them has to find (SPEC section vi).
+
+Differs from the released code where that is broken: boxes are really drawn (a quarter), a
+box has its own instance as its only target, and the clicked instance is never dropped.
+"""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64
+
+from data_pipelines.transforms.masks import PackedMask
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptPolicy:
+    """How prompts are drawn.
+
+    Attributes:
+        box_share: share of the prompts that are boxes.
+        hierarchy: whether a click on labelled data also targets every other instance under
+            it (parts and their wholes); class-agnostic data always does.
+        granularity_balance: share of the prompts drawn evenly over mask sizes (octaves of
+            the area) instead of evenly over instances, so that small masks are not drowned.
+        click_px: side of a click's box, canvas pixels.
+    """
+
+    box_share: float = 0.25
+    hierarchy: bool = False
+    granularity_balance: float = 0.0
+    click_px: int = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """An instance that survived the placement.
+
+    Attributes:
+        source: its index in `RawExample.instances`.
+        box_px: (x0, y0, x1, y1) canvas pixels, x1 and y1 exclusive.
+        mask: at stride 1, or None for boxes-only data.
+        cells: the mask at the row's mask stride, or None.
+        is_primary: whether the row's view asks for it to be prompted.
+    """
+
+    source: int
+    box_px: tuple[float, float, float, float]
+    mask: PackedMask | None
+    cells: PackedMask | None
+    is_primary: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class SampledPrompts:
+    """Prompts of one row; `under` and `chosen` index the candidates they were drawn from.
+
+    Attributes:
+        boxes: float32 [p,4] cxcywh, fractions of the canvas.
+        is_box: bool [p].
+        chosen: int64 [p] the instance each prompt was made for.
+        under: per prompt, ascending: the instances it may target, `chosen` among them.
+    """
+
+    boxes: Float32[np.ndarray, "p 4"]
+    is_box: Bool[np.ndarray, "p"]
+    chosen: Int64[np.ndarray, "p"]
+    under: tuple[tuple[int, ...], ...]
+
+
+def sample_prompts(
+    rng: np.random.Generator,
+    candidates: list[Candidate],
+    *,
+    num_prompts: int,
+    max_instances: int,
+    all_under_click: bool,
+    mask_stride: int,
+    canvas: int,
+    policy: PromptPolicy,
+) -> SampledPrompts:
+    """Draws prompts, clicks first and boxes after.
+
+    Args:
+        rng: the row's generator.
+        candidates: surviving instances, at least one of them primary.
+        num_prompts, max_instances: sizes of the row; no more than `max_instances` different
+            instances are prompted.
+        all_under_click: whether every instance under a click is its target.
+        mask_stride: stride of `Candidate.cells`.
+        canvas: side in pixels.
+        policy: shares and sizes.
+    """
+    chosen = _choose(rng, candidates, num_prompts, max_instances, policy.granularity_balance)
+    has_masks = candidates[0].cells is not None
+    num_clicks = num_prompts - round(policy.box_share * num_prompts) if has_masks else 0
+    is_box = np.arange(num_prompts) >= num_clicks
+    extents = np.array([candidate.box_px for candidate in candidates])
+    boxes, under = [], []
+    for prompt, instance in enumerate(chosen.tolist()):
+        if is_box[prompt]:
+            boxes.append(box_cxcywh(extents[instance], canvas))
+            under.append((instance,))
+            continue
+        x, y = _click(rng, candidates[instance], mask_stride)
+        boxes.append((x / canvas, y / canvas, policy.click_px / canvas, policy.click_px / canvas))
+        found = _under_click(candidates, extents, x, y, mask_stride) if all_under_click else []
+        under.append(tuple(found) or (instance,))
+    return SampledPrompts(
+        boxes=np.array(boxes, np.float32), is_box=is_box, chosen=chosen, under=tuple(under)
+    )
+
+
+def keep_instances(
+    rng: np.random.Generator, num_candidates: int, prompts: SampledPrompts, max_instances: int
+) -> Int64[np.ndarray, "kept"]:
+    """Chooses the instances that a row carries, ascending.
+
+    All when they fit; otherwise the prompted ones, then the ones that most prompts target,
+    then a random rest.
+    """
+    if num_candidates <= max_instances:
+        return np.arange(num_candidates)
+    wanted = np.zeros(num_candidates)
+    for under in prompts.under:
+        wanted[list(under)] += 1
+    wanted[prompts.chosen] += len(prompts.under) + 1
+    order = np.lexsort((rng.random(num_candidates), -wanted))
+    return np.sort(order[:max_instances])
+
+
+def cap_targets(
+    rng: np.random.Generator, under: list[int], chosen: int, max_targets: int
+) -> list[int]:
+    """At most `max_targets` of `under`, ascending: `chosen` always, the others at random."""
+    if len(under) <= max_targets:
+        return under
+    others = [instance for instance in under if instance != chosen]
+    return sorted([chosen, *rng.permutation(others)[: max_targets - 1].tolist()])
+
+
+def box_cxcywh(box_px: np.ndarray, canvas: int) -> tuple[float, float, float, float]:
+    """(x0, y0, x1, y1) canvas pixels to centre and size in fractions of the canvas."""
+    x0, y0, x1, y1 = (float(value) / canvas for value in box_px)
+    return (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0
+
+
+def _choose(
+    rng: np.random.Generator,
+    candidates: list[Candidate],
+    num_prompts: int,
+    max_instances: int,
+    balance: float,
+) -> np.ndarray:
+    """A random permutation of the primary instances, repeated; a share evenly over sizes."""
+    primary = np.flatnonzero([candidate.is_primary for candidate in candidates])
+    order = rng.permutation(primary)[:max_instances]
+    num_balanced = round(balance * num_prompts)
+    plain = np.resize(order, num_prompts - num_balanced)
+    if not num_balanced:
+        return plain
+    octaves = np.array([_octave(candidates[i]) for i in order.tolist()])
+    sizes = np.unique(octaves)
+    drawn = sizes[rng.integers(len(sizes), size=num_balanced)]
+    balanced = [int(rng.choice(order[octaves == size])) for size in drawn]
+    return rng.permutation(np.concatenate([plain, np.array(balanced, plain.dtype)]))
+
+
+def _octave(candidate: Candidate) -> int:
+    x0, y0, x1, y1 = candidate.box_px
+    area = candidate.mask.area_px if candidate.mask else (x1 - x0) * (y1 - y0)
+    return int(np.floor(np.log2(max(area, 1))))
+
+
+def _click(rng: np.random.Generator, candidate: Candidate, stride: int) -> tuple[int, int]:
+    """A uniformly random foreground pixel (the pixel nearest a cell's centre at a stride)."""
+    cell_x, cell_y = candidate.cells.pixel(int(rng.integers(candidate.cells.area_px)))
+    return cell_x * stride + stride // 2, cell_y * stride + stride // 2
+
+
+def _under_click(
+    candidates: list[Candidate], extents: np.ndarray, x: int, y: int, stride: int
+) -> list[int]:
+    near = np.flatnonzero(
+        (extents[:, 0] <= x) & (x < extents[:, 2]) & (extents[:, 1] <= y) & (y < extents[:, 3])
+    )
+    return [i for i in near.tolist() if candidates[i].cells.contains(x // stride, y // stride)]

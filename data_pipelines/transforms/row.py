@@ -1,0 +1,197 @@
+"""One annotated photo to one fixed-shape row of `BatchShape`."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from data_pipelines import decode
+from data_pipelines.schema import BatchShape, RawExample
+from data_pipelines.transforms import geometry, masks, prompts
+from data_pipelines.transforms.geometry import Augment, Placement
+from data_pipelines.transforms.prompts import Candidate, PromptPolicy
+from semsam_jax.core.errors import DataError
+
+VIEWS = ("any", "object", "part")
+"""Granularities of the data: all instances, whole objects, parts."""
+
+NUM_ATTEMPTS = 8
+"""Random placements that are tried before the whole photo is taken instead."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RowMaker:
+    """Makes rows; a plain value that pickles into worker processes.
+
+    Attributes:
+        shape: sizes of a row.
+        policy: how prompts are drawn.
+        augments: placement policy per dataset name; others get large-scale jitter.
+        vocab_valid: bool [v] per dataset name: classes that the dataset annotates.
+        dataset_index: number of a dataset in the batch, per name.
+    """
+
+    shape: BatchShape
+    policy: PromptPolicy
+    augments: Mapping[str, Augment]
+    vocab_valid: Mapping[str, np.ndarray]
+    dataset_index: Mapping[str, int]
+
+    def __call__(
+        self, item: tuple[RawExample, str], rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """Makes the row of (example, view); all randomness comes from `rng`.
+
+        Raises:
+            DataError: the photo or an annotation is broken (dataset and id are named).
+        """
+        example, view = item
+        where = f"{example.dataset}/{example.example_id}"
+        augment = self.augments.get(example.dataset, geometry.LSJ)
+        placement, candidates = self._place(example, view, rng, augment, where)
+        image = decode.place_image(example.image, placement, where=where)
+        return self._fill(example, placement, candidates, image, rng)
+
+    def _place(
+        self,
+        example: RawExample,
+        view: str,
+        rng: np.random.Generator,
+        augment: Augment,
+        where: str,
+    ) -> tuple[Placement, list[Candidate]]:
+        """Draws placements until an instance of the view survives."""
+        height, width, canvas = example.height, example.width, self.shape.image_size
+        outlines = read_outlines(example, where)
+        for _ in range(NUM_ATTEMPTS):
+            placement = geometry.sample_placement(rng, height, width, canvas, augment)
+            candidates = self._survivors(example, view, outlines, placement)
+            if any(candidate.is_primary for candidate in candidates):
+                return placement, candidates
+        for placement in self._last_resorts(example, view, outlines):
+            candidates = self._survivors(example, view, outlines, placement)
+            if any(candidate.is_primary for candidate in candidates):
+                return placement, candidates
+        raise DataError(
+            f"{where}: no instance of view {view!r} has any pixel; the index should have "
+            f"dropped this example, rebuild it."
+        )
+
+    def _last_resorts(
+        self, example: RawExample, view: str, outlines: list[np.ndarray | None]
+    ) -> list[Placement]:
+        """The whole photo; then, for masks too thin to survive it, a close-up of each."""
+        height, width, canvas = example.height, example.width, self.shape.image_size
+        resorts = [geometry.fit_placement(height, width, canvas)]
+        for instance, outline in zip(example.instances, outlines, strict=True):
+            if not in_view(instance.object_id, instance.part_id, view):
+                continue
+            if outline is None:
+                x, y = int(instance.box[0]), int(instance.box[1])
+            elif len(outline):
+                x, y = divmod(int(outline[0]), height)
+            else:
+                continue
+            scale = max(self.shape.mask_stride, 1)
+            resorts.append(geometry.zoom_placement(height, width, canvas, scale, (y, x)))
+        return resorts
+
+    def _survivors(
+        self,
+        example: RawExample,
+        view: str,
+        outlines: list[np.ndarray | None],
+        placement: Placement,
+    ) -> list[Candidate]:
+        tables = masks.draw_tables(placement)
+        survivors = []
+        for index, (instance, outline) in enumerate(zip(example.instances, outlines, strict=True)):
+            is_primary = in_view(instance.object_id, instance.part_id, view)
+            if outline is None:
+                box = placement.move_box(instance.box)
+                if box[2] - box[0] >= 1 and box[3] - box[1] >= 1:
+                    survivors.append(Candidate(index, box, None, None, is_primary))
+                continue
+            mask = masks.draw_mask(outline, tables)
+            cells = masks.subsample(mask, self.shape.mask_stride) if mask else None
+            if cells:
+                box = tuple(float(value) for value in mask.box_px)
+                survivors.append(Candidate(index, box, mask, cells, is_primary))
+        return survivors
+
+    def _fill(
+        self,
+        example: RawExample,
+        placement: Placement,
+        candidates: list[Candidate],
+        image: np.ndarray,
+        rng: np.random.Generator,
+    ) -> dict[str, np.ndarray]:
+        shape = self.shape
+        instances = [example.instances[candidate.source] for candidate in candidates]
+        labelled = any(item.object_id >= 0 or item.part_id >= 0 for item in instances)
+        sampled = prompts.sample_prompts(
+            rng,
+            candidates,
+            num_prompts=shape.num_prompts,
+            max_instances=shape.max_instances,
+            all_under_click=self.policy.hierarchy or not labelled,
+            mask_stride=shape.mask_stride,
+            canvas=shape.image_size,
+            policy=self.policy,
+        )
+        kept = prompts.keep_instances(rng, len(candidates), sampled, shape.max_instances)
+        row = {key: np.zeros(size, dtype) for key, (dtype, size) in shape.spec().items()}
+        row["image"] = image
+        row["size_hw"][:] = placement.size_hw
+        row["object_id"][:] = row["part_id"][:] = row["prompt_targets"][:] = -1
+        row["instance_valid"][: len(kept)] = True
+        for slot, index in enumerate(kept.tolist()):
+            candidate, instance = candidates[index], instances[index]
+            row["boxes"][slot] = prompts.box_cxcywh(np.array(candidate.box_px), shape.image_size)
+            row["object_id"][slot], row["part_id"][slot] = instance.object_id, instance.part_id
+            if candidate.cells:
+                candidate.cells.paste(row["mask_bits"][slot])
+        row["prompt_box"][:] = sampled.boxes
+        row["prompt_is_box"][:] = sampled.is_box
+        row["prompt_valid"][:] = True
+        slot_of = {index: slot for slot, index in enumerate(kept.tolist())}
+        for prompt, (under, chosen) in enumerate(zip(sampled.under, sampled.chosen, strict=True)):
+            slots = [slot_of[index] for index in under if index in slot_of]
+            targets = prompts.cap_targets(rng, slots, slot_of[int(chosen)], shape.max_targets)
+            row["prompt_targets"][prompt, : len(targets)] = targets
+        row["vocab_valid"][:] = self.vocab_valid[example.dataset]
+        row["has_masks"] = np.asarray(candidates[0].cells is not None)
+        row["dataset"] = np.asarray(self.dataset_index[example.dataset], np.int32)
+        return row
+
+
+def in_view(object_id: int, part_id: int, view: str) -> bool:
+    """Whether an instance belongs to a view; class-agnostic instances are in `any` only."""
+    if view == "part":
+        return part_id >= 0
+    return view == "any" or (object_id >= 0 and part_id < 0)
+
+
+def read_outlines(example: RawExample, where: str) -> list[np.ndarray | None]:
+    """Reads all masks of an example as toggles, None for boxes.
+
+    Raises:
+        DataError: a mask is broken, or masks and boxes-only instances are mixed.
+    """
+    has_mask = [instance.rle is not None for instance in example.instances]
+    if any(has_mask) and not all(has_mask):
+        raise DataError(
+            f"{where}: {sum(has_mask)} of {len(has_mask)} instances have masks; wanted masks "
+            f"for all or for none, since a row is trained either with or without mask losses."
+        )
+    outlines = []
+    for index, instance in enumerate(example.instances):
+        if instance.rle is None:
+            outlines.append(None)
+            continue
+        try:
+            outlines.append(masks.rle_toggles(instance.rle, example.height, example.width))
+        except DataError as error:
+            raise DataError(f"{where}: instance {index}: {error}") from error
+    return outlines
