@@ -1,0 +1,1 @@
+"""Class names as the model takes them: tokens, templates, stored embeddings."""

@@ -1,0 +1,53 @@
+"""CLIP's byte-pair tokens in the reference's padding.
+
+The vocabulary comes with the package `instant-clip-tokenizer`. Its own padding is zeros;
+the reference pads with the end token, so rows are padded here (SPEC section v).
+"""
+
+import functools
+from collections.abc import Sequence
+
+import instant_clip_tokenizer
+import numpy as np
+
+START_ID = 49406
+END_ID = 49407
+
+
+class Tokenizer:
+    """Turns texts into rows of `context_length` ids.
+
+    Attributes:
+        context_length: ids in a row, with the start and the end.
+    """
+
+    def __init__(self, context_length: int = 18):
+        if context_length < 3:
+            raise ValueError(
+                f"Tokenizer.context_length: got {context_length}, wanted at least 3 "
+                f"(start, one token, end)."
+            )
+        self.context_length = context_length
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """Tokenises texts.
+
+        Args:
+            texts: any number of texts; case and runs of white space do not matter.
+
+        Returns:
+            int32 [len(texts), context_length]: start, tokens, end, and the end repeated.
+            A text that is too long loses its last tokens, never the end.
+        """
+        ids = np.full((len(texts), self.context_length), END_ID, np.int32)
+        ids[:, 0] = START_ID
+        for row, text in zip(ids, texts, strict=True):
+            tokens = _bpe().encode(" ".join(text.split()))[: self.context_length - 2]
+            row[1 : 1 + len(tokens)] = tokens
+        return ids
+
+
+@functools.cache
+def _bpe() -> instant_clip_tokenizer.Tokenizer:
+    # Reading the vocabulary takes a moment: once per process.
+    return instant_clip_tokenizer.Tokenizer()
