@@ -1,0 +1,71 @@
+"""python -m semsam_jax segment | auto | evaluate | convert | export | demo.
+
+Each command lives in a module with `add_parser(commands)`, which adds its parser, and
+`run(args) -> int | None`; only the module of the command that is asked for is imported.
+"""
+
+import argparse
+import importlib
+import sys
+from typing import NoReturn
+
+from semsam_jax import __version__
+from semsam_jax.core.errors import SemSamError
+
+_COMMANDS = {
+    "segment": ("semsam_jax.inference.segment", "masks of a photo from clicks, boxes or names"),
+    "auto": ("semsam_jax.inference.auto", "all masks of a photo or of a folder of photos"),
+    "evaluate": ("semsam_jax.evals.cli", "scores of a checkpoint on annotated data"),
+    "convert": ("semsam_jax.convert.cli", "released PyTorch weights to a checkpoint and back"),
+    "export": ("semsam_jax.inference.export", "a checkpoint as self-contained compiled programs"),
+    "demo": ("semsam_jax.demo.cli", "the web demo"),
+}
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    """Reports a wrong command line in one line, like every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {' '.join(message.split())} (see {self.prog} --help)\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns the exit code (2 for an error that the user can repair)."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = _OneLineParser(
+        prog="python -m semsam_jax",
+        description="Segment and recognise anything at any granularity.",
+        epilog="`python -m semsam_jax COMMAND --help` explains a command. "
+        "Training: `python -m semsam_jax.main --help`.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(
+        dest="command", metavar="COMMAND", required=True, parser_class=_OneLineParser
+    )
+    asked = next((word for word in argv if not word.startswith("-")), None)
+    run = None
+    for name, (module_name, summary) in _COMMANDS.items():
+        if name == asked:
+            module = importlib.import_module(module_name)
+            module.add_parser(commands)
+            run = module.run
+        else:
+            commands.add_parser(name, help=summary)
+        commands.choices[name].add_argument(
+            "--traceback", action="store_true", help="show the whole traceback of an error"
+        )
+    args = parser.parse_args(argv)
+    try:
+        return run(args) or 0
+    except SemSamError as error:
+        if args.traceback:
+            raise
+        print(f"semsam_jax {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"semsam_jax {args.command}: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""Command-line arguments that `segment`, `auto` and `export` share. Imports no JAX."""
+
+import argparse
+import math
+from pathlib import Path
+
+from semsam_jax.core.errors import PromptError
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds --checkpoint, --prompt-preset and --dtype."""
+    parser.add_argument(
+        "--checkpoint",
+        metavar="DIR",
+        help="workdir of a training run, or folder of a converted checkpoint "
+        "(default: the last finished training run)",
+    )
+    parser.add_argument(
+        "--prompt-preset",
+        choices=("own", "released_v1"),
+        help="how clicks are shown to the network (default: as the checkpoint says)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="compute precision (default: %(default)s)",
+    )
+
+
+def add_size_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds --size."""
+    parser.add_argument(
+        "--size",
+        metavar="native|N",
+        help="side in pixels at which the network sees the photo: the short side for released "
+        "weights, the long side for own ones; native only pads (default: as in training)",
+    )
+
+
+def add_labels_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds --labels."""
+    parser.add_argument(
+        "--labels",
+        metavar="NAMES",
+        help='names to choose from, "dog,cat;head,leg" (objects;parts), or the name of a '
+        "built-in vocabulary such as coco or ade20k",
+    )
+
+
+def load_from_args(args: argparse.Namespace):
+    """Loads the model that the arguments name; returns a `LoadedModel`."""
+    from semsam_jax.inference.loading import load_model
+
+    return load_model(args.checkpoint, dtype=args.dtype, prompt_preset=args.prompt_preset)
+
+
+def parse_size(text: str | None) -> int | str | None:
+    """Reads --size."""
+    if text is None or text == "native":
+        return text
+    if not text.isdigit():
+        raise PromptError(f"--size {text}: wanted native or a number of pixels.")
+    return int(text)
+
+
+def parse_numbers(text: str, count: int, flag: str) -> list[float]:
+    """Reads `count` finite numbers separated by commas."""
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) != count:
+        raise PromptError(f"{flag} {text}: wanted {count} numbers separated by commas.")
+    if not all(math.isfinite(value) for value in values):
+        raise PromptError(f"{flag} {text}: wanted finite numbers.")
+    return values
+
+
+def output_folder(out: str | None, photo: Path) -> Path:
+    """Folder for the results: --out, or NAME_segments beside the photo."""
+    return Path(out) if out else photo.with_name(f"{photo.stem}_segments")

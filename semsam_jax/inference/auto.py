@@ -1,0 +1,138 @@
+"""python -m semsam_jax auto PHOTO|FOLDER: every mask, in the format of SA-1B."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from semsam_jax.core.errors import DataError, SemSamError
+from semsam_jax.inference import arguments
+
+_SETTINGS = (
+    ("points_per_side", int, 32, "clicks along each side of the grid"),
+    ("points_per_batch", int, 64, "clicks decoded together; bounds the memory"),
+    ("pred_iou_thresh", float, 0.88, "smallest predicted IoU"),
+    ("stability_score_thresh", float, 0.92, "smallest stability"),
+    ("box_nms_thresh", float, 0.7, "box IoU above which the worse mask goes"),
+    ("crop_n_layers", int, 0, "also look at 4**i crops in each layer i"),
+    ("min_mask_region_area", int, 10, "smaller holes and islands are removed, pixels"),
+)
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Adds the parser of `auto`."""
+    parser = commands.add_parser(
+        "auto",
+        help="all masks of a photo or of a folder of photos",
+        description="Writes NAME.json (SA-1B format) and NAME_overlay.jpg for every photo. An "
+        "interrupted folder goes on where it stopped; broken files are skipped and reported.",
+    )
+    parser.add_argument("photo", metavar="PHOTO|FOLDER")
+    for name, kind, default, text in _SETTINGS:
+        parser.add_argument(
+            "--" + name.replace("_", "-"), type=kind, default=default, help=f"{text} ({default})"
+        )
+    parser.add_argument("--level", default="all", metavar="1..6|all", help="1 coarsest (all)")
+    parser.add_argument("--overwrite", action="store_true", help="do finished photos again")
+    arguments.add_labels_argument(parser)
+    arguments.add_model_arguments(parser)
+    arguments.add_size_argument(parser)
+    parser.add_argument(
+        "--out", metavar="DIR", help="default: NAME_segments beside the photo or folder"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Segments the photos; 0 unless every one of them was broken."""
+    from semsam_jax.inference.images import PHOTO_SUFFIXES
+
+    source = Path(args.photo)
+    if source.is_dir():
+        photos = sorted(p for p in source.iterdir() if p.suffix.lower() in PHOTO_SUFFIXES)
+        if not photos:
+            raise DataError(f"{source}: no photos in this folder; wanted {PHOTO_SUFFIXES}.")
+    elif source.exists():
+        photos = [source]
+    else:
+        raise DataError(f"{source}: no such file or folder; check the path.")
+    out = arguments.output_folder(args.out, source)
+    settings = {name: getattr(args, name) for name, *_ in _SETTINGS}
+    settings |= {"level": args.level, "size": arguments.parse_size(args.size)}
+    model = arguments.load_from_args(args)
+    return _segment_all(model, photos, out, settings, args.labels, args.overwrite)
+
+
+def _segment_all(model, photos: list, out: Path, settings: dict, labels, overwrite: bool) -> int:
+    from tqdm import tqdm
+
+    from semsam_jax.inference import files
+    from semsam_jax.inference.mask_generator import MaskGenerator
+
+    generator = MaskGenerator(model, **settings, labels=labels, output_mode="coco_rle")
+    files.make_folder(out)
+    names = result_names(photos)
+    stamp = settings | {"labels": labels, "prompt_preset": model.prompt_preset}
+    failures: dict[str, str] = {}
+    num_masks = num_done = num_old = 0
+    progress = tqdm(photos, unit="photo", disable=None)
+    for image_id, photo in enumerate(progress, start=1):
+        progress.set_postfix_str(photo.name, refresh=False)
+        target = out / f"{names[photo]}.json"
+        if not overwrite and _is_finished(target, stamp):
+            num_old += 1
+            continue
+        try:
+            num_masks += _segment_one(generator, photo, image_id, target, stamp)
+            num_done += 1
+        except DataError as error:
+            failures[photo.name] = str(error)
+    progress.close()
+    for message in failures.values():
+        print(f"skipped: {' '.join(message.split())}", file=sys.stderr)
+    finished = f", {num_old} photos were finished before" if num_old else ""
+    print(f"{num_masks} masks of {num_done} photos in {out}{finished}, {len(failures)} skipped")
+    if failures and not num_done and not num_old:
+        raise SemSamError(f"{len(failures)} of {len(photos)} photos could not be read; see above.")
+    return 0
+
+
+def _segment_one(generator, photo: Path, image_id: int, target: Path, stamp: dict) -> int:
+    from semsam_jax.inference import files, visualize
+    from semsam_jax.inference.images import load_image
+
+    image = load_image(photo)
+    records = generator.generate(image)
+    small = visualize.display_size(image)
+    masks = [visualize.shrink_mask(files.decode_rle(r["segmentation"]), small) for r in records]
+    overlay = visualize.overlay_masks(small, masks)
+    files.write_picture(target.with_name(f"{target.stem}_overlay.jpg"), overlay)
+    annotations = [{"id": i, **record} for i, record in enumerate(records, start=1)]
+    height, width = image.shape[:2]
+    content = {
+        "image": {
+            "image_id": image_id,
+            "width": width,
+            "height": height,
+            "file_name": photo.name,
+        },
+        "annotations": annotations,
+        "settings": stamp,
+    }
+    files.write_json(target, content)  # last: its presence says that the photo is finished
+    return len(records)
+
+
+def result_names(photos: list[Path]) -> dict[Path, str]:
+    """Name of the result of each photo: the stem, or the whole name where stems collide."""
+    stems = [photo.stem for photo in photos]
+    return {p: p.stem if stems.count(p.stem) == 1 else p.name for p in photos}
+
+
+def _is_finished(target: Path, stamp: dict) -> bool:
+    import json
+
+    if not target.exists():
+        return False
+    try:
+        return json.loads(target.read_text()).get("settings") == stamp
+    except (OSError, ValueError):
+        return False

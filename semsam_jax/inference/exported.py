@@ -1,0 +1,141 @@
+"""Runs the programs of `python -m semsam_jax export`; imports none of the model code."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax import export
+from jaxtyping import Float, Int, UInt8
+
+from semsam_jax.core.errors import CheckpointError, PromptError
+from semsam_jax.inference.images import ImageLike, load_image
+from semsam_jax.inference.preprocess import Frame, fit_image
+from semsam_jax.inference.requests import Request, check_request
+from semsam_jax.inference.upsample import upsample_masks
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportedMasks:
+    """Answer to a list of prompts, at the photo's size.
+
+    Attributes:
+        masks: bool [p, k, h, w], k in the order of levels 1..6.
+        scores: predicted IoU, float32 [p, k].
+    """
+
+    masks: np.ndarray
+    scores: np.ndarray
+
+
+class ExportedModel:
+    """A folder of exported programs.
+
+    Args:
+        folder: written by `python -m semsam_jax export`.
+
+    Raises:
+        CheckpointError: not such a folder, or its programs do not run on this platform.
+    """
+
+    def __init__(self, folder: str | os.PathLike) -> None:
+        self.folder = Path(folder)
+        try:
+            self.manifest = json.loads((self.folder / "manifest.json").read_text())
+            with np.load(self.folder / "params.npz") as stored:
+                self.params = jax.device_put(_unflatten(dict(stored)))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{folder}: not a folder written by `python -m semsam_jax export` ({error})."
+            ) from error
+        platforms = self.manifest["platforms"]
+        backend = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
+        if backend not in platforms:
+            raise CheckpointError(
+                f"{folder}: exported for {', '.join(platforms)}, this machine is {backend}; "
+                f"export again with --platforms {backend}."
+            )
+        self._programs: dict[str, object] = {}
+
+    @property
+    def canvases(self) -> list[tuple[int, int]]:
+        """Canvas sizes (height, width) that were exported."""
+        return list(dict.fromkeys(tuple(p["canvas_hw"]) for p in self.manifest["programs"]))
+
+    def encode(self, canvas: UInt8[np.ndarray, "h w 3"], size_hw: tuple[int, int]) -> dict:
+        """Returns the pyramid of one canvas, as a dict of device arrays."""
+        name = f"encode_{canvas.shape[0]}x{canvas.shape[1]}"
+        return self._call(name, canvas[None], np.array([size_hw], np.int32))
+
+    def decode(
+        self, pyramid: dict, boxes: Float[np.ndarray, "p 4"], type_index: Int[np.ndarray, " p"]
+    ) -> dict:
+        """Answers any number of prompts; NumPy arrays [p, k, ...]."""
+        height, width = (4 * n for n in pyramid["mask_features"].shape[1:3])
+        counts = sorted(
+            p["num_prompts"]
+            for p in self.manifest["programs"]
+            if "num_prompts" in p and p["canvas_hw"] == [height, width]
+        )
+        step = next((n for n in counts if n >= len(boxes)), counts[-1])
+        answers = []
+        for start in range(0, len(boxes), step):
+            rows = np.minimum(np.arange(start, start + step), len(boxes) - 1)
+            name = f"decode_{height}x{width}_p{step}"
+            answer = self._call(
+                name, pyramid, boxes[rows][None], type_index[rows][None].astype(np.int32)
+            )
+            num = min(step, len(boxes) - start)
+            answers.append(jax.tree.map(lambda x: np.asarray(x)[0, :num], answer))  # noqa: B023
+        return jax.tree.map(lambda *x: np.concatenate(x), *answers)
+
+    def frame(self, photo_hw: tuple[int, int]) -> Frame:
+        """Fits a photo into the exported canvas that shows it largest."""
+        frames = []
+        for canvas in self.canvases:
+            scale = min(canvas[0] / photo_hw[0], canvas[1] / photo_hw[1])
+            resized = tuple(max(1, min(round(photo_hw[i] * scale), canvas[i])) for i in (0, 1))
+            frames.append(Frame(photo_hw, resized, canvas, self.manifest["prompt_preset"]))
+        return max(frames, key=lambda frame: frame.resized_hw[0] * frame.resized_hw[1])
+
+    def segment(self, image: ImageLike, point_coords: object) -> ExportedMasks:
+        """Masks of every level for every click (x, y in photo pixels, [p, 2])."""
+        photo = load_image(image)
+        check = check_request(Request(point_coords), photo.shape[:2])
+        if not len(check.points):
+            raise PromptError("prompt: no points given.")
+        frame = self.frame(photo.shape[:2])
+        pyramid = self.encode(fit_image(photo, frame), frame.resized_hw)
+        boxes = frame.click_boxes(check.points)
+        answer = self.decode(pyramid, boxes, np.zeros(len(boxes), np.int32))
+        order = np.array(self.manifest["level_order"])
+        logits = answer["mask_logits"][:, order]
+        flat = logits.reshape(-1, *logits.shape[2:])
+        masks = upsample_masks(flat, frame, frame.photo_hw)
+        return ExportedMasks(
+            masks.reshape(*logits.shape[:2], *frame.photo_hw), answer["pred_ious"][:, order]
+        )
+
+    def _call(self, name: str, *args) -> dict:
+        if name not in self._programs:
+            file = self.folder / f"{name}.jaxexport"
+            if not file.exists():
+                raise CheckpointError(
+                    f"{file}: this shape was not exported; the canvases are {self.canvases}."
+                )
+            program = export.deserialize(bytearray(file.read_bytes()))
+            self._programs[name] = jax.jit(program.call)
+        return self._programs[name](self.params, *args)
+
+
+def _unflatten(flat: dict) -> dict:
+    tree: dict = {}
+    for path, value in flat.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = value
+    return tree

@@ -1,0 +1,118 @@
+"""One way in for every photo: path, PIL image or array -> uint8 RGB as displayed."""
+
+import os
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from semsam_jax.core.errors import DataError
+
+MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+
+ImageLike = str | os.PathLike | Image.Image | np.ndarray
+
+_DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
+
+
+def load_image(image: ImageLike) -> UInt8[np.ndarray, "h w 3"]:
+    """Returns a photo as uint8 RGB [h, w, 3] the way a viewer displays it.
+
+    EXIF rotation is applied, so pixel coordinates are those of the displayed photo.
+    Transparency is composited over white, palettes and CMYK are converted, 16-bit
+    values keep their high byte, an animation gives its first frame.
+
+    Args:
+        image: a path, a PIL image, or an array: uint8 or uint16 [h, w], [h, w, 1|3|4],
+            or floating point in 0..1 of the same shapes.
+
+    Raises:
+        DataError: the file is missing, broken, too large, or the array cannot be an image.
+    """
+    if isinstance(image, np.ndarray):
+        return _from_array(image)
+    if isinstance(image, Image.Image):
+        return _from_pil(image, "image")
+    if not isinstance(image, str | os.PathLike):
+        raise DataError(
+            f"image: got {type(image).__name__}; wanted a path, a PIL image or a NumPy array."
+        )
+    return _from_path(Path(image))
+
+
+def _from_path(path: Path) -> np.ndarray:
+    if not path.exists():
+        raise DataError(f"{path}: no such file; check the path of the photo.")
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder, wanted a photo; use `auto` for folders.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as opened:
+                return _from_pil(opened, str(path))
+    except DataError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise DataError(_too_large(str(path))) from error
+    except _DECODER_ERRORS as error:
+        detail = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"{path}: not a readable image ({detail}); wanted a complete JPEG, PNG, WebP, "
+            f"BMP, TIFF or GIF file."
+        ) from error
+
+
+def _from_pil(image: Image.Image, where: str) -> np.ndarray:
+    if image.width * image.height > MAX_PIXELS:
+        raise DataError(_too_large(where))
+    if min(image.size) < 1:
+        raise DataError(f"{where}: the image has no pixels, size {image.width}x{image.height}.")
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise DataError(f"{where}: floating-point image; convert it to 8 or 16 bits first.")
+    if image.mode.startswith("I"):
+        # Pillow widens 16-bit greyscale to mode I; the high byte is the 8-bit photo.
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise DataError(f"{where}: 32-bit greyscale image; convert it to 8 or 16 bits first.")
+        grey = (values >> 8).astype(np.uint8)
+        return np.ascontiguousarray(np.repeat(grey[..., None], 3, axis=-1))
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return np.array(image.convert("RGB"))
+
+
+def _from_array(array: np.ndarray) -> np.ndarray:
+    shape = "x".join(map(str, array.shape))
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[-1] not in (1, 3, 4) or array.size == 0:
+        raise DataError(f"image: got an array of shape {shape}; wanted [h,w] or [h,w,1|3|4].")
+    if array.shape[0] * array.shape[1] > MAX_PIXELS:
+        raise DataError(_too_large("image"))
+    if array.dtype == np.uint16:
+        array = (array >> 8).astype(np.uint8)
+    elif np.issubdtype(array.dtype, np.floating):
+        if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
+            raise DataError("image: floating-point array with values outside 0..1 or NaN.")
+        array = np.rint(array * 255).astype(np.uint8)
+    elif array.dtype != np.uint8:
+        raise DataError(f"image: got dtype {array.dtype}; wanted uint8, uint16 or float in 0..1.")
+    if array.shape[-1] == 1:
+        array = np.repeat(array, 3, axis=-1)
+    if array.shape[-1] == 4:
+        return _from_pil(Image.fromarray(array, "RGBA"), "image")
+    return np.ascontiguousarray(array)
+
+
+def _too_large(where: str) -> str:
+    return (
+        f"{where}: the image has more than {MAX_PIXELS // 10**6} million pixels; "
+        f"use a smaller copy."
+    )

@@ -1,0 +1,214 @@
+"""From a checkpoint folder to a model that can be called on arrays."""
+
+import dataclasses
+import functools
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int32, UInt8
+
+from semsam_jax.core import checkpoint_io
+from semsam_jax.core.errors import CheckpointError
+from semsam_jax.core.structs import GenericPredictions, Predictions, Prompts, Pyramid, TextTable
+from semsam_jax.inference.granularity import check_level_order
+from semsam_jax.inference.preprocess import STRIDE, Frame, PromptPreset, Size, make_frame
+from semsam_jax.models import heads, presets
+from semsam_jax.models.semantic_sam import SemanticSAM
+
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+_PROMPT_PRESETS = ("own", "released_v1")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A network, its parameters on the device, and what the checkpoint says about itself.
+
+    Attributes:
+        module: the linen module; its fields are the sizes and the compute dtype.
+        params: the parameter tree, float32.
+        meta: the checkpoint's meta (preset, level order, text source, vocabulary, ...).
+        level_order: token index of level 1..6.
+        prompt_preset: how clicks become boxes.
+        canvas_multiple: canvases are padded to a multiple of this; 32 is exact.
+        precision: matrix-product precision on accelerators.
+    """
+
+    module: SemanticSAM
+    params: dict
+    meta: dict
+    level_order: tuple[int, ...]
+    prompt_preset: PromptPreset
+    canvas_multiple: int = STRIDE
+    precision: str = "highest"
+
+    @property
+    def num_levels(self) -> int:
+        """Levels that a user may ask for."""
+        return len(self.level_order)
+
+    def frame(self, photo_hw: tuple[int, int], size: Size = None) -> Frame:
+        """Returns how a photo of this size is shown to the network."""
+        return make_frame(
+            photo_hw,
+            self.prompt_preset,
+            size,
+            image_size=self.meta.get("image_size"),
+            canvas_multiple=self.canvas_multiple,
+        )
+
+    def encode(self, images: UInt8[np.ndarray, "b h w 3"], frames: list[Frame]) -> Pyramid:
+        """Encodes canvases of one shape; one compiled program for each shape."""
+        size_hw = np.array([frame.resized_hw for frame in frames], np.int32)
+        with jax.default_matmul_precision(self.precision):
+            return _encode(self.module, self.params, images, size_hw)
+
+    def decode(
+        self, pyramid: Pyramid, prompts: Prompts, text: TextTable | None, isolate: bool = True
+    ) -> Predictions:
+        """Answers prompts; every array is [b, p, k, ...]."""
+        with jax.default_matmul_precision(self.precision):
+            return _decode(self.module, isolate, self.params, pyramid, prompts, text)
+
+    def decode_generic(self, pyramid: Pyramid, text: TextTable) -> GenericPredictions:
+        """Answers with the generic branch; CheckpointError if the model has none."""
+        if not self.module.config.has_generic:
+            raise CheckpointError(
+                "panoptic: this checkpoint has no generic branch (model.has_generic is false); "
+                "use one that was trained with it."
+            )
+        with jax.default_matmul_precision(self.precision):
+            return _decode_generic(self.module, self.params, pyramid, text)
+
+    def encode_text(self, token_ids: Int32[np.ndarray, "n ctx"]) -> Float[Array, "n d"]:
+        """Unit-length embeddings of tokenised names, by the checkpoint's own tower."""
+        with jax.default_matmul_precision(self.precision):
+            return _encode_text(self.module, self.params, token_ids)
+
+
+def load_model(
+    path: str | os.PathLike | None = None,
+    *,
+    dtype: str = "float32",
+    prompt_preset: PromptPreset | None = None,
+    canvas_multiple: int = STRIDE,
+    precision: str = "highest",
+) -> LoadedModel:
+    """Loads a checkpoint for inference.
+
+    Args:
+        path: a training workdir, a checkpoint folder or a converted folder (its newest
+            complete step is read). None takes the last finished run of the main job.
+        dtype: compute dtype, `float32` (exact) or `bfloat16`.
+        prompt_preset: `own` or `released_v1`; None takes the checkpoint's own.
+        canvas_multiple: multiple of 32; larger values mean fewer compiled programs for
+            photos of many shapes, at the price of slightly different masks.
+        precision: matrix-product precision on accelerators, see `jax.default_matmul_precision`.
+
+    Raises:
+        CheckpointError: nothing there, or it does not describe a model.
+    """
+    if dtype not in _DTYPES:
+        raise CheckpointError(f"dtype: got {dtype!r}; wanted one of {', '.join(_DTYPES)}.")
+    if canvas_multiple < STRIDE or canvas_multiple % STRIDE:
+        raise CheckpointError(f"canvas_multiple: got {canvas_multiple}; wanted 32, 64, 96, ...")
+    path = default_checkpoint() if path is None else Path(path)
+    use_compilation_cache()
+    params, meta = checkpoint_io.read_model(path)
+    return model_from_params(
+        params,
+        meta,
+        dtype=dtype,
+        prompt_preset=prompt_preset,
+        canvas_multiple=canvas_multiple,
+        precision=precision,
+    )
+
+
+def model_from_params(
+    params: dict,
+    meta: dict,
+    *,
+    dtype: str = "float32",
+    prompt_preset: PromptPreset | None = None,
+    canvas_multiple: int = STRIDE,
+    precision: str = "highest",
+) -> LoadedModel:
+    """Makes a `LoadedModel` of parameters in memory; `meta` as `core.checkpoint_io` stores it."""
+    missing = [key for key in ("model_config", "level_order", "prompt_preset") if key not in meta]
+    if missing:
+        raise CheckpointError(
+            f"checkpoint meta: no {', '.join(missing)}; write it with semsam_jax convert or train."
+        )
+    config = presets.from_json(meta["model_config"])
+    prompt_preset = prompt_preset or meta["prompt_preset"]
+    if prompt_preset not in _PROMPT_PRESETS:
+        raise CheckpointError(
+            f"prompt_preset: got {prompt_preset!r}; wanted one of {', '.join(_PROMPT_PRESETS)}."
+        )
+    return LoadedModel(
+        module=SemanticSAM(config=config, dtype=_DTYPES[dtype]),
+        params=jax.device_put(params),
+        meta=dict(meta),
+        level_order=check_level_order(meta["level_order"], config.decoder.num_tokens),
+        prompt_preset=prompt_preset,
+        canvas_multiple=canvas_multiple,
+        precision=precision,
+    )
+
+
+def default_checkpoint() -> Path:
+    """Workdir of the last finished main job; CheckpointError says how to make one."""
+    workdir = checkpoint_io.last_run()
+    if workdir is None:
+        raise CheckpointError(
+            "checkpoint: none given and no finished training run found; give --checkpoint DIR, "
+            "or make one with `python -m semsam_jax.main --workdir=DIR` or "
+            "`python -m semsam_jax convert FILE.pth --out DIR`."
+        )
+    return workdir
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs in the user's cache folder, so that a second start is quick.
+
+    `JAX_COMPILATION_CACHE_DIR` chooses another folder, `JAX_ENABLE_COMPILATION_CACHE=0`
+    switches it off.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        folder = checkpoint_io.cache_dir() / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(module: SemanticSAM, params: dict, image: Array, size_hw: Array) -> Pyramid:
+    return module.apply({"params": params}, image, size_hw, method="encode_image")
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _decode(module, isolate: bool, params: dict, pyramid, prompts, text) -> Predictions:
+    answer = module.apply(
+        {"params": params}, pyramid, prompts, text, isolate=isolate, method="decode_prompts"
+    )
+    return jax.tree.map(lambda x: x[-1], answer)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode_generic(module: SemanticSAM, params: dict, pyramid, text) -> GenericPredictions:
+    return module.apply({"params": params}, pyramid, text, method="decode_generic")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode_text(module: SemanticSAM, params: dict, token_ids: Array) -> Array:
+    return module.apply({"params": params}, token_ids, method="encode_text")
+
+
+@jax.jit
+def low_res_logits(
+    mask_embed: Float[Array, "n d"], mask_features: Float[Array, "h w d"]
+) -> Float[Array, "n h w"]:
+    """Mask logits at stride 4 of a list of queries of one image."""
+    with jax.default_matmul_precision("highest"):
+        return heads.mask_logits(mask_embed[None], mask_features[None])[0]

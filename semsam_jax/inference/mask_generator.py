@@ -1,0 +1,331 @@
+"""MaskGenerator: every mask of a photo, from a grid of clicks.
+
+Memory stays low because nothing of photo size is kept for a click: the predicted IoU
+decides first, the device then measures small chunks of masks, and a survivor is a vector
+(its mask embedding) until the very end, when it becomes an RLE at the photo's own size.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from semsam_jax.core.errors import PromptError
+from semsam_jax.core.structs import Prompts
+from semsam_jax.inference.files import decode_rle, encode_rle, uncompressed_counts
+from semsam_jax.inference.granularity import Level, parse_levels, tokens_of_levels
+from semsam_jax.inference.images import ImageLike, load_image
+from semsam_jax.inference.labels import Labels, LabelSet, label_set
+from semsam_jax.inference.loading import LoadedModel, low_res_logits
+from semsam_jax.inference.mask_selection import (
+    Filters,
+    Kept,
+    clean_masks,
+    filter_masks,
+    inclusive_box,
+    measure_masks,
+    suppress,
+    touches_crop_border,
+)
+from semsam_jax.inference.preprocess import Frame, Size, fit_image
+from semsam_jax.inference.requests import Name
+from semsam_jax.inference.upsample import apply_weights, chunk_size, frame_weights, upsample_masks
+from semsam_jax.ops.nms import nms
+
+OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
+_MAX_POINTS_PER_SIDE = 256
+
+
+@dataclasses.dataclass
+class _Found:
+    """A mask that is kept, in photo pixels."""
+
+    rle: dict
+    iou: float
+    stability: float
+    point: tuple[float, float]
+    token: int
+    crop: tuple[int, int, int, int]  # x0, y0, x1, y1
+    box: np.ndarray  # x0, y0, x1, y1 inclusive
+    object: Name | None
+    part: Name | None
+
+
+class MaskGenerator:
+    """Finds all masks of a photo, in the manner of `SamAutomaticMaskGenerator`.
+
+    Args:
+        model: from `load_model`.
+        points_per_side: clicks along each side of the grid.
+        points_per_batch: clicks decoded together; bounds memory, does not change results.
+        pred_iou_thresh: predicted IoU must be above this.
+        stability_score_thresh: share of the mask that survives a shift of the threshold.
+        stability_score_offset: that shift, in logits.
+        box_nms_thresh: box IoU above which the worse of two masks goes.
+        level: levels 1..6 to use, a list, or None for all.
+        labels: object and part names to choose from; see `inference.labels`.
+        crop_n_layers: also look at crops, 4**i of them in layer i.
+        crop_nms_thresh: box NMS between crops.
+        crop_overlap_ratio: overlap of crops, as a share of the photo's short side.
+        crop_n_points_downscale_factor: divides the grid by this to the power of the layer.
+        min_mask_region_area: smaller holes and islands are removed, photo pixels; 0 off.
+        output_mode: `binary_mask`, `uncompressed_rle` or `coco_rle`.
+        size: side at which the network sees the photo; see `preprocess.make_frame`.
+        isolate: False reproduces the reference, where the clicks of a batch interact.
+
+    Raises:
+        PromptError: an argument without meaning.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        points_per_side: int = 32,
+        points_per_batch: int = 64,
+        pred_iou_thresh: float = 0.88,
+        stability_score_thresh: float = 0.92,
+        stability_score_offset: float = 1.0,
+        box_nms_thresh: float = 0.7,
+        level: Level = None,
+        labels: Labels | None = None,
+        crop_n_layers: int = 0,
+        crop_nms_thresh: float = 0.7,
+        crop_overlap_ratio: float = 512 / 1500,
+        crop_n_points_downscale_factor: int = 1,
+        min_mask_region_area: int = 10,
+        output_mode: str = "binary_mask",
+        *,
+        size: Size = None,
+        isolate: bool = True,
+    ) -> None:
+        for name, value, top in (
+            ("points_per_side", points_per_side, _MAX_POINTS_PER_SIDE),
+            ("points_per_batch", points_per_batch, _MAX_POINTS_PER_SIDE**2),
+            ("crop_n_points_downscale_factor", crop_n_points_downscale_factor, 64),
+        ):
+            if not 1 <= value <= top:
+                raise PromptError(f"{name}: got {value}; wanted 1..{top}.")
+        if not 0 <= crop_n_layers <= 3:
+            raise PromptError(f"crop_n_layers: got {crop_n_layers}; wanted 0..3.")
+        if not 0 <= crop_overlap_ratio < 1:
+            raise PromptError(f"crop_overlap_ratio: got {crop_overlap_ratio}; wanted 0..1.")
+        if output_mode not in OUTPUT_MODES:
+            raise PromptError(
+                f"output_mode: got {output_mode!r}; wanted one of {', '.join(OUTPUT_MODES)}."
+            )
+        self.model = model
+        self.points_per_side = points_per_side
+        self.points_per_batch = points_per_batch
+        self.filters = Filters(
+            pred_iou_thresh=pred_iou_thresh,
+            stability_score_thresh=stability_score_thresh,
+            stability_score_offset=stability_score_offset,
+            box_nms_thresh=box_nms_thresh,
+            crop_nms_thresh=crop_nms_thresh,
+            min_mask_region_area=min_mask_region_area,
+        )
+        self.levels = parse_levels(level, model.num_levels)
+        self.tokens = tokens_of_levels(self.levels, model.level_order)
+        self.names = None if labels is None else label_set(model, labels)
+        self.crop_n_layers = crop_n_layers
+        self.crop_overlap_ratio = crop_overlap_ratio
+        self.crop_n_points_downscale_factor = crop_n_points_downscale_factor
+        self.output_mode = output_mode
+        self.size = size
+        self.isolate = isolate
+
+    def generate(self, image: ImageLike) -> list[dict]:
+        """Returns one record for each mask.
+
+        Keys are SAM's: `segmentation` (bool [h, w] or RLE by `output_mode`), `area`, `bbox`
+        (x, y, width, height between the outermost pixels, as SAM computes it),
+        `predicted_iou`, `point_coords` ([[x, y]] photo pixels), `stability_score` (before
+        small regions are removed), `crop_box` (x, y, width, height); and `level`, `token`,
+        and with labels `object` and `part` ({"name", "score"}).
+        """
+        photo = load_image(image)
+        found: list[_Found] = []
+        for crop, layer in crop_boxes(photo.shape[:2], self.crop_n_layers, self.crop_overlap_ratio):
+            found += self._masks_of_crop(photo, crop, layer)
+        if self.crop_n_layers and found:
+            areas = [(f.crop[2] - f.crop[0]) * (f.crop[3] - f.crop[1]) for f in found]
+            keep = nms(
+                np.stack([f.box for f in found]),
+                1 / np.array(areas, np.float64),
+                self.filters.crop_nms_thresh,
+            )
+            found = [found[i] for i in keep]
+        rles, order = clean_masks([f.rle for f in found], self.filters)
+        return [self._record(found[i], rles[i]) for i in order]
+
+    def _masks_of_crop(
+        self, photo: UInt8[np.ndarray, "h w 3"], crop: tuple[int, int, int, int], layer: int
+    ) -> list[_Found]:
+        x0, y0, x1, y1 = crop
+        part = photo[y0:y1, x0:x1]
+        frame = self.model.frame(part.shape[:2], self.size)
+        pyramid = self.model.encode(fit_image(part, frame)[None], [frame])
+        side = max(1, self.points_per_side // self.crop_n_points_downscale_factor**layer)
+        points = point_grid(side) * np.array(part.shape[1::-1])
+        kept, embeds, names = self._decode_grid(pyramid, frame, points)
+        rows, columns = frame.resized_hw
+        to_photo = np.array([part.shape[1] / columns, part.shape[0] / rows] * 2)
+        if len(kept.rows):
+            boxes = kept.boxes * to_photo + np.array([x0, y0, x0, y0])
+            inside = np.flatnonzero(~touches_crop_border(boxes, crop, photo.shape[:2]))
+            order = inside[suppress(kept.take(inside), self.filters.box_nms_thresh)]
+            kept, embeds, names = kept.take(order), embeds[order], [names[i] for i in order]
+        found = []
+        for i, mask in enumerate(self._render(embeds, pyramid.mask_features[0], frame)):
+            if mask.shape != photo.shape[:2]:
+                whole = np.zeros(photo.shape[:2], bool)
+                whole[y0:y1, x0:x1] = mask
+                mask = whole
+            point = points[kept.rows[i] // len(self.tokens)] + np.array([x0, y0])
+            found.append(
+                _Found(
+                    rle=encode_rle(mask),
+                    iou=float(kept.ious[i]),
+                    stability=float(kept.stability[i]),
+                    point=(float(point[0]), float(point[1])),
+                    token=self.tokens[kept.rows[i] % len(self.tokens)],
+                    crop=crop,
+                    box=inclusive_box(mask),
+                    object=names[i][0],
+                    part=names[i][1],
+                )
+            )
+        return found
+
+    def _decode_grid(
+        self, pyramid, frame: Frame, points: Float[np.ndarray, "n 2"]
+    ) -> tuple[Kept, np.ndarray, list[tuple[Name | None, Name | None]]]:
+        """Decodes all clicks and filters by IoU and stability; rows count [click, level]."""
+        boxes = frame.click_boxes(points)
+        parts: list[Kept] = []
+        embeds, names = [], []
+        text = None if self.names is None else self.names.table
+        for start in range(0, len(boxes), self.points_per_batch):
+            num = min(self.points_per_batch, len(boxes) - start)
+            rows = np.arange(start, start + (self.points_per_batch if self.isolate else num))
+            valid = rows < len(boxes)
+            rows = np.minimum(rows, len(boxes) - 1)
+            prompts = Prompts(boxes[rows][None], np.zeros((1, len(rows)), np.int32), valid[None])
+            answer = self.model.decode(pyramid, prompts, text, self.isolate)
+            tokens = np.array(self.tokens)
+            ious = np.asarray(answer.pred_ious)[0][:num, tokens].reshape(-1)
+            embed = np.asarray(answer.mask_embed)[0][:num, tokens].reshape(len(ious), -1)
+            kept = filter_masks(
+                ious,
+                lambda rows: self._measure(embed[rows], pyramid.mask_features[0], frame),  # noqa: B023
+                self.filters,
+            )
+            embeds.append(embed[kept.rows])
+            names += _names(self.names, answer, kept.rows, tokens)
+            parts.append(dataclasses.replace(kept, rows=kept.rows + start * len(tokens)))
+        merged = Kept(
+            *(np.concatenate([getattr(k, f.name) for k in parts]) for f in dataclasses.fields(Kept))
+        )
+        return merged, np.concatenate(embeds), names
+
+    def _measure(self, embed: Float[np.ndarray, "n d"], features, frame: Frame):
+        """Stability and boxes at the size the network sees, in chunks of one static size."""
+        rows, columns = frame_weights(frame, features.shape[:2], frame.resized_hw)
+        step = min(64, chunk_size(1 << 20, frame.resized_hw))
+        stability, boxes = [], []
+        for start in range(0, len(embed), step):
+            part = embed[start : start + step]
+            padded = np.pad(part, ((0, step - len(part)), (0, 0)))
+            s, b = _measure_embeds(
+                padded, features, rows, columns, self.filters.stability_score_offset
+            )
+            stability.append(np.asarray(s)[: len(part)])
+            boxes.append(np.asarray(b)[: len(part)])
+        return np.concatenate(stability), np.concatenate(boxes)
+
+    def _render(self, embeds: Float[np.ndarray, "n d"], features, frame: Frame):
+        """Yields the masks at the photo's size, a few at a time."""
+        step = chunk_size(16, frame.photo_hw)
+        for start in range(0, len(embeds), step):
+            part = embeds[start : start + step]
+            padded = np.pad(part, ((0, step - len(part)), (0, 0)))
+            logits = low_res_logits(jnp.asarray(padded), features)
+            yield from upsample_masks(logits, frame, frame.photo_hw)[: len(part)]
+
+    def _record(self, found: _Found, rle: dict) -> dict:
+        mask = decode_rle(rle)
+        x0, y0, x1, y1 = (float(v) for v in inclusive_box(mask))
+        segmentation: object = mask
+        if self.output_mode == "coco_rle":
+            segmentation = rle
+        elif self.output_mode == "uncompressed_rle":
+            segmentation = {"size": rle["size"], "counts": uncompressed_counts(mask)}
+        cx0, cy0, cx1, cy1 = found.crop
+        record = {
+            "segmentation": segmentation,
+            "area": int(mask.sum()),
+            "bbox": [x0, y0, x1 - x0, y1 - y0],
+            "predicted_iou": found.iou,
+            "point_coords": [list(found.point)],
+            "stability_score": found.stability,
+            "crop_box": [float(cx0), float(cy0), float(cx1 - cx0), float(cy1 - cy0)],
+            "level": self.model.level_order.index(found.token) + 1,
+            "token": found.token,
+        }
+        for key, name in (("object", found.object), ("part", found.part)):
+            if name is not None:
+                record[key] = {"name": name.name, "score": name.score}
+        return record
+
+
+def point_grid(points_per_side: int) -> Float[np.ndarray, "n 2"]:
+    """Centres of a square grid of cells in 0..1, row by row."""
+    centres = (np.arange(points_per_side) + 0.5) / points_per_side
+    x, y = np.meshgrid(centres, centres)
+    return np.stack([x.ravel(), y.ravel()], 1)
+
+
+def crop_boxes(
+    photo_hw: tuple[int, int], num_layers: int, overlap_ratio: float
+) -> list[tuple[tuple[int, int, int, int], int]]:
+    """The whole photo, then 2**i x 2**i overlapping crops for each layer i, with the layer.
+
+    A crop is x0, y0, x1, y1. Layers whose crops would be smaller than 32 pixels are left out.
+    """
+    height, width = photo_hw
+    boxes = [((0, 0, width, height), 0)]
+    for layer in range(1, num_layers + 1):
+        per_side = 2**layer
+        overlap = int(overlap_ratio * min(photo_hw) * 2 / per_side)
+        sizes = [
+            math.ceil((overlap * (per_side - 1) + side) / per_side) for side in (width, height)
+        ]
+        if min(sizes) < 32:
+            break
+        for iy in range(per_side):
+            for ix in range(per_side):
+                x0, y0 = (sizes[0] - overlap) * ix, (sizes[1] - overlap) * iy
+                crop = (x0, y0, min(x0 + sizes[0], width), min(y0 + sizes[1], height))
+                boxes.append((crop, layer))
+    return boxes
+
+
+@jax.jit
+def _measure_embeds(embeds, features, rows, columns, offset):
+    logits = apply_weights(low_res_logits(embeds, features), rows, columns)
+    return measure_masks(logits, offset)
+
+
+def _names(
+    names: LabelSet | None, answer, rows: Int[np.ndarray, " n"], tokens: Sequence[int]
+) -> list[tuple[Name | None, Name | None]]:
+    if names is None:
+        return [(None, None)] * len(rows)
+    where = (0, rows // len(tokens), np.asarray(tokens)[rows % len(tokens)])
+    objects = np.asarray(answer.object_logits)[where]
+    parts = np.asarray(answer.part_logits)[where]
+    return [(names.best_object(o), names.best_part(p)) for o, p in zip(objects, parts, strict=True)]

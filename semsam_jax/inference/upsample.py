@@ -1,0 +1,125 @@
+"""Mask logits at stride 4 -> any output size, as two small matrix products.
+
+The reference upsamples bilinearly to the padded canvas, crops the padding off and resizes
+the crop with antialiased bicubic weights (SPEC ix). All three steps are linear and
+separable, so their product is one [out, in] matrix for each axis: nothing of canvas size is
+ever stored, and an output of any size costs two products.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from semsam_jax.inference.preprocess import Frame
+
+BUDGET_BYTES = 1 << 28
+
+
+@functools.lru_cache(maxsize=64)
+def axis_weights(low: int, canvas: int, valid: int, out: int) -> np.ndarray:
+    """Returns float32 [out, low]: bilinear low -> canvas, crop to valid, bicubic valid -> out.
+
+    Args:
+        low: samples of the stride-4 map.
+        canvas: padded size in pixels.
+        valid: pixels of the canvas that hold the photo.
+        out: wanted size; equal to `valid` skips the bicubic step, as an identity.
+    """
+    index, share = _taps(low, canvas, _triangle, 1.0, antialias=False)
+    weights = np.zeros((canvas, low))
+    np.add.at(weights, (np.arange(canvas)[:, None], index), share)
+    weights = weights[:valid]
+    if out != valid:
+        index, share = _taps(valid, out, _keys, 2.0, antialias=True)
+        weights = sum(share[:, t, None] * weights[index[:, t]] for t in range(index.shape[1]))
+    return weights.astype(np.float32)
+
+
+def frame_weights(
+    frame: Frame, low_hw: tuple[int, int], out_hw: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column matrices from the stride-4 map of a frame to `out_hw`."""
+    rows, columns = (
+        axis_weights(low_hw[i], frame.canvas_hw[i], frame.resized_hw[i], out_hw[i]) for i in (0, 1)
+    )
+    return rows, columns
+
+
+@jax.jit
+def apply_weights(
+    logits: Float[Array, "n low_h low_w"],
+    rows: Float[Array, "h low_h"],
+    columns: Float[Array, "w low_w"],
+) -> Float[Array, "n h w"]:
+    """Resizes every map with the two matrices of `frame_weights`, in full float32."""
+    exact = jax.lax.Precision.HIGHEST
+    wide = jnp.einsum("nij,wj->niw", logits, columns, precision=exact)
+    return jnp.einsum("hi,niw->nhw", rows, wide, precision=exact)
+
+
+@jax.jit
+def _above_zero(logits: Array, rows: Array, columns: Array) -> Array:
+    return apply_weights(logits, rows, columns) > 0
+
+
+def upsample_logits(
+    logits: Float[Array, "n low_h low_w"], frame: Frame, out_hw: tuple[int, int]
+) -> Float[np.ndarray, "n h w"]:
+    """Returns mask logits at the output size, float32 on the host."""
+    return _in_chunks(apply_weights, logits, frame, out_hw, np.float32)
+
+
+def upsample_masks(
+    logits: Float[Array, "n low_h low_w"], frame: Frame, out_hw: tuple[int, int]
+) -> Bool[np.ndarray, "n h w"]:
+    """Returns masks (logit > 0) at the output size; logits of output size stay on the device."""
+    return _in_chunks(_above_zero, logits, frame, out_hw, np.bool_)
+
+
+def chunk_size(num: int, out_hw: tuple[int, int]) -> int:
+    """Masks of a size that fit the memory budget at once; a power of two."""
+    fit = max(1, BUDGET_BYTES // (8 * out_hw[0] * out_hw[1]))
+    return min(1 << (max(1, num) - 1).bit_length(), 1 << (fit.bit_length() - 1))
+
+
+def _in_chunks(function, logits, frame: Frame, out_hw: tuple[int, int], dtype) -> np.ndarray:
+    num = logits.shape[0]
+    rows, columns = frame_weights(frame, logits.shape[1:], out_hw)
+    out = np.empty((num, *out_hw), dtype)
+    step = chunk_size(num, out_hw)
+    for start in range(0, num, step):
+        part = jnp.asarray(logits[start : start + step])
+        missing = step - part.shape[0]
+        part = jnp.pad(part, ((0, missing), (0, 0), (0, 0)))
+        out[start : start + step] = np.asarray(function(part, rows, columns))[: step - missing]
+    return out
+
+
+def _taps(size_in: int, size_out: int, kernel, radius: float, antialias: bool):
+    """Source index and weight [out, taps] of every output sample (half-pixel centres)."""
+    scale = size_in / size_out
+    stretch = max(scale, 1.0) if antialias else 1.0
+    centre = (np.arange(size_out) + 0.5) * scale
+    if not antialias:  # the plain bilinear resize repeats the border instead of renormalising
+        centre = np.clip(centre, 0.5, size_in - 0.5)
+    reach = int(np.ceil(radius * stretch)) + 1
+    index = np.floor(centre).astype(int)[:, None] + np.arange(-reach, reach + 1)
+    distance = index + 0.5 - centre[:, None]
+    share = kernel(distance / stretch)
+    share[(index < 0) | (index >= size_in) | (np.abs(distance) >= radius * stretch)] = 0
+    return np.clip(index, 0, size_in - 1), share / share.sum(1, keepdims=True)
+
+
+def _triangle(x: np.ndarray) -> np.ndarray:
+    return np.maximum(1 - np.abs(x), 0)
+
+
+def _keys(x: np.ndarray) -> np.ndarray:
+    """Keys' cubic with a = -0.5, the coefficient of antialiased resizing (SPEC ix)."""
+    x, a = np.abs(x), -0.5
+    near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+    far = a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))

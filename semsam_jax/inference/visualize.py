@@ -1,0 +1,243 @@
+"""Pictures of masks: overlays, level strips and labelled panoptic views."""
+
+import colorsys
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Int, UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+RGB = tuple[int, int, int]
+_GOLDEN = 0.61803398875
+_STRIP_PANEL_PX = 420
+_MAX_SIDE_PX = 2048
+
+
+def distinct_colours(num: int, start: float = 0.58) -> list[RGB]:
+    """Returns colours whose neighbours in the list differ clearly in hue and brightness."""
+    colours = []
+    for i in range(num):
+        saturation = (0.85, 0.62, 0.95)[i % 3]
+        value = (0.98, 0.90, 0.78)[(i // 3) % 3]
+        r, g, b = colorsys.hsv_to_rgb((start + i * _GOLDEN) % 1.0, saturation, value)
+        colours.append((round(r * 255), round(g * 255), round(b * 255)))
+    return colours
+
+
+def overlay_masks(
+    photo: UInt8[np.ndarray, "h w 3"],
+    masks: Sequence[Bool[np.ndarray, "h w"]],
+    colours: Sequence[RGB] | None = None,
+    *,
+    opacity: float = 0.5,
+    points: Sequence[tuple[float, float, bool]] = (),
+    boxes: Sequence[tuple[float, float, float, float]] = (),
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Paints masks over a photo, large ones first, each with an outline.
+
+    Args:
+        photo: RGB.
+        masks: at the photo's size.
+        colours: one for each mask; None gives distinct ones.
+        opacity: of the fill, 0..1.
+        points: x, y, is_positive of the clicks to mark.
+        boxes: x0, y0, x1, y1 of the boxes to mark.
+    """
+    colours = distinct_colours(len(masks)) if colours is None else colours
+    canvas = photo.copy()
+    for i in sorted(range(len(masks)), key=lambda i: -int(masks[i].sum())):
+        _paint(canvas, masks[i], colours[i], opacity)
+    line = _line_width(photo.shape[:2])
+    for mask, colour in zip(masks, colours, strict=True):
+        _outline(canvas, mask, colour, line)
+    for box in boxes:
+        corners = [round(v) for v in box]
+        cv2.rectangle(canvas, corners[:2], corners[2:], (0, 0, 0), line + 2, cv2.LINE_AA)
+        cv2.rectangle(canvas, corners[:2], corners[2:], (255, 255, 255), line, cv2.LINE_AA)
+    for x, y, is_positive in points:
+        _mark(canvas, (x, y), is_positive, line)
+    return canvas
+
+
+def level_strip(
+    photo: UInt8[np.ndarray, "h w 3"],
+    masks: Sequence[Bool[np.ndarray, "h w"]],
+    captions: Sequence[str],
+    *,
+    points: Sequence[tuple[float, float, bool]] = (),
+    boxes: Sequence[tuple[float, float, float, float]] = (),
+) -> UInt8[np.ndarray, "sh sw 3"]:
+    """Returns one row of panels, a mask and its caption in each (levels 1..6 of a click)."""
+    height, width = photo.shape[:2]
+    scale = min(1.0, _STRIP_PANEL_PX / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = cv2.resize(photo, size, interpolation=cv2.INTER_AREA)
+    marks = [(x * scale, y * scale, good) for x, y, good in points]
+    frames = [tuple(v * scale for v in box) for box in boxes]
+    font = _font(max(13, round(min(size[0] / 16, 22))))
+    bar, gap = round(font.size * 1.9), 6
+    panel_width = max(size[0], 140)
+    strip = Image.new(
+        "RGB",
+        (len(masks) * (panel_width + gap) + gap, size[1] + bar + 2 * gap),
+        (24, 26, 30),
+    )
+    draw = ImageDraw.Draw(strip)
+    colours = distinct_colours(len(masks))
+    for i, (mask, caption) in enumerate(zip(masks, captions, strict=True)):
+        resized = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA) >= 0.5
+        dimmed = _dim_outside(small, resized)
+        panel = overlay_masks(
+            dimmed, [resized], [colours[i]], opacity=0.35, points=marks, boxes=frames
+        )
+        x = gap + i * (panel_width + gap)
+        strip.paste(Image.fromarray(panel), (x + (panel_width - size[0]) // 2, gap + bar))
+        draw.rectangle((x, gap, x + panel_width - 1, gap + bar - 1), fill=colours[i])
+        draw.text(
+            (x + panel_width / 2, gap + bar / 2),
+            _shorten(draw, caption, font, panel_width - 8),
+            fill=_ink(colours[i]),
+            font=font,
+            anchor="mm",
+        )
+    return np.asarray(strip)
+
+
+def panoptic_view(
+    photo: UInt8[np.ndarray, "h w 3"],
+    segment_map: Int[np.ndarray, "h w"],
+    names: dict[int, str],
+    *,
+    opacity: float = 0.55,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Paints every segment and writes its name inside it.
+
+    Args:
+        photo: RGB.
+        segment_map: segment id of each pixel, 0 for none.
+        names: the text of each segment id.
+        opacity: of the fill, 0..1.
+    """
+    ids = list(names)
+    colours = distinct_colours(len(ids), start=0.33)
+    masks = [segment_map == i for i in ids]
+    canvas = overlay_masks(photo, masks, colours, opacity=opacity)
+    return write_labels(canvas, masks, [names[i] for i in ids], colours)
+
+
+def write_labels(
+    picture: UInt8[np.ndarray, "h w 3"],
+    masks: Sequence[Bool[np.ndarray, "h w"]],
+    texts: Sequence[str],
+    colours: Sequence[RGB],
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Writes a text at the innermost point of each mask, large masks first, without overlap."""
+    image = Image.fromarray(picture)
+    draw = ImageDraw.Draw(image)
+    height, width = picture.shape[:2]
+    font = _font(int(np.clip(max(height, width) / 48, 11, 40)))
+    taken: list[tuple[float, float, float, float]] = []
+    for i in sorted(range(len(masks)), key=lambda i: -int(masks[i].sum())):
+        place = innermost_point(masks[i])
+        if not texts[i] or place is None:
+            continue
+        left, top, right, bottom = draw.textbbox(place, texts[i], font=font, anchor="mm")
+        pad = font.size * 0.25
+        dx = max(pad - left, 0) - max(right + pad - width, 0)
+        dy = max(pad - top, 0) - max(bottom + pad - height, 0)
+        box = (left - pad + dx, top - pad + dy, right + pad + dx, bottom + pad + dy)
+        if any(_overlap(box, other) for other in taken):
+            continue
+        taken.append(box)
+        draw.rounded_rectangle(box, radius=pad * 1.2, fill=(20, 20, 24), outline=colours[i])
+        draw.text(
+            (place[0] + dx, place[1] + dy), texts[i], fill=(255, 255, 255), font=font, anchor="mm"
+        )
+    return np.asarray(image)
+
+
+def innermost_point(mask: Bool[np.ndarray, "h w"]) -> tuple[float, float] | None:
+    """Returns x, y of the pixel farthest from the border of a mask, None if it is empty."""
+    if not mask.any():
+        return None
+    distance = cv2.distanceTransform(
+        np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE
+    )
+    y, x = np.unravel_index(int(distance.argmax()), distance.shape)
+    return float(x - 1), float(y - 1)
+
+
+def display_size(
+    photo: UInt8[np.ndarray, "h w 3"], max_side: int = _MAX_SIDE_PX
+) -> UInt8[np.ndarray, "dh dw 3"]:
+    """Returns a photo whose long side is at most `max_side`, for pictures to look at."""
+    scale = max_side / max(photo.shape[:2])
+    if scale >= 1:
+        return photo
+    size = (max(1, round(photo.shape[1] * scale)), max(1, round(photo.shape[0] * scale)))
+    return cv2.resize(photo, size, interpolation=cv2.INTER_AREA)
+
+
+def shrink_mask(mask: Bool[np.ndarray, "h w"], like: np.ndarray) -> Bool[np.ndarray, "dh dw"]:
+    """Resizes a mask to the height and width of a smaller picture, by area."""
+    if mask.shape == like.shape[:2]:
+        return mask
+    size = (like.shape[1], like.shape[0])
+    return cv2.resize(mask.astype(np.uint8) * 255, size, interpolation=cv2.INTER_AREA) >= 128
+
+
+def _paint(canvas: np.ndarray, mask: np.ndarray, colour: RGB, opacity: float) -> None:
+    under = canvas[mask].astype(np.float32)
+    canvas[mask] = np.rint(under + (np.array(colour, np.float32) - under) * opacity)
+
+
+def _outline(canvas: np.ndarray, mask: np.ndarray, colour: RGB, line: int) -> None:
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    light = tuple(int(c + (255 - c) * 0.65) for c in colour)
+    cv2.drawContours(canvas, contours, -1, light, line, cv2.LINE_AA)
+
+
+def _dim_outside(photo: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    grey = photo.mean(-1, keepdims=True) * 0.35 + photo * 0.25
+    return np.where(mask[..., None], photo, np.rint(grey).astype(np.uint8))
+
+
+def _mark(canvas: np.ndarray, xy: tuple[float, float], is_positive: bool, line: int) -> None:
+    centre = (round(xy[0]), round(xy[1]))
+    radius = 3 * line + 2
+    colour = (40, 200, 80) if is_positive else (230, 50, 50)
+    cv2.circle(canvas, centre, radius + line, (255, 255, 255), -1, cv2.LINE_AA)
+    cv2.circle(canvas, centre, radius, colour, -1, cv2.LINE_AA)
+    arm = max(2, radius // 2)
+    white = (255, 255, 255)
+    cv2.line(canvas, (centre[0] - arm, centre[1]), (centre[0] + arm, centre[1]), white, line)
+    if is_positive:
+        cv2.line(canvas, (centre[0], centre[1] - arm), (centre[0], centre[1] + arm), white, line)
+
+
+def _line_width(hw: tuple[int, int]) -> int:
+    return max(1, round(max(hw) / 700))
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size=size)
+
+
+def _ink(colour: RGB) -> RGB:
+    brightness = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
+    return (0, 0, 0) if brightness > 140 else (255, 255, 255)
+
+
+def _shorten(
+    draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: float
+) -> str:
+    if draw.textlength(text, font=font) <= width:
+        return text
+    while text and draw.textlength(text + "…", font=font) > width:
+        text = text[:-1]
+    return text + "…"
+
+
+def _overlap(a: tuple, b: tuple) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

@@ -1,0 +1,197 @@
+"""Panoptic, instance and semantic results of the generic branch for one photo."""
+
+import dataclasses
+from collections.abc import Collection
+from pathlib import Path
+
+import cv2
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from semsam_jax.core.errors import PromptError
+from semsam_jax.inference import files, visualize
+from semsam_jax.inference.labels import Labels, LabelSet, label_set
+from semsam_jax.inference.loading import LoadedModel, low_res_logits
+from semsam_jax.inference.preprocess import Frame, Size, fit_image
+from semsam_jax.inference.upsample import upsample_logits
+from semsam_jax.ops import panoptic
+
+TASKS = ("panoptic", "instance", "semantic")
+_MAX_WORK_PIXELS = 1_000_000
+_MIN_INSTANCE_SCORE = 0.25
+
+
+@dataclasses.dataclass(frozen=True)
+class GenericAnswer:
+    """What the queries of the generic branch say of one photo.
+
+    Attributes:
+        class_logits: [q, v] over the object names.
+        low_res_logits: masks [q, h/4, w/4] of the padded canvas.
+        boxes: [q, 4] x0, y0, x1, y1 in photo pixels.
+        frame: sizes.
+        names: the object names.
+    """
+
+    class_logits: Float[np.ndarray, "q v"]
+    low_res_logits: Float[np.ndarray, "q h w"]
+    boxes: Float[np.ndarray, "q 4"]
+    frame: Frame
+    names: LabelSet
+
+
+def ask_generic(
+    model: LoadedModel, photo: UInt8[np.ndarray, "h w 3"], labels: Labels, size: Size = None
+) -> GenericAnswer:
+    """Runs the generic branch over a photo.
+
+    Raises:
+        PromptError: no object names among the labels.
+        CheckpointError: the checkpoint has no generic branch, or untrained class heads.
+    """
+    names = label_set(model, labels)
+    if not names.objects:
+        raise PromptError("labels: no object names given; the whole photo needs some.")
+    frame = model.frame(photo.shape[:2], size)
+    pyramid = model.encode(fit_image(photo, frame)[None], [frame])
+    # Padding rows of the name table would compete for the best proposals: use the exact one.
+    last = model.decode_generic(pyramid, names.exact).layers
+    low = low_res_logits(jnp.asarray(last.mask_embed[-1, 0]), pyramid.mask_features[0])
+    return GenericAnswer(
+        class_logits=np.asarray(last.object_logits[-1, 0], np.float32),
+        low_res_logits=np.asarray(low),
+        boxes=boxes_in_photo(np.asarray(last.boxes[-1, 0]), frame),
+        frame=frame,
+        names=names,
+    )
+
+
+def boxes_in_photo(cxcywh: Float[np.ndarray, "q 4"], frame: Frame) -> Float[np.ndarray, "q 4"]:
+    """Boxes in fractions of the canvas -> x0, y0, x1, y1 in photo pixels."""
+    canvas = np.array(frame.canvas_hw[::-1], np.float32)
+    scale = np.array(frame.photo_hw[::-1], np.float32) / np.array(frame.resized_hw[::-1])
+    centre, half = cxcywh[:, :2], cxcywh[:, 2:] / 2
+    corners = np.concatenate([centre - half, centre + half], 1)
+    return (corners * np.tile(canvas * scale, 2)).astype(np.float32)
+
+
+def segment_whole_photo(
+    model: LoadedModel,
+    photo: UInt8[np.ndarray, "h w 3"],
+    task: str,
+    labels: Labels,
+    size: Size,
+    out: Path,
+    stuff: Collection[str] = (),
+) -> list[dict]:
+    """Labels a photo, writes masks.json, overlay.png and segments.png (not for instances).
+
+    Args:
+        model: with a generic branch.
+        photo: RGB.
+        task: `panoptic`, `instance` or `semantic`.
+        labels: see `labels.label_set`.
+        size: see `preprocess.make_frame`.
+        out: folder.
+        stuff: object names that are not countable; their segments are merged.
+
+    Returns:
+        The records of masks.json.
+    """
+    answer = ask_generic(model, photo, labels, size)
+    work_hw = work_size(photo.shape[:2])
+    if task == "instance":
+        records = _instance_records(answer, work_hw)
+    elif task == "panoptic":
+        segment_map, records = _panoptic(answer, work_hw, stuff)
+    else:
+        segment_map, records = _semantic(answer, work_hw)
+    files.make_folder(out)
+    small = visualize.display_size(photo)
+    if task == "instance":
+        masks = [visualize.shrink_mask(files.decode_rle(r["segmentation"]), small) for r in records]
+        colours = visualize.distinct_colours(len(masks))
+        picture = visualize.overlay_masks(small, masks, colours)
+        texts = [f"{r['object']['name']} {r['score']:.2f}" for r in records]
+        picture = visualize.write_labels(picture, masks, texts, colours)
+    else:
+        view = cv2.resize(segment_map, small.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+        texts = {r["id"]: r["object"]["name"] for r in records}
+        picture = visualize.panoptic_view(small, view, texts)
+        files.write_segment_map(out / "segments.png", segment_map)
+    files.write_picture(out / "overlay.png", picture)
+    files.write_json(out / "masks.json", records)
+    print(f"{len(records)} segments in {out / 'masks.json'}, picture in {out / 'overlay.png'}")
+    return records
+
+
+def work_size(photo_hw: tuple[int, int]) -> tuple[int, int]:
+    """Size at which queries compete for pixels: the photo's, but at most a megapixel."""
+    scale = min(1.0, (_MAX_WORK_PIXELS / (photo_hw[0] * photo_hw[1])) ** 0.5)
+    return max(1, round(photo_hw[0] * scale)), max(1, round(photo_hw[1] * scale))
+
+
+def _panoptic(answer: GenericAnswer, work_hw, stuff) -> tuple[np.ndarray, list[dict]]:
+    names = answer.names.objects
+    things = {i for i, name in enumerate(names) if name not in stuff}
+    kept = panoptic.confident_queries(answer.class_logits, 0.25)
+    masks = upsample_logits(answer.low_res_logits[kept], answer.frame, work_hw)
+    result = panoptic.panoptic_map(answer.class_logits[kept], masks, things)
+    segment_map = _to_photo(result.segment_map, answer.frame)
+    records = []
+    for segment in result.segments:
+        record = _record(segment.id, segment_map == segment.id, names, segment.category)
+        record |= {"score": segment.score, "is_thing": segment.is_thing}
+        record["object"]["score"] = segment.score
+        records.append(record)
+    return segment_map, records
+
+
+def _semantic(answer: GenericAnswer, work_hw) -> tuple[np.ndarray, list[dict]]:
+    names = answer.names.objects
+    best = np.zeros(work_hw, np.int32)
+    top = np.zeros(work_hw, np.float32)
+    masks = upsample_logits(answer.low_res_logits, answer.frame, work_hw)
+    rows = max(1, (1 << 24) // (work_hw[1] * max(len(names), len(masks))))
+    for y in range(0, work_hw[0], rows):
+        scores = panoptic.semantic_map(answer.class_logits, masks[:, y : y + rows])
+        best[y : y + rows], top[y : y + rows] = scores.argmax(0) + 1, scores.max(0)
+    segment_map = _to_photo(best, answer.frame)
+    records = []
+    for category in np.unique(best).tolist():
+        record = _record(category, segment_map == category, names, category - 1)
+        record["score"] = record["object"]["score"] = float(min(1.0, top[best == category].mean()))
+        records.append(record)
+    return segment_map, records
+
+
+def _instance_records(answer: GenericAnswer, work_hw) -> list[dict]:
+    names = answer.names.objects
+    masks = upsample_logits(answer.low_res_logits, answer.frame, work_hw)
+    found = panoptic.top_instances(answer.class_logits, masks)
+    records = []
+    for i in np.flatnonzero(found.scores >= _MIN_INSTANCE_SCORE):
+        mask = _to_photo(found.masks[i].astype(np.int32), answer.frame) > 0
+        record = _record(len(records) + 1, mask, names, int(found.categories[i]))
+        record["score"] = record["object"]["score"] = float(found.scores[i])
+        record["predicted_box_xyxy"] = answer.boxes[found.queries[i]].tolist()
+        records.append(record)
+    return records
+
+
+def _record(number: int, mask: np.ndarray, names: tuple[str, ...], category: int) -> dict:
+    return {
+        "id": number,
+        "image_id": 1,
+        "category_id": category + 1,
+        "segmentation": files.encode_rle(mask),
+        "bbox": files.box_xywh(mask),
+        "area": int(mask.sum()),
+        "object": {"name": names[category]},
+    }
+
+
+def _to_photo(segment_map: Int[np.ndarray, "h w"], frame: Frame) -> Int[np.ndarray, "ph pw"]:
+    size = (frame.photo_hw[1], frame.photo_hw[0])
+    return cv2.resize(segment_map, size, interpolation=cv2.INTER_NEAREST)

@@ -1,0 +1,167 @@
+"""Semantic, panoptic and instance maps from the queries of the generic branch.
+
+Source: SPEC (xiii), inference. All functions take class logits [q, v] and mask logits
+[q, h, w] at the output size, and run on the host: the sizes depend on the picture.
+"""
+
+import dataclasses
+from collections.abc import Collection
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """One segment of a panoptic map.
+
+    Attributes:
+        id: value in the map, from 1.
+        category: index in the vocabulary.
+        is_thing: countable object; all stuff of one category is one segment.
+        score: class score of the query, 0..1.
+    """
+
+    id: int
+    category: int
+    is_thing: bool
+    score: float
+
+
+@dataclasses.dataclass(frozen=True)
+class PanopticMap:
+    """Segment id of each pixel (0 none) and what the segments are."""
+
+    segment_map: Int[np.ndarray, "h w"]
+    segments: tuple[Segment, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Instances:
+    """Instances, best score first.
+
+    Attributes:
+        masks: bool [i, h, w].
+        scores: class score times mean mask probability.
+        categories: index in the vocabulary.
+        queries: which query each instance came from.
+    """
+
+    masks: Bool[np.ndarray, "i h w"]
+    scores: Float[np.ndarray, " i"]
+    categories: Int[np.ndarray, " i"]
+    queries: Int[np.ndarray, " i"]
+
+
+def sharpened_probabilities(
+    class_logits: Float[np.ndarray, "q v"], temperature: float = 0.06
+) -> Float[np.ndarray, "q v"]:
+    """softmax(sigmoid(logits) / temperature) over the classes, float32."""
+    scores = sigmoid(class_logits) / np.float32(temperature)
+    weights = np.exp(scores - scores.max(1, keepdims=True))
+    return weights / weights.sum(1, keepdims=True)
+
+
+def semantic_map(
+    class_logits: Float[np.ndarray, "q v"],
+    mask_logits: Float[np.ndarray, "q h w"],
+    temperature: float = 0.06,
+) -> Float[np.ndarray, "v h w"]:
+    """Score of each class at each pixel: mask probabilities weighted by class scores."""
+    q, h, w = mask_logits.shape
+    scores = sharpened_probabilities(class_logits, temperature)
+    return (scores.T @ sigmoid(mask_logits).reshape(q, h * w)).reshape(-1, h, w)
+
+
+def confident_queries(
+    class_logits: Float[np.ndarray, "q v"], score_threshold: float
+) -> Int[np.ndarray, " m"]:
+    """Queries whose best class score is above the threshold; only these need masks."""
+    return np.flatnonzero(sigmoid(class_logits).max(1) > score_threshold)
+
+
+def panoptic_map(
+    class_logits: Float[np.ndarray, "q v"],
+    mask_logits: Float[np.ndarray, "q h w"],
+    things: Collection[int],
+    *,
+    score_threshold: float = 0.25,
+    overlap_threshold: float = 0.8,
+    temperature: float = 0.06,
+) -> PanopticMap:
+    """Gives every pixel to one query, then drops queries that lost most of their mask.
+
+    Args:
+        class_logits: before the sigmoid.
+        mask_logits: at the output size.
+        things: categories whose segments stay apart; other categories are merged.
+        score_threshold: on the best sigmoid class score, before sharpening.
+        overlap_threshold: smallest share of a mask (probability >= 0.5) that must be won.
+        temperature: of the sharpening.
+    """
+    segment_map = np.zeros(mask_logits.shape[1:], np.int32)
+    kept = confident_queries(class_logits, score_threshold)
+    if not len(kept):
+        return PanopticMap(segment_map, ())
+    sharp = sharpened_probabilities(class_logits[kept], temperature)
+    scores, categories = sharp.max(1), sharp.argmax(1)
+    masks = sigmoid(mask_logits[kept])
+    winner = (scores[:, None, None] * masks).argmax(0)
+    segments: list[Segment] = []
+    stuff_ids: dict[int, int] = {}
+    for i, category in enumerate(categories.tolist()):
+        present = masks[i] >= 0.5
+        won = winner == i
+        mask = won & present
+        if not mask.any() or won.sum() / present.sum() < overlap_threshold:
+            continue
+        is_thing = category in things
+        if not is_thing and category in stuff_ids:
+            segment_map[mask] = stuff_ids[category]
+            continue
+        segment_id = len(segments) + 1
+        if not is_thing:
+            stuff_ids[category] = segment_id
+        segment_map[mask] = segment_id
+        segments.append(Segment(segment_id, category, is_thing, float(scores[i])))
+    return PanopticMap(segment_map, tuple(segments))
+
+
+def top_instances(
+    class_logits: Float[np.ndarray, "q v"],
+    mask_logits: Float[np.ndarray, "q h w"],
+    *,
+    max_instances: int = 100,
+    things: Collection[int] | None = None,
+) -> Instances:
+    """The best pairs of query and class, scored by class score times mask quality.
+
+    Args:
+        class_logits: before the sigmoid.
+        mask_logits: at the output size.
+        max_instances: pairs considered, before things are picked out.
+        things: categories to keep; None keeps all.
+    """
+    scores = sigmoid(class_logits)
+    num_classes = scores.shape[1]
+    order = np.argsort(-scores, axis=None, kind="stable")[:max_instances]
+    queries, categories = order // num_classes, order % num_classes
+    if things is not None:
+        is_thing = np.isin(categories, list(things))
+        queries, categories = queries[is_thing], categories[is_thing]
+    quality = {int(q): _mask_quality(mask_logits[q]) for q in np.unique(queries)}
+    final = scores[queries, categories] * np.array([quality[int(q)] for q in queries], np.float32)
+    best = np.argsort(-final, kind="stable")
+    return Instances(mask_logits[queries[best]] > 0, final[best], categories[best], queries[best])
+
+
+def sigmoid(x: Float[np.ndarray, "*s"]) -> Float[np.ndarray, "*s"]:
+    """Logistic function in float32 without overflow."""
+    x = x.astype(np.float32)
+    small = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1, small) / (1 + small)
+
+
+def _mask_quality(logits: np.ndarray) -> np.float32:
+    mask = logits > 0
+    return np.float32(sigmoid(logits[mask]).sum() / (mask.sum() + 1e-6))
