@@ -1,8 +1,8 @@
 """The embedded sample: real photos in all seven native layouts, about 7 MB, inside the package.
 
 It lets training, evaluation and the demo run before any dataset is downloaded. What in it is
-human label, machine-made label or stand-in is told in `README.md` beside this file; the licence of every
-photo in `data/ATTRIBUTION.csv`.
+human label, machine-made label or stand-in is told in the `README.md` beside this file; the
+licence of every photo in `data/ATTRIBUTION.csv`.
 """
 
 import csv

@@ -1,0 +1,235 @@
+"""Looks at a dataset before anybody trains on it.
+
+    python -m data_pipelines.check --dataset coco --root /data/coco --split train --sheet coco.png
+
+Prints counts, the classes found and every broken record, and draws a contact sheet: photos with
+their masks in colour (parts brighter, with a white edge) and the boxes of boxes-only data.
+Exits with 1 if a record is broken, with 2 if the folder cannot be read at all.
+"""
+
+import argparse
+import collections
+import dataclasses
+import json
+import pathlib
+import sys
+
+import numpy as np
+from PIL import Image, ImageDraw
+from pycocotools import mask as coco_mask
+
+from data_pipelines.decode import decode_image
+from data_pipelines.schema import DATASETS, RawExample
+from data_pipelines.sources import Source, open_source
+from data_pipelines.sources.coco_folder import read_class_names
+from data_pipelines.vocabulary import Vocabulary, build_vocabulary
+from semsam_jax.core.errors import DataError, SemSamError
+
+
+@dataclasses.dataclass
+class Report:
+    """What was found in a dataset.
+
+    Attributes:
+        num_examples: readable examples.
+        num_empty: examples among them without any instance.
+        num_instances, num_parts, num_orphan_parts, num_stuff, num_pseudo: instance counts; an
+            orphan part has no whole in its photo.
+        masks_per_photo: 0, 25, 50, 75 and 100 % quantiles.
+        classes: class text -> number of instances, most frequent first.
+        broken: messages of the records that could not be read.
+    """
+
+    num_examples: int = 0
+    num_empty: int = 0
+    num_instances: int = 0
+    num_parts: int = 0
+    num_orphan_parts: int = 0
+    num_stuff: int = 0
+    num_pseudo: int = 0
+    masks_per_photo: tuple[int, ...] = ()
+    classes: dict[str, int] = dataclasses.field(default_factory=dict)
+    broken: list[str] = dataclasses.field(default_factory=list)
+
+
+def check(source: Source, limit: int | None = None, *, decode: bool = True) -> Report:
+    """Reads the examples of a source and counts.
+
+    Args:
+        source: an open reader.
+        limit: read at most so many examples, evenly spread; None reads all.
+        decode: also decode every photo, which finds files that are cut off.
+    """
+    report = Report()
+    counts: list[int] = []
+    classes: collections.Counter[str] = collections.Counter()
+    for position in spread(len(source), limit):
+        try:
+            example = source[position]
+            if decode:
+                decode_photo(example)
+        except DataError as error:
+            report.broken.append(str(error))
+            continue
+        report.num_examples += 1
+        report.num_empty += not example.instances
+        counts.append(len(example.instances))
+        for instance in example.instances:
+            report.num_parts += instance.part_id >= 0
+            report.num_orphan_parts += instance.part_id >= 0 and instance.parent < 0
+            report.num_stuff += not instance.is_thing
+            report.num_pseudo += instance.is_pseudo
+            classes[class_text(source.vocabulary, instance.object_id, instance.part_id)] += 1
+    report.num_instances = sum(counts)
+    if counts:
+        quantiles = np.quantile(counts, [0, 0.25, 0.5, 0.75, 1])
+        report.masks_per_photo = tuple(int(value) for value in quantiles)
+    report.classes = dict(classes.most_common())
+    return report
+
+
+def spread(length: int, limit: int | None) -> list[int]:
+    """Returns at most `limit` positions, evenly over 0..length - 1."""
+    if limit is None or limit >= length:
+        return list(range(length))
+    return sorted({int(value) for value in np.linspace(0, length - 1, limit)})
+
+
+def class_text(vocabulary: Vocabulary, object_id: int, part_id: int) -> str:
+    """Returns `whole`, `whole: part` or `(no class)` for messages and pictures."""
+    whole = vocabulary.entry(object_id).text if object_id >= 0 else "(no class)"
+    return f"{whole}: {vocabulary.entry(part_id).text}" if part_id >= 0 else whole
+
+
+def decode_photo(example: RawExample) -> np.ndarray:
+    """Decodes the stored pixels as RGB [h,w,3], without EXIF rotation, as the masks lie on them.
+
+    Raises:
+        DataError: the file is cut off or damaged.
+    """
+    return decode_image(
+        example.image,
+        where=f"{example.dataset} example {example.example_id!r}",
+        size_hw=(example.height, example.width),
+    )
+
+
+def draw(example: RawExample, vocabulary: Vocabulary, height: int = 240) -> Image.Image:
+    """Draws one photo with its masks and its name, `height` pixels high."""
+    photo = decode_photo(example).astype(np.float32)
+    colours = np.random.default_rng(7).integers(60, 255, (max(1, len(example.instances)), 3))
+    order = sorted(
+        range(len(example.instances)),
+        key=lambda i: (example.instances[i].part_id >= 0, -_box_area(example.instances[i].box)),
+    )
+    for index in order:
+        rle = example.instances[index].rle
+        if rle is None:
+            continue
+        inside = coco_mask.decode(rle).astype(bool)
+        photo[inside] = 0.45 * photo[inside] + 0.55 * colours[index]
+        photo[inside & ~_eroded(inside)] = 255 if example.instances[index].part_id >= 0 else 0
+    picture = Image.fromarray(photo.astype(np.uint8))
+    scale = height / picture.height
+    picture = picture.resize((max(1, round(picture.width * scale)), height))
+    pen = ImageDraw.Draw(picture)
+    for index in order:
+        instance = example.instances[index]
+        x0, y0, x1, y1 = (value * scale for value in instance.box)
+        if instance.rle is None:
+            pen.rectangle((x0, y0, x1 - 1, y1 - 1), outline=tuple(colours[index].tolist()), width=2)
+        if instance.object_id >= 0:
+            text = class_text(vocabulary, instance.object_id, instance.part_id)
+            text = text.split(": ")[-1].encode("ascii", "replace").decode()
+            pen.text(((x0 + x1) / 2 - 3 * len(text), (y0 + y1) / 2 - 5), text, fill="white",
+                     stroke_width=1, stroke_fill="black")  # fmt: skip
+    name = example.example_id.encode("ascii", "replace").decode()
+    pen.text((3, 2), name[-40:], fill="yellow", stroke_width=1, stroke_fill="black")
+    return picture
+
+
+def contact_sheet(source: Source, count: int = 12, width: int = 1600) -> Image.Image:
+    """Draws up to `count` readable examples of a source, evenly spread, in rows."""
+    pictures = []
+    for position in spread(len(source), count):
+        try:
+            pictures.append(draw(source[position], source.vocabulary))
+        except DataError:
+            continue  # `check` lists the broken ones
+    rows: list[list[Image.Image]] = [[]]
+    for picture in pictures:
+        if rows[-1] and sum(p.width + 4 for p in rows[-1]) + picture.width > width:
+            rows.append([])
+        rows[-1].append(picture)
+    sheet = Image.new("RGB", (width, max(1, len(rows)) * 244), "black")
+    for row, line in enumerate(rows):
+        x = 0
+        for picture in line:
+            sheet.paste(picture, (x, row * 244))
+            x += picture.width + 4
+    return sheet
+
+
+def _eroded(mask: np.ndarray) -> np.ndarray:
+    inner = mask.copy()
+    inner[1:] &= mask[:-1]
+    inner[:-1] &= mask[1:]
+    inner[:, 1:] &= mask[:, :-1]
+    inner[:, :-1] &= mask[:, 1:]
+    return inner
+
+
+def _box_area(box: tuple[float, float, float, float]) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _open(args: argparse.Namespace) -> Source:
+    options = json.loads(args.options)
+    if args.dataset in DATASETS:
+        return open_source(
+            args.dataset, args.root, args.split, build_vocabulary([args.dataset]), **options
+        )
+    if "annotations" not in options:
+        raise DataError(
+            f"{args.dataset}: not one of {list(DATASETS)}, so a COCO folder of your own; wanted "
+            'the file: --options \'{"annotations": "train.json"}\''
+        )
+    classes = read_class_names(args.root / options["annotations"])
+    vocabulary = build_vocabulary([], extra={args.dataset: classes})
+    return open_source(args.dataset, args.root, args.split, vocabulary, **options)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the check from the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dataset", required=True, help=f"one of {', '.join(DATASETS)}, or own")
+    parser.add_argument("--root", required=True, type=pathlib.Path, help="the dataset's folder")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--options", default="{}", help="reader options as JSON")
+    parser.add_argument("--limit", type=int, help="read at most so many, evenly spread")
+    parser.add_argument("--sheet", type=pathlib.Path, help="write a contact sheet (PNG) here")
+    parser.add_argument("--count", type=int, default=12, help="photos on the sheet")
+    args = parser.parse_args(arguments)
+    try:
+        source = _open(args)
+        report = check(source, args.limit)
+    except (SemSamError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for field in dataclasses.fields(report):
+        if field.name not in ("classes", "broken"):
+            print(f"{field.name:17} {getattr(report, field.name)}")
+    print(f"{'classes':17} {len(report.classes)}")
+    for text, number in list(report.classes.items())[:40]:
+        print(f"  {number:7} {text}")
+    print(f"{'broken':17} {len(report.broken)}")
+    for message in report.broken[:40]:
+        print(f"  {message}")
+    if args.sheet is not None:
+        contact_sheet(source, args.count).save(args.sheet)
+        print(f"sheet: {args.sheet}")
+    return 1 if report.broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
