@@ -207,16 +207,23 @@ class Decoder(nn.Module):
         )
 
     def predict(
-        self, states: DecoderStates, text: TextTable | None, *, has_ious: bool
+        self, states: DecoderStates, text: TextTable | None, *, is_generic: bool
     ) -> Predictions:
         """Heads of all layers at once; the leading axis of `states` stays.
 
-        Outputs are normed twice with the same weights, as the released weights expect,
-        and boxes start from the references that went into the layer.
+        Outputs are normed twice with the same weights, as the released weights expect;
+        only the boxes of generic queries come from outputs normed once, as in Mask DINO.
+        Boxes start from the references that went into the layer.
+
+        Args:
+            states: what the layers left behind.
+            text: names to score, or None.
+            is_generic: generic queries; they have no predicted IoU.
         """
-        content = self.heads.norm(self.heads.norm(states.outputs))
-        boxes = self.heads.refine_boxes(content, states.references[:-1])
-        return self.heads.predict(content, boxes, text, has_ious=has_ious)
+        once = self.heads.norm(states.outputs)
+        twice = self.heads.norm(once)
+        boxes = self.heads.refine_boxes(once if is_generic else twice, states.references[:-1])
+        return self.heads.predict(twice, boxes, text, has_ious=not is_generic)
 
     def predict_first(
         self, content: Float[Array, "*q c"], references: Float[Array, "*q 4"], text: TextTable

@@ -23,13 +23,15 @@ def mask_logits(
     Always float32, whatever the compute dtype of the model.
     """
     b, *queries, d = mask_embed.shape
+    _, h, w, _ = mask_features.shape
+    # One plain matrix product per image; with two pixel axes XLA's CPU product is slow.
     logits = jnp.einsum(
-        "bqd,bhwd->bqhw",
+        "bqd,bnd->bqn",
         mask_embed.astype(jnp.float32).reshape(b, -1, d),
-        mask_features.astype(jnp.float32),
+        mask_features.astype(jnp.float32).reshape(b, h * w, d),
         precision=jax.lax.Precision.HIGHEST,
     )
-    return logits.reshape(b, *queries, *logits.shape[2:])
+    return logits.reshape(b, *queries, h, w)
 
 
 def cosine_logits(

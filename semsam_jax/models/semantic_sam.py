@@ -137,7 +137,7 @@ class SemanticSAM(nn.Module):
         )
         if not all_layers:
             states = DecoderStates(outputs=states.outputs[-1:], references=states.references[-2:])
-        out = self.decoder.predict(states, text, has_ious=True)
+        out = self.decoder.predict(states, text, is_generic=False)
         return jax.tree.map(lambda x: x.reshape(x.shape[0], b, p, k, *x.shape[3:]), out)
 
     def decode_generic(
@@ -187,7 +187,7 @@ class SemanticSAM(nn.Module):
             references = jnp.concatenate([noised.references, references], axis=1)
         first = self.decoder.predict_first(content, references, text)
         states = self.decoder(content, references, memory, blocked=blocked)
-        rest = self.decoder.predict(states, text, has_ious=False)
+        rest = self.decoder.predict(states, text, is_generic=True)
         layers = jax.tree.map(lambda a, z: jnp.concatenate([a[None], z]), first, rest)
         return GenericPredictions(
             layers=jax.tree.map(lambda x: x[:, :, num_slots:], layers),
