@@ -72,7 +72,7 @@ class PipelineConfig:
     shape: BatchShape
     interactive: StreamConfig
     generic: StreamConfig
-    prompts: PromptPolicy = PromptPolicy()
+    prompts: PromptPolicy = dataclasses.field(default_factory=PromptPolicy)
     augments: Mapping[str, Augment] = dataclasses.field(default_factory=lambda: geometry.AUGMENTS)
     default_augment: Augment = geometry.LSJ
     num_threads: int = 8
@@ -98,8 +98,9 @@ def make_iterator(
         config: what a batch holds.
         sources: reader of each dataset by name.
         vocabulary: the union vocabulary.
-        process_index, process_count: this host among all; it gets a contiguous block of
-            rows, so that the hosts' blocks in order are the global batch.
+        process_index: this host among all; it gets a contiguous block of rows, so that the
+            hosts' blocks in order are the global batch.
+        process_count: number of hosts.
         seed: of order, placements and prompts.
         indexes: index of each dataset; built here where it is not given.
         name_mask: bool [v], False for names that have no text embedding: they are taken out

@@ -104,7 +104,8 @@ def fit_placement(height: int, width: int, canvas: int, short_side: int | None =
     """Whole photo, unflipped, long side on the canvas (evaluation; also the fallback).
 
     Args:
-        height, width: stored photo, pixels.
+        height: rows of the stored photo.
+        width: columns of the stored photo.
         canvas: side of the canvas, pixels.
         short_side: wanted short side in pixels; the long side still has to fit.
     """

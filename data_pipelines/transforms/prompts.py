@@ -83,8 +83,8 @@ def sample_prompts(
     Args:
         rng: the row's generator.
         candidates: surviving instances, at least one of them primary.
-        num_prompts, max_instances: sizes of the row; no more than `max_instances` different
-            instances are prompted.
+        num_prompts: prompts of the row.
+        max_instances: no more different instances than this are prompted.
         all_under_click: whether every instance under a click is its target.
         mask_stride: stride of `Candidate.cells`.
         canvas: side in pixels.

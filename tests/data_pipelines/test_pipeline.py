@@ -103,7 +103,7 @@ def test_a_position_of_another_run_is_refused():
     with pytest.raises(CheckpointError, match="seed is 0 in the checkpoint and 1 here"):
         build(seed=1).set_state(state)
     fewer = dataclasses.replace(CONFIG, generic=StreamConfig(4, CONFIG.generic.mixture))
-    with pytest.raises(CheckpointError, match="generic is .*'batch_size': 2"):
+    with pytest.raises(CheckpointError, match=r"generic is .*'batch_size': 2"):
         build(fewer).set_state(state)
 
 

@@ -182,9 +182,9 @@ def test_exif_rotation_is_not_applied():
 
 def test_broken_photos_are_named():
     data = encode_image(np.zeros((50, 50, 3), np.uint8))
-    with pytest.raises(DataError, match="coco/7.*cannot be decoded"):
+    with pytest.raises(DataError, match=r"coco/7.*cannot be decoded"):
         decode.decode_image(data[: len(data) // 2], where="coco/7")
-    with pytest.raises(DataError, match="coco/7.*cut short"):
+    with pytest.raises(DataError, match=r"coco/7.*cut short"):
         decode.check_header(data[:-10], where="coco/7", size_hw=(50, 50))
     with pytest.raises(DataError, match="50x50 but its annotations are for 50x40"):
         decode.decode_image(data, where="coco/7", size_hw=(50, 40))
