@@ -1,0 +1,239 @@
+"""Stored embeddings of class names, for models without a text tower.
+
+The embedded table `data/clip_rn50.npz` holds the CLIP RN50 embeddings of the prompt
+"a {name}" that VLPart publishes (MIT, see `data/LICENSE.VLPart.txt`). It is built by
+
+    python -m semsam_jax.text.tables --from DIR --out FILE.npz
+
+where DIR holds NAME.npy (float16 rows) and NAME.names.json (their names) for each list.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import functools
+import json
+import os
+import re
+import sys
+import zipfile
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+from semsam_jax.core.errors import ConfigError, SemSamError
+from semsam_jax.text.templates import strip_endings, unit
+
+# Lists in order of preference (a name found twice keeps its first row), and what
+# separates a whole from its part in each.
+LISTS = {
+    "lvis_v1": None,
+    "coco": None,
+    "voc": None,
+    "paco": ":",
+    "pascal_part": ":",
+    "partimagenet": " ",
+}
+# Misspelt part words of the lists; the derived rows carry the right spelling.
+_RESPELLED = {"colied tube": "coiled tube", "tier": "tire"}
+_SOURCE = (
+    "CLIP RN50 text embeddings of 'a {name}' from facebookresearch/VLPart datasets/metadata, MIT"
+)
+_DERIVED = "mean of the unit embeddings of the same part of every whole"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NameTable:
+    """Names and their embeddings.
+
+    Attributes:
+        names: normalised names (see `normalise`), all different.
+        rows: float16 [len(names), d], not normalised.
+        meta: where the rows come from; `derived` lists the names that are means.
+    """
+
+    names: tuple[str, ...]
+    rows: np.ndarray
+    meta: dict
+
+    @classmethod
+    def load(cls, path: str | os.PathLike | None = None) -> "NameTable":
+        """Reads a table; the embedded one without a path.
+
+        Raises:
+            ConfigError: no such file, or not a table.
+        """
+        file = path or resources.files("semsam_jax.text") / "data" / "clip_rn50.npz"
+        try:
+            with open(str(file), "rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+                names, rows = arrays["names"], arrays["rows"]
+                meta = json.loads(str(arrays["meta"]))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise ConfigError(
+                f"text.table {file}: cannot be read as a table of names ({error}); build one "
+                f"with `python -m semsam_jax.text.tables --from DIR --out FILE.npz`."
+            ) from error
+        if rows.ndim != 2 or names.shape != rows.shape[:1]:
+            raise ConfigError(
+                f"text.table {file}: {names.shape} names and rows of shape {rows.shape}, wanted "
+                f"one row per name."
+            )
+        return cls(tuple(str(name) for name in names), rows, meta)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the table as one `.npz` file."""
+        with open(path, "wb") as stream:
+            np.savez_compressed(
+                stream,
+                names=np.array(self.names),
+                rows=self.rows.astype(np.float16),
+                meta=np.array(json.dumps(self.meta)),
+            )
+
+    @property
+    def dim(self) -> int:
+        """Dimensions of an embedding."""
+        return self.rows.shape[1]
+
+    def lookup(self, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings of names.
+
+        A name is tried as it is, then without a bracketed qualifier, then each of its
+        synonyms ("a, b", "a or b", "a/b"), then without a plural s; case, underscores,
+        hyphens and spaces never matter. Of "object:part" with an unknown object, the part alone
+        is taken.
+
+        Returns:
+            float32 [n, d] unit rows (zero where not found) and bool [n], found.
+        """
+        embeddings = np.zeros((len(names), self.dim), np.float32)
+        found = np.zeros(len(names), np.bool_)
+        for number, name in enumerate(names):
+            row = self._find(name)
+            if row is not None:
+                embeddings[number], found[number] = unit(self.rows[row]), True
+        return embeddings, found
+
+    def nearest_names(self, name: str, count: int = 3) -> list[str]:
+        """Names of the table that are spelled most like `name`, best first."""
+        return difflib.get_close_matches(normalise(name), self.names, n=count, cutoff=0.5)
+
+    def _find(self, name: str) -> int | None:
+        for candidate in _spellings(name):
+            row = self._index.get(_compact(candidate))
+            if row is not None:
+                return row
+        return None
+
+    @functools.cached_property
+    def _index(self) -> dict[str, int]:
+        index: dict[str, int] = {}
+        for spelling in (str, _without_brackets):  # exact names win over shortened ones
+            for row, name in enumerate(self.names):
+                index.setdefault(_compact(spelling(name)), row)
+        return index
+
+
+def normalise(name: str) -> str:
+    """Lower case, spaces for underscores, no COCO endings, brackets kept."""
+    return " ".join(strip_endings(name).replace("_", " ").casefold().split())
+
+
+def build_table(folder: str | os.PathLike) -> NameTable:
+    """Builds a table from a folder of NAME.npy and NAME.names.json.
+
+    Equal names keep the first row in the order of `LISTS`. Every part word that has no
+    row of its own gets the mean over its wholes and is listed in `meta["derived"]`.
+
+    Raises:
+        ConfigError: no list in the folder, or names and rows do not match.
+    """
+    root = Path(folder)
+    rows: dict[str, np.ndarray] = {}
+    parts: dict[str, list[np.ndarray]] = {}
+    used = [name for name in LISTS if (root / f"{name}.npy").is_file()]
+    if not used:
+        raise ConfigError(f"{root}: holds none of {', '.join(f'{n}.npy' for n in LISTS)}.")
+    for list_name in used:
+        separator = LISTS[list_name]
+        for name, row in _read_list(root, list_name):
+            rows.setdefault(normalise(name), row)
+            if separator is not None and separator in name:
+                part = normalise(name.split(separator, 1)[1])
+                parts.setdefault(_RESPELLED.get(part, part), []).append(unit(row))
+    derived = {part: np.mean(v, axis=0) for part, v in parts.items() if part not in rows}
+    merged = rows | {part: row.astype(np.float16) for part, row in derived.items()}
+    if len({row.shape for row in merged.values()}) > 1:
+        raise ConfigError(f"{root}: the lists have embeddings of different lengths.")
+    meta = {
+        "source": _SOURCE,
+        "lists": used,
+        "derived": sorted(derived),
+        "derived_how": _DERIVED,
+    }
+    return NameTable(tuple(merged), np.stack(list(merged.values())).astype(np.float16), meta)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line of the builder; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Builds a table of name embeddings.")
+    parser.add_argument("--from", dest="folder", required=True, help="folder of .npy and .json")
+    parser.add_argument("--out", required=True, help="file to write, .npz")
+    args = parser.parse_args(arguments)
+    try:
+        table = build_table(args.folder)
+        table.save(args.out)
+    except (SemSamError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    derived = len(table.meta["derived"])
+    size = Path(args.out).stat().st_size
+    print(f"{args.out}: {len(table.names)} names ({derived} derived), {table.dim}-d, {size} bytes")
+    return 0
+
+
+def _read_list(root: Path, list_name: str) -> list[tuple[str, np.ndarray]]:
+    try:
+        rows = np.load(root / f"{list_name}.npy", allow_pickle=False)
+        names = json.loads((root / f"{list_name}.names.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{root}: list {list_name} cannot be read ({error}).") from error
+    if rows.ndim != 2 or len(names) != len(rows):
+        raise ConfigError(
+            f"{root}: list {list_name} has {len(names)} names and rows of shape {rows.shape}, "
+            f"wanted one row per name."
+        )
+    return list(zip(names, rows, strict=True))
+
+
+def _spellings(name: str) -> list[str]:
+    plain = normalise(name)
+    whole = [plain, _without_brackets(plain)]
+    for separator in (",", "/", " or "):
+        if separator in plain:
+            whole += [_without_brackets(piece) for piece in plain.split(separator)]
+    # Of "object:part" the part alone comes last: it is the loosest reading.
+    tried = [piece.strip() for piece in whole] + [plain.rsplit(":", 1)[-1].strip()]
+    singular = [one for piece in tried for one in _singulars(piece)]
+    return [piece for piece in tried + singular if piece]
+
+
+def _singulars(name: str) -> list[str]:
+    pairs = (("s", ""), ("ies", "y"), ("ves", "f"), ("shes", "sh"), ("ches", "ch"))
+    if name.endswith("ss"):
+        return []
+    return [name.removesuffix(end) + start for end, start in pairs if name.endswith(end)]
+
+
+def _without_brackets(name: str) -> str:
+    return " ".join(re.sub(r"\([^)]*\)", " ", name).replace(" :", ":").split())
+
+
+def _compact(name: str) -> str:
+    return re.sub(r"[\s\-']+", "", name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
