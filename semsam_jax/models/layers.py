@@ -165,12 +165,17 @@ def stacked_params(parent: nn.Module, name: str, layer: nn.Module, length: int, 
         name: name of the stack in the parameter tree.
         layer: one layer, made with `parent=None`; its init may use only parameters.
         length: number of layers.
-        *args: example inputs of the layer; only shapes and dtypes are read.
+        *args: example inputs of the layer; of arrays only shapes and dtypes are read,
+            plain numbers (as in static shapes) are passed on.
 
     Returns:
         The layer's parameter tree with a leading axis `length` on every leaf.
     """
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
+
+    def abstract(x: Any) -> Any:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype) if hasattr(x, "shape") else x
+
+    shapes = jax.tree.map(abstract, args)
 
     def init(key: Array) -> Any:
         keys = jax.random.split(key, length)

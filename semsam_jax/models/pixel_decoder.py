@@ -1,0 +1,211 @@
+"""Pixel decoder: deformable encoder over strides 8..64, then one step to stride 4."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from semsam_jax.core.structs import Pyramid
+from semsam_jax.models.deformable import DeformableAttention
+from semsam_jax.models.layers import (
+    GroupNorm,
+    LayerNorm,
+    scan_layers,
+    stacked_params,
+    xavier_init,
+)
+from semsam_jax.models.presets import PixelDecoderConfig
+from semsam_jax.ops.positional import sine_grid
+
+# Convolutions start uniform in +-sqrt(3 / fan_in) ("Caffe2 Xavier fill").
+_conv_init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
+
+
+def pixel_centres(spatial_shapes: tuple[tuple[int, int], ...]) -> Float[np.ndarray, "s 2"]:
+    """Returns (x, y) of all pixels of all levels, as fractions of their level."""
+    levels = []
+    for height, width in spatial_shapes:
+        y = (np.arange(height, dtype=np.float32) + 0.5) / np.float32(height)
+        x = (np.arange(width, dtype=np.float32) + 0.5) / np.float32(width)
+        grid = np.stack(np.meshgrid(x, y, indexing="xy"), axis=-1)
+        levels.append(grid.reshape(-1, 2))
+    return np.concatenate(levels).astype(np.float32)
+
+
+class EncoderLayer(nn.Module):
+    """Deformable self-attention and feed-forward, each followed by its norm."""
+
+    num_heads: int
+    num_points: int
+    feedforward_dim: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b s c"],
+        pos: Float[Array, "#b s c"],
+        spatial_shapes: tuple[tuple[int, int], ...],
+    ) -> tuple[Float[Array, "b s c"], Float[Array, "b s c"]]:
+        """Returns the layer's output and, for inspection, what the attention added."""
+        centres = np.broadcast_to(
+            pixel_centres(spatial_shapes)[None, :, None],
+            (x.shape[0], x.shape[1], len(spatial_shapes), 2),
+        )
+        attention = DeformableAttention(
+            self.num_heads, self.num_points, dtype=self.dtype, name="self_attn"
+        )
+        y = attention(x + pos, jnp.asarray(centres), x, spatial_shapes)
+        x = LayerNorm(dtype=self.dtype, name="norm1")(x + y)
+        z = nn.Dense(
+            self.feedforward_dim, dtype=self.dtype, kernel_init=xavier_init, name="linear1"
+        )(x)
+        z = nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=xavier_init, name="linear2")(
+            nn.relu(z)
+        )
+        return LayerNorm(dtype=self.dtype, name="norm2")(x + z), y
+
+
+class _Encoder(nn.Module):
+    config: PixelDecoderConfig
+    dtype: Any
+    remat: bool
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b s c"],
+        pos: Float[Array, "#b s c"],
+        spatial_shapes: tuple[tuple[int, int], ...],
+    ) -> Float[Array, "b s c"]:
+        config = self.config
+        layer = EncoderLayer(
+            config.num_heads, config.num_points, config.feedforward_dim, self.dtype, parent=None
+        )
+        params = stacked_params(self, "layers", layer, config.num_layers, x, pos, spatial_shapes)
+        is_captured = self.is_mutable_collection("intermediates")
+
+        def body(params: Any, x: Array, _: None) -> tuple[Array, Any]:
+            out, added = layer.apply({"params": params}, x, pos, spatial_shapes)
+            return out, (out, added) if is_captured else None
+
+        x, outputs = scan_layers(body, params, x, remat=self.remat)
+        if is_captured:
+            self.sow("intermediates", "layers_out", outputs)
+        return x
+
+
+class _ConvNorm(nn.Module):
+    """Convolution and group norm."""
+
+    features: int
+    kernel_size: int
+    groups: int
+    strides: int = 1
+    use_bias: bool = True
+    init: Any = _conv_init
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        x = nn.Conv(
+            self.features,
+            (self.kernel_size, self.kernel_size),
+            strides=self.strides,
+            padding=self.kernel_size // 2,
+            use_bias=self.use_bias,
+            dtype=self.dtype,
+            kernel_init=self.init,
+            name="conv",
+        )(x)
+        return GroupNorm(self.groups, dtype=self.dtype, name="norm")(x)
+
+
+class PixelDecoder(nn.Module):
+    """Refines the backbone's maps together and makes the features that masks are read from.
+
+    The reference computes this part in float32 whatever its policy; `dtype` decides here.
+
+    Attributes:
+        config: sizes.
+        dtype: compute dtype; sampling coordinates and norms are float32 in any case.
+        remat: recompute each encoder layer in the backward pass.
+
+    Source: Mask DINO (arXiv 2206.02777) section 3; SPEC section (ii).
+    """
+
+    config: PixelDecoderConfig
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, maps: tuple[Float[Array, "b _h _w _c"], ...]) -> Pyramid:
+        """Refines four maps at strides 4, 8, 16 and 32.
+
+        Args:
+            maps: backbone maps, high to low resolution.
+
+        Returns:
+            Pyramid with levels at strides 8, 16, 32, 64 and float32 mask features.
+        """
+        config = self.config
+        stride4, *inputs = maps
+        # The extra level comes straight from the backbone's last map.
+        inputs.append(inputs[-1])
+        levels = []
+        for i, x in enumerate(inputs):
+            is_extra = i == 3
+            levels.append(
+                _ConvNorm(
+                    config.dim,
+                    kernel_size=3 if is_extra else 1,
+                    groups=config.norm_groups,
+                    strides=2 if is_extra else 1,
+                    init=xavier_init,
+                    dtype=self.dtype,
+                    name=f"input_proj{i}",
+                )(x)
+            )
+            self.sow("intermediates", f"input_proj{i}_out", levels[-1])
+        levels = self._refine(levels)
+        return Pyramid(levels=tuple(levels), mask_features=self._to_stride4(stride4, levels[0]))
+
+    def _refine(self, levels: list[Array]) -> list[Array]:
+        """Runs the encoder over all levels as one sequence."""
+        b, _, _, c = levels[0].shape
+        shapes = tuple((x.shape[1], x.shape[2]) for x in levels)
+        sizes = np.asarray([height * width for height, width in shapes])
+        embed = self.param("level_embed", nn.initializers.normal(1.0), (len(levels), c))
+        pos = np.concatenate(
+            [sine_grid(height, width, c).reshape(-1, c) for height, width in shapes]
+        )
+        level_of_pixel = np.arange(len(levels)).repeat(sizes)
+        pos = (jnp.asarray(pos) + embed[level_of_pixel]).astype(self.dtype)
+        x = jnp.concatenate([x.reshape(b, -1, c) for x in levels], axis=1)
+        x = _Encoder(self.config, self.dtype, self.remat, name="encoder")(x, pos[None], shapes)
+        parts = jnp.split(x, np.cumsum(sizes)[:-1], axis=1)
+        return [p.reshape(b, *shape, c) for p, shape in zip(parts, shapes, strict=True)]
+
+    def _to_stride4(
+        self, stride4: Float[Array, "b h w c"], stride8: Float[Array, "b h8 w8 d"]
+    ) -> Float[Array, "b h w m"]:
+        """One feature pyramid step, then the projection to mask features."""
+        config = self.config
+        lateral = _ConvNorm(
+            config.dim, 1, config.norm_groups, use_bias=False, dtype=self.dtype, name="adapter"
+        )(stride4)
+        self.sow("intermediates", "adapter_out", lateral)
+        b, h, w, _ = stride4.shape
+        x = lateral + jax.image.resize(stride8, (b, h, w, config.dim), "bilinear")
+        x = _ConvNorm(
+            config.dim, 3, config.norm_groups, use_bias=False, dtype=self.dtype, name="fpn"
+        )(x)
+        x = nn.relu(x)
+        self.sow("intermediates", "fpn_out", x)
+        x = nn.Conv(
+            config.mask_dim, (1, 1), dtype=self.dtype, kernel_init=_conv_init, name="mask_features"
+        )(x)
+        return x.astype(jnp.float32)

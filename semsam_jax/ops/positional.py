@@ -1,0 +1,66 @@
+"""Sine position encodings of pixels (constants of a shape) and of boxes."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+def _frequencies(num_features: int, temperature: float) -> np.ndarray:
+    """Divisor of each feature; a sine and the cosine after it share one."""
+    pair = np.arange(num_features) // 2
+    return np.float32(temperature) ** (2 * pair / num_features).astype(np.float32)
+
+
+def sine_grid(
+    height: int, width: int, channels: int, temperature: float = 10000.0
+) -> Float[np.ndarray, "h w c"]:
+    """Encodes every pixel of a map: half of the channels for y, then half for x.
+
+    Row i counts as (i + 1) / H of a full turn; sines on even and cosines on odd channels.
+
+    Args:
+        height: rows of the map.
+        width: columns of the map.
+        channels: number of features, divisible by 4.
+        temperature: ratio of the longest to the shortest wave.
+
+    Returns:
+        A float32 constant, computed on the host from the static shape.
+
+    Source: DETR (arXiv 2005.12872); SPEC section (ii).
+    """
+    half = channels // 2
+    axes = []
+    for size in (height, width):
+        turn = np.arange(1, size + 1, dtype=np.float32) / np.float32(size + 1e-6)
+        angle = (turn * np.float32(2 * math.pi))[:, None] / _frequencies(half, temperature)[None]
+        features = np.where(np.arange(half)[None] % 2 == 0, np.sin(angle), np.cos(angle))
+        axes.append(features.astype(np.float32))
+    y = np.broadcast_to(axes[0][:, None], (height, width, half))
+    x = np.broadcast_to(axes[1][None], (height, width, half))
+    return np.concatenate([y, x], axis=-1)
+
+
+def sine_boxes(
+    boxes: Float[Array, "*n 4"], channels: int, temperature: float = 10000.0
+) -> Float[Array, "*n c"]:
+    """Encodes boxes: a quarter of the channels each for cy, cx, w, h, in this order.
+
+    Args:
+        boxes: (cx, cy, w, h) as fractions; a full unit is a full turn.
+        channels: number of features, divisible by 8.
+        temperature: ratio of the longest to the shortest wave.
+
+    Returns:
+        Float32 features, sines on even and cosines on odd channels of each quarter.
+
+    Source: DAB-DETR (arXiv 2201.12329); SPEC section (iii).
+    """
+    quarter = channels // 4
+    order = jnp.stack([boxes[..., i] for i in (1, 0, 2, 3)], axis=-1).astype(jnp.float32)
+    waves = _frequencies(quarter, temperature)[::2].reshape((1,) * boxes.ndim + (-1,))
+    angle = order[..., None] * (2 * math.pi) / waves
+    features = jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+    return features.reshape(*boxes.shape[:-1], channels)

@@ -1,0 +1,63 @@
+"""Cutting maps into windows, and the constants of shifted-window attention."""
+
+import functools
+
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+
+def padded_size(size: int, window: int) -> int:
+    """Returns the next multiple of `window`."""
+    return -(-size // window) * window
+
+
+def to_windows(x: Float[Array, "b h w c"], window: int) -> Float[Array, "b n m c"]:
+    """Cuts a map whose sides are multiples of `window` into n windows of m pixels."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // window, window, w // window, window, c)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, window * window, c)
+
+
+def from_windows(
+    x: Float[Array, "b n m c"], window: int, height: int, width: int
+) -> Float[Array, "b h w c"]:
+    """Inverse of `to_windows` for a map of height x width pixels."""
+    b, c = x.shape[0], x.shape[-1]
+    x = x.reshape(b, height // window, width // window, window, window, c)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, height, width, c)
+
+
+@functools.cache
+def relative_position_index(window: int) -> Int[np.ndarray, "m m"]:
+    """Row of the bias table for each (query, key) pair of pixels of a window.
+
+    The table has one row per offset (dy, dx), both from -(window - 1) to window - 1.
+    """
+    position = np.stack(np.divmod(np.arange(window * window), window), axis=-1)
+    offset = position[:, None] - position[None] + (window - 1)
+    return (offset[..., 0] * (2 * window - 1) + offset[..., 1]).astype(np.int32)
+
+
+@functools.cache
+def shifted_window_mask(
+    height: int, width: int, window: int, shift: int
+) -> Bool[np.ndarray, "n m m"]:
+    """True where two pixels of a window were no neighbours before the cyclic shift.
+
+    Args:
+        height: rows of the padded map, a multiple of `window`.
+        width: columns of the padded map, a multiple of `window`.
+        window: side of a window.
+        shift: how far the map was rolled up and left.
+
+    Source: Swin (arXiv 2103.14030) section 3.2; SPEC section (i).
+    """
+
+    def region(size: int) -> np.ndarray:
+        position = np.arange(size)
+        return (position >= size - window).astype(np.int32) + (position >= size - shift)
+
+    regions = region(height)[:, None] * 3 + region(width)[None]
+    regions = regions.reshape(height // window, window, width // window, window)
+    regions = regions.transpose(0, 2, 1, 3).reshape(-1, window * window)
+    return regions[:, :, None] != regions[:, None, :]

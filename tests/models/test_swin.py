@@ -1,0 +1,132 @@
+"""Swin against recorded numbers of every block, and its own rules on odd sizes."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from semsam_jax.convert.from_torch import from_torch
+from semsam_jax.convert.torch_reader import read_state_dict, unwrap
+from semsam_jax.core.errors import ConfigError
+from semsam_jax.models.presets import PRESETS, SwinConfig
+from semsam_jax.models.swin import PatchMerging, Swin, drop_path_scales
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "data"
+TINY = PRESETS["tiny"]
+
+
+@pytest.fixture(scope="module")
+def params() -> dict:
+    state = unwrap(read_state_dict(GOLDEN / "tiny_ref.pth"))
+    tree = from_torch(state, TINY, parts=["backbone"]).params
+    return jax.tree.map(jnp.asarray, tree["backbone"])
+
+
+def load(image: str) -> tuple[dict[str, np.ndarray], jax.Array]:
+    with np.load(GOLDEN / f"tiny_image_{image}.npz") as file:
+        data = {key[5:]: file[key] for key in file.files if key.startswith("swin/")}
+        return data, jnp.asarray(file["input_normalized_padded"].transpose(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("image", ["a", "b"])
+def test_maps(params: dict, image: str) -> None:
+    data, x = load(image)
+    maps = jax.jit(Swin(TINY.backbone).apply)({"params": params}, x)
+    for i, got in enumerate(maps):
+        want = data[f"res{i + 2}"].transpose(0, 2, 3, 1)
+        np.testing.assert_allclose(got, want, atol=5e-5, err_msg=f"res{i + 2}")
+
+
+def test_every_block(params: dict) -> None:
+    data, x = load("a")
+    run = jax.jit(lambda p, x: Swin(TINY.backbone).apply(p, x, mutable="intermediates"))
+    inside = run({"params": params}, x)[1]["intermediates"]
+
+    def check(got: jax.Array, want: np.ndarray, name: str) -> None:
+        np.testing.assert_allclose(got.reshape(want.shape), want, atol=5e-5, err_msg=name)
+
+    check(inside["patch_embed_out"][0], data["patch_embed"].transpose(0, 2, 3, 1), "patch_embed")
+    for stage in range(4):
+        (blocks,) = inside[f"stage{stage}"]["blocks"]
+        for i, block in enumerate(blocks):
+            check(block[0], data[f"stage{stage}_block{i}"], f"stage{stage}_block{i}")
+        if stage < 3:
+            check(
+                inside[f"downsample{stage}_out"][0], data[f"stage{stage}_downsample"], "downsample"
+            )
+
+
+def test_any_size(params: dict) -> None:
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 45, 71, 3)), jnp.float32)
+    maps = jax.jit(Swin(TINY.backbone).apply)({"params": params}, x)
+    assert [m.shape[1:3] for m in maps] == [(12, 18), (6, 9), (3, 5), (2, 3)]
+
+
+def test_remat_changes_no_gradient() -> None:
+    config = SwinConfig(embed_dim=8, depths=(2,), num_heads=(2,), window_size=3)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 21, 30, 3)), jnp.float32)
+    params = jax.jit(Swin(config).init)(jax.random.key(0), x)["params"]
+
+    def loss(p: dict, remat: bool) -> jax.Array:
+        return jnp.sum(jnp.sin(Swin(config, remat=remat).apply({"params": p}, x)[0]))
+
+    grads = [jax.jit(jax.grad(loss), static_argnums=1)(params, remat) for remat in (False, True)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *grads)
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(grads[0]["stage0"]))
+
+
+def test_bfloat16_stays_close(params: dict) -> None:
+    data, x = load("a")
+    maps = jax.jit(Swin(TINY.backbone, dtype=jnp.bfloat16).apply)({"params": params}, x)
+    assert all(m.dtype == jnp.bfloat16 for m in maps)
+    want = data["res3"].transpose(0, 2, 3, 1)
+    error = np.abs(np.asarray(maps[1], np.float32) - want)
+    assert error.mean() < 0.02 * np.abs(want).mean()
+
+
+def test_merging_joins_columns_first() -> None:
+    x = jnp.arange(4.0).reshape(1, 2, 2, 1)
+    module = PatchMerging()
+    params = module.init(jax.random.key(0), x)["params"]
+    params["norm"]["bias"] = jnp.zeros(4)
+    params["reduction"]["kernel"] = jnp.eye(4)[:, :2]
+    out = module.apply({"params": params}, x)[0, 0, 0]
+    normed = (np.array([0, 2, 1, 3]) - 1.5) / np.sqrt(1.25 + 1e-5)
+    np.testing.assert_allclose(out, normed[:2], atol=1e-5)
+
+
+def test_drop_path(params: dict) -> None:
+    scales = drop_path_scales(jax.random.key(0), np.array([0.0, 0.25, 0.5]), 4000)
+    np.testing.assert_array_equal(scales[0], 1.0)
+    assert set(np.unique(scales[2])) == {0.0, 2.0}
+    np.testing.assert_allclose(scales.mean(1), 1.0, atol=0.06)
+    _, x = load("a")
+    model = Swin(TINY.backbone)
+    run = jax.jit(lambda key: model.apply({"params": params}, x, train=True, rngs=key)[3])
+    runs = [run({"drop_path": jax.random.key(i)}) for i in (1, 1, 2)]
+    np.testing.assert_array_equal(runs[0], runs[1])
+    assert np.abs(runs[0] - runs[2]).max() > 1e-3
+
+
+def test_no_drop_path_needs_no_key(params: dict) -> None:
+    data, x = load("a")
+    model = Swin(dataclasses.replace(TINY.backbone, drop_path_rate=0.0))
+    got = jax.jit(lambda p: model.apply({"params": p}, x, train=True)[3])(params)
+    np.testing.assert_allclose(got, data["res5"].transpose(0, 2, 3, 1), atol=5e-5)
+
+
+@pytest.mark.parametrize(("preset", "size"), [("swin_t", 27_520_698), ("swin_l", 195_200_000)])
+def test_parameter_count_of_real_sizes(preset: str, size: int) -> None:
+    model = Swin(PRESETS[preset].backbone)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+    assert count == pytest.approx(size, rel=0 if preset == "swin_t" else 1e-3)
+
+
+def test_odd_depth_is_refused() -> None:
+    model = Swin(SwinConfig(depths=(2, 3, 2, 2)))
+    with pytest.raises(ConfigError, match="come in pairs"):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))

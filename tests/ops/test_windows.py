@@ -1,0 +1,37 @@
+"""Windows: order of pixels, recorded mask and index."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from semsam_jax.ops.windows import (
+    from_windows,
+    padded_size,
+    relative_position_index,
+    shifted_window_mask,
+    to_windows,
+)
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "data"
+
+
+def test_windows_are_row_major_and_invertible() -> None:
+    x = jnp.arange(2 * 4 * 6, dtype=jnp.float32).reshape(2, 4, 6, 1)
+    windows = to_windows(x, 2)
+    assert windows.shape == (2, 6, 4, 1)
+    np.testing.assert_array_equal(windows[0, 1, :, 0], [2, 3, 8, 9])
+    np.testing.assert_array_equal(windows[0, 3, :, 0], [12, 13, 18, 19])
+    np.testing.assert_array_equal(from_windows(windows, 2, 4, 6), x)
+
+
+def test_padded_size() -> None:
+    assert [padded_size(n, 7) for n in (1, 7, 8)] == [7, 7, 14]
+
+
+def test_recorded_mask_and_index() -> None:
+    with np.load(GOLDEN / "units.npz") as file:
+        mask = file["swin/shift_mask_H12_W10_win7"]
+        index = file["swin/relative_position_index_win7"]
+    np.testing.assert_array_equal(shifted_window_mask(14, 14, 7, 3), mask != 0)
+    np.testing.assert_array_equal(relative_position_index(7), index)
