@@ -51,8 +51,8 @@ def frame_weights(
 @jax.jit
 def apply_weights(
     logits: Float[Array, "n low_h low_w"],
-    rows: Float[Array, "h low_h"],
-    columns: Float[Array, "w low_w"],
+    rows: Float[Array | np.ndarray, "h low_h"],
+    columns: Float[Array | np.ndarray, "w low_w"],
 ) -> Float[Array, "n h w"]:
     """Resizes every map with the two matrices of `frame_weights`, in full float32."""
     exact = jax.lax.Precision.HIGHEST
@@ -66,14 +66,14 @@ def _above_zero(logits: Array, rows: Array, columns: Array) -> Array:
 
 
 def upsample_logits(
-    logits: Float[Array, "n low_h low_w"], frame: Frame, out_hw: tuple[int, int]
+    logits: Float[Array | np.ndarray, "n low_h low_w"], frame: Frame, out_hw: tuple[int, int]
 ) -> Float[np.ndarray, "n h w"]:
     """Returns mask logits at the output size, float32 on the host."""
     return _in_chunks(apply_weights, logits, frame, out_hw, np.float32)
 
 
 def upsample_masks(
-    logits: Float[Array, "n low_h low_w"], frame: Frame, out_hw: tuple[int, int]
+    logits: Float[Array | np.ndarray, "n low_h low_w"], frame: Frame, out_hw: tuple[int, int]
 ) -> Bool[np.ndarray, "n h w"]:
     """Returns masks (logit > 0) at the output size; logits of output size stay on the device."""
     return _in_chunks(_above_zero, logits, frame, out_hw, np.bool_)
