@@ -207,7 +207,7 @@ class _Lookup:
 
 
 def _fold(name: str) -> str:
-    return " ".join(re.sub(r"[\s_/,;-]+", " ", name).casefold().split())
+    return " ".join(re.sub(r"[\s_,;-]+", " ", name.replace("/", " or ")).casefold().split())
 
 
 def clean_name(name: str) -> str:
@@ -216,10 +216,11 @@ def clean_name(name: str) -> str:
     Brackets, underscores and COCO's `-merged`, `-other`, `-stuff` endings go; of a list of
     synonyms the first stays (SPEC v).
     """
+    stem = name
     for ending in ("-merged", "-other", "-stuff"):
-        name = name.replace(ending, "")
-    name = re.sub(r"\(.*?\)", " ", name).split(",")[0]
-    cleaned = " ".join(name.replace("_", " ").replace("/", " or ").lower().split())
+        stem = stem.replace(ending, "")
+    stem = re.sub(r"\(.*?\)", " ", stem).split(",")[0]
+    cleaned = " ".join(stem.replace("_", " ").replace("/", " or ").lower().split())
     return cleaned or name.strip() or "unnamed"
 
 

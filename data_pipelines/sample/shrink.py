@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -23,7 +24,7 @@ class Shrink:
     old_hw: tuple[int, int]
     new_hw: tuple[int, int]
 
-    def box_xywh(self, box: list[float]) -> list[float]:
+    def box_xywh(self, box: Sequence[float | int]) -> list[float]:
         """Returns a box (x, y, width, height) in pixels of the small photo."""
         sy, sx = (new / old for new, old in zip(self.new_hw, self.old_hw, strict=True))
         return [round(v * s, 2) for v, s in zip(box, (sx, sy, sx, sy), strict=True)]

@@ -148,7 +148,7 @@ class ExampleBuilder:
         """Adds a bool or 0/1 mask [h,w]; see `add_mask`."""
         return self.add_mask(encode_mask(mask), **labels)
 
-    def add_box(self, box_xywh: Sequence[float], **labels: int | bool) -> int:
+    def add_box(self, box_xywh: Sequence[float | int], **labels: int | bool) -> int:
         """Adds a box (x, y, width, height) in pixels without a mask; see `add_mask`."""
         x, y, w, h = (float(value) for value in box_xywh)
         if not np.isfinite([x, y, w, h]).all():

@@ -130,7 +130,7 @@ def add_annotations(
         DataError: an annotation has an unknown category, no box or a damaged outline.
     """
     if table.heights[position] and table.widths[position]:
-        builder.expect_size(table.heights[position], table.widths[position])
+        builder.expect_size(int(table.heights[position]), int(table.widths[position]))
     rows = [
         row
         for row in range(table.starts[position], table.starts[position + 1])
@@ -166,7 +166,7 @@ def _add_row(
     builder: ExampleBuilder, table: CocoTable, row: int, fields: dict, boxes_only: bool
 ) -> int:
     if boxes_only:
-        return builder.add_box(table.boxes[row], **fields)
+        return builder.add_box(table.boxes[row].tolist(), **fields)
     outline = table.outlines[row]
     try:
         rle = to_rle(json.loads(outline or "[]"), builder.height, builder.width)
