@@ -200,11 +200,13 @@ class Decoder(nn.Module):
 
         carry = (content.astype(self.dtype), first_reference)
         _, (outputs, refined, internals) = scan_layers(body, self.layers, carry, remat=self.remat)
-        if has_internals:
-            self.sow("intermediates", "layers", internals)
-        return DecoderStates(
+        states = DecoderStates(
             outputs=outputs, references=jnp.concatenate([first_reference[None], refined])
         )
+        if has_internals:
+            self.sow("intermediates", "layers", internals)
+            self.sow("intermediates", "states", states)
+        return states
 
     def predict(
         self, states: DecoderStates, text: TextTable | None, *, is_generic: bool

@@ -94,6 +94,7 @@ class SemanticSAM(nn.Module):
         is_row = jnp.arange(h)[None, :, None] < size_hw[:, 0, None, None]
         is_column = jnp.arange(w)[None, None, :] < size_hw[:, 1, None, None]
         pixels = jnp.where((is_row & is_column)[..., None], pixels, 0.0)
+        self.sow("intermediates", "pixels", pixels)
         return self.pixel_decoder(self.backbone(pixels.astype(self.dtype), train=train))
 
     def decode_prompts(
@@ -174,6 +175,7 @@ class SemanticSAM(nn.Module):
             memory.shapes,
             lambda content: self.decoder.score(content, text, vocab_valid),
         )
+        self.sow("intermediates", "selected", selected.index)
         anchors = self.decoder.refine_anchors(selected.content, selected.anchors)
         proposals = self.decoder.predict_first(selected.content, anchors, text)
         # The decoder learns to use proposals, not to change them.
