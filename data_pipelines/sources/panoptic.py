@@ -3,6 +3,7 @@
 Shared by COCO and by ADE20k in the same format. Source: SPEC (xi).
 """
 
+import json
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -32,7 +33,10 @@ class PanopticFile:
                 "panoptic annotation file"
             )
         try:
-            images = {image["id"]: image for image in content["images"]}
+            keys = ("file_name", "height", "width")
+            images = {
+                image["id"]: {key: image.get(key) for key in keys} for image in content["images"]
+            }
             records = {record["image_id"]: record for record in content["annotations"]}
             names = {int(c["id"]): str(c["name"]) for c in content["categories"]}
         except (KeyError, TypeError, ValueError) as error:
@@ -43,7 +47,11 @@ class PanopticFile:
         self.path = path
         self.labels = object_labels(names, dataset, vocabulary, path)
         self.image_ids = tuple(sorted(records))
-        self._rows = tuple((images.get(i), records[i]) for i in self.image_ids)
+        # Short JSON texts: a million small dictionaries would weigh on every worker process.
+        self._rows = tuple(
+            json.dumps([images.get(i), _slim(records[i])], separators=(",", ":"))
+            for i in self.image_ids
+        )
 
     def file_names(self, position: int) -> tuple[str, str]:
         """Returns the file names of the photo and of the PNG.
@@ -51,9 +59,7 @@ class PanopticFile:
         Raises:
             KeyError: the JSON lists the annotation but not the photo.
         """
-        image, record = self._rows[position]
-        if image is None:
-            raise KeyError(f"image_id {record['image_id']} has no entry in images of {self.path}")
+        image, record = self._row(position)
         return image["file_name"], record["file_name"]
 
     def add_segments(self, builder: ExampleBuilder, position: int, png: pathlib.Path) -> None:
@@ -62,8 +68,8 @@ class PanopticFile:
         Raises:
             DataError: the PNG is missing, damaged or of another size than the photo.
         """
-        image, record = self._rows[position]
-        builder.expect_size(image["height"], image["width"])
+        image, record = self._row(position)
+        builder.expect_size(int(image["height"]), int(image["width"]))
         ids = read_id_png(png, builder)
         for segment in record["segments_info"]:
             if segment.get("iscrowd", 0):
@@ -77,6 +83,23 @@ class PanopticFile:
             builder.add_array(
                 ids == int(segment["id"]), object_id=label.object_id, is_thing=label.is_thing
             )
+
+    def _row(self, position: int) -> tuple[dict, dict]:
+        image, record = json.loads(self._rows[position])
+        if image is None:
+            raise KeyError(
+                f"image_id {self.image_ids[position]} has no entry in images of {self.path}"
+            )
+        return image, record
+
+
+def _slim(record: Mapping) -> dict:
+    """Keeps what is read; `segments_info` that is no list of objects is told when read."""
+    segments = record.get("segments_info")
+    keys = ("id", "category_id", "iscrowd")
+    if isinstance(segments, list) and all(isinstance(segment, dict) for segment in segments):
+        segments = [{k: segment[k] for k in keys if k in segment} for segment in segments]
+    return {"file_name": record.get("file_name"), "segments_info": segments}
 
 
 def read_id_png(png: pathlib.Path, builder: ExampleBuilder) -> np.ndarray:

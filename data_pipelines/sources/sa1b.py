@@ -9,6 +9,7 @@ Source: SPEC (xi).
 import os
 import pathlib
 import re
+from collections.abc import Iterator
 
 from data_pipelines.schema import RawExample
 from data_pipelines.sources.base import ExampleBuilder, Source, read_json, to_rle
@@ -43,15 +44,14 @@ class SA1B(Source):
             if split != "train":
                 raise self._layout_error(f"a folder {split}/ (without one, only train exists)")
             folder = self.root
-        self._files = sorted(_annotation_files(folder), key=_by_number)
-        if not self._files:
+        self._folder = folder
+        # Names only: eleven million path objects would not fit beside the other readers.
+        self.example_ids = tuple(sorted(_annotated(folder), key=_by_number))
+        if not self.example_ids:
             raise self._layout_error("files sa_ID.json with sa_ID.jpg beside them")
-        self.example_ids = tuple(
-            file.relative_to(folder).with_suffix("").as_posix() for file in self._files
-        )
 
     def _read(self, position: int) -> RawExample:
-        file = self._files[position]
+        file = self._folder / f"{self.example_ids[position]}.json"
         content = read_json(file, f"sa1b example {self.example_ids[position]!r}")
         name = content["image"].get("file_name", file.with_suffix(".jpg").name)
         builder = ExampleBuilder(self, position, file.with_name(pathlib.PurePath(name).name))
@@ -68,19 +68,18 @@ class SA1B(Source):
         return builder.build()
 
 
-def _annotation_files(folder: pathlib.Path) -> list[pathlib.Path]:
-    found = []
-    for parent, folders, names in os.walk(folder):
-        folders.sort()
+def _annotated(folder: pathlib.Path) -> Iterator[str]:
+    """Yields relative names without suffix of photos that have a JSON."""
+    for parent, _, names in os.walk(folder):
         photos = {name[:-4] for name in names if name.endswith(".jpg")}
-        found.extend(
-            pathlib.Path(parent, name)
-            for name in names
-            if name.endswith(".json") and name[:-5] in photos
-        )
-    return found
+        above = pathlib.Path(parent).relative_to(folder).as_posix()
+        prefix = "" if above == "." else f"{above}/"
+        for name in names:
+            if name.endswith(".json") and name[:-5] in photos:
+                yield prefix + name[:-5]
 
 
-def _by_number(file: pathlib.Path) -> tuple[str, int, str]:
-    digits = re.search(r"(\d+)$", file.stem)
-    return file.parent.as_posix(), int(digits.group(1)) if digits else -1, file.stem
+def _by_number(name: str) -> tuple[str, int, str]:
+    above, _, stem = name.rpartition("/")
+    digits = re.search(r"(\d+)$", stem)
+    return above, int(digits.group(1)) if digits else -1, stem

@@ -193,3 +193,23 @@ def test_merging_masks():
     second[3:8, 2:6] = True
     merged = coco_mask.decode(merge_masks([encode_mask(first), encode_mask(second)]))
     np.testing.assert_array_equal(merged.astype(bool), first | second)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content["images"].pop(0),
+        lambda content: content["annotations"][0].pop("file_name"),
+        lambda content: content["annotations"][0].update(segments_info=None),
+        lambda content: content["annotations"][0]["segments_info"][0].pop("id"),
+        lambda content: content["annotations"][0]["segments_info"][0].update(category_id=500),
+        lambda content: content["images"][0].update(height="tall"),
+    ],
+)
+def test_damaged_panoptic_records_are_refused_alone(change, tmp_path):
+    write("coco", tmp_path)
+    edit(tmp_path / "annotations/panoptic_train2017.json", change)
+    source = open_source("coco", tmp_path, "train", UNION)
+    with pytest.raises(DataError, match="coco example '1'"):
+        source[0]
+    assert source[1].instances
