@@ -7,6 +7,7 @@ decide who computes a row, never which row or how, and the position is the step 
 
 import dataclasses
 import json
+import pathlib
 import zlib
 from collections.abc import Mapping
 
@@ -90,6 +91,7 @@ def make_iterator(
     process_count: int = 1,
     seed: int = 0,
     indexes: Mapping[str, Index] | None = None,
+    index_folder: str | pathlib.Path | None = None,
     name_mask: np.ndarray | None = None,
 ) -> "InputIterator":
     """Builds the endless iterator over this process' share of the global batches.
@@ -103,6 +105,8 @@ def make_iterator(
         process_count: number of hosts.
         seed: of order, placements and prompts.
         indexes: index of each dataset; built here where it is not given.
+        index_folder: where indexes that are built here are kept (one folder per dataset), so
+            that the next start does not scan large datasets again; None scans every time.
         name_mask: bool [v], False for names that have no text embedding: they are taken out
             of `vocab_valid` everywhere.
 
@@ -117,12 +121,10 @@ def make_iterator(
         for name, share in stream.mixture.datasets.items()
         if share > 0
     }
-    given = dict(indexes or {})
-    built = {
-        name: given.get(name) or build_index(source)
-        for name, source in sources.items()
-        if name in used
-    }
+    built = dict(indexes or {})
+    for name in used & set(sources) - set(built):
+        folder = pathlib.Path(index_folder) / name if index_folder is not None else None
+        built[name] = build_index(sources[name], folder=folder, num_threads=config.num_threads)
     rows = RowMaker(
         shape=config.shape,
         policy=config.prompts,

@@ -9,8 +9,9 @@ import collections
 import dataclasses
 import json
 import pathlib
+import tempfile
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent import futures
 
 import numpy as np
@@ -158,11 +159,19 @@ def build_index(
         return Index(arrays, report)
     folder.mkdir(parents=True, exist_ok=True)
     for name in _ARRAYS:
-        np.save(folder / f"{name}.npy", arrays[name])
+        _write(folder / f"{name}.npy", lambda file, array=arrays[name]: np.save(file, array))
     text = json.dumps({"format": _FORMAT, **report.to_dict()}, indent=1)
     # Written last: a folder with a report is a complete index.
-    (folder / "report.json").write_text(text)
+    _write(folder / "report.json", lambda file: file.write(text.encode()))
     return Index(_map_arrays(folder), report, folder)
+
+
+def _write(path: pathlib.Path, save: Callable[[typing.BinaryIO], object]) -> None:
+    """Whole or not at all: several hosts may scan into one folder at the same time."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+        save(file)
+    pathlib.Path(file.name).chmod(0o644)
+    pathlib.Path(file.name).replace(path)
 
 
 def _scan(source: Source, num_threads: int) -> tuple[dict[str, np.ndarray], IndexReport]:

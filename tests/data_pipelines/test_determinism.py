@@ -45,11 +45,14 @@ def test_threads_and_prefetching_change_nothing(reference):
 
 
 def test_worker_processes_change_nothing(reference):
-    spread = dataclasses.replace(CONFIG, num_workers=2, num_threads=1, prefetch=1)
+    # One stream only: every worker is a new interpreter.
+    alone = dataclasses.replace(CONFIG.generic, batch_size=0)
+    spread = dataclasses.replace(CONFIG, generic=alone, num_workers=2, num_threads=1, prefetch=1)
+    wanted = [{"interactive": batch["interactive"]} for batch in reference]
     iterator = build(spread)
-    assert_same(take(iterator), reference)
-    iterator.set_state(iterator.state_for_step(2))  # mid-way between the workers' turns
-    assert_same(take(iterator, 1), reference[2:3])
+    assert_same(take(iterator, 2), wanted[:2])
+    iterator.set_state(iterator.state_for_step(3))  # workers start anew from there
+    assert_same(take(iterator, 1), wanted[3:])
 
 
 @pytest.mark.parametrize("hosts", [1, 2])

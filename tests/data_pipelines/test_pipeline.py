@@ -117,6 +117,16 @@ def test_a_photo_that_breaks_later_is_named():
         next(iterator)
 
 
+def test_indexes_are_kept_in_a_folder(tmp_path):
+    first = next(build(index_folder=tmp_path))
+    stored = {path.parent.name for path in tmp_path.glob("*/report.json")}
+    assert stored == {"sa1b", "coco", "paco", "objects365"}
+    assert not list(tmp_path.glob("*/*.part"))
+    again = next(build(index_folder=tmp_path))
+    for key, value in first["interactive"].items():
+        np.testing.assert_array_equal(again["interactive"][key], value)
+
+
 def test_own_datasets_are_numbered_after_the_known_ones():
     numbers = dataset_numbers(("zebra", "coco", "ant"))
     assert numbers["coco"] == DATASETS.index("coco")
