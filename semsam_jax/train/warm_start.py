@@ -4,9 +4,9 @@ import jax
 import numpy as np
 
 from semsam_jax.config import RunConfig
+from semsam_jax.convert.imagenet import load_imagenet_params
 from semsam_jax.core import checkpoint_io
 from semsam_jax.core.errors import CheckpointError, ConfigError
-from semsam_jax.models import efficientnet_lite
 from semsam_jax.models.presets import EfficientNetLiteConfig
 from semsam_jax.models.semantic_sam import SemanticSAM, init_params
 
@@ -75,7 +75,7 @@ def _backbone(weights: str, model: SemanticSAM, own: dict) -> dict:
                 "model.backbone_weights: 'imagenet' is for preset lite; give the .pth of an "
                 "ImageNet Swin, or '' for random weights."
             )
-        return jax.tree.map(np.asarray, efficientnet_lite.load_imagenet_params())
+        return load_imagenet_params()
     if is_lite:
         raise ConfigError(
             f"model.backbone_weights: {weights!r}; preset lite takes 'imagenet' or ''."

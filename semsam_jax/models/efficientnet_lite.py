@@ -1,0 +1,168 @@
+"""EfficientNet-Lite0 backbone: small, plain convolutions, four maps at strides 4..32.
+
+Batch statistics are frozen and folded into the convolutions, so every layer is a
+convolution with a bias. Padding follows TensorFlow's SAME rule, as the weights expect.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from semsam_jax.models.presets import EfficientNetLiteConfig
+
+
+class BlockSpec(NamedTuple):
+    """Sizes of one inverted residual block."""
+
+    kernel_size: int
+    stride: int
+    expansion: int
+    features: int
+
+
+def _blocks() -> tuple[BlockSpec, ...]:
+    stages = (
+        (1, BlockSpec(3, 1, 1, 16)),
+        (2, BlockSpec(3, 2, 6, 24)),
+        (2, BlockSpec(5, 2, 6, 40)),
+        (3, BlockSpec(3, 2, 6, 80)),
+        (3, BlockSpec(5, 1, 6, 112)),
+        (4, BlockSpec(5, 2, 6, 192)),
+        (1, BlockSpec(3, 1, 6, 320)),
+    )
+    return tuple(
+        spec._replace(stride=spec.stride if i == 0 else 1)
+        for repeats, spec in stages
+        for i in range(repeats)
+    )
+
+
+BLOCKS = _blocks()
+STEM_FEATURES = 32
+# The last block at each of the strides 4, 8, 16 and 32.
+_OUTPUTS = (2, 4, 10, 15)
+
+_init = nn.initializers.he_normal()
+
+
+def depthwise(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "k k c"], stride: int
+) -> Float[Array, "b h2 w2 c"]:
+    """Convolves each channel with its own kernel, SAME padding.
+
+    A sum of shifted products: XLA turns it into one loop over the output, which on a CPU
+    is many times faster than a grouped convolution.
+    """
+    size = kernel.shape[0]
+    pads, outs = [], []
+    for length in x.shape[1:3]:
+        out = -(-length // stride)
+        total = max((out - 1) * stride + size - length, 0)
+        # The last slice must reach past the end even where no padding is needed.
+        pads.append((total // 2, total - total // 2 + stride - 1))
+        outs.append(out)
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    y = jnp.zeros((), x.dtype)
+    for i in range(size):
+        for j in range(size):
+            rows, columns = i + stride * outs[0], j + stride * outs[1]
+            part = x[:, i:rows:stride, j:columns:stride]
+            y = y + part * kernel[i, j][None, None, None]
+    return y
+
+
+class _Depthwise(nn.Module):
+    kernel_size: int
+    stride: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+        c, size = x.shape[-1], self.kernel_size
+        # [kh, kw, 1, c] is the layout of a grouped convolution in the parameter tree.
+        kernel = self.param("kernel", _init, (size, size, 1, c), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (c,), jnp.float32)
+        y = depthwise(x, kernel[:, :, 0].astype(self.dtype), self.stride)
+        return y + bias.astype(self.dtype)[None, None, None]
+
+
+class _Block(nn.Module):
+    """Expand, convolve each channel, project; residual where shapes agree."""
+
+    spec: BlockSpec
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        spec, c = self.spec, x.shape[-1]
+        y = x
+        if spec.expansion > 1:
+            expand = nn.Dense(
+                c * spec.expansion, dtype=self.dtype, kernel_init=_init, name="expand"
+            )
+            y = nn.relu6(expand(y))
+        y = _Depthwise(spec.kernel_size, spec.stride, self.dtype, name="depthwise")(y)
+        y = nn.relu6(y)
+        y = nn.Dense(spec.features, dtype=self.dtype, kernel_init=_init, name="project")(y)
+        return x + y if spec.stride == 1 and c == spec.features else y
+
+
+class EfficientNetLite(nn.Module):
+    """The backbone.
+
+    Attributes:
+        config: whether it is trained; if not, gradients stop at its maps.
+        dtype: compute dtype.
+        remat: recompute each block in the backward pass.
+
+    Source: EfficientNet (arXiv 1905.11946) and its Lite0 variant: ReLU6, no
+    squeeze-excite, stem and head not scaled.
+    """
+
+    config: EfficientNetLiteConfig = EfficientNetLiteConfig()
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self, image: Float[Array, "b h w 3"], *, train: bool = False
+    ) -> tuple[Float[Array, "b _h _w _c"], ...]:
+        """Extracts features.
+
+        Args:
+            image: (pixels - 127) / 128, any size.
+            train: no effect, statistics are frozen; here so that backbones look alike.
+
+        Returns:
+            Maps at strides 4, 8, 16, 32 with 24, 40, 112, 320 channels.
+        """
+        del train
+        conv = nn.Conv(
+            STEM_FEATURES, (3, 3), strides=2, dtype=self.dtype, kernel_init=_init, name="stem"
+        )
+        x = nn.relu6(conv(image.astype(self.dtype)))
+        maps, block = [], nn.remat(_Block) if self.remat else _Block
+        for i, spec in enumerate(BLOCKS):
+            x = block(spec, self.dtype, name=f"block{i}")(x)
+            if i in _OUTPUTS:
+                maps.append(x)
+        if not self.config.is_trained:
+            maps = [jax.lax.stop_gradient(x) for x in maps]
+        return tuple(maps)
+
+
+class Classifier(nn.Module):
+    """The network as it was trained on ImageNet; proves that converted weights are right."""
+
+    num_classes: int = 1000
+    head_features: int = 1280
+
+    @nn.compact
+    def __call__(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b classes"]:
+        """Returns class logits of (pixels - 127) / 128."""
+        x = EfficientNetLite(name="backbone")(image)[-1]
+        x = nn.relu6(nn.Dense(self.head_features, name="head")(x))
+        return nn.Dense(self.num_classes, name="classes")(x.mean((1, 2)))
