@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from semsam_jax.core.errors import CheckpointError, PromptError
 
-Level = int | str | Sequence[int] | None
+Level = int | str | Sequence[int] | np.ndarray | None
 
 
 def parse_levels(level: Level, num_levels: int) -> tuple[int, ...]:

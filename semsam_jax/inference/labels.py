@@ -1,7 +1,10 @@
 """Names to choose from: what a user writes -> embeddings, and the best name of a mask."""
 
 import dataclasses
+import json
+import logging
 from collections.abc import Mapping, Sequence
+from importlib import resources
 
 import numpy as np
 from jaxtyping import Float
@@ -10,10 +13,33 @@ from semsam_jax.core.errors import CheckpointError, PromptError
 from semsam_jax.core.structs import TextTable
 from semsam_jax.inference.loading import LoadedModel
 from semsam_jax.inference.requests import Name
+from semsam_jax.text.tables import NameTable
+from semsam_jax.text.templates import embed_names
+from semsam_jax.text.tokenizer import Tokenizer
 
 Labels = str | Sequence[str] | Mapping[str, Sequence[str]]
 
+VOCABULARIES = ("coco", "ade20k", "objects365", "paco", "pascal_part", "part_imagenet")
+
 _MIN_ROWS = 16
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Names:
+    """What a user asks for, before it is embedded.
+
+    Attributes:
+        objects: object names, all different.
+        parts: part names, all different.
+        stuff: the objects that are not countable.
+        vocabulary: name of the built-in vocabulary they come from, else None.
+    """
+
+    objects: tuple[str, ...]
+    parts: tuple[str, ...]
+    stuff: frozenset[str] = frozenset()
+    vocabulary: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,12 +50,14 @@ class LabelSet:
         objects: names; may be empty if there are parts.
         parts: names; may be empty.
         exact: embeddings, one row for each name.
-        table: the same, padded with zero rows to a power of two so that few programs are
+        stuff: the objects that are not countable (sky, grass).
+        table: the same as `exact`, padded with zero rows to a power of two so that few programs are
             compiled. Scores of padding rows are never read.
     """
 
     objects: tuple[str, ...]
     parts: tuple[str, ...]
+    stuff: frozenset[str]
     exact: TextTable
     table: TextTable
 
@@ -59,22 +87,27 @@ def label_set(model: LoadedModel, labels: Labels) -> LabelSet:
             "labels: the class heads of this checkpoint were never trained, so its names would "
             "be invented; leave labels out, or use a checkpoint trained on labelled data."
         )
-    from semsam_jax.text import embed_names
-
-    objects, parts = parse_labels(labels)
-    embed = embed_names(model.meta["text"], model.encode_text)
-    rows = embed(objects + parts)
-    exact = TextTable(objects=rows[: len(objects)], parts=rows[len(objects) :])
-    return LabelSet(
-        objects, parts, exact, TextTable(objects=_pad(exact.objects), parts=_pad(exact.parts))
+    names = parse_labels(labels)
+    rows = _embed(model, names)
+    objects = tuple(name for name in names.objects if name in rows)
+    parts = tuple(name for name in names.parts if name in rows)
+    dim = model.module.config.decoder.text_dim
+    exact = TextTable(
+        objects=np.array([rows[n] for n in objects], np.float32).reshape(-1, dim),
+        parts=np.array([rows[n] for n in parts], np.float32).reshape(-1, dim),
     )
+    table = TextTable(objects=_pad(exact.objects), parts=_pad(exact.parts))
+    return LabelSet(objects, parts, names.stuff & set(objects), exact, table)
 
 
-def parse_labels(labels: Labels) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Returns object and part names; see `label_set`."""
+def parse_labels(labels: Labels) -> Names:
+    """Returns the names that `labels` stands for; see `label_set`."""
     objects: Sequence[str]
     parts: Sequence[str] = ()
     if isinstance(labels, str):
+        key = labels.strip().casefold().replace("-", "_")
+        if key in VOCABULARIES:
+            return built_in_vocabulary(key)
         first, _, second = labels.partition(";")
         objects, parts = first.split(","), second.split(",")
     elif isinstance(labels, Mapping):
@@ -90,8 +123,62 @@ def parse_labels(labels: Labels) -> tuple[tuple[str, ...], tuple[str, ...]]:
             raise PromptError(f"labels: got {names!r}; wanted a list of strings.")
         cleaned.append(tuple(dict.fromkeys(n.strip() for n in names if n.strip())))
     if not cleaned[0] and not cleaned[1]:
-        raise PromptError('labels: no names given; wanted for example "dog,cat;head,leg".')
-    return cleaned[0], cleaned[1]
+        raise PromptError(
+            f'labels: no names given; wanted for example "dog,cat;head,leg", or one of '
+            f"{', '.join(VOCABULARIES)}."
+        )
+    return Names(*cleaned)
+
+
+def built_in_vocabulary(name: str) -> Names:
+    """Names of a public dataset's classes, out of `VOCABULARIES`."""
+    # The class lists are data files of the input pipeline; none of its code is used here.
+    file = resources.files("data_pipelines") / "vocabularies" / f"{name}.json"
+    classes = json.loads(file.read_text(encoding="utf-8"))
+    objects, parts = (
+        tuple(dict.fromkeys(row["text"] for row in classes[kind])) for kind in ("objects", "parts")
+    )
+    stuff = frozenset(r["text"] for r in classes["objects"] if not r.get("is_thing", True))
+    return Names(objects, parts, stuff, name)
+
+
+def _embed(model: LoadedModel, names: Names) -> dict[str, np.ndarray]:
+    """Unit embedding of every name that the text source knows; kept with the model."""
+    known = model.name_embeddings
+    new = [name for name in dict.fromkeys(names.objects + names.parts) if name not in known]
+    if model.meta["text"]["source"] == "table":
+        table = NameTable.load(model.meta["text"].get("table") or None)
+        rows, found = table.lookup(new)
+        missing = [name for name, ok in zip(new, found, strict=True) if not ok]
+        if missing and names.vocabulary is None:
+            raise PromptError(_unknown_names(missing, table))
+        if missing:
+            _log.warning(
+                "labels: %d of the %s names have no embedding and are left out: %s",
+                len(missing),
+                names.vocabulary,
+                ", ".join(missing[:8]),
+            )
+        known.update({n: row for n, row, ok in zip(new, rows, found, strict=True) if ok})
+    elif new:
+        config = model.module.config.text
+        if config is None:
+            raise CheckpointError("labels: this checkpoint has no text tower to encode names.")
+        rows = embed_names(model.encode_text, new, Tokenizer(config.context_length))
+        known.update(zip(new, rows, strict=True))
+    return {name: known[name] for name in names.objects + names.parts if name in known}
+
+
+def _unknown_names(missing: list[str], table: NameTable) -> str:
+    hints = []
+    for name in missing[:5]:
+        near = table.nearest_names(name)
+        hints.append(f"{name!r} (nearest: {', '.join(near)})" if near else repr(name))
+    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+    return (
+        f"labels: the checkpoint's table of names does not know {', '.join(hints)}{more}; "
+        f"use another word."
+    )
 
 
 def _best(names: tuple[str, ...], logits: np.ndarray) -> Name | None:

@@ -34,6 +34,7 @@ class LoadedModel:
         prompt_preset: how clicks become boxes.
         canvas_multiple: canvases are padded to a multiple of this; 32 is exact.
         precision: matrix-product precision on accelerators.
+        name_embeddings: embeddings of names that were asked for before (`labels`).
     """
 
     module: SemanticSAM
@@ -43,6 +44,7 @@ class LoadedModel:
     prompt_preset: PromptPreset
     canvas_multiple: int = STRIDE
     precision: str = "highest"
+    name_embeddings: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def num_levels(self) -> int:

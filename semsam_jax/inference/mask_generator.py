@@ -7,7 +7,6 @@ decides first, the device then measures small chunks of masks, and a survivor is
 
 import dataclasses
 import math
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -321,11 +320,11 @@ def _measure_embeds(embeds, features, rows, columns, offset):
 
 
 def _names(
-    names: LabelSet | None, answer, rows: Int[np.ndarray, " n"], tokens: Sequence[int]
+    names: LabelSet | None, answer, rows: Int[np.ndarray, " n"], tokens: Int[np.ndarray, " k"]
 ) -> list[tuple[Name | None, Name | None]]:
     if names is None:
         return [(None, None)] * len(rows)
-    where = (0, rows // len(tokens), np.asarray(tokens)[rows % len(tokens)])
+    where = (0, rows // len(tokens), tokens[rows % len(tokens)])
     objects = np.asarray(answer.object_logits)[where]
     parts = np.asarray(answer.part_logits)[where]
     return [(names.best_object(o), names.best_part(p)) for o, p in zip(objects, parts, strict=True)]

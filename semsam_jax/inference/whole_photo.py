@@ -1,7 +1,6 @@
 """Panoptic, instance and semantic results of the generic branch for one photo."""
 
 import dataclasses
-from collections.abc import Collection
 from pathlib import Path
 
 import cv2
@@ -83,7 +82,6 @@ def segment_whole_photo(
     labels: Labels,
     size: Size,
     out: Path,
-    stuff: Collection[str] = (),
 ) -> list[dict]:
     """Labels a photo, writes masks.json, overlay.png and segments.png (not for instances).
 
@@ -94,7 +92,6 @@ def segment_whole_photo(
         labels: see `labels.label_set`.
         size: see `preprocess.make_frame`.
         out: folder.
-        stuff: object names that are not countable; their segments are merged.
 
     Returns:
         The records of masks.json.
@@ -104,7 +101,7 @@ def segment_whole_photo(
     if task == "instance":
         records = _instance_records(answer, work_hw)
     elif task == "panoptic":
-        segment_map, records = _panoptic(answer, work_hw, stuff)
+        segment_map, records = _panoptic(answer, work_hw)
     else:
         segment_map, records = _semantic(answer, work_hw)
     files.make_folder(out)
@@ -132,9 +129,9 @@ def work_size(photo_hw: tuple[int, int]) -> tuple[int, int]:
     return max(1, round(photo_hw[0] * scale)), max(1, round(photo_hw[1] * scale))
 
 
-def _panoptic(answer: GenericAnswer, work_hw, stuff) -> tuple[np.ndarray, list[dict]]:
+def _panoptic(answer: GenericAnswer, work_hw) -> tuple[np.ndarray, list[dict]]:
     names = answer.names.objects
-    things = {i for i, name in enumerate(names) if name not in stuff}
+    things = {i for i, name in enumerate(names) if name not in answer.names.stuff}
     kept = panoptic.confident_queries(answer.class_logits, 0.25)
     masks = upsample_logits(answer.low_res_logits[kept], answer.frame, work_hw)
     result = panoptic.panoptic_map(answer.class_logits[kept], masks, things)

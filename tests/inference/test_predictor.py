@@ -59,9 +59,7 @@ def test_isolated_clicks_equal_reference_one_at_a_time(isolated, golden):
 
 
 def test_levels_1_and_3_are_tokens_3_and_0(joint, golden):
-    requests = [
-        Request(r.point_coords, level=[1, 3]) for r in clicks_px(golden, "demo_five")
-    ]
+    requests = [Request(r.point_coords, level=[1, 3]) for r in clicks_px(golden, "demo_five")]
     found = joint.predict_many(requests, return_logits=True)
     want = golden["tiny_image_a"]["demo_five_level13/masks"]
     assert found[0].tokens == (3, 0)

@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from semsam_jax.core.errors import DataError
+from semsam_jax.inference import images
+from semsam_jax.inference.images import load_image
+
+RNG = np.random.default_rng(0)
+PHOTO = RNG.integers(0, 256, (12, 20, 3), np.uint8)
+
+
+def test_path_pil_and_array_give_the_same(tmp_path):
+    Image.fromarray(PHOTO).save(tmp_path / "a.png")
+    for image in (PHOTO, Image.fromarray(PHOTO), tmp_path / "a.png", str(tmp_path / "a.png")):
+        np.testing.assert_array_equal(load_image(image), PHOTO)
+
+
+def test_exif_rotation_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned by 90 degrees
+    Image.fromarray(PHOTO).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(load_image(tmp_path / "a.png"), np.rot90(PHOTO, -1))
+
+
+def test_transparency_becomes_white():
+    rgba = np.dstack([PHOTO, np.zeros((12, 20), np.uint8)])
+    assert (load_image(rgba) == 255).all()
+    assert (load_image(Image.fromarray(rgba)) == 255).all()
+
+
+def test_palette_with_transparency(tmp_path):
+    palette = Image.fromarray(PHOTO).quantize(16)
+    palette.save(tmp_path / "p.png", transparency=0)
+    loaded = load_image(tmp_path / "p.png")
+    assert loaded.shape == (12, 20, 3)
+    assert (loaded[np.asarray(palette) == 0] == 255).all()
+
+
+def test_sixteen_bits_keep_the_high_byte(tmp_path):
+    deep = RNG.integers(0, 65536, (12, 20), np.uint16)
+    Image.fromarray(deep).save(tmp_path / "d.png")
+    for image in (tmp_path / "d.png", deep):
+        np.testing.assert_array_equal(load_image(image)[..., 1], deep >> 8)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "CMYK", "LA", "YCbCr"])
+def test_every_mode_becomes_rgb(mode):
+    assert load_image(Image.fromarray(PHOTO).convert(mode)).shape == (12, 20, 3)
+
+
+def test_float_arrays_are_in_0_to_1():
+    got = load_image(PHOTO.astype(np.float32) / 255)
+    np.testing.assert_array_equal(got, PHOTO)
+    with pytest.raises(DataError, match=r"0\.\.1"):
+        load_image(PHOTO.astype(np.float32))
+    with pytest.raises(DataError, match="NaN"):
+        load_image(np.full((4, 4), np.nan))
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 4, 2), (0, 4, 3), (2, 4, 4, 3)])
+def test_shapes_that_are_no_images(shape):
+    with pytest.raises(DataError, match="wanted"):
+        load_image(np.zeros(shape, np.uint8))
+
+
+def test_broken_files_name_the_file(tmp_path):
+    Image.fromarray(RNG.integers(0, 256, (90, 90, 3), np.uint8)).save(tmp_path / "ok.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "ok.jpg").read_bytes()[:900])
+    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "empty.png").write_bytes(b"")
+    for name in ("cut.jpg", "text.png", "empty.png", "missing.png"):
+        with pytest.raises(DataError, match=name):
+            load_image(tmp_path / name)
+    with pytest.raises(DataError, match="folder"):
+        load_image(tmp_path)
+
+
+def test_a_bomb_is_one_clear_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "MAX_PIXELS", 100)
+    Image.fromarray(PHOTO).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match="smaller copy"):
+        load_image(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    with pytest.raises(DataError, match="smaller copy"):
+        load_image(tmp_path / "a.png")

@@ -1,0 +1,173 @@
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from semsam_jax.core.errors import PromptError
+from semsam_jax.inference import mask_selection
+from semsam_jax.inference.files import (
+    box_xywh,
+    decode_rle,
+    encode_rle,
+    uncompressed_counts,
+)
+from semsam_jax.inference.mask_generator import MaskGenerator, crop_boxes, point_grid
+from semsam_jax.inference.mask_selection import Filters, inclusive_box
+
+
+def unpack(packed, width):
+    return np.unpackbits(packed, axis=-1)[..., :width].astype(bool)
+
+
+@pytest.mark.parametrize("area", [5, 13, 200])
+@pytest.mark.parametrize("mode", ["holes", "islands"])
+def test_small_regions_equal_reference(golden, area, mode):
+    amg = golden["tiny_eval_amg"]
+    mask, changed = mask_selection.remove_small_regions(amg["post/mask_in"], area, mode)
+    np.testing.assert_array_equal(mask, amg[f"post/{mode}_{area}"])
+    assert changed == bool(amg[f"post/{mode}_{area}_changed"])
+
+
+def test_box_rle_and_grid_equal_reference(golden):
+    amg = golden["tiny_eval_amg"]
+    mask = amg["post/mask_in"]
+    np.testing.assert_array_equal(inclusive_box(mask), amg["post/box_xyxy"])
+    assert uncompressed_counts(mask) == amg["post/rle_counts"].tolist()
+    np.testing.assert_allclose(point_grid(4), amg["post/point_grid4"])
+    np.testing.assert_array_equal(decode_rle(encode_rle(mask)), mask)
+    assert box_xywh(np.zeros((3, 4), bool)) == [0, 0, 0, 0]
+
+
+def test_filters_on_synthetic_logits_equal_reference(golden):
+    amg = golden["tiny_eval_amg"]
+    params = json.loads(str(amg["amg_synth/params"]))
+    order = amg["amg_synth/token_index_order"]
+    logits = amg["amg_synth/logits"].astype(np.float32)[:, order].reshape(-1, 72, 96)
+    ious = amg["amg_synth/ious_by_token"][:, order].reshape(-1)
+    names = ("pred_iou_thresh", "stability_score_thresh", "stability_score_offset")
+    names += ("box_nms_thresh", "min_mask_region_area")
+    filters = Filters(**{name: params[name] for name in names})
+
+    def measure(rows):
+        found = mask_selection.measure_masks(
+            jnp.asarray(logits[rows]), filters.stability_score_offset
+        )
+        return tuple(np.asarray(x) for x in found)
+
+    kept = mask_selection.filter_masks(ious, measure, filters)
+    np.testing.assert_array_equal(kept.boxes, amg["amg_synth/prefilter_boxes"])
+    np.testing.assert_array_equal(kept.ious, amg["amg_synth/prefilter_iou"])
+    kept = kept.take(mask_selection.suppress(kept, filters.box_nms_thresh))
+    np.testing.assert_array_equal(kept.boxes, amg["amg_synth/post_nms_boxes_xyxy"])
+    rles = [encode_rle(logits[row] > 0) for row in kept.rows]
+    cleaned, order = mask_selection.clean_masks(rles, filters)
+    kept = kept.take(order)
+    masks = np.stack([decode_rle(cleaned[i]) for i in order])
+    np.testing.assert_array_equal(masks, unpack(amg["amg_synth/final_masks_packed"], 96))
+    np.testing.assert_array_equal(kept.ious, amg["amg_synth/final_predicted_iou"])
+    np.testing.assert_allclose(kept.stability, amg["amg_synth/final_stability"], rtol=1e-6)
+    np.testing.assert_array_equal(masks.sum((1, 2)), amg["amg_synth/final_area"])
+
+
+@pytest.mark.parametrize("name", ["amg_all", "amg_lv3"])
+def test_generator_equals_reference(golden, tiny_model, image_a, name):
+    amg = golden["tiny_eval_amg"]
+    params = json.loads(str(amg[f"{name}/params"]))
+    generator = MaskGenerator(tiny_model, **params, size="native", isolate=False)
+    records = generator.generate(image_a)
+    masks = np.stack([r["segmentation"] for r in records])
+    want = unpack(amg[f"{name}/final_masks_packed"], 160)
+    assert masks.shape == want.shape
+    assert (masks != want).sum() <= 5  # a pixel may sit on the threshold
+    for key, stored in (("predicted_iou", "predicted_iou"), ("stability_score", "stability")):
+        got = [r[key] for r in records]
+        np.testing.assert_allclose(got, amg[f"{name}/final_{stored}"], atol=2e-4)
+    np.testing.assert_array_equal([r["bbox"] for r in records], amg[f"{name}/final_bbox_xywh"])
+    np.testing.assert_array_equal([r["crop_box"] for r in records], amg[f"{name}/final_crop_box"])
+    points = np.array([r["point_coords"][0] for r in records]) / [160, 128]
+    np.testing.assert_allclose(points, amg[f"{name}/final_point_coords"][:, :2], atol=1e-6)
+
+
+def test_measurements_of_all_clicks_equal_reference(golden, tiny_model, image_a):
+    amg = golden["tiny_eval_amg"]
+    params = json.loads(str(amg["amg_all/params"])) | {"pred_iou_thresh": 0.0}
+    params["stability_score_thresh"] = 0.0
+    generator = MaskGenerator(tiny_model, **params, size="native", isolate=False)
+    frame = tiny_model.frame((128, 160), "native")
+    pyramid = tiny_model.encode(image_a[None], [frame])
+    kept, _, _ = generator._decode_grid(pyramid, frame, point_grid(6) * [160, 128])
+    positive = amg["amg_all/all_iou_preds"] > 0
+    assert positive.sum() == len(kept.rows)
+    np.testing.assert_allclose(kept.ious, amg["amg_all/all_iou_preds"][positive], atol=5e-5)
+    np.testing.assert_allclose(kept.stability, amg["amg_all/all_stability"][positive], atol=5e-4)
+
+
+SETTINGS = {
+    "points_per_side": 5,
+    "pred_iou_thresh": 0.0,
+    "stability_score_thresh": 0.1,
+    "box_nms_thresh": 0.95,
+    "size": "native",
+}
+
+
+def test_result_does_not_depend_on_the_batch_size(tiny_model, image_a):
+    first = MaskGenerator(tiny_model, points_per_batch=25, **SETTINGS).generate(image_a)
+    second = MaskGenerator(tiny_model, points_per_batch=7, **SETTINGS).generate(image_a)
+    assert [(r["area"], r["level"], r["point_coords"]) for r in first] == [
+        (r["area"], r["level"], r["point_coords"]) for r in second
+    ]
+
+
+def test_crops_and_output_modes(tiny_model, image_a):
+    generator = MaskGenerator(
+        tiny_model, crop_n_layers=1, level=[3, 6], output_mode="uncompressed_rle", **SETTINGS
+    )
+    records = generator.generate(image_a)
+    assert records
+    for record in records:
+        assert record["level"] in (3, 6)
+        assert sum(record["segmentation"]["counts"]) == 128 * 160
+        assert sum(record["segmentation"]["counts"][1::2]) == record["area"]
+
+
+def test_crop_boxes_cover_the_photo():
+    boxes = crop_boxes((600, 900), 2, 512 / 1500)
+    assert len(boxes) == 1 + 4 + 16
+    covered = np.zeros((600, 900), int)
+    for (x0, y0, x1, y1), layer in boxes:
+        if layer == 2:
+            covered[y0:y1, x0:x1] += 1
+    assert covered.min() >= 1
+    assert len(crop_boxes((20, 900), 2, 0.3)) == 1
+
+
+def test_masks_cut_by_a_crop_are_dropped():
+    boxes = np.array([[0.0, 10, 99, 70], [25, 10, 60, 70], [0, 0, 10, 10]])
+    cut = mask_selection.touches_crop_border(boxes, (0, 0, 100, 100), (400, 400))
+    assert cut.tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"points_per_side": 0},
+        {"points_per_batch": 0},
+        {"pred_iou_thresh": float("nan")},
+        {"box_nms_thresh": -1.0},
+        {"level": [7]},
+        {"crop_n_layers": 9},
+        {"crop_overlap_ratio": 1.5},
+        {"output_mode": "png"},
+        {"crop_n_points_downscale_factor": 0},
+    ],
+)
+def test_arguments_without_meaning(tiny_model, wrong):
+    with pytest.raises(PromptError, match=next(iter(wrong)).split("_")[0]):
+        MaskGenerator(tiny_model, **wrong)
+
+
+def test_nothing_found_is_an_empty_list(tiny_model, image_a):
+    generator = MaskGenerator(tiny_model, points_per_side=2, pred_iou_thresh=99.0, size="native")
+    assert generator.generate(image_a) == []

@@ -1,0 +1,26 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from semsam_jax.ops.nms import box_iou, nms
+
+UNITS = np.load(Path(__file__).parents[1] / "golden" / "data" / "units.npz")
+
+
+@pytest.mark.parametrize("threshold", ["0.3", "0.7"])
+def test_nms_equals_reference(threshold):
+    keep = nms(UNITS["nms/boxes"], UNITS["nms/scores"], float(threshold))
+    np.testing.assert_array_equal(keep, UNITS[f"nms/keep_{threshold}"])
+
+
+def test_equal_scores_keep_their_order_and_empty_input_is_empty():
+    boxes = np.array([[0, 0, 4, 4], [0, 0, 4, 4], [9, 9, 12, 12]])
+    assert nms(boxes, np.ones(3), 0.5).tolist() == [0, 2]
+    assert nms(np.zeros((0, 4)), np.zeros(0), 0.5).tolist() == []
+
+
+def test_iou_of_degenerate_boxes_is_zero():
+    boxes = np.array([[1.0, 1, 1, 1], [0, 0, 2, 2]])
+    np.testing.assert_allclose(box_iou(boxes[0], boxes), [0, 0])
+    np.testing.assert_allclose(box_iou(boxes[1], boxes), [0, 1])
