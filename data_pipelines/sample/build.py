@@ -342,8 +342,20 @@ def _note_id(out: pathlib.Path, path: str, coco_id: int) -> None:
         file.write(f"{path}\t{coco_id}\n")
 
 
+def build(source: pathlib.Path, out: pathlib.Path) -> None:
+    """Builds the whole sample from `source` into the empty folder `out`."""
+    build_sa1b(source, out)
+    build_coco(source, out)
+    build_ade20k(out)
+    build_objects365(source, out)
+    build_pascal_part(source, out)
+    build_paco(source, out)
+    build_part_imagenet(source, out)
+    write_attribution(source, out)
+
+
 def main() -> None:
-    """Builds the sample into an empty folder."""
+    """Builds the sample from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--from", dest="source", type=pathlib.Path, required=True)
     parser.add_argument("--out", type=pathlib.Path, required=True)
@@ -351,14 +363,7 @@ def main() -> None:
     if args.out.exists() and any(args.out.iterdir()):
         parser.error(f"--out {args.out} is not empty; give a new folder")
     args.out.mkdir(parents=True, exist_ok=True)
-    build_sa1b(args.source, args.out)
-    build_coco(args.source, args.out)
-    build_ade20k(args.out)
-    build_objects365(args.source, args.out)
-    build_pascal_part(args.source, args.out)
-    build_paco(args.source, args.out)
-    build_part_imagenet(args.source, args.out)
-    write_attribution(args.source, args.out)
+    build(args.source, args.out)
     size = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
     print(f"wrote {size / 1e6:.2f} MB to {args.out}")
 

@@ -74,7 +74,15 @@ class CocoFolder(Source):
 
     def _read(self, position: int) -> RawExample:
         builder = ExampleBuilder(self, position, self._photos / self._table.file_names[position])
-        add_annotations(builder, self._table, position, self._labels, boxes_only=not self.has_masks)
+        add_annotations(
+            builder,
+            self._table,
+            position,
+            self._labels,
+            boxes_only=not self.has_masks,
+            pseudo_objects=self._is_pseudo("objects"),
+            pseudo_parts=self._is_pseudo("parts"),
+        )
         return builder.build()
 
 
