@@ -31,6 +31,9 @@ class EvalSample:
         object_ids, part_ids: class index per mask, -1 none.
         clicks_xy: optional given clicks, integer pixels [n, 2]; else computed from the masks.
         scale: canvas pixels per pixel of the original photo, for the size classes.
+        truth_hw: set when the masks are in another frame than the canvas, usually that of
+            the original photo; the generic tasks are scored there. Prompt evaluations need
+            masks on the canvas.
     """
 
     image: np.ndarray
@@ -45,6 +48,7 @@ class EvalSample:
     part_ids: Sequence[int] | None = None
     clicks_xy: np.ndarray | None = None
     scale: float = 1.0
+    truth_hw: tuple[int, int] | None = None
 
     def __post_init__(self):
         """Checks what would otherwise surface as a wrong number."""
@@ -80,8 +84,7 @@ class EvalSample:
 
     def mask(self, index: int) -> np.ndarray:
         """Ground-truth mask cropped to the valid pixels, bool [h, w]."""
-        stored = self.masks[index]
-        decoded = decode_rle(stored) if isinstance(stored, dict) else np.asarray(stored, bool)
+        decoded = self._decoded(index)
         h, w = self.size_hw
         if decoded.shape not in (self.image.shape[:2], (h, w)):
             raise DataError(
@@ -89,6 +92,22 @@ class EvalSample:
                 f"{self.image.shape[:2]} or the valid size {(h, w)}."
             )
         return decoded[:h, :w]
+
+    def truth_mask(self, index: int) -> np.ndarray:
+        """Ground-truth mask in its own frame: `truth_hw`, or the valid pixels of the canvas."""
+        if self.truth_hw is None:
+            return self.mask(index)
+        decoded = self._decoded(index)
+        if decoded.shape != tuple(self.truth_hw):
+            raise DataError(
+                f"EvalSample {self.image_id}: mask {index} is {decoded.shape}, wanted truth_hw "
+                f"{tuple(self.truth_hw)}."
+            )
+        return decoded
+
+    def _decoded(self, index: int) -> np.ndarray:
+        stored = self.masks[index]
+        return decode_rle(stored) if isinstance(stored, dict) else np.asarray(stored, bool)
 
 
 def decode_rle(rle: dict) -> np.ndarray:

@@ -10,12 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from semsam_jax.core.structs import Predictions, Pyramid
+from semsam_jax.core.structs import GenericPredictions, Predictions, Pyramid
 from semsam_jax.evals.samples import EvalSample
 
 NUM_SEGMENTS = 8
 TOKEN_SEGMENTS = ((0,), (0, 1), (0, 1, 2))  # token k: clicked segment plus these offsets
 TOKEN_QUALITY = (0.2, 0.9, 0.5)
+
+
+def read_segments(image) -> Pyramid:
+    """One-hot segment numbers at stride 4."""
+    segment = image[:, ::4, ::4, 0].astype(jnp.int32)
+    features = jax.nn.one_hot(segment, NUM_SEGMENTS)
+    return Pyramid(levels=(features,), mask_features=features)
 
 
 class ReadingModel(nn.Module):
@@ -25,9 +32,7 @@ class ReadingModel(nn.Module):
     token_quality: tuple = TOKEN_QUALITY
 
     def encode_image(self, image, size_hw, *, train=False):
-        segment = image[:, ::4, ::4, 0].astype(jnp.int32)
-        features = jax.nn.one_hot(segment, NUM_SEGMENTS)
-        return Pyramid(levels=(features,), mask_features=features)
+        return read_segments(image)
 
     def decode_prompts(self, pyramid, prompts, text=None, *, all_layers=False, isolate=True):
         features = pyramid.mask_features
@@ -57,3 +62,43 @@ def reading_sample(segments: np.ndarray, **fields) -> EvalSample:
     fields.setdefault("masks", [blocks == s for s in present])
     fields.setdefault("image_id", "a")
     return EvalSample(image=canvas, size_hw=(h, w), **fields)
+
+
+class ReadingGeneric(nn.Module):
+    """Generic branch that reads the strips: query s is strip s, of object class s - 1.
+
+    With `swapped`, strips 1 and 2 get each other's class. Parts: strip s is part s - 1.
+    """
+
+    swapped: bool = False
+
+    def encode_image(self, image, size_hw, *, train=False):
+        return read_segments(image)
+
+    def decode_generic(self, pyramid, text):
+        features = pyramid.mask_features[0]
+        width = features.shape[1]
+        numbers = jnp.arange(NUM_SEGMENTS)
+        classes = numbers - 1
+        if self.swapped:
+            classes = jnp.where(numbers == 1, 1, jnp.where(numbers == 2, 0, classes))
+
+        def logits(rows):
+            is_own = classes[:, None] == jnp.arange(rows.shape[0])[None]
+            is_there = features.any((0, 1))[:, None]
+            return jnp.where(is_own & is_there, 6.0, -6.0)
+
+        columns = features.any(0).T  # [segments, width]
+        x0 = columns.argmax(-1)
+        x1 = width - columns[:, ::-1].argmax(-1)
+        full = jnp.ones_like(x0 / width)
+        boxes = jnp.stack([(x0 + x1) / 2 / width, full / 2, (x1 - x0) / width, full], axis=-1)
+        answers = Predictions(
+            mask_embed=20.0 * (2 * jnp.eye(NUM_SEGMENTS) - 1),
+            boxes=boxes,
+            object_logits=logits(text.objects),
+            part_logits=logits(text.parts),
+        )
+        return GenericPredictions(
+            layers=jax.tree.map(lambda x: x[None, None], answers), proposals=None
+        )

@@ -1,0 +1,294 @@
+"""Panoptic, semantic, instance, box and part scores of the generic branch.
+
+One forward per image answers all tasks. The vocabulary is the evaluated dataset's own list of
+names, whether the model was trained on it or not: open-vocabulary ADE20k is this evaluation
+with ADE20k's 150 names on a model that never saw ADE20k.
+
+Source: SPEC section (xiii), inference; arXiv 2307.04767, tables 2 and 3.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from semsam_jax.core.structs import TextTable
+from semsam_jax.evals.generic_runner import GenericAnswer, GenericRunner
+from semsam_jax.evals.instance_ap import InstanceEvaluator, InstanceResult, InstanceSet
+from semsam_jax.evals.panoptic import PanopticEvaluator, PanopticResult, PanopticSegments
+from semsam_jax.evals.part_ap import PairVocabulary, pair_scores, top_pairs
+from semsam_jax.evals.rle import encode_masks
+from semsam_jax.evals.samples import EvalSample
+from semsam_jax.evals.semantic import SemanticEvaluator, SemanticResult
+from semsam_jax.ops import panoptic as maps
+
+TASKS = ("panoptic", "semantic", "instance", "part")
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassList:
+    """What one dataset annotates; rows of the text tables in the same order.
+
+    Attributes:
+        object_ids: int [o] index of each object class in the samples' `object_ids`.
+        is_thing: bool [o].
+        part_ids: int [r] index of each part class in the samples' `part_ids`.
+        pairs: which parts (0..r-1) of which objects (0..o-1) are annotated, for part AP.
+    """
+
+    object_ids: np.ndarray
+    is_thing: np.ndarray
+    part_ids: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
+    pairs: PairVocabulary | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class GenericProtocol:
+    """Thresholds of the inference (defaults as published for the sister model).
+
+    Attributes:
+        score_threshold, overlap_threshold, temperature: see `ops.panoptic.panoptic_map`.
+        max_instances: detections per image.
+    """
+
+    score_threshold: float = 0.25
+    overlap_threshold: float = 0.8
+    temperature: float = 0.06
+    max_instances: int = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class GenericResult:
+    """Results of the tasks that were asked for, None for the others."""
+
+    panoptic: PanopticResult | None = None
+    semantic: SemanticResult | None = None
+    mask_ap: InstanceResult | None = None
+    box_ap: InstanceResult | None = None
+    part_mask_ap: InstanceResult | None = None
+    part_box_ap: InstanceResult | None = None
+
+    def scalars(self) -> dict[str, float]:
+        """Flat numbers for a log: "task/name", percent."""
+        out = {}
+        for field in dataclasses.fields(self):
+            result = getattr(self, field.name)
+            if result is not None:
+                out |= {f"{field.name}/{name}": v for name, v in result.scalars().items()}
+        return out
+
+
+class GenericEvaluator:
+    """Scores answers of the generic branch, for all tasks at once.
+
+    Args:
+        classes: what the dataset annotates.
+        tasks: some of `TASKS`.
+        protocol: thresholds.
+    """
+
+    def __init__(
+        self, classes: ClassList, tasks: Sequence[str], protocol: GenericProtocol | None = None
+    ) -> None:
+        self._classes, self._tasks = classes, tuple(tasks)
+        self._protocol = protocol or GenericProtocol()
+        self._object_index = {int(u): i for i, u in enumerate(classes.object_ids)}
+        self._part_index = {int(u): i for i, u in enumerate(classes.part_ids)}
+        self._parts = {}
+        num_objects = len(classes.object_ids)
+        if "panoptic" in tasks:
+            self._parts["panoptic"] = PanopticEvaluator(classes.is_thing)
+        if "semantic" in tasks:
+            self._parts["semantic"] = SemanticEvaluator(num_objects)
+        if "instance" in tasks:
+            self._parts["mask_ap"] = InstanceEvaluator(num_objects, "mask")
+            self._parts["box_ap"] = InstanceEvaluator(num_objects, "box")
+        if "part" in tasks:
+            self._parts["part_mask_ap"] = InstanceEvaluator(len(classes.pairs), "mask")
+            self._parts["part_box_ap"] = InstanceEvaluator(len(classes.pairs), "box")
+
+    def reset(self) -> None:
+        """Forgets everything that was processed."""
+        for part in self._parts.values():
+            part.reset()
+
+    def process(self, sample: EvalSample, answer: GenericAnswer) -> None:
+        """Scores one image."""
+        if "panoptic" in self._tasks:
+            segments = self._true_segments(sample, answer.size_hw)
+            self._parts["panoptic"].process(segments, self._predicted_segments(answer))
+        if "semantic" in self._tasks:
+            truth = self._true_semantic(sample, answer.size_hw)
+            self._parts["semantic"].process(truth, self._predicted_semantic(answer))
+        if "instance" in self._tasks:
+            truth = self._true_instances(sample)
+            self._add("mask_ap", "box_ap", sample, answer, truth, self._instances(answer))
+        if "part" in self._tasks:
+            truth = self._true_parts(sample)
+            self._add(
+                "part_mask_ap", "part_box_ap", sample, answer, truth, self._part_instances(answer)
+            )
+
+    def merge(self, other: "GenericEvaluator") -> None:
+        """Adds everything that another evaluator has processed."""
+        for name, part in self._parts.items():
+            part.merge(other._parts[name])
+
+    def result(self) -> GenericResult:
+        """Computes the results of everything processed so far."""
+        return GenericResult(**{name: part.result() for name, part in self._parts.items()})
+
+    def _add(
+        self,
+        mask_name: str,
+        box_name: str,
+        sample: EvalSample,
+        answer: GenericAnswer,
+        truth: InstanceSet,
+        found: InstanceSet,
+    ) -> None:
+        image = f"{sample.dataset}/{sample.image_id}"
+        self._parts[mask_name].process(
+            image, answer.size_hw, truth, dataclasses.replace(found, boxes_xywh=None)
+        )
+        self._parts[box_name].process(image, answer.size_hw, truth, found)
+
+    def _true_segments(self, sample: EvalSample, size_hw: tuple[int, int]) -> PanopticSegments:
+        pixels, classes, crowd = np.zeros(size_hw, np.int32), {}, set()
+        is_crowd = sample.flags("is_crowd", False)
+        for index, local in self._objects(sample):
+            mask = sample.truth_mask(index)
+            if mask.any():
+                pixels[mask] = index + 1
+                classes[index + 1] = local
+                if is_crowd[index]:
+                    crowd.add(index + 1)
+        present = set(np.unique(pixels).tolist())
+        classes = {segment: c for segment, c in classes.items() if segment in present}
+        return PanopticSegments(pixels, classes, frozenset(crowd & present))
+
+    def _true_semantic(self, sample: EvalSample, size_hw: tuple[int, int]) -> np.ndarray:
+        pixels = np.full(size_hw, -1, np.int64)
+        for index, local in self._objects(sample):
+            pixels[sample.truth_mask(index)] = local
+        return pixels
+
+    def _true_instances(self, sample: EvalSample) -> InstanceSet:
+        things = [(i, c) for i, c in self._objects(sample) if self._classes.is_thing[c]]
+        return self._truth_set(sample, things)
+
+    def _true_parts(self, sample: EvalSample) -> InstanceSet:
+        objects, parts = sample.classes("object_ids"), sample.classes("part_ids")
+        rows = [
+            i
+            for i in range(len(sample.masks))
+            if int(objects[i]) in self._object_index and int(parts[i]) in self._part_index
+        ]
+        local_objects = np.asarray([self._object_index[int(objects[i])] for i in rows], np.int64)
+        local_parts = np.asarray([self._part_index[int(parts[i])] for i in rows], np.int64)
+        pairs = self._classes.pairs.index(local_objects, local_parts)
+        return self._truth_set(sample, list(zip(rows, pairs.tolist(), strict=True)))
+
+    def _objects(self, sample: EvalSample) -> list[tuple[int, int]]:
+        """(index, local class) of the instances that are whole objects of the dataset."""
+        objects, parts = sample.classes("object_ids"), sample.classes("part_ids")
+        return [
+            (i, self._object_index[int(objects[i])])
+            for i in range(len(sample.masks))
+            if parts[i] < 0 and int(objects[i]) in self._object_index
+        ]
+
+    def _truth_set(self, sample: EvalSample, rows: list[tuple[int, int]]) -> InstanceSet:
+        masks = [sample.truth_mask(index) for index, _ in rows]
+        kept = [k for k, mask in enumerate(masks) if mask.any()]
+        crowd = sample.flags("is_crowd", False)
+        return InstanceSet(
+            classes=np.asarray([rows[k][1] for k in kept], np.int64),
+            rles=encode_masks([masks[k] for k in kept]),
+            is_crowd=crowd[[rows[k][0] for k in kept]] if kept else None,
+        )
+
+    def _predicted_segments(self, answer: GenericAnswer) -> PanopticSegments:
+        protocol = self._protocol
+        kept = maps.confident_queries(answer.object_logits, protocol.score_threshold)
+        found = maps.panoptic_map(
+            answer.object_logits[kept],
+            answer.mask_logits(kept),
+            set(np.flatnonzero(self._classes.is_thing).tolist()),
+            score_threshold=protocol.score_threshold,
+            overlap_threshold=protocol.overlap_threshold,
+            temperature=protocol.temperature,
+        )
+        return PanopticSegments(found.segment_map, {s.id: s.category for s in found.segments})
+
+    def _predicted_semantic(self, answer: GenericAnswer) -> np.ndarray:
+        everything = answer.mask_logits(np.arange(len(answer.object_logits)))
+        scores = maps.semantic_map(answer.object_logits, everything, self._protocol.temperature)
+        return scores.argmax(0)
+
+    def _instances(self, answer: GenericAnswer) -> InstanceSet:
+        things = np.flatnonzero(self._classes.is_thing)
+        limit = self._protocol.max_instances
+        probabilities = maps.sigmoid(answer.object_logits)
+        # Ranked over all classes, then things are picked, as `ops.panoptic.top_instances`.
+        queries, classes, scores = top_pairs(probabilities, limit)
+        is_thing = np.isin(classes, things)
+        return _detections(answer, queries[is_thing], classes[is_thing], scores[is_thing])
+
+    def _part_instances(self, answer: GenericAnswer) -> InstanceSet:
+        scores = pair_scores(
+            maps.sigmoid(answer.object_logits),
+            maps.sigmoid(answer.part_logits),
+            self._classes.pairs,
+        )
+        return _detections(answer, *top_pairs(scores, self._protocol.max_instances))
+
+
+def _detections(
+    answer: GenericAnswer, queries: np.ndarray, classes: np.ndarray, scores: np.ndarray
+) -> InstanceSet:
+    """Masks, boxes and final scores (class score times mean mask probability)."""
+    unique, slot = np.unique(queries, return_inverse=True)
+    logits = answer.mask_logits(unique)
+    masks = logits > 0
+    probability = np.asarray(
+        [maps.sigmoid(x[m]).sum() / (m.sum() + 1e-6) for x, m in zip(logits, masks, strict=True)],
+        np.float64,
+    )
+    rles = encode_masks(list(masks))
+    return InstanceSet(
+        classes=classes,
+        rles=[rles[s] for s in slot],
+        boxes_xywh=answer.boxes_xywh[queries],
+        scores=scores * probability[slot] if len(slot) else np.zeros(0),
+    )
+
+
+def evaluate_generic(
+    model: nn.Module,
+    params: dict,
+    text: TextTable,
+    samples: Iterable[EvalSample],
+    classes: ClassList,
+    *,
+    tasks: Sequence[str] = ("panoptic", "semantic", "instance"),
+    protocol: GenericProtocol | None = None,
+) -> GenericResult:
+    """Runs the generic branch over all images and scores it.
+
+    Args:
+        model: `SemanticSAM` with a generic branch.
+        params: its parameters.
+        text: unit embeddings of the dataset's names, rows as in `classes`.
+        samples: images with labelled masks; scored in the frame of the masks.
+        classes: what the dataset annotates.
+        tasks: some of `TASKS`.
+        protocol: thresholds.
+    """
+    runner = GenericRunner(model, params, jax.tree.map(np.asarray, text))
+    evaluator = GenericEvaluator(classes, tasks, protocol)
+    for sample in samples:
+        evaluator.process(sample, runner.answer(sample))
+    return evaluator.result()

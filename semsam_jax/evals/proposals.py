@@ -1,0 +1,47 @@
+"""AR@1000 of segment-everything: how much of the truth do all masks of an image cover?
+
+    AR@1000 = mean over IoU .50:.05:.95 of the share of ground-truth masks that are matched
+              one-to-one by one of the 1,000 best masks, classes ignored
+
+Source: SAM (arXiv 2304.02643), section 7.3, and COCO's average recall.
+"""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from semsam_jax.evals.instance_ap import InstanceEvaluator, InstanceResult, InstanceSet
+from semsam_jax.evals.rle import encode_masks
+from semsam_jax.evals.samples import EvalSample
+
+MAX_PROPOSALS = (10, 100, 1000)
+
+
+def evaluate_proposals(
+    generate: Callable[[EvalSample], tuple[list[dict], np.ndarray]],
+    samples: Iterable[EvalSample],
+) -> InstanceResult:
+    """Average recall of a mask generator.
+
+    Args:
+        generate: returns the RLEs of all masks of an image, in the frame of the ground truth,
+            and their scores, float [n].
+        samples: images with masks; crowd regions are ignored as in COCO.
+
+    Returns:
+        `ar` holds AR@10, 100 and 1000, `ar_by_size` AR@1000; AP is class-agnostic.
+    """
+    evaluator = InstanceEvaluator(1, "mask", is_class_agnostic=True, max_detections=MAX_PROPOSALS)
+    for sample in samples:
+        masks = [sample.truth_mask(index) for index in range(len(sample.masks))]
+        kept = [index for index, mask in enumerate(masks) if mask.any()]
+        frame = tuple(sample.truth_hw or sample.size_hw)
+        truth = InstanceSet(
+            classes=np.zeros(len(kept), np.int64),
+            rles=encode_masks([masks[index] for index in kept]),
+            is_crowd=sample.flags("is_crowd", False)[kept] if kept else None,
+        )
+        rles, scores = generate(sample)
+        found = InstanceSet(np.zeros(len(rles), np.int64), rles=rles, scores=np.asarray(scores))
+        evaluator.process(f"{sample.dataset}/{sample.image_id}", frame, truth, found)
+    return evaluator.result()
