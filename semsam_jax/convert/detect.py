@@ -72,11 +72,37 @@ def with_branches_of(state: Mapping[str, np.ndarray], config: ModelConfig) -> Mo
     has_text = any(key.startswith(f"{_TOWER}.") for key in state)
     text = config.text
     if has_text and text is None:
-        text = TextConfig()
+        prefix = f"{_PREDICTOR}.lang_encoder."
+        text = text_config_of({k.removeprefix(prefix): v for k, v in state.items()})
     return dataclasses.replace(
         config,
         text=text if has_text else None,
         has_generic=f"{_PREDICTOR}.enc_output.weight" in state,
+    )
+
+
+def text_config_of(state: Mapping[str, np.ndarray], where: str = "text tower") -> TextConfig:
+    """Sizes of a text tower (names as `from_torch.read_text_tower` gives them).
+
+    Heads are 64 wide, as in every CLIP; a context longer than the reference's is cut to it.
+
+    Raises:
+        ConversionError: the file holds no such tower.
+    """
+    tokens = state.get("lang_encoder.token_embedding.weight")
+    positions = state.get("lang_encoder.positional_embedding")
+    if tokens is None or positions is None or tokens.ndim != 2:
+        raise ConversionError(
+            f"{where}: no CLIP-like text tower (no token_embedding.weight or no "
+            f"positional_embedding among {len(state)} tensors)."
+        )
+    vocab_size, width = tokens.shape
+    return TextConfig(
+        context_length=min(positions.shape[0], TextConfig.context_length),
+        width=width,
+        num_heads=max(1, width // 64),
+        num_layers=_count(state, r"lang_encoder\.resblocks\.(\d+)\."),
+        vocab_size=vocab_size,
     )
 
 

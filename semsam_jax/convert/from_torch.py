@@ -1,14 +1,43 @@
 """Turns a state dict of the original into our parameter tree, and says what it did."""
 
+import math
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from semsam_jax.convert.report import Report
-from semsam_jax.convert.rules import PARTS, Rule, ignored_reason, rules_for
+from semsam_jax.convert.rules import (
+    PARTS,
+    Rule,
+    backbone_rules,
+    ignored_reason,
+    rules_for,
+    text_rules,
+)
+from semsam_jax.convert.torch_reader import read_state_dict, unwrap
 from semsam_jax.core.errors import ConversionError
-from semsam_jax.models.presets import ModelConfig
+from semsam_jax.models.presets import ModelConfig, SwinConfig
+
+_NOT_IN_BACKBONE = (
+    (r"(norm|head)\.(weight|bias)", "belongs to the ImageNet classifier"),
+    (r"layers\.\d+\.blocks\.\d+\.attn_mask", "follows from the map size"),
+    (r"layers\.\d+\.blocks\.\d+\.attn\.relative_position_index", "follows from the window size"),
+)
+_NOT_IN_TEXT_TOWER = (
+    (r"(visual|image_encoder|image_projection|image_proj)(\..*)?", "belongs to an image encoder"),
+    (r"logit_(scale|bias)", "belongs to the class heads"),
+    (r"(lang_encoder\.)?attn_mask", "follows from the context length"),
+    (r"input_resolution|context_length|vocab_size", "states a size"),
+)
+# CLIP's names of a text tower -> the reference's.
+_CLIP_NAMES = (
+    (r"^transformer\.resblocks\.", "lang_encoder.resblocks."),
+    (r"^(token_embedding\.weight|positional_embedding|ln_final\.\w+)$", r"lang_encoder.\1"),
+    (r"^text_projection$", "lang_proj"),
+)
 
 
 @dataclass(frozen=True)
@@ -152,3 +181,133 @@ def _is_same(a: np.ndarray, b: np.ndarray) -> bool:
     if a.__array_interface__["data"] == b.__array_interface__["data"] and a.strides == b.strides:
         return True
     return np.ascontiguousarray(a).tobytes() == np.ascontiguousarray(b).tobytes()
+
+
+def load_backbone(path: str | os.PathLike, config: ModelConfig, own: Mapping) -> dict:
+    """Loads an ImageNet Swin (or the backbone of a whole model) for a warm start.
+
+    The classifier is dropped. Bias tables of another window size are resized bicubically.
+    Norms that an ImageNet file lacks (one per pyramid level) keep the values in `own`.
+
+    Args:
+        path: `.pth` file in the layout of the Swin authors, wrapped in `model` or bare.
+        config: model to start; its backbone must be a Swin.
+        own: the backbone's fresh parameters.
+
+    Raises:
+        ConversionError: unreadable, or not this Swin; lists every problem at once.
+    """
+    where = f"backbone {path}"
+    state = _strip_prefix(unwrap(read_state_dict(path)), ("module.", "backbone."))
+    swin = config.backbone
+    if not isinstance(swin, SwinConfig):
+        raise ConversionError(f"{where}: the model's backbone is no Swin; choose a Swin preset.")
+    has_norms = "norm0.weight" in state
+    report = Report()
+    params = _copied(own)
+    for rule in backbone_rules(swin, prefix="", has_out_norms=has_norms):
+        if rule.path.endswith("/relative_position_bias_table"):
+            for key in rule.keys:
+                if key in state:
+                    state[key] = resize_bias_table(state[key], rule.shape[0])
+        _examine_rule(rule, state, report)
+        if rule.path in report.mapped and not report.misshaped:
+            put(params, rule.path.removeprefix("backbone/"), assemble(rule, state, rule.keys))
+    _examine_rest(state, report, _NOT_IN_BACKBONE)
+    report.check(where)
+    return params
+
+
+def load_text_tower(path: str | os.PathLike, config: ModelConfig) -> dict:
+    """Loads a text tower for a warm start: `params["text_encoder"]`.
+
+    Layouts: the reference's (`lang_encoder.resblocks...`, `lang_proj`), alone or inside a
+    whole model, and CLIP's (`transformer.resblocks...`, `text_projection`). Of a longer
+    context the first positions are taken.
+
+    Raises:
+        ConversionError: unreadable, or another tower; lists every problem at once.
+    """
+    return convert_text_tower(read_text_tower(path), config, f"text tower {path}")
+
+
+def read_text_tower(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Reads a text tower file; names become the reference's, without image encoders."""
+    prefixes = ("module.", "sem_seg_head.predictor.lang_encoder.", "text.")
+    state = _strip_prefix(unwrap(read_state_dict(path)), prefixes)
+    renamed = {}
+    for key, array in state.items():
+        for pattern, replacement in _CLIP_NAMES:
+            key = re.sub(pattern, replacement, key)
+        renamed[key] = array
+    return renamed
+
+
+def convert_text_tower(state: Mapping[str, np.ndarray], config: ModelConfig, where: str) -> dict:
+    """Converts what `read_text_tower` returned; see `load_text_tower`."""
+    if config.text is None:
+        raise ConversionError(f"{where}: the model has no text tower (model.text is None).")
+    state, report, params = dict(state), Report(), {}
+    position = "lang_encoder.positional_embedding"
+    if position in state and state[position].ndim == 2:
+        state[position] = state[position][: config.text.context_length]
+    for rule in text_rules(config.text, config.decoder.text_dim, prefix=""):
+        _examine_rule(rule, state, report)
+        if rule.path in report.mapped and not report.misshaped:
+            put(params, rule.path.removeprefix("text_encoder/"), assemble(rule, state, rule.keys))
+    _examine_rest(state, report, _NOT_IN_TEXT_TOWER)
+    report.check(where)
+    return params
+
+
+def resize_bias_table(table: np.ndarray, num_offsets: int) -> np.ndarray:
+    """Resizes a relative position bias table [n, heads] to [num_offsets, heads].
+
+    Bicubic with the kernel parameter -0.75 and half-pixel centres, as the reference's
+    framework does it (SPEC section i). Tables that are no square stay as they are.
+    """
+    size, wanted = math.isqrt(table.shape[0]), math.isqrt(num_offsets)
+    if table.ndim != 2 or size == wanted or size * size != table.shape[0]:
+        return table
+    weights = _bicubic_weights(size, wanted)
+    grid = np.asarray(table, np.float64).reshape(size, size, -1)
+    grid = np.einsum("yi,xj,ijh->yxh", weights, weights, grid)
+    return grid.reshape(num_offsets, -1).astype(np.float32)
+
+
+def _bicubic_weights(size: int, wanted: int) -> np.ndarray:
+    """Matrix [wanted, size]; positions beyond the border take the border's value."""
+    centre = (np.arange(wanted) + 0.5) * size / wanted - 0.5
+    first = np.floor(centre).astype(int) - 1
+    weights = np.zeros((wanted, size))
+    for tap in range(4):
+        distance = np.abs(centre - (first + tap))
+        near = 1.25 * distance**3 - 2.25 * distance**2 + 1
+        far = -0.75 * (distance**3 - 5 * distance**2 + 8 * distance - 4)
+        column = np.clip(first + tap, 0, size - 1)
+        np.add.at(weights, (np.arange(wanted), column), np.where(distance <= 1, near, far))
+    return weights
+
+
+def _strip_prefix(state: Mapping[str, np.ndarray], prefixes: Sequence[str]) -> dict:
+    """Takes each prefix off all names if some have it; names without it are then dropped."""
+    for prefix in prefixes:
+        if any(key.startswith(prefix) for key in state):
+            state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    return dict(state)
+
+
+def _examine_rest(
+    state: Mapping[str, np.ndarray], report: Report, ignored: Sequence[tuple[str, str]]
+) -> None:
+    used = {key for keys in report.mapped.values() for key in keys} | set(report.misshaped)
+    for key in state:
+        reason = next((why for pattern, why in ignored if re.fullmatch(pattern, key)), None)
+        if reason is not None:
+            report.ignored[key] = reason
+        elif key not in used:
+            report.unexpected.append(key)
+
+
+def _copied(tree: Mapping) -> dict:
+    return {k: _copied(v) if isinstance(v, Mapping) else v for k, v in tree.items()}

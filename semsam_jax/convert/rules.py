@@ -23,15 +23,8 @@ from semsam_jax.models.presets import (
 )
 
 NUM_LEVELS = 4
-PARTS = (
-    "backbone",
-    "pixel_decoder",
-    "prompt_encoder",
-    "decoder",
-    "query_selector",
-    "denoising",
-    "text_encoder",
-)
+_TOWERS = ("backbone", "pixel_decoder", "text_encoder")
+PARTS = (*_TOWERS, "prompt_encoder", "decoder", "query_selector", "denoising")
 INITIAL_LOGIT_SCALE = 1.0  # SPEC section v; released files have no text tower and no scale
 
 # Names that a file may carry and the model does not need, with the reason.

@@ -1,0 +1,147 @@
+"""The command end to end: a file of the original, our checkpoint, and the way back."""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from semsam_jax.__main__ import main
+from semsam_jax.convert.torch_reader import read_state_dict, unwrap
+from semsam_jax.convert.torch_writer import write_state_dict
+from semsam_jax.core import checkpoint_io
+from semsam_jax.models import presets, semantic_sam
+from semsam_jax.models.semantic_sam import SemanticSAM
+
+DATA = Path(__file__).parent.parent / "golden" / "data"
+REF = str(DATA / "tiny_ref.pth")
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    out = tmp_path_factory.mktemp("converted")
+    config = str(DATA / "tiny_config.json")
+    assert main(["convert", REF, "--out", str(out), "--model-config", config]) == 0
+    return out
+
+
+def test_checkpoint_and_meta(converted):
+    params, meta = checkpoint_io.read_model(converted)
+    config = presets.from_json(meta["model_config"])
+    assert config.backbone == presets.PRESETS["tiny"].backbone
+    assert not config.has_generic
+    assert meta["level_order"] == [3, 2, 0, 4, 1, 5]
+    assert meta["prompt_preset"] == "released_v1"
+    assert meta["source"] == "tiny_ref.pth"
+    assert meta["text"]["source"] == "encoder"
+    assert meta["class_heads_trained"] is True
+    # The restored parameters drive the model: the stem's output is the recorded one.
+    with np.load(DATA / "tiny_inputs.npz") as inputs:
+        image = inputs["image_a"]
+    with np.load(DATA / "tiny_image_a.npz") as golden:
+        wanted = golden["pixdec/mask_features"].transpose(0, 2, 3, 1)
+    encode = jax.jit(functools.partial(SemanticSAM(config).apply, method="encode_image"))
+    size_hw = jnp.asarray([image.shape[:2]], jnp.int32)
+    pyramid = encode({"params": params}, jnp.asarray(image[None]), size_hw)
+    np.testing.assert_allclose(pyramid.mask_features, wanted, atol=5e-5)
+
+
+def test_the_table_is_printed(tmp_path, capsys):
+    assert main(["convert", REF, "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "preset tiny, a text tower, no generic branch" in printed
+    assert "mapped       308 tensors to 236 parameters" in printed
+    assert "criterion.empty_weight: belongs to the training loss" in printed
+    assert "missing      0" in printed
+
+
+def test_the_way_back_is_bit_equal(converted, tmp_path):
+    out = tmp_path / "back.pth"
+    assert main(["convert", str(converted), "--to-torch", "--out", str(out)]) == 0
+    back, original = unwrap(read_state_dict(out)), unwrap(read_state_dict(REF))
+    assert back.keys() == original.keys() - {"criterion.empty_weight"}
+    assert all(back[key].tobytes() == original[key].tobytes() for key in back)
+
+
+def test_bare_files_without_text_tower(tmp_path):
+    state = unwrap(read_state_dict(REF))
+    bare = {k: v for k, v in state.items() if "lang_encoder" not in k and "criterion" not in k}
+    write_state_dict(tmp_path / "bare.pth", bare)
+    assert main(["convert", str(tmp_path / "bare.pth"), "--out", str(tmp_path / "out")]) == 0
+    params, meta = checkpoint_io.read_model(tmp_path / "out")
+    assert presets.from_json(meta["model_config"]).text is None
+    assert meta["text"] == {"source": "none", "table": None}
+    assert meta["class_heads_trained"] is False
+    assert params["decoder"]["logit_scale"] == 1
+    # Later the tower comes from its own file.
+    arguments = ["convert", str(tmp_path / "bare.pth"), "--text", REF]
+    assert main([*arguments, "--out", str(tmp_path / "text")]) == 0
+    params, meta = checkpoint_io.read_model(tmp_path / "text")
+    assert meta["text"]["source"] == "encoder"
+    assert meta["class_heads_trained"] is False
+    np.testing.assert_allclose(params["decoder"]["logit_scale"], 1.7, rtol=1e-6)
+
+
+def test_incomplete_models_exit_with_two(tmp_path, capsys):
+    state = unwrap(read_state_dict(REF))
+    del state["backbone.norm0.weight"]
+    write_state_dict(tmp_path / "short.pth", state)
+    arguments = ["convert", str(tmp_path / "short.pth"), "--out", str(tmp_path / "out")]
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert "missing      backbone.norm0.weight" in captured.out
+    assert captured.err.count("\n") == 1
+    assert "backbone.norm0.weight" in captured.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_unexpected_tensors_need_consent(tmp_path, capsys):
+    state = unwrap(read_state_dict(REF)) | {"extra": np.zeros(1, np.float32)}
+    write_state_dict(tmp_path / "more.pth", state)
+    arguments = ["convert", str(tmp_path / "more.pth"), "--out", str(tmp_path / "out")]
+    assert main(arguments) == 2
+    assert "--allow-unexpected" in capsys.readouterr().err
+    assert main([*arguments, "--allow-unexpected"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.pth"], "cannot be read"),
+        ([], "wanted a .pth file"),
+        (["--to-torch"], "no checkpoint folder"),
+        (["none", "--to-torch"], "no such folder"),
+        ([REF, "--model-config", "none.json"], "cannot be read as JSON"),
+    ],
+)
+def test_errors_take_one_line(tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["convert", *arguments, "--out", "out"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_start_for_training(tmp_path, monkeypatch):
+    # Ones instead of random numbers: compiling every initialiser would take a minute.
+    def ones(model, key):
+        shapes = jax.eval_shape(lambda: semantic_sam_init(model, key))
+        return jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes)
+
+    semantic_sam_init = semantic_sam.init_params
+    monkeypatch.setattr(semantic_sam, "init_params", ones)
+    out = tmp_path / "start"
+    arguments = ["convert", "--preset", "tiny", "--backbone", REF, "--text", REF]
+    assert main([*arguments, "--out", str(out)]) == 0
+    params, meta = checkpoint_io.read_model(out)
+    config = presets.from_json(meta["model_config"])
+    assert dataclasses.replace(config, text=None).has_generic
+    assert meta["prompt_preset"] == "own"
+    assert json.loads(json.dumps(meta["level_order"])) == [0, 1, 2, 3, 4, 5]
+    stem = unwrap(read_state_dict(REF))["backbone.patch_embed.norm.weight"]
+    np.testing.assert_array_equal(params["backbone"]["patch_embed"]["norm"]["scale"], stem)
+    assert "query_selector" in params
