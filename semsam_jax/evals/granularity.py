@@ -70,8 +70,8 @@ class GranularityResult:
     def scalars(self) -> dict[str, float]:
         """Flat numbers for a log, percent."""
         return {
-            "all_granularity_iou": 100 * self.iou_matched,
-            "all_granularity_iou_full": 100 * self.iou_full,
+            "iou": 100 * self.iou_matched,
+            "iou_full": 100 * self.iou_full,
             "num_clicks": float(self.num_clicks),
         }
 

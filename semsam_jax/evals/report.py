@@ -1,0 +1,81 @@
+"""Results on disk: numbers as JSON, a Markdown table, one row per scored instance as CSV."""
+
+import csv
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from semsam_jax.evals.one_click import ClickTable
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of a results table.
+
+    Attributes:
+        name: what was measured.
+        value: our figure, in percent unless the name says otherwise; nan is written as "-".
+        published: the paper's figure for comparison, as text; empty if there is none.
+        note: what differs from the published setting.
+    """
+
+    name: str
+    value: float
+    published: str = ""
+    note: str = ""
+
+
+def write_json(path: Path, meta: Mapping, scalars: Mapping[str, float]) -> None:
+    """Writes {"meta": ..., "scores": ...}; nan becomes null, so that any reader takes it."""
+    scores = {k: None if math.isnan(v) else round(float(v), 6) for k, v in scalars.items()}
+    text = json.dumps({"meta": dict(meta), "scores": scores}, indent=1, default=_plain)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def write_markdown(path: Path, title: str, rows: Sequence[Row], about: Mapping[str, str]) -> None:
+    """Writes a table with the published figures beside ours, and what it was measured on."""
+    path.write_text(markdown(title, rows, about), encoding="utf-8")
+
+
+def markdown(title: str, rows: Sequence[Row], about: Mapping[str, str]) -> str:
+    """The text of `write_markdown`."""
+    lines = [f"# {title}", ""]
+    lines += [f"- {name}: {value}" for name, value in about.items()]
+    lines += ["", "| measure | value | published | note |", "|---|---:|---:|---|"]
+    for row in rows:
+        value = "-" if math.isnan(row.value) else f"{row.value:.1f}"
+        lines.append(f"| {row.name} | {value} | {row.published} | {row.note} |")
+    return "\n".join(lines) + "\n"
+
+
+def write_click_table(path: Path, table: ClickTable) -> None:
+    """Writes one CSV line per scored instance: who, where, and IoU and quality per token."""
+    num_tokens = table.iou.shape[1] if len(table) else 0
+    tokens = range(num_tokens)
+    head = ["dataset", "image_id", "instance_id", "is_thing", "x", "y", "area_px"]
+    head += ["iou_max", "iou_oracle", "chosen"]
+    head += [f"{name}_{k}" for name in ("iou", "pred_iou", "pred_area") for k in tokens]
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(head)
+        chosen, best, most = table.chosen, table.iou_max, table.iou_oracle
+        for i in range(len(table)):
+            row = [table.dataset[i], table.image_id[i], int(table.instance_id[i])]
+            row += [int(table.is_thing[i]), *map(int, table.click_xy[i])]
+            row += [f"{table.area_px[i]:.1f}", f"{best[i]:.4f}", f"{most[i]:.4f}", int(chosen[i])]
+            for values in (table.iou, table.pred_iou, table.pred_area):
+                row += [f"{float(v):.4f}" for v in values[i]]
+            writer.writerow(row)
+
+
+def _plain(value: object) -> object:
+    """NumPy values as JSON."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    return str(value)
