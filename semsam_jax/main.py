@@ -44,12 +44,24 @@ def main(argv: list[str]) -> int:
 def run_with_errors(argv: list[str]) -> int:
     """Turns errors that a user can repair into one line and exit code 2."""
     try:
-        return main(_parse(argv))
+        return main(argv)
     except SemSamError as error:
-        if flags.FLAGS.is_parsed() and _TRACEBACK.value:
+        if _TRACEBACK.value:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _fail(error)
+
+
+def parse_or_exit(argv: list[str]) -> list[str]:
+    """Parses the flags; exits with code 2 and one line if they are wrong."""
+    try:
+        return _parse(argv)
+    except ConfigError as error:
+        sys.exit(_fail(error))
+
+
+def _fail(error: SemSamError) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -69,4 +81,4 @@ def _parse(argv: list[str]) -> list[str]:
 
 if __name__ == "__main__":
     logging.set_verbosity(logging.WARNING)
-    app.run(run_with_errors, flags_parser=lambda argv: argv)
+    app.run(run_with_errors, flags_parser=parse_or_exit)

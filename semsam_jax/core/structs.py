@@ -155,11 +155,39 @@ class Assignment:
 
     Attributes:
         token_of_target: int32 [b,p,t] token assigned to each target; 0 where the target
-            is padding. Many-to-one mode reads it the same way: one target, one token.
+            is padding. None under the many-to-one rule, which chooses on the device.
         query_of_instance: int32 [b,l,n] query assigned to each instance, 0 at padding.
-        nonfinite: int32 [b] number of cost entries that were not finite.
+        nonfinite: int32 [rows of both streams] number of costs that were not finite: on each
+            device its interactive rows, then its generic rows.
     """
 
     token_of_target: Array | None
     query_of_instance: Array | None
     nonfinite: Array
+
+
+@typing.no_type_check
+@struct.dataclass
+class StreamBatch:
+    """The two quotas of a global batch; one of them may be None."""
+
+    interactive: Batch | None
+    generic: Batch | None
+
+
+@typing.no_type_check
+@struct.dataclass
+class StreamOutputs:
+    """What the network says of both streams; None for an absent one.
+
+    Attributes:
+        prompts: [l, b, p, k, ...], all layers.
+        prompt_features: float32 [b, h/4, w/4, mask_dim] of the interactive rows.
+        queries: generic predictions.
+        query_features: float32 [b, h/4, w/4, mask_dim] of the generic rows.
+    """
+
+    prompts: Predictions | None
+    prompt_features: Array | None
+    queries: GenericPredictions | None
+    query_features: Array | None

@@ -19,10 +19,9 @@ from data_pipelines.transforms.prompts import PromptPolicy
 from data_pipelines.vocabulary import Vocabulary, build_vocabulary
 from semsam_jax.config import RunConfig
 from semsam_jax.core.errors import DataError
-from semsam_jax.core.structs import Batch
+from semsam_jax.core.structs import Batch, StreamBatch
 from semsam_jax.evals.samples import EvalSample
 from semsam_jax.parallel.mesh import batch_sharding
-from semsam_jax.train.step import StreamBatch
 
 EVAL_DATASET = "coco"
 """The held-back photos are COCO panoptic validation photos, as in the paper."""

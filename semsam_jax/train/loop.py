@@ -76,7 +76,7 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> dict:
     step_fn = TrainStep(
         model=model,
         tx=tx,
-        criterion=criterion_config(run, vocabulary.num_objects),
+        criterion=criterion_config(run),
         mesh=mesh,
         num_objects=vocabulary.num_objects,
         seed=run.seed,
@@ -143,7 +143,7 @@ def frozen_groups(config: presets.ModelConfig, run: RunConfig) -> tuple[str, ...
     return tuple(frozen)
 
 
-def criterion_config(run: RunConfig, num_objects: int) -> CriterionConfig:
+def criterion_config(run: RunConfig) -> CriterionConfig:
     """Maps the config group `loss` to the criterion's own fields."""
     loss = run.loss
     names = [field.name for field in dataclasses.fields(LossWeights)]
@@ -153,7 +153,6 @@ def criterion_config(run: RunConfig, num_objects: int) -> CriterionConfig:
         match_points=loss.match_points,
         many_to_one=loss.many_to_one,
         detach_iou_target=loss.detach_iou_target,
-        num_objects=num_objects,
         interactive=loss.interactive,
         generic=loss.generic,
     )

@@ -19,10 +19,10 @@ from semsam_jax.core.structs import (
     Assignment,
     Batch,
     Costs,
-    GenericPredictions,
-    Predictions,
     Prompts,
     Pyramid,
+    StreamBatch,
+    StreamOutputs,
     TextTable,
 )
 from semsam_jax.criterion.total import CriterionConfig, total_loss
@@ -32,26 +32,6 @@ from semsam_jax.models.denoising import DenoisingTargets
 from semsam_jax.models.semantic_sam import SemanticSAM
 from semsam_jax.parallel.mesh import batch_sharding, num_batch_shards
 from semsam_jax.train.state import TrainState
-
-
-@typing.no_type_check
-@struct.dataclass
-class StreamBatch:
-    """The two quotas of a global batch; one of them may be None."""
-
-    interactive: Batch | None
-    generic: Batch | None
-
-
-@typing.no_type_check
-@struct.dataclass
-class Outputs:
-    """What the network says of both streams."""
-
-    prompts: Predictions | None
-    prompt_features: jax.Array | None
-    queries: GenericPredictions | None
-    query_features: jax.Array | None
 
 
 @typing.no_type_check
@@ -95,7 +75,7 @@ class TrainStep:
         self._mesh, self._num_objects, self._ema = mesh, num_objects, ema
         self._key = jax.random.key(seed)
         self.forward = jax.jit(self._forward)
-        self.backward = jax.jit(self._backward, donate_argnums=(0, 1, 2))
+        self.backward = jax.jit(self._backward, donate_argnums=0)
 
     def __call__(
         self, state: TrainState, batch: StreamBatch, text: Text
@@ -116,7 +96,6 @@ class TrainStep:
             costs,
             None if batch.interactive is None else batch.interactive.prompt_targets,
             None if batch.generic is None else batch.generic.instance_valid,
-            many_to_one=self._criterion.many_to_one,
         )
 
     def _forward(self, params: dict, step: jax.Array, batch: StreamBatch, text: Text):
@@ -128,7 +107,7 @@ class TrainStep:
         costs = jax.tree.map(lambda cost: jax.lax.with_sharding_constraint(cost, rows), costs)
         return outputs, pull_back, costs
 
-    def _run_model(self, params: dict, batch: StreamBatch, text: Text, keys) -> Outputs:
+    def _run_model(self, params: dict, batch: StreamBatch, text: Text, keys) -> StreamOutputs:
         def call(method, *args, **kwargs):
             return self._model.apply({"params": params}, *args, method=method, **kwargs)
 
@@ -140,7 +119,7 @@ class TrainStep:
         if table is None:
             embeddings = call("encode_text", text.token_ids)
             table = TextTable(embeddings[: self._num_objects], embeddings[self._num_objects :])
-        outputs = Outputs(None, None, None, None)
+        outputs = StreamOutputs(None, None, None, None)
         if interactive is not None:
             prompts = Prompts(
                 interactive.prompt_box,
@@ -177,11 +156,11 @@ class TrainStep:
             outputs = outputs.replace(queries=predictions, query_features=second.mask_features)
         return outputs
 
-    def _costs(self, outputs: Outputs, batch: StreamBatch, key: jax.Array) -> Costs:
+    def _costs(self, outputs: StreamOutputs, batch: StreamBatch, key: jax.Array) -> Costs:
         costs = Costs(None, None)
         weights, num_points = self._criterion.weights, self._criterion.match_points
         keys = jax.random.split(key)
-        if batch.interactive is not None:
+        if batch.interactive is not None and not self._criterion.many_to_one:
             rows = batch.interactive
             points = jax.random.uniform(keys[0], (rows.boxes.shape[0], num_points, 2))
             last = jax.tree.map(lambda x: x[-1], outputs.prompts)
@@ -196,13 +175,15 @@ class TrainStep:
             )
         return costs
 
-    def _backward(self, state: TrainState, outputs: Outputs, pull_back, assignment, batch):
+    def _backward(self, state: TrainState, outputs: StreamOutputs, pull_back, assignment, batch):
         key = _streams(self._key, state.step, 5)[4]
 
         def loss_of(outputs):
             return total_loss(outputs, batch, assignment, key, self._criterion)
 
-        (loss, metrics), gradient = jax.value_and_grad(loss_of, has_aux=True)(outputs)
+        # Which slot repeats which instance is an integer output and has no gradient.
+        value_and_grad = jax.value_and_grad(loss_of, has_aux=True, allow_int=True)
+        (loss, metrics), gradient = value_and_grad(outputs)
         (grads,) = pull_back(gradient)
         norms = {f"grad_norm/{top}": optax.global_norm(tree) for top, tree in grads.items()}
         norm = jnp.sqrt(sum(jnp.square(value) for value in norms.values()))

@@ -52,7 +52,9 @@ def build_text(
     return TextSource(run, config, names, num_objects, mesh)
 
 
-def _table_text(run, config, names, num_objects, mesh) -> tuple[Text, np.ndarray]:
+def _table_text(
+    run: RunConfig, config: ModelConfig, names: tuple[str, ...], num_objects: int, mesh: Mesh
+) -> tuple[Text, np.ndarray]:
     table = NameTable.load(run.text.table or None)
     embeddings, found = table.lookup(names)
     if embeddings.shape[1] != config.decoder.text_dim:

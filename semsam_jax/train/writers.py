@@ -73,8 +73,8 @@ class ProgressLine:
         match, wait = values["host_matching_share"], values["input_wait_share"]
         left = (self._total - step) * values["sec_per_step"]
         losses = "  ".join(
-            f"{name.removeprefix('loss/')} {values[name]:.3f}"
-            for name in ("loss/total", "loss/interactive", "loss/generic")
+            f"{name.removesuffix('/total')} {values[name]:.3f}"
+            for name in ("loss", "interactive/total", "generic/total")
             if name in values
         )
         line = (

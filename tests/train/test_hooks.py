@@ -1,0 +1,82 @@
+import io
+import json
+
+import numpy as np
+import pytest
+
+from semsam_jax.core.errors import MatchError, TrainingError
+from semsam_jax.train.hooks import Meter, NonFiniteWatch
+from semsam_jax.train.writers import MetricWriter, ProgressLine, format_duration
+
+GOOD = {"loss": 2.0, "is_finite": True, "nonfinite_costs": 0}
+
+
+def test_watch_returns_means_and_keeps_the_first_and_last():
+    watch = NonFiniteWatch(lambda step: "batch")
+    watch.add(0, GOOD)
+    watch.add(1, {**GOOD, "loss": 4.0})
+    assert watch.check_all() == {"loss": 3.0}
+    watch.add(2, {**GOOD, "loss": 1.0})
+    watch.check_all()
+    assert watch.first == {"loss": 3.0}
+    assert watch.last == {"loss": 1.0}
+    assert watch.check_all() == {"loss": 1.0}
+
+
+def test_watch_names_step_value_and_examples():
+    watch = NonFiniteWatch(lambda step: f"examples of batch {step}")
+    watch.add(6, GOOD)
+    watch.add(7, {**GOOD, "loss": np.nan, "is_finite": False})
+    with pytest.raises(TrainingError, match=r"step 7: not finite: loss \(examples of batch"):
+        watch.check_all()
+    watch.add(8, {**GOOD, "nonfinite_costs": 5})
+    with pytest.raises(MatchError, match="step 8: 5 matching costs are not finite"):
+        watch.check_all()
+
+
+def test_meter_shares():
+    meter = Meter(rows=6)
+    with meter.input():
+        pass
+    meter.count_step(0.5)
+    values = meter.values()
+    assert values["sec_per_step"] > 0
+    np.testing.assert_allclose(values["images_per_sec"] * values["sec_per_step"], 6.0)
+    np.testing.assert_allclose(values["host_matching_share"] * values["sec_per_step"], 0.5)
+
+
+def test_durations():
+    assert [format_duration(s) for s in (0.4, 59, 200, 7500, 100000)] == [
+        "0s",
+        "59s",
+        "3m20s",
+        "2h05m",
+        "1d03h",
+    ]
+
+
+def test_metrics_reach_jsonl_and_tensorboard(tmp_path):
+    writer = MetricWriter(tmp_path)
+    writer.write_scalars(3, {"loss": np.float32(1.5)})
+    writer.write_images(3, {"x": np.zeros((4, 5, 3), np.uint8)})
+    writer.close()
+    record = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert (record["step"], record["loss"]) == (3, 1.5)
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"loss" in events.read_bytes()
+
+
+def test_progress_line_shows_losses_rate_and_eta():
+    stream = io.StringIO()
+    values = {
+        "loss": 3.0,
+        "interactive/total": 2.0,
+        "images_per_sec": 5.0,
+        "sec_per_step": 2.0,
+        "host_matching_share": 0.01,
+        "input_wait_share": 0.02,
+    }
+    ProgressLine(100, stream).report(40, values)
+    line = stream.getvalue()
+    for words in ("step  40/100", "loss 3.000", "interactive 2.000", "5.0 images/s", "ETA 2m00s"):
+        assert words in line
