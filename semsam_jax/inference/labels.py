@@ -148,6 +148,12 @@ def _embed(model: LoadedModel, names: Names) -> dict[str, np.ndarray]:
     new = [name for name in dict.fromkeys(names.objects + names.parts) if name not in known]
     if model.meta["text"]["source"] == "table":
         table = NameTable.load(model.meta["text"].get("table") or None)
+        wanted = model.module.config.decoder.text_dim
+        if table.dim != wanted:
+            raise CheckpointError(
+                f"labels: the table of names has {table.dim} dimensions, the model wants "
+                f"{wanted}; give the checkpoint's own table in its meta (text.table)."
+            )
         rows, found = table.lookup(new)
         missing = [name for name, ok in zip(new, found, strict=True) if not ok]
         if missing and names.vocabulary is None:

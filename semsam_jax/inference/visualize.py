@@ -9,6 +9,8 @@ from jaxtyping import Bool, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 RGB = tuple[int, int, int]
+Mark = tuple[float | int, float | int, bool]  # x, y, is_positive
+Box = tuple[float | int, float | int, float | int, float | int]  # x0, y0, x1, y1
 _GOLDEN = 0.61803398875
 _STRIP_PANEL_PX = 420
 _MAX_SIDE_PX = 2048
@@ -31,8 +33,8 @@ def overlay_masks(
     colours: Sequence[RGB] | None = None,
     *,
     opacity: float = 0.5,
-    points: Sequence[tuple[float, float, bool]] = (),
-    boxes: Sequence[tuple[float, float, float, float]] = (),
+    points: Sequence[Mark] = (),
+    boxes: Sequence[Box] = (),
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Paints masks over a photo, large ones first, each with an outline.
 
@@ -65,8 +67,8 @@ def level_strip(
     masks: Sequence[Bool[np.ndarray, "h w"]],
     captions: Sequence[str],
     *,
-    points: Sequence[tuple[float, float, bool]] = (),
-    boxes: Sequence[tuple[float, float, float, float]] = (),
+    points: Sequence[Mark] = (),
+    boxes: Sequence[Box] = (),
 ) -> UInt8[np.ndarray, "sh sw 3"]:
     """Returns one row of panels, a mask and its caption in each (levels 1..6 of a click)."""
     height, width = photo.shape[:2]
@@ -203,7 +205,9 @@ def _dim_outside(photo: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.where(mask[..., None], photo, np.rint(grey).astype(np.uint8))
 
 
-def _mark(canvas: np.ndarray, xy: tuple[float, float], is_positive: bool, line: int) -> None:
+def _mark(
+    canvas: np.ndarray, xy: tuple[float | int, float | int], is_positive: bool, line: int
+) -> None:
     centre = (round(xy[0]), round(xy[1]))
     radius = 3 * line + 2
     colour = (40, 200, 80) if is_positive else (230, 50, 50)
@@ -229,9 +233,7 @@ def _ink(colour: RGB) -> RGB:
     return (0, 0, 0) if brightness > 140 else (255, 255, 255)
 
 
-def _shorten(
-    draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: float
-) -> str:
+def _shorten(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     if draw.textlength(text, font=font) <= width:
         return text
     while text and draw.textlength(text + "…", font=font) > width:

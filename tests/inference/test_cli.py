@@ -1,0 +1,149 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from semsam_jax.__main__ import main
+
+
+@pytest.fixture
+def photo(tmp_path, image_a):
+    path = tmp_path / "dog.png"
+    Image.fromarray(image_a).resize((133, 170)).save(path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SEMSAM_JAX_CACHE", str(tmp_path / "cache"))
+
+
+def run(*args):
+    return main([str(arg) for arg in args])
+
+
+def test_click_writes_masks_and_picture_beside_the_photo(photo, tiny_checkpoint):
+    code = run("segment", photo, "--checkpoint", tiny_checkpoint, "--point", "60,80", "--size", 96)
+    assert code == 0
+    out = photo.with_name("dog_segments")
+    assert sorted(p.name for p in out.iterdir()) == ["masks.json", "overlay.png"]
+    records = json.loads((out / "masks.json").read_text())
+    assert [r["level"] for r in records] == [1, 2, 3, 4, 5, 6]
+    assert [r["token"] for r in records] == [3, 2, 0, 4, 1, 5]
+    for record in records:
+        assert isinstance(record["segmentation"]["counts"], str)
+        rle = record["segmentation"]
+        mask = coco_mask.decode(rle)
+        assert mask.shape == (170, 133)
+        assert mask.sum() == record["area"]
+        np.testing.assert_array_equal(coco_mask.toBbox(rle), record["bbox"])
+
+
+def test_several_prompts_levels_and_negative_clicks(photo, tiny_checkpoint, tmp_path):
+    base = ["segment", photo, "--checkpoint", tiny_checkpoint, "--size", 96, "--level", 3]
+    out = tmp_path / "each"
+    args = ["--point", "60,80", "--point", "20,20", "--box", "10,10,90,120", "--out", out]
+    assert run(*base, *args) == 0
+    assert [r["prompt"] for r in json.loads((out / "masks.json").read_text())] == [0, 1, 2]
+    out = tmp_path / "one"
+    assert run(*base, "--point", "60,80", "--negative", "20,20", "--out", out) == 0
+    (record,) = json.loads((out / "masks.json").read_text())
+    assert record["point_labels"] == [1, 0]
+    same = tmp_path / "same"
+    assert run(*base, "--point", "60,80", "--point", "20,20,0", "--out", same) == 0
+    assert json.loads((same / "masks.json").read_text()) == [record]
+
+
+def test_wrong_command_lines_print_one_line_and_write_nothing(photo, tiny_checkpoint, capsys):
+    model = ["--checkpoint", tiny_checkpoint]
+    for args, message in (
+        (["--point", "999,1", *model], "133x170"),
+        (["--point", "nan,1", *model], "finite"),
+        (["--point", "1", *model], "2 numbers"),
+        (["--point", "5,5", "--level", "7", *model], "level"),
+        (["--point", "5,5", "--size", "big", *model], "native"),
+        (["--point", "5,5", "--labels", "dog", *model], "never trained"),
+        (["--task", "panoptic", *model], "--labels"),
+        (model, "none given"),
+        (["--point", "5,5"], "semsam_jax convert"),
+        (["--point", "5,5", "--checkpoint", "/no/such/folder"], "no such folder"),
+    ):
+        assert run("segment", photo, *args) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert message in error
+    assert [p.name for p in photo.parent.iterdir() if p.is_dir()] in ([], ["cache"])
+    with pytest.raises(SystemExit) as stop:
+        run("segment", photo, "--bogus")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_traceback_shows_the_rest(photo):
+    from semsam_jax.core.errors import PromptError
+
+    with pytest.raises(PromptError):
+        run("segment", photo, "--traceback")
+
+
+def test_auto_resumes_a_folder_and_reports_broken_files(tmp_path, image_a, tiny_checkpoint, capsys):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.fromarray(image_a).save(folder / "a.png")
+    Image.fromarray(image_a[:, ::-1]).save(folder / "a.jpg")
+    Image.fromarray(image_a[:96]).save(folder / "b.png")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    args = ["auto", folder, "--checkpoint", tiny_checkpoint, "--size", 96, "--points-per-side", 3]
+    args += ["--pred-iou-thresh", 0, "--stability-score-thresh", 0.1]
+    assert run(*args) == 0
+    shown = capsys.readouterr()
+    assert "broken.jpg" in shown.err
+    assert "3 photos" in shown.out
+    out = tmp_path / "photos_segments"
+    names = {p.name for p in out.iterdir()}
+    assert names == {
+        *("a.png.json", "a.png_overlay.jpg", "a.jpg.json", "a.jpg_overlay.jpg"),
+        *("b.json", "b_overlay.jpg"),
+    }
+    content = json.loads((out / "b.json").read_text())
+    assert content["image"]["width"] == 160
+    assert content["annotations"]
+    first = content["annotations"][0]
+    wanted = {"id", "bbox", "area", "segmentation", "predicted_iou", "stability_score"}
+    assert wanted | {"crop_box", "point_coords", "level"} <= set(first)
+    assert coco_mask.decode(first["segmentation"]).sum() == first["area"]
+    # A second run does only what is missing, and everything again with other settings.
+    (out / "b.json").unlink()
+    before = (out / "a.png.json").stat().st_mtime_ns
+    assert run(*args) == 0
+    assert "2 photos were finished before" in capsys.readouterr().out
+    assert (out / "a.png.json").stat().st_mtime_ns == before
+    assert (out / "b.json").exists()
+    assert run(*args, "--level", 3) == 0
+    assert (out / "a.png.json").stat().st_mtime_ns != before
+
+
+def test_auto_fails_where_nothing_can_be_read(tmp_path, tiny_checkpoint, capsys):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert run("auto", empty, "--checkpoint", tiny_checkpoint) == 2
+    (empty / "x.png").write_text("no")
+    assert run("auto", empty, "--checkpoint", tiny_checkpoint) == 2
+    assert run("auto", tmp_path / "none", "--checkpoint", tiny_checkpoint) == 2
+
+
+def test_help_imports_no_jax_and_shows_all_commands():
+    code = (
+        "import sys; from semsam_jax.__main__ import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "sys.exit(9 if 'jax' in sys.modules else 0)"
+    )
+    for args in (["--help"], ["segment", "--help"], ["auto", "--help"], ["export", "--help"]):
+        done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True)
+        assert done.returncode == 0
+        assert "usage" in done.stdout

@@ -1,0 +1,70 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from semsam_jax.core.errors import CheckpointError, PromptError
+from semsam_jax.inference.export import export_model
+from semsam_jax.inference.exported import ExportedModel
+from semsam_jax.inference.predictor import Predictor
+
+SCRIPT = """
+import sys
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith(("semsam_jax.models", "flax")):
+            raise ImportError(name + " is blocked")
+
+sys.meta_path.insert(0, Block())
+import numpy as np
+from semsam_jax.inference.exported import ExportedModel
+
+model = ExportedModel(sys.argv[1])
+found = model.segment(sys.argv[2], [[50, 60], [20, 30], [90, 90]])
+np.savez(sys.argv[3], masks=found.masks, scores=found.scores)
+"""
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export") / "programs"
+    return export_model(tiny_model, folder, [(128, 160)], [1, 2], ("cpu", "tpu"))
+
+
+def test_programs_run_without_the_model_code(exported, tiny_model, image_a, tmp_path):
+    Image.fromarray(image_a).save(tmp_path / "a.png")
+    script = tmp_path / "run.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, script, exported, tmp_path / "a.png", tmp_path / "out.npz"]
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, cwd=".")
+    assert done.returncode == 0, done.stderr
+    found = np.load(tmp_path / "out.npz")
+    predictor = Predictor(tiny_model, size="native")
+    predictor.set_image(image_a)
+    for i, point in enumerate([[50, 60], [20, 30], [90, 90]]):
+        answer = predictor.predict(point_coords=[point])
+        np.testing.assert_allclose(found["scores"][i], answer.scores, atol=1e-4)
+        assert (found["masks"][i] != answer.masks).mean() < 1e-3
+
+
+def test_manifest_lists_the_programs(exported):
+    manifest = json.loads((exported / "manifest.json").read_text())
+    assert [p["file"] for p in manifest["programs"]] == [
+        "encode_128x160.jaxexport",
+        "decode_128x160_p1.jaxexport",
+        "decode_128x160_p2.jaxexport",
+    ]
+    assert manifest["platforms"] == ["cpu", "tpu"]
+
+
+def test_what_cannot_be_exported_or_run(exported, tiny_model, tmp_path):
+    with pytest.raises(PromptError, match="exists"):
+        export_model(tiny_model, exported, [(64, 64)], [1], ("cpu",))
+    with pytest.raises(CheckpointError, match="export"):
+        ExportedModel(tmp_path)
+    with pytest.raises(CheckpointError, match="128, 160"):
+        ExportedModel(exported).encode(np.zeros((64, 64, 3), np.uint8), (64, 64))

@@ -1,0 +1,118 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from semsam_jax.core.errors import CheckpointError, PromptError
+from semsam_jax.inference.labels import VOCABULARIES, built_in_vocabulary, label_set, parse_labels
+from semsam_jax.inference.predictor import Predictor
+
+
+def with_encoder(model):
+    meta = model.meta | {"class_heads_trained": True, "text": {"source": "encoder"}}
+    return dataclasses.replace(model, meta=meta, name_embeddings={})
+
+
+def with_table(model):
+    meta = model.meta | {"class_heads_trained": True, "text": {"source": "table", "table": ""}}
+    return dataclasses.replace(model, meta=meta, name_embeddings={})
+
+
+@pytest.mark.parametrize(
+    ("labels", "objects", "parts"),
+    [
+        ("dog, cat;head,leg", ("dog", "cat"), ("head", "leg")),
+        ("dog,dog,", ("dog",), ()),
+        (";tail", (), ("tail",)),
+        (["dog", "a, b"], ("dog", "a, b"), ()),
+        ({"objects": ["dog"], "parts": ["leg"]}, ("dog",), ("leg",)),
+    ],
+)
+def test_ways_to_write_labels(labels, objects, parts):
+    names = parse_labels(labels)
+    assert (names.objects, names.parts) == (objects, parts)
+
+
+@pytest.mark.parametrize("labels", ["", " ; ,", [], {"objects": []}])
+def test_no_labels_is_an_error(labels):
+    with pytest.raises(PromptError, match="no names"):
+        parse_labels(labels)
+    with pytest.raises(PromptError, match="keys"):
+        parse_labels({"things": ["dog"]})
+
+
+@pytest.mark.parametrize("name", VOCABULARIES)
+def test_built_in_vocabularies(name):
+    names = built_in_vocabulary(name)
+    assert names.objects
+    assert names == parse_labels(name.upper())
+
+
+def test_coco_knows_its_stuff():
+    names = built_in_vocabulary("coco")
+    assert {"sky", "grass"} <= names.stuff
+    assert "person" not in names.stuff
+
+
+def test_names_of_masks_come_from_the_text_tower(tiny_model, image_a):
+    model = with_encoder(tiny_model)
+    predictor = Predictor(model, size="native")
+    predictor.set_image(image_a)
+    answer = predictor.predict(point_coords=[[50, 60]], labels="dog,cat;head,leg,tail")
+    names = label_set(model, "dog,cat;head,leg,tail")
+    np.testing.assert_allclose(np.linalg.norm(names.exact.objects, axis=1), 1, atol=1e-5)
+    for name in answer.objects:
+        assert name.name in ("dog", "cat")
+        assert 0 < name.score < 1
+    assert all(name.name in ("head", "leg", "tail") for name in answer.parts)
+    only_objects = predictor.predict(point_coords=[[50, 60]], labels=["dog"])
+    assert only_objects.objects[0].name == "dog"
+    assert only_objects.parts == (None,) * 6
+    # The same name has the same score whatever else is asked.
+    both = predictor.predict(point_coords=[[50, 60]], labels=["dog", "dog house"])
+    dogs = [n.score for n in only_objects.objects]
+    assert all(b.score >= d - 1e-5 for b, d in zip(both.objects, dogs, strict=True))
+
+
+def test_class_logits_equal_reference(tiny_model, golden, image_a):
+    want = golden["tiny_image_a"]
+    whole, part = want["cls/text_whole"], want["cls/text_part"]
+    meta = tiny_model.meta | {"class_heads_trained": True}
+    rows = {f"w{i}": row for i, row in enumerate(whole)}
+    rows |= {f"p{i}": row for i, row in enumerate(part)}
+    model = dataclasses.replace(tiny_model, meta=meta, name_embeddings=rows)
+    predictor = Predictor(model, size="native", isolate=False)
+    predictor.set_image(image_a)
+    xy = want["demo_five/prompt_cxcywh"][:, :2].astype(np.float64) * [160, 128]
+    labels = {"objects": [f"w{i}" for i in range(9)], "parts": [f"p{i}" for i in range(5)]}
+    from semsam_jax.inference.requests import Request
+
+    answers = predictor.predict_many([Request([p]) for p in xy], labels=labels)
+    logits = want["cls/pred_logits"][0].reshape(5, 6, 9)
+    part_logits = want["cls/pred_logits_part"][0].reshape(5, 6, 5)
+    for answer, objects, parts in zip(answers, logits, part_logits, strict=True):
+        for token, name, part_name in zip(answer.tokens, answer.objects, answer.parts, strict=True):
+            best = objects[token].argmax()
+            assert name.name == f"w{best}"
+            np.testing.assert_allclose(
+                name.score, 1 / (1 + np.exp(-objects[token][best])), atol=1e-4
+            )
+            best = parts[token].argmax()
+            assert part_name.name == f"p{best}"
+
+
+def test_unknown_names_get_suggestions(tiny_model):
+    model = with_table(tiny_model)
+    sizes = dataclasses.replace(model.module.config.decoder, text_dim=1024)
+    config = dataclasses.replace(model.module.config, decoder=sizes)
+    model = dataclasses.replace(model, module=model.module.clone(config=config))
+    with pytest.raises(PromptError, match=r"'dogg' \(nearest: .*dog"):
+        label_set(model, "dogg")
+    assert label_set(model, "dog").exact.objects.shape == (1, 1024)
+    many = [f"{name}" for name in built_in_vocabulary("paco").parts] * 5
+    assert len(label_set(model, many).objects) == 200
+
+
+def test_a_table_of_another_size_is_an_error(tiny_model):
+    with pytest.raises(CheckpointError, match="1024"):
+        label_set(with_table(tiny_model), "dog")

@@ -1,0 +1,74 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from semsam_jax.convert import torch_reader
+from semsam_jax.convert.from_torch import from_torch
+from semsam_jax.core.errors import CheckpointError, PromptError
+from semsam_jax.inference import files
+from semsam_jax.inference.loading import model_from_params
+from semsam_jax.inference.whole_photo import ask_generic, segment_whole_photo, work_size
+from semsam_jax.models import presets
+from tests.inference.conftest import DATA, tiny_meta
+
+NAMES = [f"class {i}" for i in range(9)]
+
+
+@pytest.fixture(scope="module")
+def generic_model(golden):
+    state = {}
+    for file in ("tiny_ref.pth", "tiny_generic_ref.pth"):
+        state |= torch_reader.unwrap(torch_reader.read_state_dict(DATA / file))
+    config = presets.PRESETS["tiny"]
+    params = from_torch(state, config, allow_unexpected=True).params
+    model = model_from_params(params, tiny_meta(config, class_heads_trained=True))
+    rows = dict(zip(NAMES, golden["generic_openseed"]["text_table"], strict=True))
+    return dataclasses.replace(model, name_embeddings=rows)
+
+
+def test_queries_equal_reference(generic_model, golden, image_a):
+    want = golden["generic_openseed"]
+    answer = ask_generic(generic_model, image_a, NAMES, "native")
+    np.testing.assert_allclose(answer.class_logits, want["infer/pred_logits"][0], atol=2e-4)
+    np.testing.assert_allclose(answer.low_res_logits, want["infer/pred_masks"][0], atol=1e-3)
+    cx, cy, w, h = (want["infer/pred_boxes"][0] * [160, 128, 160, 128]).T
+    boxes = np.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], 1)
+    np.testing.assert_allclose(answer.boxes, boxes, atol=1e-2)
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
+def test_files_of_a_labelled_photo(generic_model, image_a, tmp_path, task):
+    photo = np.asarray(Image.fromarray(image_a).resize((201, 150)))
+    records = segment_whole_photo(generic_model, photo, task, NAMES, "native", tmp_path)
+    assert json.loads((tmp_path / "masks.json").read_text()) == records
+    assert np.asarray(Image.open(tmp_path / "overlay.png")).shape == (150, 201, 3)
+    for record in records:
+        mask = files.decode_rle(record["segmentation"])
+        assert mask.shape == (150, 201)
+        assert mask.sum() == record["area"]
+        assert record["object"]["name"] in NAMES
+    if task != "instance":
+        red, green, blue = np.asarray(Image.open(tmp_path / "segments.png")).astype(int).T
+        ids = (red + 256 * green + 65536 * blue).T
+        assert set(np.unique(ids)) - {0} <= {record["id"] for record in records}
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_work_size_is_bounded():
+    assert work_size((600, 800)) == (600, 800)
+    height, width = work_size((20000, 5000))
+    assert height * width <= 1_010_000
+
+
+def test_what_a_photo_cannot_be_labelled_with(generic_model, tiny_model, image_a):
+    with pytest.raises(PromptError, match="object names"):
+        ask_generic(generic_model, image_a, {"parts": ["class 1"]}, "native")
+    meta = tiny_model.meta | {"class_heads_trained": True}
+    model = dataclasses.replace(
+        tiny_model, meta=meta, name_embeddings=generic_model.name_embeddings
+    )
+    with pytest.raises(CheckpointError, match="generic"):
+        ask_generic(model, image_a, NAMES, "native")
