@@ -307,3 +307,56 @@ def test_writer_and_reader_agree(tmp_path):
     assert np.shares_memory(read["f"], read["g"])
     with pytest.raises(ConversionError, match="complex64"):
         write_state_dict(tmp_path / "b.pth", {"c": np.zeros(2, np.complex64)})
+
+
+def load_as_torch_does(path):
+    """Python's own unpickler with torch's documented meanings: independent of our reader."""
+
+    def rebuild(storage, offset, size, stride, requires_grad, hooks):
+        assert requires_grad is False
+        assert hooks == collections.OrderedDict()
+        item = storage.itemsize
+        strides = [step * item for step in stride]
+        return np.lib.stride_tricks.as_strided(storage[offset:], size, strides)
+
+    kinds = {"FloatStorage": "<f4", "LongStorage": "<i8", "HalfStorage": "<f2", "BoolStorage": "?"}
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module, name):
+            known = {"OrderedDict": collections.OrderedDict, "_rebuild_tensor_v2": rebuild}
+            return known.get(name) or kinds[name]
+
+        def persistent_load(self, pid):
+            word, dtype, key, place, numel = pid
+            assert (word, place) == ("storage", "cpu")
+            data = np.frombuffer(archive.read(f"{folder}/data/{key}"), dtype)
+            assert data.size == numel
+            return data
+
+    with zipfile.ZipFile(path) as archive:
+        folder = archive.namelist()[0].split("/")[0]
+        assert {name.split("/")[0] for name in archive.namelist()} == {folder}
+        assert archive.read(f"{folder}/version") == b"3\n"
+        assert archive.read(f"{folder}/byteorder") == b"little"
+        return Unpickler(io.BytesIO(archive.read(f"{folder}/data.pkl"))).load()
+
+
+def test_written_files_mean_the_same_to_pythons_own_unpickler(tmp_path):
+    state = {
+        "f": np.random.default_rng(0).normal(size=(4, 5, 2)).astype(np.float32).transpose(2, 0, 1),
+        "i": np.arange(12).reshape(3, 4),
+        "s": np.float32(1.5),
+        "h": np.ones((3,), np.float16),
+        "b": np.array([True, False]),
+    }
+    write_state_dict(tmp_path / "a.pth", state, aliases={"g": "f"}, wrapper="model")
+    loaded = load_as_torch_does(tmp_path / "a.pth")
+    assert list(loaded) == ["model"]
+    assert list(loaded["model"]) == [*state, "g"]
+    for name, value in [*state.items(), ("g", state["f"])]:
+        np.testing.assert_array_equal(loaded["model"][name], value)
+    # The same loader agrees with ours on a file that torch itself wrote.
+    recorded = load_as_torch_does(DATA / "tiny_ref.pth")["model"]
+    read = read_state_dict(DATA / "tiny_ref.pth")
+    assert recorded.keys() == read.keys()
+    assert all(recorded[name].tobytes() == read[name].tobytes() for name in read)
