@@ -32,7 +32,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "evaluate",
         help="scores of a checkpoint on annotated data",
-        description="Writes results.md, results.json, a row per mask (one_click.csv), plots and a "
+        description="Writes SUITE.md, SUITE.json, a row per mask (one_click.csv), plots and a "
         "gallery of the best, median and worst clicks. Without --data.root the embedded sample "
         "is scored: it shows that everything works, its figures are no benchmark.",
     )
@@ -123,19 +123,16 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         raise DataError(f"--out {out}: cannot be made ({error.strerror or error}).") from error
     setting = _setting(args, checkpoint, dataset, out)
-    about = _about(args, checkpoint, meta, dataset)
-    rows, scalars = [], {}
     from semsam_jax.evals.suites import SUITES
 
+    title = f"Evaluation on {args.dataset}"
     for name in names:
         outcome = SUITES[name](setting)
-        rows += _comparable(outcome.rows, name, dataset)
-        scalars |= outcome.scalars
-        about |= outcome.notes
-        # After every suite, so that an interrupted evaluation keeps what it has.
-        report.write_json(out / "results.json", about, scalars)
-        report.write_markdown(out / "results.md", f"Evaluation on {args.dataset}", rows, about)
-    print((out / "results.md").read_text(encoding="utf-8"))
+        about = _about(args, checkpoint, meta, dataset) | outcome.notes
+        rows = _comparable(outcome.rows, name, dataset)
+        report.write_json(out / f"{name}.json", about, outcome.scalars)
+        report.write_markdown(out / f"{name}.md", f"{title}: {name}", rows, about)
+        print((out / f"{name}.md").read_text(encoding="utf-8"), flush=True)
     print(f"results in {out}")
     return 0
 

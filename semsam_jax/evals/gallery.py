@@ -1,4 +1,4 @@
-"""Gallery of the best, median and worst clicks: photo, truth, chosen mask, best mask."""
+"""Gallery of the best, median and worst clicks: photo, truth, chosen and oracle mask."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from semsam_jax.evals.prompt_scores import PromptRunner
 from semsam_jax.evals.samples import EvalSample
 
 _TILE = 240
-_COLOURS = {"truth": (60, 200, 90), "chosen": (60, 120, 230), "best": (235, 140, 40)}
+_COLOURS = {"truth": (60, 200, 90), "chosen": (60, 120, 230), "oracle": (235, 140, 40)}
 _GAP, _CAPTION = 6, 22
 
 
@@ -87,9 +87,9 @@ def _draw_row(
         _tile(
             photo,
             answer.masks[0, best],
-            "best",
+            "oracle",
             click,
-            f"best, token {best}: IoU {table.iou[row, best]:.2f}",
+            f"oracle, token {best}: IoU {table.iou[row, best]:.2f}",
         ),
     ]
     return np.concatenate(tiles, axis=1)
@@ -102,7 +102,7 @@ def _tile(
     click: np.ndarray,
     caption: str,
 ) -> np.ndarray:
-    """One picture on a white square with its caption."""
+    """One picture with its caption, on white."""
     h, w = photo.shape[:2]
     scale = _TILE / max(h, w)
     size = (max(1, round(w * scale)), max(1, round(h * scale)))
@@ -116,7 +116,7 @@ def _tile(
     x, y = (int((c + 0.5) * scale) for c in click)
     cv2.circle(small, (x, y), 4, (255, 255, 255), -1)
     cv2.circle(small, (x, y), 3, (220, 20, 20), -1)
-    tile = np.full((_TILE + _CAPTION + _GAP, _TILE + _GAP, 3), 255, np.uint8)
+    tile = np.full((size[1] + _CAPTION + _GAP, _TILE + _GAP, 3), 255, np.uint8)
     tile[_CAPTION : _CAPTION + size[1], : size[0]] = small
     font = cv2.FONT_HERSHEY_SIMPLEX
     cv2.putText(tile, caption[:38], (2, 15), font, 0.4, (20, 20, 20), 1, cv2.LINE_AA)

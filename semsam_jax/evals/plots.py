@@ -41,8 +41,9 @@ def plot_levels(path: Path, table: ClickTable, level_order: Sequence[int]) -> No
     """IoU, mask area and how often each level is the best, level 1 (coarsest) first."""
     order = list(level_order)
     levels = np.arange(1, len(order) + 1)
-    best = np.bincount(table.iou.argmax(1), minlength=len(order))[order] / len(table)
-    chosen = np.bincount(table.chosen, minlength=len(order))[order] / len(table)
+    per_click = 100 / len(table)
+    best = np.bincount(table.iou.argmax(1), minlength=len(order))[order] * per_click
+    chosen = np.bincount(table.chosen, minlength=len(order))[order] * per_click
     figure, (first, second, third) = _figure(1, 3, size=(11, 3.4))
     first.bar(levels, 100 * table.iou.mean(0)[order], color=_BLUE)
     first.set(title="mean IoU with the clicked mask, %", xlabel="level", ylim=(0, 100))
@@ -52,7 +53,8 @@ def plot_levels(path: Path, table: ClickTable, level_order: Sequence[int]) -> No
     third.bar(levels - 0.2, 100 * best, 0.4, color=_ORANGE, label="is the best")
     third.bar(levels + 0.2, 100 * chosen, 0.4, color=_BLUE, label="is chosen")
     third.set(title="share of the clicks, %", xlabel="level")
-    third.legend()
+    third.set_ylim(0, 1.25 * max(best.max(), chosen.max()))
+    third.legend(loc="upper center", ncols=2, fontsize=8)
     for axis in (first, second, third):
         axis.set_xticks(levels, [str(level) for level in levels])
     _save(figure, path)
@@ -116,7 +118,7 @@ def plot_clicks(path: Path, result: InteractiveResult) -> None:
     clicks = np.arange(1, len(result.iou_at) + 1)
     axis.plot(clicks, 100 * result.iou_at, "o-", color=_BLUE)
     noc = ", ".join(f"NoC@{round(100 * q)} {value:.1f}" for q, value in result.noc.items())
-    axis.set(ylim=(0, 100), xlabel="clicks", ylabel="mean IoU, %", title=noc)
+    axis.set(ylim=(0, 102), xlabel="clicks", ylabel="mean IoU, %", title=noc)
     axis.set_xticks(clicks[:: max(1, len(clicks) // 10)])
     _save(figure, path)
 

@@ -38,14 +38,14 @@ class EvalSample:
 
     image: np.ndarray
     size_hw: tuple[int, int]
-    masks: Sequence[dict | np.ndarray]
+    masks: Sequence[dict | np.ndarray] | np.ndarray
     image_id: str
-    instance_ids: Sequence[int] | None = None
+    instance_ids: Sequence[int] | np.ndarray | None = None
     dataset: str = "all"
-    is_thing: Sequence[bool] | None = None
-    is_crowd: Sequence[bool] | None = None
-    object_ids: Sequence[int] | None = None
-    part_ids: Sequence[int] | None = None
+    is_thing: Sequence[bool] | np.ndarray | None = None
+    is_crowd: Sequence[bool] | np.ndarray | None = None
+    object_ids: Sequence[int] | np.ndarray | None = None
+    part_ids: Sequence[int] | np.ndarray | None = None
     clicks_xy: np.ndarray | None = None
     scale: float = 1.0
     truth_hw: tuple[int, int] | None = None
