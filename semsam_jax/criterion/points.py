@@ -1,0 +1,162 @@
+"""Where mask losses are taken: random points, three quarters of them where a mask is unsure.
+
+Points are drawn once per image and serve all its pairs and layers; each pair still picks
+its own uncertain ones. So the mask features are gathered once per step, and the logits of
+all pairs are one matrix product.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from semsam_jax.core.structs import Batch
+from semsam_jax.ops.bitmasks import sample_bits
+from semsam_jax.ops.losses import (
+    KTH_SMALLEST,
+    bce_with_logits,
+    dice_loss,
+    smallest_k_weights,
+)
+from semsam_jax.ops.point_sample import sample_points
+
+
+@dataclasses.dataclass(frozen=True)
+class PointPlan:
+    """How many points: candidates first, then fresh ones that always count.
+
+    Attributes:
+        num_candidates: uniform points among which the least certain are chosen.
+        num_chosen: how many of them count.
+        num_fresh: uniform points that count in any case.
+
+    Source: SPEC (viii), PointRend (arXiv 1912.08193).
+    """
+
+    num_candidates: int
+    num_chosen: int
+    num_fresh: int
+
+    @classmethod
+    def of(cls, num_points: int, oversample_ratio: float, importance_ratio: float) -> "PointPlan":
+        """Splits `num_points` the way the reference does."""
+        chosen = math.floor(importance_ratio * num_points)
+        return cls(math.floor(num_points * oversample_ratio), chosen, num_points - chosen)
+
+    def draw(self, key: PRNGKeyArray, num_images: int) -> Float[Array, "1 b 1 j 2"]:
+        """One set of points per image, shared by its layers and pairs."""
+        shape = (1, num_images, 1, self.num_candidates + self.num_fresh, 2)
+        return jax.random.uniform(key, shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampled:
+    """Mask features and true masks at the points of one layer.
+
+    Attributes:
+        features: float32 [b, 1|m, j, d].
+        truth: float32 [b, m, j].
+    """
+
+    features: Array
+    truth: Array
+
+
+def sample(
+    mask_features: Float[Array, "b h w d"],
+    rows: Batch,
+    instance: Int[Array, "b m"],
+    points: Float[Array, "b g j 2"],
+) -> Sampled:
+    """Reads both sides of the mask losses at the points.
+
+    Args:
+        mask_features: the pyramid's, stride 4.
+        rows: for the true masks.
+        instance: which instance each of the m pairs is about.
+        points: (x, y), fractions of the canvas; g is 1 (shared by all pairs) or m.
+    """
+    b, g, j, _ = points.shape
+    if g == 1:
+        truth = _rows_at(sample_bits(rows.mask_bits, points[:, 0]), instance)
+    else:
+        own = _rows_at(rows.mask_bits, instance)
+        own = own.reshape(b * g, 1, *own.shape[2:])
+        truth = sample_bits(own, points.reshape(b * g, j, 2)).reshape(b, g, j)
+    return Sampled(sample_points(mask_features, points), truth)
+
+
+def mask_terms(
+    mask_embed: Float[Array, "b m d"], sampled: Sampled, plan: PointPlan
+) -> dict[str, Float[Array, "b m"]]:
+    """Binary cross entropy and dice loss of each pair, over its uncertain and fresh points.
+
+    Points that are not chosen have weight 0; no gradient runs through the choice.
+    """
+    b, m, d = mask_embed.shape
+    g = sampled.features.shape[1]
+    logits = jnp.einsum(
+        "bgid,bgjd->bgij",
+        mask_embed.astype(jnp.float32).reshape(b, g, m // g, d),
+        sampled.features,
+        precision=jax.lax.Precision.HIGHEST,
+    ).reshape(b, m, -1)
+    candidates = jnp.abs(jax.lax.stop_gradient(logits[..., : plan.num_candidates]))
+    chosen = smallest_k_weights(candidates, plan.num_chosen)
+    fresh = jnp.ones((b, m, plan.num_fresh), jnp.float32)
+    weights = jnp.concatenate([chosen, fresh], axis=-1)
+    bce = jnp.sum(weights * bce_with_logits(logits, sampled.truth), axis=-1)
+    return {
+        "mask_bce": bce / (plan.num_chosen + plan.num_fresh),
+        "dice": dice_loss(logits, sampled.truth, weights),
+    }
+
+
+def over_layers(
+    terms_of: Callable[[Any, Sampled], Any],
+    layers: Any,
+    sample_at: Callable[[Array], Sampled],
+    points: Float[Array, "s b g j 2"],
+) -> Any:
+    """Evaluates a loss layer by layer, holding one layer in memory.
+
+    Args:
+        terms_of: (slice of `layers`, sampled) -> pytree of scalars.
+        layers: pytree with a leading layer axis l.
+        sample_at: reads maps at points [b, g, j, 2].
+        points: s is 1 (the maps are read once for all layers) or l.
+
+    Returns:
+        The same pytree with a leading axis l. The backward pass recomputes a layer but for the
+        thresholds of the point choice.
+    """
+    policy = jax.checkpoint_policies.save_only_these_names(KTH_SMALLEST)
+    if points.shape[0] == 1:
+        shared = sample_at(points[0])
+
+        def body(carry, one):
+            return carry, terms_of(one, shared)
+
+        over = layers
+    else:
+
+        def body(carry, one_and_points):
+            one, own_points = one_and_points
+            return carry, terms_of(one, sample_at(own_points))
+
+        over = (layers, points)
+    _, terms = jax.lax.scan(jax.checkpoint(body, policy=policy, prevent_cse=False), None, over)
+    return terms
+
+
+def mean_over(values: Float[Array, "..."], weights: Float[Array, "..."]) -> Float[Array, ""]:
+    """Weighted sum by the total weight of the global batch, at least 1."""
+    return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1.0)
+
+
+def _rows_at(values: Array, index: Int[Array, "b m"]) -> Array:
+    return jax.vmap(lambda v, i: v[i])(values, index)

@@ -1,0 +1,54 @@
+"""Point sampling, packed masks and resizing against recorded numbers and by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from semsam_jax.core.errors import ShapeError
+from semsam_jax.ops.bitmasks import pack_masks, sample_bits, unpack_masks
+from semsam_jax.ops.point_sample import sample_points
+from semsam_jax.ops.resize import resize_bilinear
+from tests.golden.table import golden
+
+
+def test_sample_points_golden():
+    units = golden("units")
+    features = jnp.moveaxis(jnp.asarray(units["point_sample/input"]), 1, -1)
+    out = sample_points(features, jnp.asarray(units["point_sample/coords"]))
+    want = np.moveaxis(units["point_sample/output"], 1, -1)
+    np.testing.assert_allclose(out, want, atol=5e-6)
+
+
+def test_sample_points_by_hand():
+    ramp = jnp.arange(8.0).reshape(1, 2, 4, 1)
+    centre = jnp.array([[[1 / 8, 1 / 4], [0.5, 0.5], [0.0, 0.25], [-0.2, 0.5], [2.0, 0.5]]])
+    out = sample_points(ramp, centre)[0, :, 0]
+    np.testing.assert_allclose(out, [0.0, 3.5, 0.0, 0.0, 0.0], atol=1e-6)
+    extra = sample_points(ramp, centre[:, None])
+    np.testing.assert_array_equal(extra[0, 0, :, 0], out)
+
+
+def test_pack_is_numpys_packbits():
+    masks = np.random.default_rng(0).random((2, 3, 5, 24)) > 0.5
+    bits = pack_masks(jnp.asarray(masks))
+    np.testing.assert_array_equal(bits, np.packbits(masks, axis=-1))
+    np.testing.assert_array_equal(unpack_masks(bits), masks)
+    with pytest.raises(ShapeError, match="multiple of 8"):
+        pack_masks(jnp.zeros((1, 4, 12), bool))
+
+
+def test_sample_bits_equals_sampling_the_masks():
+    masks = np.random.default_rng(1).random((2, 5, 12, 16)) > 0.5
+    points = jax.random.uniform(jax.random.key(0), (2, 300, 2), minval=-0.1, maxval=1.1)
+    got = sample_bits(jnp.asarray(np.packbits(masks, axis=-1)), points)
+    dense = jnp.asarray(np.moveaxis(masks, 1, -1).astype(np.float32))
+    np.testing.assert_allclose(got, jnp.moveaxis(sample_points(dense, points), 1, 2), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(64, 80), (17, 9)])
+def test_resize_golden(size):
+    units = golden("units")
+    images = jnp.moveaxis(jnp.asarray(units["resize/input"]), 1, -1)
+    want = np.moveaxis(units[f"resize/bilinear_{size[0]}x{size[1]}"], 1, -1)
+    np.testing.assert_allclose(resize_bilinear(images, size), want, atol=1e-5)
