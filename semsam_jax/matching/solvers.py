@@ -71,5 +71,6 @@ def _clean(
     """Float64 copy within +-LARGE_COST, and the count of bad entries that matter."""
     is_bad = ~np.isfinite(costs)
     clean = np.clip(np.where(is_bad, LARGE_COST, costs.astype(np.float64)), -LARGE_COST, LARGE_COST)
-    count = (is_bad & is_used).reshape(len(costs), -1).sum(axis=1, dtype=np.int32)
+    axes = tuple(range(1, costs.ndim))
+    count = (is_bad & is_used).sum(axis=axes, dtype=np.int32)
     return clean, count
