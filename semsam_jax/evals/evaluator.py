@@ -1,32 +1,30 @@
-"""What all evaluators have in common: feed them rows in any order, merge them, ask once."""
+"""What all evaluators have in common: feed them images in any order, merge them, ask once."""
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 
-Row = TypeVar("Row", contravariant=True)
-Result = TypeVar("Result", covariant=True)
 
+class Evaluator(Protocol):
+    """A metric that is fed image by image.
 
-class Evaluator(Protocol[Row, Result]):
-    """A metric that is fed piece by piece.
-
-    The result depends neither on the order of `process` calls nor on how the pieces were
-    spread over evaluators that are merged at the end.
+    The result depends neither on the order of `process` calls nor on how the images were
+    spread over evaluators that are merged at the end. What `process` takes and `result`
+    returns is the metric's own.
     """
 
     def reset(self) -> None:
         """Forgets everything that was processed."""
 
-    def process(self, row: Row) -> None:
+    def process(self, *outcome: Any) -> None:
         """Takes the outcome of one image."""
 
     def merge(self, other: Any) -> None:
         """Takes over what another evaluator of the same kind has processed."""
 
-    def result(self) -> Result:
+    def result(self) -> Any:
         """Computes the metric of everything processed so far."""
 
 

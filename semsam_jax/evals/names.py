@@ -14,12 +14,12 @@ from semsam_jax.text.tokenizer import Tokenizer
 
 
 def embed_classes(
-    model: nn.Module, params: dict, meta: Mapping, names: Sequence[str]
+    model: nn.Module | None, params: dict, meta: Mapping, names: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Unit embeddings of names with the text source of a checkpoint.
 
     Args:
-        model: `SemanticSAM`; its text tower is used where the checkpoint has one.
+        model: `SemanticSAM`; needed where the checkpoint has a text tower.
         params: its parameters.
         meta: the checkpoint's meta; `meta["text"]` is {"source": "table" | "encoder", ...}.
         names: class names.
