@@ -129,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
     for name in names:
         outcome = SUITES[name](setting)
         about = _about(args, checkpoint, meta, dataset) | outcome.notes
-        rows = _comparable(outcome.rows, name, dataset)
+        rows = _comparable(outcome, name, dataset)
         report.write_json(out / f"{name}.json", about, outcome.scalars)
         report.write_markdown(out / f"{name}.md", f"{title}: {name}", rows, about)
         print((out / f"{name}.md").read_text(encoding="utf-8"), flush=True)
@@ -222,11 +222,12 @@ def _proposal_maker(params: dict, meta: dict, points_per_side: int):
     return generate
 
 
-def _comparable(rows: list, suite: str, dataset) -> list:
+def _comparable(outcome, suite: str, dataset) -> list:
     """Rows with the published figures only where they were measured on the same dataset."""
-    if not dataset.is_sample and _PUBLISHED_ON.get(suite) == dataset.name:
-        return rows
-    return [dataclasses.replace(row, published="") for row in rows]
+    is_same = not dataset.is_sample and _PUBLISHED_ON.get(suite) == dataset.name
+    if is_same and outcome.is_complete:
+        return outcome.rows
+    return [dataclasses.replace(row, published="") for row in outcome.rows]
 
 
 def _about(args: argparse.Namespace, checkpoint, meta: dict, dataset) -> dict[str, str]:

@@ -22,6 +22,8 @@ from semsam_jax.evals.proposals import evaluate_proposals
 from semsam_jax.evals.report import Row
 from semsam_jax.evals.samples import EvalSample
 
+_LEFT_OUT = "left out, no embedding of the name"
+
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
@@ -52,11 +54,19 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """Rows for the table, numbers for the JSON file, notes for the head of the table."""
+    """What a suite found.
+
+    Attributes:
+        rows: lines of the table.
+        scalars: numbers for the JSON file.
+        notes: head of the table.
+        is_complete: False if classes had to be left out, so that no published figure fits.
+    """
 
     rows: list[Row]
     scalars: dict[str, float]
     notes: dict[str, str] = dataclasses.field(default_factory=dict)
+    is_complete: bool = True
 
 
 def one_click(setting: Setting) -> Outcome:
@@ -174,7 +184,7 @@ def generic(setting: Setting) -> Outcome:
         Row("mask AP", 100 * result.mask_ap.ap, "46.1 (T, COCO), 47.4 (T, +SA-1B)"),
         Row("box AP", 100 * result.box_ap.ap, "50.1 (T, COCO), 52.3 (T, +SA-1B)"),
     ]
-    return Outcome(rows, _prefixed("generic", result.scalars()), notes)
+    return Outcome(rows, _prefixed("generic", result.scalars()), notes, _LEFT_OUT not in notes)
 
 
 def part(setting: Setting) -> Outcome:
@@ -190,7 +200,7 @@ def part(setting: Setting) -> Outcome:
         Row("part mask AP", 100 * mask_ap.ap, "30.5 (T), 31.4 (T, +SA-1B)", "PASCAL Part"),
         Row("part mask AP50", 100 * mask_ap.ap50),
     ]
-    return Outcome(rows, _prefixed("part", result.scalars()), notes)
+    return Outcome(rows, _prefixed("part", result.scalars()), notes, _LEFT_OUT not in notes)
 
 
 def proposals(setting: Setting) -> Outcome:
@@ -258,9 +268,11 @@ def _with_text(
         pairs=pairs if has_parts else None,
     )
     left_out = [name for name, is_found in zip(names, found, strict=True) if not is_found]
-    notes = {"classes": f"{len(keep)} objects, {len(keep_parts)} parts"}
+    notes = {"classes": f"{len(keep)} of {num_objects} objects"}
+    if part_names:
+        notes["classes"] += f", {len(keep_parts)} of {len(part_names)} parts"
     if left_out:
-        notes["left out, no embedding of the name"] = ", ".join(left_out)
+        notes[_LEFT_OUT] = ", ".join(left_out)
     return reduced, text_table(rows[found], len(keep)), [object_names[i] for i in keep], notes
 
 

@@ -53,7 +53,7 @@ def test_prompt_suites_write_tables_and_pictures(checkpoint, tmp_path, capsys):
 def test_generic_suite_names_its_classes(checkpoint, tmp_path, capsys):
     arguments = ["evaluate", "--checkpoint", str(checkpoint), "--out", str(tmp_path)]
     assert main([*arguments, "--suite", "generic", "--data.dataset", "pascal_part"]) == 0
-    assert "20 objects" in capsys.readouterr().out
+    assert "20 of 20 objects" in capsys.readouterr().out
     assert (tmp_path / "precision_recall.png").exists()
 
 
