@@ -34,22 +34,29 @@ def get_config(preset: str = "lite") -> ConfigDict:
 
 def _lite(config: ConfigDict) -> ConfigDict:
     config.model.backbone_weights = "imagenet"
+    config.data.datasets = ConfigDict(
+        {**SHARES, "sa1b": 8.0, "coco": 6.0, "objects365": 0.0, "ade20k": 2.0}
+    )
+    config.data.granularity = ConfigDict({"any": 3.0, "object": 2.0, "part": 1.0})
     config.data.interactive_batch = 4
     config.data.generic_batch = 2
     config.data.image_size = 256
     config.data.mask_stride = 2
     config.data.max_instances = 40
-    config.data.num_prompts = 12
-    config.data.scale_jitter = (0.7, 1.6)
-    config.data.sa1b_jitter = (0.7, 1.6)
-    config.optimizer.learning_rate = 5e-4
+    config.data.num_prompts = 24
+    config.data.granularity_balance = 0.5
+    config.data.scale_jitter = (0.6, 1.7)
+    config.data.sa1b_jitter = (0.6, 1.7)
+    config.optimizer.learning_rate = 6e-4
     config.optimizer.warmup_steps = 20
     config.optimizer.schedule = "cosine"
+    config.optimizer.ema = 0.98
     config.loss.num_points = 1024
     config.loss.match_points = 512
-    config.steps = 600
+    config.loss.generic = 0.2
+    config.steps = 320
     config.log_every = 20
-    config.save_every = 300
+    config.save_every = 160
     config.eval_photos = 24
     return config
 

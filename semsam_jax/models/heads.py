@@ -77,7 +77,8 @@ class Heads(nn.Module):
         self.iou_head = MLP(dim, 1, 3, dtype=self.dtype)
         self.object_embed = self.param("object_embed", names_init, (dim, text_dim), jnp.float32)
         self.part_embed = self.param("part_embed", names_init, (dim, text_dim), jnp.float32)
-        self.logit_scale = self.param("logit_scale", nn.initializers.ones, (), jnp.float32)
+        scale_init = nn.initializers.constant(self.config.logit_scale)
+        self.logit_scale = self.param("logit_scale", scale_init, (), jnp.float32)
 
     def refine_boxes(
         self, content: Float[Array, "*q c"], references: Float[Array, "*q 4"]

@@ -59,7 +59,11 @@ class PixelDecoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Prompt and query decoder with its heads."""
+    """Prompt and query decoder with its heads.
+
+    `logit_scale` is where the learned log scale of the class cosines starts: 1.0 in the
+    reference, log(1 / 0.07) in CLIP, whose stored embeddings `lite` is trained with.
+    """
 
     dim: int = 256
     num_layers: int = 9
@@ -72,6 +76,7 @@ class DecoderConfig:
     num_denoising: int = 100
     noise_scale: float = 0.4
     point_noise_factor: float = 0.01
+    logit_scale: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +127,7 @@ PRESETS: dict[str, ModelConfig] = {
             text_dim=1024,
             num_queries=100,
             num_denoising=40,
+            logit_scale=2.6593,
         ),
         pixel_mean=(127.0, 127.0, 127.0),
         pixel_std=(128.0, 128.0, 128.0),

@@ -1,0 +1,67 @@
+"""Runs of the main job as a user starts it: a subprocess, small sizes, one shared compile cache."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SMALL = {
+    "model.preset": "tiny",
+    "model.backbone_weights": "",
+    "text.source": "encoder",
+    "data.image_size": 64,
+    "data.interactive_batch": 2,
+    "data.generic_batch": 2,
+    "data.max_instances": 12,
+    "data.num_prompts": 4,
+    "loss.num_points": 64,
+    "loss.match_points": 64,
+    "optimizer.warmup_steps": 1,
+    "steps": 4,
+    "save_every": 2,
+    "log_every": 1,
+    "eval_photos": 2,
+}
+
+
+def command(workdir: Path, **changes) -> list[str]:
+    """Command line of a small run; `changes` use __ for the dots of a key."""
+    values = SMALL | {key.replace("__", "."): value for key, value in changes.items()}
+    overrides = [f"--config.{key}={value}" for key, value in values.items()]
+    base = [sys.executable, "-m", "semsam_jax.main", "--config=configs/joint.py"]
+    return [*base, f"--workdir={workdir}", *overrides]
+
+
+def environment(cache: Path, **extra: str) -> dict[str, str]:
+    """Environment with its own cache folder."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("SEMSAM_")}
+    return env | {"SEMSAM_JAX_CACHE": str(cache), "JAX_PLATFORMS": "cpu"} | extra
+
+
+def run(workdir: Path, cache: Path, **changes) -> subprocess.CompletedProcess:
+    """Runs to the end and returns the finished process, output as text."""
+    return subprocess.run(
+        command(workdir, **changes),
+        cwd=ROOT,
+        env=environment(cache),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def losses(workdir: Path) -> dict[int, float]:
+    """Loss of each logged step."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    return {record["step"]: record["loss"] for record in records if "loss" in record}
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

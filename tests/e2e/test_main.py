@@ -1,0 +1,181 @@
+"""The main job: what it leaves behind, resume, preemption, two processes, bad input."""
+
+import json
+import shutil
+import signal
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from semsam_jax.core import checkpoint_io
+from semsam_jax.train.hooks import RESTART_CODE
+from tests.e2e import runs
+
+pytestmark = pytest.mark.timeout(900)
+SUMMARY_KEYS = {
+    "preset",
+    "data",
+    "steps",
+    "seconds",
+    "seconds_to_first_step",
+    "images_per_sec",
+    "loss_first",
+    "loss_last",
+    "one_click_iou_max_before",
+    "one_click_iou_max_after",
+    "one_click_iou_oracle_before",
+    "one_click_iou_oracle_after",
+    "host_matching_share",
+    "input_wait_share",
+}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, cache):
+    """A straight run of four steps: (workdir, finished process)."""
+    workdir = tmp_path_factory.mktemp("run") / "straight"
+    done = runs.run(workdir, cache)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return workdir, done
+
+
+def _same_trees(first: dict, second: dict) -> None:
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        if isinstance(value, dict):
+            _same_trees(value, second[key])
+        else:
+            np.testing.assert_array_equal(value, second[key], err_msg=key)
+
+
+def test_it_says_what_it_uses_and_shows_progress(finished):
+    _, done = finished
+    for words in ("preset tiny", "embedded sample", "--config.data.root=DIR", "images/s", "ETA"):
+        assert words in done.stdout
+    assert "step 4/4" in done.stdout
+    assert "never trained on" in done.stdout
+
+
+def test_it_leaves_checkpoints_metrics_summary_and_pictures(finished):
+    workdir, _ = finished
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary.keys() == SUMMARY_KEYS
+    assert summary["steps"] == 4
+    assert all(v is not None and np.isfinite(v) for v in summary.values() if type(v) is float)
+    assert 0 <= summary["one_click_iou_max_after"] <= summary["one_click_iou_oracle_after"] <= 1
+    assert sorted(runs.losses(workdir)) == [1, 2, 3, 4]
+    assert any((workdir / "tensorboard").iterdir())
+    assert "decoder/layers" in (workdir / "parameters.txt").read_text()
+    assert "sa1b" in (workdir / "mixture.txt").read_text()
+    picture = np.asarray(Image.open(workdir / "predictions.png"))
+    assert picture.shape[1] > picture.shape[0] / 4
+    assert picture.std() > 10
+    meta = checkpoint_io.read_meta(workdir)
+    assert meta["step"] == 4
+    assert sorted(meta["level_order"]) == list(range(6))
+    assert meta["vocabulary"]["objects"]
+
+
+def test_a_resumed_run_is_bitwise_equal(finished, cache, tmp_path):
+    straight, _ = finished
+    resumed = tmp_path / "resumed"
+    shutil.copytree(straight, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "4")
+    done = runs.run(resumed, cache)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "resumed at step 2 of 4" in done.stdout
+    _same_trees(checkpoint_io.read_model(straight)[0], checkpoint_io.read_model(resumed)[0])
+
+
+def test_sigterm_saves_and_asks_for_a_restart(cache, tmp_path):
+    workdir = tmp_path / "preempted"
+    process = subprocess.Popen(
+        runs.command(workdir, steps=100000, eval_photos=0, save_every=100000),
+        cwd=runs.ROOT,
+        env=runs.environment(cache),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    for line in process.stdout:
+        if line.startswith("step") and int(line.split()[1].split("/")[0]) >= 3:
+            break
+    process.send_signal(signal.SIGTERM)
+    rest = process.stdout.read()
+    assert process.wait(timeout=120) == RESTART_CODE, rest
+    assert "saved; the same command resumes" in rest
+    assert checkpoint_io.read_meta(workdir)["step"] >= 3
+
+
+def test_two_processes_follow_one(finished, cache, tmp_path):
+    """The same global batch on two processes: each feeds and matches its own rows."""
+    straight, _ = finished
+    workdir, port = tmp_path / "pair", runs.free_port()
+    processes = [
+        subprocess.Popen(
+            runs.command(workdir, eval_photos=0),
+            cwd=runs.ROOT,
+            env=runs.environment(
+                cache,
+                SEMSAM_COORDINATOR=f"127.0.0.1:{port}",
+                SEMSAM_NUM_PROCESSES="2",
+                SEMSAM_PROCESS_ID=str(index),
+            ),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    outputs = [process.communicate(timeout=600)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs[0][-3000:]
+    assert "step 4/4" in outputs[0]
+    assert "step" not in outputs[1]
+    one, two = runs.losses(straight), runs.losses(workdir)
+    np.testing.assert_allclose(
+        [two[step] for step in (1, 2, 3, 4)], [one[step] for step in (1, 2, 3, 4)], rtol=2e-3
+    )
+    np.testing.assert_allclose(two[1], one[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data__image_sise": 64}, "image_sise"),
+        ({"data__image_size": 100}, "not a multiple of 32"),
+        ({"data__root": "/nonexistent"}, "data.root /nonexistent"),
+        ({"model__preset": "swin_xl"}, "unknown preset"),
+        ({"fsdp": 3}, "mesh.fsdp"),
+    ],
+)
+def test_bad_configurations_are_one_line_and_exit_code_2(changes, message, cache, tmp_path):
+    done = runs.run(tmp_path / "run", cache, **changes)
+    assert done.returncode == 2
+    lines = done.stderr.strip().splitlines()
+    assert message in lines[-1]
+    assert lines[-1].startswith("error: ")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(finished, cache, tmp_path):
+    straight, _ = finished
+    other = tmp_path / "other"
+    shutil.copytree(straight, other)
+    done = runs.run(other, cache, seed=5)
+    assert done.returncode == 2
+    assert "belongs to another configuration: seed: checkpoint 0, this run 5" in done.stderr
+
+
+def test_a_workdir_that_cannot_be_written_is_one_error(cache, tmp_path):
+    (tmp_path / "file").write_text("x")
+    done = runs.run(tmp_path / "file" / "run", cache)
+    assert done.returncode == 2
+    assert "cannot be written" in done.stderr
