@@ -90,24 +90,31 @@ def test_losses_golden():
     np.testing.assert_allclose(total, data["crit/loss_total_weighted"], rtol=1e-4)
 
 
-def make_case(key, b=2, n=4, q=6, g=5, objects=4, parts=3, d=8, layers=2):
-    keys = iter(jax.random.split(key, 30))
-    masks = np.asarray(jax.random.uniform(next(keys), (n, 32, 48)) > 0.5)
-    boxes = np.asarray(jax.random.uniform(next(keys), (n, 4), minval=0.2, maxval=0.6))
+def make_case(seed, b=2, n=4, q=6, g=5, objects=4, parts=3, d=8, layers=2):
+    rng = np.random.default_rng(seed)
+
+    def uniform(*shape, low=0.0, high=1.0):
+        return jnp.asarray(rng.uniform(low, high, shape).astype(np.float32))
+
+    def normal(*shape):
+        return jnp.asarray(rng.standard_normal(shape).astype(np.float32))
+
+    masks = np.asarray(uniform(n, 32, 48) > 0.5)
+    boxes = np.asarray(uniform(n, 4, low=0.2, high=0.6))
     rows = recorded.make_rows(masks, boxes, num_classes=objects + parts)
     rows = jax.tree.map(lambda x: jnp.concatenate([x] * b), rows).replace(
         object_id=jnp.array([[0, 1, 3, -1], [2, 2, -1, -1]]),
         part_id=jnp.array([[-1, 5, -1, -1], [4, -1, -1, -1]]),
         instance_valid=jnp.array([[True] * 3 + [False], [True] * 2 + [False] * 2]),
-        vocab_valid=jax.random.uniform(next(keys), (b, objects + parts)) > 0.3,
+        vocab_valid=uniform(b, objects + parts) > 0.3,
     )
 
     def predictions(*lead):
         return Predictions(
-            mask_embed=jax.random.normal(next(keys), (*lead, d)),
-            boxes=jax.random.uniform(next(keys), (*lead, 4), minval=0.2, maxval=0.7),
-            object_logits=jax.random.normal(next(keys), (*lead, objects)),
-            part_logits=jax.random.normal(next(keys), (*lead, parts)),
+            mask_embed=normal(*lead, d),
+            boxes=uniform(*lead, 4, low=0.2, high=0.7),
+            object_logits=normal(*lead, objects),
+            part_logits=normal(*lead, parts),
         )
 
     queries = DenoisingQueries(
@@ -119,16 +126,16 @@ def make_case(key, b=2, n=4, q=6, g=5, objects=4, parts=3, d=8, layers=2):
     out = GenericPredictions(
         predictions(layers, b, q), predictions(b, q), predictions(layers, b, g), queries
     )
-    features = jax.random.normal(next(keys), (b, 8, 12, d))
+    features = normal(b, 8, 12, d)
     config = CriterionConfig(num_points=32)
-    points = config.plan.draw(next(keys), b)
+    points = config.plan.draw(jax.random.key(seed), b)
     assigned = jnp.array([[[0, 2, 5, 0], [1, 0, 3, 0], [4, 2, 1, 0]]] * b, jnp.int32)
     return out, features, rows, assigned, points, config
 
 
 @pytest.fixture(scope="module")
 def case():
-    return make_case(jax.random.key(0))
+    return make_case(0)
 
 
 def losses_and_grads(out, features, rows, assigned, points, config):

@@ -114,13 +114,20 @@ def test_detached_target_keeps_the_value_and_stops_the_gradient():
 @pytest.fixture(scope="module")
 def labelled():
     """Random labelled rows of two images with shared points: everything but recorded."""
-    return make_case(jax.random.key(0))
+    return make_case(0)
 
 
-def make_case(key, b=2, n=5, p=3, t=2, k=3, objects=4, parts=3, d=8, layers=2):
-    keys = iter(jax.random.split(key, 20))
-    masks = np.asarray(jax.random.uniform(next(keys), (n, 32, 48)) > 0.5)
-    boxes = np.asarray(jax.random.uniform(next(keys), (n, 4), minval=0.2, maxval=0.6))
+def make_case(seed, b=2, n=5, p=3, t=2, k=3, objects=4, parts=3, d=8, layers=2):
+    rng = np.random.default_rng(seed)
+
+    def uniform(*shape, low=0.0, high=1.0):
+        return jnp.asarray(rng.uniform(low, high, shape).astype(np.float32))
+
+    def normal(*shape):
+        return jnp.asarray(rng.standard_normal(shape).astype(np.float32))
+
+    masks = np.asarray(uniform(n, 32, 48) > 0.5)
+    boxes = np.asarray(uniform(n, 4, low=0.2, high=0.6))
     rows = recorded.make_rows(
         masks, boxes, np.array([[0, 1], [2, -1], [4, 3]], np.int32), num_classes=objects + parts
     )
@@ -128,19 +135,19 @@ def make_case(key, b=2, n=5, p=3, t=2, k=3, objects=4, parts=3, d=8, layers=2):
     rows = rows.replace(
         object_id=jnp.array([[0, 1, 3, -1, 2], [2, 2, -1, -1, 0]]),
         part_id=jnp.array([[-1, 5, -1, -1, 6], [4, -1, -1, 5, -1]]),
-        vocab_valid=jax.random.uniform(next(keys), (b, objects + parts)) > 0.2,
+        vocab_valid=uniform(b, objects + parts) > 0.2,
     )
     shape = (layers, b, p, k)
     predictions = Predictions(
-        mask_embed=jax.random.normal(next(keys), (*shape, d)),
-        boxes=jax.random.uniform(next(keys), (*shape, 4), minval=0.2, maxval=0.7),
-        pred_ious=jax.random.uniform(next(keys), shape),
-        object_logits=jax.random.normal(next(keys), (*shape, objects)),
-        part_logits=jax.random.normal(next(keys), (*shape, parts)),
+        mask_embed=normal(*shape, d),
+        boxes=uniform(*shape, 4, low=0.2, high=0.7),
+        pred_ious=uniform(*shape),
+        object_logits=normal(*shape, objects),
+        part_logits=normal(*shape, parts),
     )
-    features = jax.random.normal(next(keys), (b, 8, 12, d))
+    features = normal(b, 8, 12, d)
     config = CriterionConfig(num_points=32)
-    points = config.plan.draw(next(keys), b)
+    points = config.plan.draw(jax.random.key(seed), b)
     token = jnp.array([[[0, 2], [1, 0], [2, 1]], [[1, 0], [2, 0], [0, 2]]], jnp.int32)
     return predictions, features, rows, token, points, config
 
@@ -270,7 +277,7 @@ def test_shared_points_equal_the_same_points_for_every_pair(labelled):
 
 
 def test_settings_that_contradict_each_other():
-    predictions, features, rows, token, points, config = make_case(jax.random.key(1))
+    predictions, features, rows, token, points, config = make_case(1)
     single = CriterionConfig(num_points=32, many_to_one=True)
     with pytest.raises(ShapeError, match="many-to-many only"):
         interactive_losses(predictions, features, rows, token, points, single)
