@@ -28,10 +28,8 @@ class ArgSpec:
 
 
 SPECS = [
-    ArgSpec("encoder_square", ((20, 20), (10, 10), (5, 5), (3, 3)), 1, None),
     ArgSpec("encoder_wide", ((20, 27), (10, 14), (5, 7), (3, 4)), 2, None, heads=2),
-    ArgSpec("decoder_one_click", ((3, 4), (5, 7), (10, 14), (20, 27)), 1, 6),
-    ArgSpec("decoder_many_clicks", ((3, 4), (5, 7), (10, 14), (20, 27)), 2, 60),
+    ArgSpec("decoder_clicks", ((3, 4), (5, 7), (10, 14), (20, 27)), 1, 60),
     ArgSpec("raw_memory", ((3, 4), (5, 7), (10, 14), (20, 27)), 1, 48, heads=1, channels=256),
     ArgSpec("one_pixel_levels", ((1, 1), (1, 5), (4, 1), (2, 2)), 2, 7, heads=2, channels=4),
 ]
@@ -137,7 +135,7 @@ def test_ramp(implementation: str, xy: tuple[float, float], want: float) -> None
 
 
 def test_half_precision_keeps_dtype(implementation: str) -> None:
-    spec = SPECS[2]
+    spec = SPECS[1]
     value, locations, weights = make_args(spec)
     want = RUN(value, spec.shapes, locations, weights, implementation="reference")
     got = RUN(
@@ -148,7 +146,7 @@ def test_half_precision_keeps_dtype(implementation: str) -> None:
 
 
 def test_errors_name_the_fix() -> None:
-    spec = SPECS[2]
+    spec = SPECS[1]
     value, locations, weights = make_args(spec)
     with pytest.raises(ConfigError, match="use None or one of reference, rows, packed"):
         deform_attention(value, spec.shapes, locations, weights, implementation="fast")

@@ -1,8 +1,8 @@
 """The public function: checks shapes and picks an implementation."""
 
-import jax
 from jaxtyping import Array, Float
 
+from semsam_jax.core.backend import target_backend
 from semsam_jax.core.errors import ConfigError, ShapeError
 from semsam_jax.ops.deform_attention.packed import packed
 from semsam_jax.ops.deform_attention.reference import reference
@@ -15,8 +15,8 @@ _BY_BACKEND = {"cpu": "rows", "gpu": "packed", "tpu": "packed"}
 
 
 def pick_implementation() -> str:
-    """Returns the implementation that suits the default backend."""
-    return _BY_BACKEND.get(jax.default_backend(), "packed")
+    """Returns the implementation that suits the kind of device."""
+    return _BY_BACKEND.get(target_backend(), "packed")
 
 
 def deform_attention(

@@ -1,6 +1,6 @@
 """Where a sample falls: its top-left pixel and the shares of its four corners.
 
-Works on the head-major layout [b, h, q, k], k = levels x points, in which neighbouring
+Works on the head-major layout [..., q, k], k = levels x points, in which neighbouring
 numbers belong to the same query and one head can be cut off without a copy.
 """
 
@@ -11,8 +11,16 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 
+class Samples(NamedTuple):
+    """Places and weights of all samples, float32 [b, h, q, k]."""
+
+    x: Float[Array, "*n q k"]  # fraction of the level's width
+    y: Float[Array, "*n q k"]
+    weight: Float[Array, "*n q k"]
+
+
 class Levels(NamedTuple):
-    """Static facts of each of the k samples of a query, [1, 1, 1, k]."""
+    """Static facts of each of the k samples of a query, [k]."""
 
     height: np.ndarray
     width: np.ndarray
@@ -20,14 +28,14 @@ class Levels(NamedTuple):
 
 
 class Corners(NamedTuple):
-    """Top-left pixels (-1 .. size - 1) and shares, [b, h, q, k]; top row first.
+    """Top-left pixels (-1 .. size - 1) and shares, [..., q, k]; top row first.
 
     A share is attention weight times bilinear weight, zero for pixels outside.
     """
 
-    row: Int[Array, "b h q k"]
-    column: Int[Array, "b h q k"]
-    shares: tuple[Float[Array, "b h q k"], ...]
+    row: Int[Array, "*n q k"]
+    column: Int[Array, "*n q k"]
+    shares: tuple[Float[Array, "*n q k"], ...]
 
 
 def levels_of(spatial_shapes: tuple[tuple[int, int], ...], points: int, pad: int) -> Levels:
@@ -35,24 +43,30 @@ def levels_of(spatial_shapes: tuple[tuple[int, int], ...], points: int, pad: int
     sizes = np.asarray(spatial_shapes, np.int32).repeat(points, axis=0)
     areas = [(height + pad) * (width + pad) for height, width in spatial_shapes]
     starts = np.cumsum([0, *areas[:-1]]).astype(np.int32).repeat(points)
-    return Levels(*(x[None, None, None] for x in (sizes[:, 0], sizes[:, 1], starts)))
+    return Levels(sizes[:, 0], sizes[:, 1], starts)
 
 
-def corners_of(
-    levels: Levels,
+def samples_of(
     sampling_locations: Float[Array, "b q h L P 2"],
     attention_weights: Float[Array, "b q h L P"],
-) -> Corners:
-    """Splits every sample into its four corners, in float32."""
+) -> Samples:
+    """Brings the samples of each head together, in float32."""
     b, q, h = attention_weights.shape[:3]
     locations = sampling_locations.astype(jnp.float32).reshape(b, q, h, -1, 2)
-    locations = locations.transpose(4, 0, 2, 1, 3)
-    weights = attention_weights.astype(jnp.float32).reshape(b, q, h, -1).transpose(0, 2, 1, 3)
+    x, y = locations.transpose(4, 0, 2, 1, 3)
+    weight = attention_weights.astype(jnp.float32).reshape(b, q, h, -1).transpose(0, 2, 1, 3)
+    return Samples(x, y, weight)
 
-    def split(location: Array, size: np.ndarray) -> tuple[Array, Array, Array]:
+
+def corners_of(levels: Levels, samples: Samples) -> Corners:
+    """Splits every sample into its four corners."""
+    lead = (1,) * (samples.x.ndim - 1)
+
+    def split(fraction: Array, sizes: np.ndarray) -> tuple[Array, Array, Array]:
+        size = sizes.reshape(*lead, -1)
         # Two pixels outside all shares are zero, so the clip changes no value; it keeps
         # the conversion to an integer defined for any finite location.
-        position = jnp.clip(location * size.astype(np.float32) - 0.5, -2.0, size + 1.0)
+        position = jnp.clip(fraction * size.astype(np.float32) - 0.5, -2.0, size + 1.0)
         low = jnp.floor(position)
         high_part = position - low
         low = low.astype(jnp.int32)
@@ -60,9 +74,9 @@ def corners_of(
         high_part = jnp.where((low >= -1) & (low < size - 1), high_part, 0.0)
         return jnp.clip(low, -1, size - 1), low_part, high_part
 
-    column, left, right = split(locations[0], levels.width)
-    row, top, bottom = split(locations[1], levels.height)
-    top, bottom = top * weights, bottom * weights
+    column, left, right = split(samples.x, levels.width)
+    row, top, bottom = split(samples.y, levels.height)
+    top, bottom = top * samples.weight, bottom * samples.weight
     return Corners(row, column, (top * left, top * right, bottom * left, bottom * right))
 
 
@@ -76,5 +90,5 @@ def inside_weight(
     It is the part of the attention weight that falls on pixels inside the levels.
     """
     levels = levels_of(spatial_shapes, attention_weights.shape[-1], pad=0)
-    shares = corners_of(levels, sampling_locations, attention_weights).shares
+    shares = corners_of(levels, samples_of(sampling_locations, attention_weights)).shares
     return sum(shares).sum(-1).swapaxes(1, 2)

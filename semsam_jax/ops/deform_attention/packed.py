@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from semsam_jax.ops.deform_attention.geometry import corners_of, levels_of
+from semsam_jax.ops.deform_attention.geometry import corners_of, levels_of, samples_of
 
 
 def packed(
@@ -21,8 +21,9 @@ def packed(
     b, _, h, e = value.shape
     # The cell of a sample is named by its top-left corner, which starts at -1.
     levels = levels_of(spatial_shapes, attention_weights.shape[-1], pad=1)
-    row, column, shares = corners_of(levels, sampling_locations, attention_weights)
-    index = levels.start + (row + 1) * (levels.width + 1) + column + 1
+    row, column, shares = corners_of(levels, samples_of(sampling_locations, attention_weights))
+    start, width = (x[None, None, None] for x in (levels.start, levels.width + 1))
+    index = start + (row + 1) * width + column + 1
     table = _pack(value, spatial_shapes)
     out = jax.vmap(jax.vmap(_sum_cells))(table, index, jnp.stack(shares, axis=-1))
     return out.transpose(0, 2, 1, 3).reshape(b, -1, h * e).astype(value.dtype)
