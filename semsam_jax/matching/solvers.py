@@ -4,6 +4,10 @@ Solvers are total: they never raise inside a training step. Costs that are not f
 replaced by a large value and counted; the caller turns the count into an error.
 """
 
+import functools
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.optimize import linear_sum_assignment
@@ -56,12 +60,15 @@ def solve_queries(
     b, num_layers, _, n = costs.shape
     costs, nonfinite = _clean(costs, np.broadcast_to(instance_valid[:, None, None, :], costs.shape))
     answer = np.zeros((b, num_layers, n), np.int32)
-    for row in range(b):
+
+    def solve_row(row: int) -> None:
         instances = np.flatnonzero(instance_valid[row])
         for layer in range(num_layers):
             # Few rows, many columns: the shape that scipy solves fastest.
             which, query = linear_sum_assignment(costs[row, layer].T[instances])
             answer[row, layer, instances[which]] = query
+
+    list(_threads().map(solve_row, range(b)))
     return answer, nonfinite
 
 
@@ -74,3 +81,9 @@ def _clean(
     axes = tuple(range(1, costs.ndim))
     count = (is_bad & is_used).sum(axis=axes, dtype=np.int32)
     return clean, count
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    """Workers for large problems; scipy releases the interpreter while it solves."""
+    return ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="assignment")

@@ -1,5 +1,7 @@
 """The generic criterion and its costs against recorded numbers, and its invariances."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -138,16 +140,15 @@ def case():
     return make_case(0)
 
 
+@functools.partial(jax.jit, static_argnames="config")
 def losses_and_grads(out, features, rows, assigned, points, config):
-    trainable = (out.layers, out.proposals, out.denoising)
-
     def total(trainable, features):
         own = out.replace(layers=trainable[0], proposals=trainable[1], denoising=trainable[2])
         groups = generic_losses(own, features, rows, assigned, points, config)
         return sum(weighted_sum(t, config.weights) for t in groups.values()), groups
 
-    grad = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))
-    return grad(trainable, features)
+    trainable = (out.layers, out.proposals, out.denoising)
+    return jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(trainable, features)
 
 
 def test_padding_and_unannotated_classes_change_nothing(case):

@@ -1,5 +1,7 @@
 """The interactive criterion against recorded numbers, and its invariances."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -152,12 +154,13 @@ def make_case(seed, b=2, n=5, p=3, t=2, k=3, objects=4, parts=3, d=8, layers=2):
     return predictions, features, rows, token, points, config
 
 
+@functools.partial(jax.jit, static_argnames="config")
 def grad_and_terms(predictions, features, rows, token, points, config):
     def total(predictions, features):
         terms = interactive_losses(predictions, features, rows, token, points, config)
         return weighted_sum(terms, config.weights), terms
 
-    return jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))(predictions, features)
+    return jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(predictions, features)
 
 
 def test_padding_changes_nothing(labelled):
