@@ -4,14 +4,15 @@ from jaxtyping import Array, Float
 
 from semsam_jax.core.backend import target_backend
 from semsam_jax.core.errors import ConfigError, ShapeError
+from semsam_jax.ops.deform_attention.lanes import lanes
 from semsam_jax.ops.deform_attention.packed import packed
 from semsam_jax.ops.deform_attention.reference import reference
 from semsam_jax.ops.deform_attention.rows import rows
 
-IMPLEMENTATIONS = {"reference": reference, "rows": rows, "packed": packed}
+IMPLEMENTATIONS = {"reference": reference, "rows": rows, "packed": packed, "lanes": lanes}
 
 # `rows` reads a little at a time through the cache; `packed` issues the fewest gathers.
-_BY_BACKEND = {"cpu": "rows", "gpu": "packed", "tpu": "packed"}
+_BY_BACKEND = {"cpu": "rows", "gpu": "packed", "tpu": "lanes"}
 
 
 def pick_implementation() -> str:

@@ -1,7 +1,9 @@
 """For accelerators: one gather brings all four corners of a sample.
 
 Gathers are slow there (on TPUs above all), and their cost is the number of rows. So the
-four neighbours of every pixel are packed along channels first.
+four neighbours of every pixel are packed along channels first, and stay there: 4 x 32
+channels fill the 128 lanes of a TPU. Heads are done one after the other, which divides
+the memory for gathered cells by their number.
 """
 
 import jax
@@ -24,12 +26,13 @@ def packed(
     row, column, shares = corners_of(levels, samples_of(sampling_locations, attention_weights))
     start, width = (x[None, None, None] for x in (levels.start, levels.width + 1))
     index = start + (row + 1) * width + column + 1
-    table = _pack(value, spatial_shapes)
-    out = jax.vmap(jax.vmap(_sum_cells))(table, index, jnp.stack(shares, axis=-1))
-    return out.transpose(0, 2, 1, 3).reshape(b, -1, h * e).astype(value.dtype)
+    inputs = (pack(value, spatial_shapes), index, jnp.stack(shares, axis=-1))
+    inputs = jax.tree.map(lambda x: x.swapaxes(0, 1), inputs)
+    out = jax.lax.map(lambda head: jax.vmap(_sum_cells)(*head), inputs)
+    return out.transpose(1, 2, 0, 3).reshape(b, -1, h * e).astype(value.dtype)
 
 
-def _pack(
+def pack(
     value: Float[Array, "b s h e"], spatial_shapes: tuple[tuple[int, int], ...]
 ) -> Float[Array, "b h cells 4*e"]:
     """Lays the 2x2 neighbourhood of every corner between pixels along channels."""
@@ -50,14 +53,18 @@ def _sum_cells(
     table: Float[Array, "cells e4"], index: Int[Array, "q k"], share: Float[Array, "q k 4"]
 ) -> Float[Array, "q e"]:
     """Sum over k and corners of share * corner of table[index], in float32."""
-    cells = _take(table, index)
     # Multiply and sum, not a matrix product: XLA fuses these with the gather.
-    return jnp.sum(cells * share[..., None], axis=(1, 2))
+    cells = jnp.sum(_take(table, index) * _spread(share, table.shape[-1]), axis=1)
+    return cells.reshape(len(cells), 4, -1).sum(1)
 
 
-def _take(table: Float[Array, "cells e4"], index: Int[Array, "q k"]) -> Float[Array, "q k 4 e"]:
-    cells = table.at[index].get(mode="promise_in_bounds")
-    return cells.reshape(*index.shape, 4, -1).astype(jnp.float32)
+def _take(table: Float[Array, "cells e4"], index: Int[Array, "q k"]) -> Float[Array, "q k e4"]:
+    return table.at[index].get(mode="promise_in_bounds").astype(jnp.float32)
+
+
+def _spread(share: Float[Array, "q k 4"], channels: int) -> Float[Array, "q k e4"]:
+    """Repeats the share of each corner over the corner's channels."""
+    return jnp.repeat(share, channels // 4, axis=-1)
 
 
 def _forward(table: Array, index: Array, share: Array) -> tuple[Array, tuple]:
@@ -66,9 +73,12 @@ def _forward(table: Array, index: Array, share: Array) -> tuple[Array, tuple]:
 
 def _backward(saved: tuple, grad: Float[Array, "q e"]) -> tuple[Array, None, Array]:
     table, index, share = saved
-    grad = grad[:, None, None]
-    grad_share = jnp.sum(_take(table, index) * grad, axis=-1)
-    updates = (share[..., None] * grad).reshape(*index.shape, -1)
+    grad = jnp.tile(grad, (1, 4))[:, None]
+    # The sum over each corner's channels is a product with zeros and ones.
+    corner_of_channel = jnp.repeat(jnp.eye(4), table.shape[-1] // 4, axis=0)
+    products = _take(table, index) * grad
+    grad_share = jnp.matmul(products, corner_of_channel, precision=jax.lax.Precision.HIGHEST)
+    updates = _spread(share, table.shape[-1]) * grad
     # Many samples hit one cell: add them up in float32 whatever the table's dtype.
     zeros = jnp.zeros(table.shape, jnp.float32)
     grad_table = zeros.at[index].add(updates, mode="promise_in_bounds")
