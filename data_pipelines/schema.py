@@ -19,7 +19,7 @@ class RawInstance:
 
     Attributes:
         rle: COCO RLE {"size": [h, w], "counts": bytes}, or None for boxes only.
-        box: (x0, y0, x1, y1), float pixels, x1 and y1 exclusive.
+        box: (x0, y0, x1, y1), pixels as float32 holds them, x1 and y1 exclusive.
         object_id: index in the union vocabulary, -1 none.
         part_id: index in the union vocabulary (>= num_objects), -1 none.
         parent: index in `RawExample.instances` of the whole that a part belongs to, -1.

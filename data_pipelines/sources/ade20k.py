@@ -18,6 +18,7 @@ import pathlib
 
 import numpy as np
 
+from data_pipelines.index.strings import StringTable
 from data_pipelines.schema import RawExample
 from data_pipelines.sources.base import ExampleBuilder, Source, read_json
 from data_pipelines.sources.coco_json import ClassLabel
@@ -52,13 +53,15 @@ class ADE20k(Source):
                 f"with .json or _atr.txt below a folder {folder}"
             )
         self.example_ids = self._layout.example_ids
+        self.annotation_files = self._layout.annotation_files
 
     def _read(self, position: int) -> RawExample:
         return self._layout.read(self, position)
 
 
 class _Layout(abc.ABC):
-    example_ids: tuple[str, ...]
+    example_ids: StringTable
+    annotation_files: tuple[pathlib.Path, ...]
 
     @classmethod
     @abc.abstractmethod
@@ -74,7 +77,8 @@ class _Panoptic(_Layout):
     def __init__(self, panoptic: PanopticFile, photos: pathlib.Path):
         self._panoptic = panoptic
         self._photos = photos
-        self.example_ids = tuple(str(i) for i in panoptic.image_ids)
+        self.example_ids = panoptic.image_ids
+        self.annotation_files = (panoptic.path,)
 
     @classmethod
     def find(cls, source: Source, folder: str) -> "_Panoptic | None":
@@ -96,7 +100,8 @@ class _SceneParsing(_Layout):
         self._photos = photos
         self._classes = source.root / "annotations" / folder
         self._instances = source.root / "annotations_instance" / folder
-        self.example_ids = tuple(sorted(file.stem for file in self._classes.glob("*.png")))
+        self.example_ids = StringTable.of(sorted(p.stem for p in self._classes.glob("*.png")))
+        self.annotation_files = (self._classes, self._instances)
         if not self._instances.is_dir():
             raise DataError(
                 f"ade20k {source.split}: {source.root} has annotations/ but no folder "
@@ -137,11 +142,12 @@ class _SceneParsing(_Layout):
 
 class _Full(_Layout):
     def __init__(self, source: Source, photos: list[pathlib.Path], folder: pathlib.Path):
-        self._photos = photos
+        self._folder = folder
         self._vocabulary = source.vocabulary
-        self.example_ids = tuple(
+        self.example_ids = StringTable.of(
             photo.relative_to(folder).with_suffix("").as_posix() for photo in photos
         )
+        self.annotation_files = tuple(sorted({photo.parent for photo in photos}))
 
     @classmethod
     def find(cls, source: Source, folder: str) -> "_Full | None":
@@ -160,7 +166,7 @@ class _Full(_Layout):
         return None
 
     def read(self, source: Source, position: int) -> RawExample:
-        photo = self._photos[position]
+        photo = self._folder / f"{self.example_ids[position]}.jpg"
         builder = ExampleBuilder(source, position, photo)
         if photo.with_suffix(".json").is_file():
             self._read_2021(builder, photo)

@@ -7,16 +7,19 @@ business, and annotations are in the frame of the stored pixels. Masks stay comp
 """
 
 import abc
+import hashlib
 import io
 import json
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from pycocotools import mask as coco_mask
 
 from data_pipelines.schema import RawExample, RawInstance
+from data_pipelines.transforms import masks
 from data_pipelines.vocabulary import Vocabulary
 from semsam_jax.core.errors import DataError
 
@@ -31,16 +34,30 @@ class Source(abc.ABC):
         vocabulary: the union vocabulary that gives the class indices.
         has_masks: False where the dataset has boxes only.
         example_ids: unique names in reading order.
+        options: the reader's own options; they change what is read.
+        annotation_files: files and folders that list the examples; `fingerprint` looks at
+            their size and age.
+        index_folder: index that came with the data (records have one), or None.
     """
 
     has_masks: bool = True
+    index_folder: pathlib.Path | None = None
 
-    def __init__(self, dataset: str, root: str | pathlib.Path, split: str, vocabulary: Vocabulary):
+    def __init__(
+        self,
+        dataset: str,
+        root: str | pathlib.Path,
+        split: str,
+        vocabulary: Vocabulary,
+        **options: Any,
+    ):
         self.dataset = dataset
         self.root = pathlib.Path(root)
         self.split = split
         self.vocabulary = vocabulary
-        self.example_ids: tuple[str, ...] = ()
+        self.options = options
+        self.annotation_files: tuple[pathlib.Path, ...] = ()
+        self.example_ids: Sequence[str] = ()
         if not self.root.is_dir():
             raise DataError(
                 f"{dataset}: root {self.root} is not a folder; wanted the dataset's native folder; "
@@ -66,6 +83,18 @@ class Source(abc.ABC):
             if isinstance(error, DataError):
                 raise
             raise self._broken(position, f"{type(error).__name__}: {error}") from error
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen letters that change with the folder, the options or the annotation files."""
+        stats = [(file.name, file.stat()) for file in self.annotation_files]
+        what = {
+            "root": str(self.root.resolve()),
+            "data": [self.dataset, self.split, len(self)],
+            "options": self.options,
+            "files": [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats],
+        }
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
     @abc.abstractmethod
     def _read(self, position: int) -> RawExample:
@@ -100,12 +129,15 @@ class ExampleBuilder:
     can know how it was meant to fit.
     """
 
-    def __init__(self, source: Source, position: int, photo: pathlib.Path):
+    def __init__(
+        self, source: Source, position: int, photo: pathlib.Path, image: bytes | None = None
+    ):
+        """Reads the photo, or takes its bytes where the reader has them already."""
         self._source = source
         self._position = position
         self._photo = photo
         try:
-            self.image = photo.read_bytes()
+            self.image = photo.read_bytes() if image is None else image
         except OSError as error:
             raise self.broken(f"cannot read the photo: {error.strerror or error}") from error
         self.height, self.width = self._stored_size()
@@ -155,9 +187,10 @@ class ExampleBuilder:
             raise self.broken(f"box {list(box_xywh)} is not finite")
         x0, y0 = max(x, 0.0), max(y, 0.0)
         x1, y1 = min(x + w, float(self.width)), min(y + h, float(self.height))
-        if x1 <= x0 or y1 <= y0:
+        box = tuple(float(value) for value in np.float32([x0, y0, x1, y1]))
+        if box[2] <= box[0] or box[3] <= box[1]:
             return -1
-        return self._append(RawInstance(rle=None, box=(x0, y0, x1, y1), **labels))
+        return self._append(RawInstance(rle=None, box=box, **labels))
 
     def build(self) -> RawExample:
         """Returns the finished example."""
@@ -221,38 +254,14 @@ def to_rle(segmentation: list | dict, height: int, width: int) -> dict | None:
             "size": [rows, columns],
             "counts": counts.encode("ascii") if isinstance(counts, str) else bytes(counts),
         }
-    _check_runs(rle)
+    # The C decoder trusts its input: runs that do not fill the mask exactly are damage.
+    masks.rle_toggles(rle, rows, columns)
     return rle
 
 
 def merge_masks(rles: Sequence[dict]) -> dict:
     """Returns the union of masks of one photo."""
     return coco_mask.merge(list(rles))
-
-
-def _check_runs(rle: dict) -> None:
-    """The C decoder trusts its input; runs that do not fill the mask exactly are damage."""
-    total, shown, run, shift, previous = 0, 0, 0, 0, [0, 0, 0]
-    for byte in rle["counts"]:
-        value = byte - 48
-        if not 0 <= value < 64:
-            raise ValueError("RLE text holds characters outside its alphabet")
-        run |= (value & 31) << shift
-        shift += 5
-        if value & 32:
-            continue
-        if value & 16:
-            run -= 1 << shift
-        if shown > 2:
-            run += previous[(shown - 2) % 3]
-        if run < 0:
-            raise ValueError("RLE holds a negative run")
-        previous[shown % 3] = run
-        total += run
-        shown, run, shift = shown + 1, 0, 0
-    rows, columns = rle["size"]
-    if shift or total != rows * columns:
-        raise ValueError(f"RLE runs cover {total} pixels, its size says {rows}x{columns}")
 
 
 def read_json(path: pathlib.Path, dataset: str) -> dict:

@@ -32,7 +32,7 @@ class Coco(Source):
         *,
         annotations: str = "panoptic",
     ):
-        super().__init__("coco", root, split, vocabulary)
+        super().__init__("coco", root, split, vocabulary, annotations=annotations)
         if annotations not in ("panoptic", "instances"):
             raise ConfigError(
                 f"coco: annotations={annotations!r}; wanted 'panoptic' or 'instances'"
@@ -47,13 +47,14 @@ class Coco(Source):
                 f"annotations/{file.name} and folders "
                 f"{[folder.relative_to(self.root).as_posix() for folder in wanted]}"
             )
+        self.annotation_files = (file,)
         self._panoptic = PanopticFile(file, "coco", vocabulary) if is_panoptic else None
         self._table = None if is_panoptic else load_table(file, "coco")
         if self._panoptic is not None:
-            self.example_ids = tuple(str(i) for i in self._panoptic.image_ids)
+            self.example_ids = self._panoptic.image_ids
         else:
             self._labels = object_labels(self._table.category_names, "coco", vocabulary, file)
-            self.example_ids = tuple(str(i) for i in self._table.image_ids)
+            self.example_ids = self._table.image_ids
 
     def _read(self, position: int) -> RawExample:
         if self._panoptic is None:

@@ -49,7 +49,8 @@ class CocoFolder(Source):
                 f"coco_folder: dataset={dataset!r} is the name of a built-in dataset; choose your "
                 "own name"
             )
-        super().__init__(dataset, root, split, vocabulary)
+        options = {"annotations": annotations, "photos": photos, "boxes_only": boxes_only}
+        super().__init__(dataset, root, split, vocabulary, **options)
         self.has_masks = not boxes_only
         names = (
             [annotations]
@@ -68,9 +69,10 @@ class CocoFolder(Source):
         if folder is None:
             raise self._layout_error(f"a folder of photos, one of {folders}")
         self._photos = folder
+        self.annotation_files = (file,)
         self._table = load_table(file, dataset, with_outlines=not boxes_only)
         self._labels = whole_part_labels(self._table.category_names, dataset, vocabulary, file)
-        self.example_ids = tuple(str(i) for i in self._table.image_ids)
+        self.example_ids = self._table.image_ids
 
     def _read(self, position: int) -> RawExample:
         builder = ExampleBuilder(self, position, self._photos / self._table.file_names[position])

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from data_pipelines.index.strings import StringTable
 from data_pipelines.sources.base import ExampleBuilder, read_json, to_rle
 from semsam_jax.core.errors import DataError
 
@@ -31,7 +32,7 @@ class CocoTable:
 
     Attributes:
         path: the file, for messages.
-        image_ids: native ids of the n photos.
+        image_ids: native ids of the n photos, as text.
         file_names: as the file states them; empty where missing.
         heights, widths: int32 [n] pixels, 0 where missing.
         starts: int64 [n + 1]; annotations starts[i]:starts[i + 1] belong to photo i.
@@ -41,14 +42,14 @@ class CocoTable:
         is_crowd: bool [a].
         is_pseudo: bool [a], from an optional key `is_pseudo` of an annotation.
         links: int64 [a] id of the whole that a part belongs to (`obj_ann_id`), -1 none.
-        outlines: JSON text of each segmentation, or None.
+        outlines: JSON text of each segmentation; empty where there is none.
         category_names: native category id -> name.
         num_orphans: annotations whose photo is not in the file; they are left out.
     """
 
     path: pathlib.Path
-    image_ids: tuple[int | str, ...]
-    file_names: tuple[str, ...]
+    image_ids: StringTable
+    file_names: StringTable
     heights: np.ndarray
     widths: np.ndarray
     starts: np.ndarray
@@ -58,7 +59,7 @@ class CocoTable:
     is_crowd: np.ndarray
     is_pseudo: np.ndarray
     links: np.ndarray
-    outlines: tuple[str | None, ...]
+    outlines: StringTable
     category_names: dict[int, str]
     num_orphans: int
 
@@ -97,8 +98,8 @@ def load_table(path: pathlib.Path, dataset: str, *, with_outlines: bool = True) 
     rows = [content["annotations"][i] for i in by_photo]
     return CocoTable(
         path=path,
-        image_ids=tuple(image["id"] for image in images),
-        file_names=tuple(str(image.get("file_name") or "") for image in images),
+        image_ids=StringTable.of(str(image["id"]) for image in images),
+        file_names=StringTable.of(str(image.get("file_name") or "") for image in images),
         heights=np.asarray([image.get("height") or 0 for image in images], np.int32),
         widths=np.asarray([image.get("width") or 0 for image in images], np.int32),
         starts=np.searchsorted(owners[by_photo], np.arange(len(images) + 1)),
@@ -108,7 +109,7 @@ def load_table(path: pathlib.Path, dataset: str, *, with_outlines: bool = True) 
         is_crowd=np.asarray([bool(row.get("iscrowd", 0)) for row in rows], np.bool_),
         is_pseudo=np.asarray([bool(row.get("is_pseudo", 0)) for row in rows], np.bool_),
         links=np.asarray([_number(row, "obj_ann_id") for row in rows], np.int64),
-        outlines=tuple(_outline(row) if with_outlines else None for row in rows),
+        outlines=StringTable.of(_outline(row) if with_outlines else "" for row in rows),
         category_names=names,
         num_orphans=len(content["annotations"]) - len(rows),
     )
@@ -191,6 +192,6 @@ def _box(row: Mapping) -> list[float]:
     return [float("nan")] * 4
 
 
-def _outline(row: Mapping) -> str | None:
+def _outline(row: Mapping) -> str:
     segmentation = row.get("segmentation")
-    return json.dumps(segmentation, separators=(",", ":")) if segmentation else None
+    return json.dumps(segmentation, separators=(",", ":")) if segmentation else ""

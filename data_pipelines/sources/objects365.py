@@ -27,11 +27,12 @@ class Objects365(Source):
         )
         if file is None:
             raise self._layout_error(f"{name} here or in annotations/")
+        self.annotation_files = (file,)
         self._table = load_table(file, "objects365", with_outlines=False)
         self._labels = object_labels(
             self._table.category_names, "objects365", vocabulary, self._table.path
         )
-        self.example_ids = tuple(str(i) for i in self._table.image_ids)
+        self.example_ids = self._table.image_ids
 
     def _read(self, position: int) -> RawExample:
         builder = ExampleBuilder(self, position, self._photo(self._table.file_names[position]))

@@ -32,14 +32,16 @@ class Paco(Source):
         *,
         photos: str | pathlib.Path | None = None,
     ):
-        super().__init__("paco", root, split, vocabulary)
+        options = {} if photos is None else {"photos": str(photos)}
+        super().__init__("paco", root, split, vocabulary, **options)
         self._photos = self.root if photos is None else pathlib.Path(photos)
         file = self.root / "annotations" / f"paco_lvis_v1_{split}.json"
         if not file.is_file():
             raise self._layout_error(f"annotations/{file.name}")
+        self.annotation_files = (file,)
         self._table = load_table(file, "paco")
         self._labels = whole_part_labels(self._table.category_names, "paco", vocabulary, file)
-        self.example_ids = tuple(str(i) for i in self._table.image_ids)
+        self.example_ids = self._table.image_ids
 
     def _read(self, position: int) -> RawExample:
         builder = ExampleBuilder(self, position, self._photos / self._table.file_names[position])

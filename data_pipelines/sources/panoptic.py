@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
+from data_pipelines.index.strings import StringTable
 from data_pipelines.sources.base import ExampleBuilder, read_json
 from data_pipelines.sources.coco_json import ClassLabel
 from data_pipelines.vocabulary import Vocabulary
@@ -20,7 +21,7 @@ class PanopticFile:
     """The JSON of one split, indexed by photo in order of the image id.
 
     Attributes:
-        image_ids: native ids, in reading order.
+        image_ids: native ids as text, in reading order.
         labels: native category id -> place in the union vocabulary.
     """
 
@@ -46,11 +47,11 @@ class PanopticFile:
             ) from error
         self.path = path
         self.labels = object_labels(names, dataset, vocabulary, path)
-        self.image_ids = tuple(sorted(records))
+        order = sorted(records)
+        self.image_ids = StringTable.of(str(i) for i in order)
         # Short JSON texts: a million small dictionaries would weigh on every worker process.
-        self._rows = tuple(
-            json.dumps([images.get(i), _slim(records[i])], separators=(",", ":"))
-            for i in self.image_ids
+        self._rows = StringTable.of(
+            json.dumps([images.get(i), _slim(records[i])], separators=(",", ":")) for i in order
         )
 
     def file_names(self, position: int) -> tuple[str, str]:

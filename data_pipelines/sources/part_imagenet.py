@@ -8,6 +8,7 @@ Source: SPEC (xi).
 
 import pathlib
 
+from data_pipelines.index.strings import StringTable
 from data_pipelines.schema import RawExample, RawInstance
 from data_pipelines.sources.base import ExampleBuilder, Source, first_existing, merge_masks
 from data_pipelines.sources.coco_json import ClassLabel, add_annotations, load_table
@@ -26,10 +27,11 @@ class PartImageNet(Source):
         self._photos = self.root / "images" / split
         if file is None or not self._photos.is_dir():
             raise self._layout_error(f"a folder images/{split} and one of {names}")
+        self.annotation_files = (file,)
         self._table = load_table(file, "part_imagenet")
         self._labels = _labels(self._table.category_names, vocabulary, file)
-        self.example_ids = tuple(
-            pathlib.PurePosixPath(name).stem or str(image_id)
+        self.example_ids = StringTable.of(
+            pathlib.PurePosixPath(name).stem or image_id
             for name, image_id in zip(self._table.file_names, self._table.image_ids, strict=True)
         )
 

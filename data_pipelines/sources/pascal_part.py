@@ -12,6 +12,7 @@ import re
 import numpy as np
 import scipy.io
 
+from data_pipelines.index.strings import StringTable
 from data_pipelines.schema import RawExample
 from data_pipelines.sources.base import ExampleBuilder, Source, encode_mask, first_existing
 from data_pipelines.vocabulary import Vocabulary, class_file
@@ -52,7 +53,7 @@ class PascalPart(Source):
         *,
         parts: str = "merged",
     ):
-        super().__init__("pascal_part", root, split, vocabulary)
+        super().__init__("pascal_part", root, split, vocabulary, parts=parts)
         if parts != "merged":
             raise ConfigError(
                 f"pascal_part: parts={parts!r} is not built; wanted 'merged' (30 part names); for "
@@ -69,10 +70,11 @@ class PascalPart(Source):
                 f"Annotations_Part/*.mat, JPEGImages/*.jpg and ImageSets/Main/{split}.txt"
             )
         self._photos = voc / "JPEGImages"
+        self.annotation_files = (listed, self._mats)
         annotated = {file.stem for file in self._mats.glob("*.mat")}
         names = [line.split()[0] for line in listed.read_text().splitlines() if line.strip()]
         # VOC lists more photos than PASCAL-Part annotates.
-        self.example_ids = tuple(sorted(set(names) & annotated))
+        self.example_ids = StringTable.of(sorted(set(names) & annotated))
         if not self.example_ids:
             raise self._layout_error(
                 f"some of the {len(names)} photos of {listed.name} in Annotations_Part "

@@ -183,7 +183,7 @@ def test_rle_of_random_masks_passes_and_damage_does_not():
     for damaged in (text[:-3], text + "1", text[:5] + "~" + text[5:], "é" + text):
         with pytest.raises(ValueError, match=r"RLE|ascii"):
             to_rle({"size": [30, 30], "counts": damaged}, 30, 30)
-    with pytest.raises(ValueError, match="its size says 30x31"):
+    with pytest.raises(ValueError, match="add up to 900, wanted 30x31"):
         to_rle({"size": [30, 31], "counts": text}, 30, 31)
 
 
