@@ -65,6 +65,7 @@ def main() -> None:
 
     import jax
     import jax.numpy as jnp
+    import numpy as np
 
     from semsam_jax.models.pixel_decoder import PixelDecoder
     from semsam_jax.models.presets import SwinConfig, model_config
@@ -79,7 +80,15 @@ def main() -> None:
     config = model_config(args.preset)
     height, width = args.size[0], args.size[-1]
     model = SemanticSAM(config)
-    params = init_params(model, jax.random.key(0))
+    # Only sizes matter for speed, and random numbers of all branches take long to draw.
+    shapes = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
+    rng = np.random.default_rng(0)
+    params = {
+        part: jax.tree.map(
+            lambda x: jnp.asarray(0.02 * rng.standard_normal(x.shape, np.float32)), shapes[part]
+        )
+        for part in ("backbone", "pixel_decoder")
+    }
     key = jax.random.key(1)
     image = jax.random.randint(key, (1, height, width, 3), 0, 256).astype(jnp.uint8)
     size_hw = jnp.asarray([[height, width]], jnp.int32)
