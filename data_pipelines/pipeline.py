@@ -16,7 +16,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from data_pipelines.index import Index, Source, build_index
+from data_pipelines.index import Index, Source, open_index
 from data_pipelines.mixture import Mixture, MixtureTable, build_mixture
 from data_pipelines.schema import DATASETS, BatchShape, RawExample
 from data_pipelines.transforms import geometry
@@ -105,8 +105,9 @@ def make_iterator(
         process_count: number of hosts.
         seed: of order, placements and prompts.
         indexes: index of each dataset; built here where it is not given.
-        index_folder: where indexes that are built here are kept (one folder per dataset), so
-            that the next start does not scan large datasets again; None scans every time.
+        index_folder: where indexes that are built here are kept (a folder for each dataset
+            and state of its files), so that the next start does not scan again; None scans
+            every time. Records bring their own index.
         name_mask: bool [v], False for names that have no text embedding: they are taken out
             of `vocab_valid` everywhere.
 
@@ -123,8 +124,9 @@ def make_iterator(
     }
     built = dict(indexes or {})
     for name in used & set(sources) - set(built):
-        folder = pathlib.Path(index_folder) / name if index_folder is not None else None
-        built[name] = build_index(sources[name], folder=folder, num_threads=config.num_threads)
+        built[name] = open_index(
+            sources[name], name, cache=index_folder, num_threads=config.num_threads
+        )
     rows = RowMaker(
         shape=config.shape,
         policy=config.prompts,

@@ -18,6 +18,7 @@ from data_pipelines.testing_layouts import (
     SceneInstance,
     example_id,
     write_ade20k_full,
+    write_sa1b_archives,
     write_scenes,
 )
 
@@ -31,6 +32,7 @@ __all__ = [
     "make_scene",
     "truncate",
     "write_ade20k_full",
+    "write_sa1b_archives",
     "write_scenes",
     "write_tree",
     "write_ugly_tree",

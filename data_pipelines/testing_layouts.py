@@ -1,8 +1,10 @@
 """Made-up scenes and how each dataset stores them; `testing` says what to write with them."""
 
 import dataclasses
+import io
 import json
 import pathlib
+import tarfile
 
 import numpy as np
 import scipy.io
@@ -89,6 +91,19 @@ def write_ade20k_full(root: pathlib.Path, split: str, scenes: list[Scene], year:
             (folder / f"{name}_atr.txt").write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 
+def write_sa1b_archives(root: pathlib.Path, scenes: list[Scene], per_archive: int) -> None:
+    """Writes scenes as SA-1B's official archives, whose members are in no special order."""
+    root.mkdir(parents=True, exist_ok=True)
+    for number, start in enumerate(range(0, len(scenes), per_archive)):
+        with tarfile.open(root / f"sa_{number:06d}.tar", "w") as tar:
+            for scene in reversed(scenes[start : start + per_archive]):
+                text = json.dumps(_sa1b_content(scene)).encode("utf-8")
+                for kind, data in (("jpg", scene.photo), ("json", text)):
+                    member = tarfile.TarInfo(f"./sa_{scene.number}.{kind}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+
+
 def example_id(dataset: str, number: int, split: str = "train") -> str:
     """Returns the example id that the reader gives to scene `number`."""
     return {
@@ -106,13 +121,17 @@ def _write_sa1b(root: pathlib.Path, split: str, scenes: list[Scene]) -> None:
     for scene in scenes:
         name = f"sa_{scene.number}"
         _bytes(root / split / f"{name}.jpg", scene.photo)
-        annotations = [
-            _annotation(scene, index, 0)
-            | {"predicted_iou": 0.9, "stability_score": 0.95, "point_coords": [[1.0, 1.0]]}
-            for index in range(len(scene.instances))
-        ]
-        image = {"image_id": scene.number, "file_name": f"{name}.jpg"} | _size(scene)
-        _json(root / split / f"{name}.json", {"image": image, "annotations": annotations})
+        _json(root / split / f"{name}.json", _sa1b_content(scene))
+
+
+def _sa1b_content(scene: Scene) -> dict:
+    annotations = [
+        _annotation(scene, index, 0)
+        | {"predicted_iou": 0.9, "stability_score": 0.95, "point_coords": [[1.0, 1.0]]}
+        for index in range(len(scene.instances))
+    ]
+    image = {"image_id": scene.number, "file_name": f"sa_{scene.number}.jpg"} | _size(scene)
+    return {"image": image, "annotations": annotations}
 
 
 def _write_coco(root: pathlib.Path, split: str, scenes: list[Scene]) -> None:

@@ -42,14 +42,30 @@ assert tuple(SOURCES) == DATASETS
 
 
 def open_source(
-    dataset: str, root: str | pathlib.Path, split: str, vocabulary: Vocabulary, **options: Any
+    dataset: str,
+    root: str | pathlib.Path,
+    split: str,
+    vocabulary: Vocabulary,
+    *,
+    cache: str | pathlib.Path | None = None,
+    **options: Any,
 ) -> Source:
     """Opens a dataset by name; a name outside `schema.DATASETS` is a user's own COCO folder.
+
+    Args:
+        dataset: its name.
+        root: folder in the dataset's native layout.
+        split: `train`, `val`, or what the dataset calls its splits.
+        vocabulary: gives the class indices.
+        cache: where the listing of a very large set is kept between runs.
+        **options: of the reader, see its class.
 
     Raises:
         DataError: the folder does not have the dataset's layout.
         ConfigError: an option has a wrong value.
     """
+    if dataset == "sa1b":
+        options["cache"] = cache
     if dataset not in SOURCES:
         return CocoFolder(root, split, vocabulary, dataset=dataset, **options)
     return SOURCES[dataset](root, split, vocabulary, **options)

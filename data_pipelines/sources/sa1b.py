@@ -1,28 +1,28 @@
 """SA-1B: class-agnostic masks at many granularities, one JSON a photo.
 
-Layout: `root/**/sa_ID.jpg` with `sa_ID.json` beside it (any depth, as the downloaded archives
-unpack). SA-1B has no official split: with folders `root/train` and `root/val` the split names
-one of them, otherwise the whole root is `train`.
-Source: SPEC (xi).
+Layout: the official archives `root/sa_000000.tar ...`, read where they are, or
+`root/**/sa_ID.jpg` with `sa_ID.json` beside it, as the archives unpack. SA-1B has no official
+split: with folders `root/train` and `root/val` the split names one of them, otherwise the whole
+root is `train`. Source: SPEC (xi).
 """
 
-import os
+import json
 import pathlib
-import re
-from collections.abc import Iterator
 
 from data_pipelines.schema import RawExample
 from data_pipelines.sources.base import ExampleBuilder, Source, read_json, to_rle
+from data_pipelines.sources.sa1b_listing import read_listing
 from data_pipelines.vocabulary import Vocabulary
 
 
 class SA1B(Source):
-    """Reader of SA-1B folders. Instances carry neither object nor part class.
+    """Reader of SA-1B archives or folders. Instances carry neither object nor part class.
 
     Args:
-        root: folder of photos and JSON files.
+        root: folder of archives, or of photos and JSON files.
         split: `train`, or a sub-folder's name.
         vocabulary: unused (no classes), kept for the common protocol.
+        cache: where the list of photos is kept between runs; None lists them every time.
         min_predicted_iou: drop masks below this quality as the data states it; 0 keeps all.
         min_stability_score: likewise.
     """
@@ -33,10 +33,15 @@ class SA1B(Source):
         split: str,
         vocabulary: Vocabulary,
         *,
+        cache: str | pathlib.Path | None = None,
         min_predicted_iou: float = 0.0,
         min_stability_score: float = 0.0,
     ):
-        super().__init__("sa1b", root, split, vocabulary)
+        limits = {
+            "min_predicted_iou": min_predicted_iou,
+            "min_stability_score": min_stability_score,
+        }
+        super().__init__("sa1b", root, split, vocabulary, **limits)
         self._min_iou = min_predicted_iou
         self._min_stability = min_stability_score
         folder = self.root / split
@@ -45,16 +50,15 @@ class SA1B(Source):
                 raise self._layout_error(f"a folder {split}/ (without one, only train exists)")
             folder = self.root
         self._folder = folder
-        # Names only: eleven million path objects would not fit beside the other readers.
-        self.example_ids = tuple(sorted(_annotated(folder), key=_by_number))
-        if not self.example_ids:
-            raise self._layout_error("files sa_ID.json with sa_ID.jpg beside them")
+        self._listing = read_listing(folder, None if cache is None else pathlib.Path(cache))
+        self.example_ids = self._listing.names
+        archives = tuple(folder / name for name in self._listing.archives)
+        self.annotation_files = archives or (folder,)
+        if not len(self.example_ids):
+            raise self._layout_error("sa_*.tar, or files sa_ID.json with sa_ID.jpg beside them")
 
     def _read(self, position: int) -> RawExample:
-        file = self._folder / f"{self.example_ids[position]}.json"
-        content = read_json(file, f"sa1b example {self.example_ids[position]!r}")
-        name = content["image"].get("file_name", file.with_suffix(".jpg").name)
-        builder = ExampleBuilder(self, position, file.with_name(pathlib.PurePath(name).name))
+        builder, content = (self._member if self._listing.archives else self._file)(position)
         builder.expect_size(content["image"]["height"], content["image"]["width"])
         for annotation in content["annotations"]:
             if annotation.get("predicted_iou", 1.0) < self._min_iou:
@@ -67,19 +71,25 @@ class SA1B(Source):
             builder.add_mask(rle, is_pseudo=bool(annotation.get("is_pseudo", False)))
         return builder.build()
 
+    def _file(self, position: int) -> tuple[ExampleBuilder, dict]:
+        file = self._folder / f"{self.example_ids[position]}.json"
+        content = read_json(file, f"sa1b example {self.example_ids[position]!r}")
+        name = content["image"].get("file_name", file.with_suffix(".jpg").name)
+        photo = file.with_name(pathlib.PurePath(name).name)
+        return ExampleBuilder(self, position, photo), content
 
-def _annotated(folder: pathlib.Path) -> Iterator[str]:
-    """Yields relative names without suffix of photos that have a JSON."""
-    for parent, _, names in os.walk(folder):
-        photos = {name[:-4] for name in names if name.endswith(".jpg")}
-        above = pathlib.Path(parent).relative_to(folder).as_posix()
-        prefix = "" if above == "." else f"{above}/"
-        for name in names:
-            if name.endswith(".json") and name[:-5] in photos:
-                yield prefix + name[:-5]
-
-
-def _by_number(name: str) -> tuple[str, int, str]:
-    above, _, stem = name.rpartition("/")
-    digits = re.search(r"(\d+)$", stem)
-    return above, int(digits.group(1)) if digits else -1, stem
+    def _member(self, position: int) -> tuple[ExampleBuilder, dict]:
+        place = self._listing.places[position]
+        archive = self._folder / self._listing.archives[int(place["archive"])]
+        photo, text = b"", b""
+        if min(place["photo_size"], place["text_size"]) >= 0:
+            with archive.open("rb") as file:
+                file.seek(int(place["photo_start"]))
+                photo = file.read(int(place["photo_size"]))
+                file.seek(int(place["text_start"]))
+                text = file.read(int(place["text_size"]))
+        if len(photo) != place["photo_size"] or len(text) != place["text_size"]:
+            raise self._broken(position, "the archive is cut short; download it again", archive)
+        content = json.loads(text)
+        name = archive / f"{self.example_ids[position]}.jpg"
+        return ExampleBuilder(self, position, name, photo), content

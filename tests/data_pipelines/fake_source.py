@@ -83,6 +83,9 @@ def make_example(
 class FakeSource:
     """A list of examples, or of errors to raise."""
 
+    fingerprint = "0123456789abcdef"
+    index_folder = None
+
     def __init__(self, examples: list):
         self.examples = examples
 

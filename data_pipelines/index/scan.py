@@ -1,0 +1,222 @@
+"""What a scan looks for in each record, and how millions of findings are kept in a few arrays."""
+
+import array
+import collections
+import dataclasses
+import os
+import typing
+from collections.abc import Iterator
+from concurrent import futures
+
+import numpy as np
+
+from data_pipelines import decode
+from data_pipelines.schema import RawExample
+from data_pipelines.transforms import masks, row
+from semsam_jax.core.errors import DataError
+
+_NAMED = 1000  # messages kept for each reason
+
+
+@typing.runtime_checkable
+class Source(typing.Protocol):
+    """A reader: random access to the annotated photos of one dataset.
+
+    Attributes:
+        fingerprint: short text that changes when other records would be read.
+        index_folder: an index that came with the data, or None.
+    """
+
+    fingerprint: str
+    index_folder: str | os.PathLike | None
+
+    def __len__(self) -> int:
+        """Number of records, broken ones included."""
+        ...
+
+    def __getitem__(self, position: int) -> RawExample:
+        """Reads a record; raises DataError if it is broken. Safe to call from threads."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class IndexReport:
+    """What a scan found.
+
+    Attributes:
+        dataset: name, as the records say.
+        records: records scanned.
+        examples: records kept.
+        instances: instances in the kept records that have at least one pixel.
+        dropped: reason -> number of records.
+        named: reason -> messages of the records, the first thousand of each reason.
+    """
+
+    dataset: str
+    records: int
+    examples: int
+    instances: int
+    dropped: dict[str, int]
+    named: dict[str, list[str]]
+
+    def to_dict(self) -> dict:
+        """Plain values for JSON."""
+        return dataclasses.asdict(self)
+
+
+class Tally:
+    """Collects what was seen of each record: a few bytes for one, however many there are."""
+
+    def __init__(self):
+        self._columns = {"position": array.array("q"), "num_instances": array.array("i")}
+        self._columns |= {name: array.array("b") for name in ("has_object", "has_part")}
+        self._dataset = ""
+        self.dropped: collections.Counter[str] = collections.Counter()
+        self.named: dict[str, list[str]] = {}
+
+    def add(self, position: int, found: "Entry") -> None:
+        """Counts one record; `position` is kept if the record can be used."""
+        self._dataset = found.dataset or self._dataset
+        if found.reason is not None:
+            self.dropped[found.reason] += 1
+            messages = self.named.setdefault(found.reason, [])
+            if len(messages) < _NAMED:
+                messages.append(found.message)
+            return
+        self._columns["position"].append(position)
+        for name in ("num_instances", "has_object", "has_part"):
+            self._columns[name].append(getattr(found, name))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays of an `Index`."""
+        types = (np.int64, np.int32, np.bool_, np.bool_)
+        arrays = {
+            name: np.array(column, dtype)
+            for (name, column), dtype in zip(self._columns.items(), types, strict=True)
+        }
+        return with_views(arrays)
+
+    def report(self, records: int) -> IndexReport:
+        """The counts, for `records` records seen."""
+        return IndexReport(
+            dataset=self._dataset,
+            records=records,
+            examples=len(self._columns["position"]),
+            instances=int(np.array(self._columns["num_instances"], np.int64).sum()),
+            dropped=dict(self.dropped),
+            named=self.named,
+        )
+
+
+def with_views(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Adds the record numbers of the views `object` and `part` to the arrays of an index."""
+    views = {f"view_{kind}": arrays["position"][arrays[f"has_{kind}"]] for kind in _LABELLED}
+    return {**arrays, **views}
+
+
+_LABELLED = ("object", "part")
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """What was seen of one record: usable, or the reason why not.
+
+    Attributes:
+        dataset: name, "" where the record could not be read.
+        reason: why it is dropped, or None.
+        message: names the record.
+        num_instances: instances with at least one pixel.
+        has_object, has_part: whether a whole object / a part is annotated.
+    """
+
+    dataset: str
+    reason: str | None = None
+    message: str = ""
+    num_instances: int = 0
+    has_object: bool = False
+    has_part: bool = False
+
+
+BROKEN = ("unreadable", "photo", "annotation")
+_EMPTY = ("no instances", "only empty instances")
+
+
+def entries(source: Source, num_threads: int) -> Iterator[Entry]:
+    """Yields what `look_at` says of every record, in order, read by so many threads."""
+    positions = range(len(source))
+    if not num_threads:
+        for position in positions:
+            yield _look_at(source, position)
+        return
+    # Small blocks keep memory flat: Executor.map would submit millions of jobs at once.
+    with futures.ThreadPoolExecutor(num_threads) as pool:
+        block = 64 * num_threads
+        for start in range(0, len(source), block):
+            part = positions[start : start + block]
+            yield from pool.map(lambda position: _look_at(source, position), part)
+
+
+def _look_at(source: Source, position: int) -> Entry:
+    try:
+        example = source[position]
+    except (DataError, OSError) as error:
+        return Entry("", "unreadable", f"record {position}: {error}")
+    return look_at(example)
+
+
+def look_at(example: RawExample) -> Entry:
+    """Looks for everything that could fail when a row is made of the example."""
+    dataset, where = example.dataset, f"{example.dataset}/{example.example_id}"
+    if not example.instances:
+        return Entry(dataset, _EMPTY[0], where)
+    try:
+        decode.check_header(example.image, where=where, size_hw=(example.height, example.width))
+    except DataError as error:
+        return Entry(dataset, "photo", str(error))
+    try:
+        outlines = row.read_outlines(example, where)
+    except DataError as error:
+        return Entry(dataset, "annotation", str(error))
+    total = example.height * example.width
+    seen = []
+    for instance, outline in zip(example.instances, outlines, strict=True):
+        x0, y0, x1, y1 = instance.box
+        if outline is None:
+            x0, x1 = max(x0, 0), min(x1, example.width)
+            y0, y1 = max(y0, 0), min(y1, example.height)
+            is_empty = x1 - x0 < 1 or y1 - y0 < 1
+        else:
+            is_empty = masks.toggles_area(outline, total) == 0
+        if not is_empty:
+            seen.append(instance)
+    if not seen:
+        return Entry(dataset, _EMPTY[1], where)
+    return Entry(
+        dataset=dataset,
+        num_instances=len(seen),
+        has_object=any(row.in_view(item.object_id, item.part_id, "object") for item in seen),
+        has_part=any(row.in_view(item.object_id, item.part_id, "part") for item in seen),
+    )
+
+
+def check_report(report: IndexReport, max_broken_share: float) -> None:
+    """Refuses a scan with too many broken records, or without any that can be used.
+
+    Raises:
+        DataError: as `build_index` says.
+    """
+    broken = {reason: report.dropped.get(reason, 0) for reason in BROKEN}
+    total, name = sum(broken.values()), report.dataset or "the source"
+    if total > max(max_broken_share * report.records, 1):
+        worst = max(broken, key=broken.get)
+        raise DataError(
+            f"index of {name}: {total} of {report.records} records are broken "
+            f"({100 * total / report.records:.1f} %), allowed are {100 * max_broken_share:g} %; "
+            f"most often: {worst} ({broken[worst]}), e.g. {'; '.join(report.named[worst][:5])}. "
+            f"Repair or remove them."
+        )
+    if not report.examples:
+        raise DataError(
+            f"index of {name}: none of {report.records} records is usable "
+            f"({report.dropped or 'the source is empty'}); check the folder and its layout."
+        )

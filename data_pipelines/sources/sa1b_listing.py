@@ -1,0 +1,207 @@
+"""Where the photos of SA-1B lie: loose files, or members of the official archives.
+
+Eleven million photos are listed as arrays: names end to end, and for archives where in which
+file a photo and its JSON begin, so that they are read without unpacking anything. A listing in
+a cache folder is mapped, and scanned again only when an archive or a folder has changed.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import re
+import tarfile
+from collections.abc import Iterator
+from concurrent import futures
+
+import numpy as np
+
+from data_pipelines.index.files import write_json, write_whole
+from data_pipelines.index.strings import StringTable
+from semsam_jax.core.errors import DataError
+
+PLACE = np.dtype(
+    [
+        ("archive", "<i4"),
+        ("photo_start", "<i8"),
+        ("photo_size", "<i4"),
+        ("text_start", "<i8"),
+        ("text_size", "<i4"),
+    ]
+)
+"""One photo in the archives: number of the archive, then bytes of the photo and of its JSON."""
+
+_FORMAT = 1
+_BLOCK = 512  # tar's unit; zero blocks end an archive
+
+
+@dataclasses.dataclass
+class Listing:
+    """The photos of one folder, in reading order.
+
+    Attributes:
+        names: paths relative to the folder (or inside the archive), without suffix.
+        archives: archive names; empty for loose files.
+        places: `PLACE` [n], empty for loose files. A size of -1 marks what a cut-off archive
+            lacks.
+        cache: folder that both are mapped from, or None.
+    """
+
+    names: StringTable
+    archives: tuple[str, ...] = ()
+    places: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, PLACE))
+    cache: pathlib.Path | None = None
+
+    def __getstate__(self) -> dict:
+        """Worker processes map the files again instead of receiving copies."""
+        mapped = {"places": None} if self.cache is not None else {}
+        return {**self.__dict__, **mapped}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        if self.cache is not None:
+            self.places = np.load(self.cache / "places.npy", mmap_mode="r")
+
+
+def read_listing(folder: pathlib.Path, cache: pathlib.Path | None = None) -> Listing:
+    """Lists the photos of a folder that have a JSON.
+
+    Args:
+        folder: holds `*.tar` archives, or photos at any depth.
+        cache: where listings are kept; None scans every time and keeps the result in memory.
+
+    Raises:
+        DataError: archives and loose photos lie side by side.
+    """
+    if cache is None:
+        return _scan(folder)[0]
+    kept = cache / f"sa1b-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]}"
+    listing = _mapped(folder, kept)
+    if listing is None:
+        scanned, stamp = _scan(folder)
+        save_listing(scanned, stamp, kept)
+        listing = _mapped(folder, kept)
+    # Somebody who changes the folder during the scan gets what was there at its beginning.
+    return listing if listing is not None else scanned
+
+
+def save_listing(listing: Listing, stamp: dict[str, list[int]], kept: pathlib.Path) -> None:
+    """Keeps a listing; the JSON comes last, so a folder that has it is complete."""
+    kept.mkdir(parents=True, exist_ok=True)
+    arrays = {**listing.names.arrays("names"), "places.npy": listing.places}
+    for name, array in arrays.items():
+        write_whole(kept / name, lambda file, array=array: np.save(file, array))
+    content = {"format": _FORMAT, "stamp": stamp, "archives": listing.archives}
+    write_json(kept / "listing.json", content)
+
+
+def stamp_of(folder: pathlib.Path, names: list[str]) -> dict[str, list[int]]:
+    """Size and age of archives or folders below `folder`; a missing one has neither."""
+    stamp = {}
+    for name in names:
+        try:
+            stat = (folder / name).stat()
+        except OSError:
+            stamp[name] = []
+            continue
+        # A folder's size says nothing on many file systems.
+        stamp[name] = [stat.st_size if name.endswith(".tar") else 0, stat.st_mtime_ns]
+    return stamp
+
+
+def _mapped(folder: pathlib.Path, kept: pathlib.Path) -> Listing | None:
+    """The kept listing, if it is still true."""
+    file = kept / "listing.json"
+    if not file.is_file():
+        return None
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if content.get("format") != _FORMAT:
+        return None
+    stamp = content["stamp"]
+    archives = [path.name for path in _archives(folder)]
+    if archives != list(content["archives"]) or stamp_of(folder, list(stamp)) != stamp:
+        return None
+    return Listing(
+        names=StringTable.load(kept, "names"),
+        archives=tuple(archives),
+        places=np.load(kept / "places.npy", mmap_mode="r"),
+        cache=kept,
+    )
+
+
+def _scan(folder: pathlib.Path) -> tuple[Listing, dict[str, list[int]]]:
+    archives = _archives(folder)
+    if not archives:
+        folders: list[str] = []
+        listing = Listing(StringTable.of(_loose(folder, folders)))
+        return listing, stamp_of(folder, folders)
+    loose = [entry.name for entry in os.scandir(folder) if entry.name.endswith((".jpg", ".json"))]
+    if loose:
+        raise DataError(
+            f"sa1b: {folder} holds archives ({archives[0].name} ...) beside loose photos "
+            f"({min(loose)} ...); wanted one kind, since a photo in both would count twice; "
+            "move one kind to another folder"
+        )
+    with futures.ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(_members, range(len(archives)), archives))
+    names = StringTable.of(name for part, _ in found for name in part)
+    listing = Listing(
+        names, tuple(path.name for path in archives), np.concatenate([p for _, p in found])
+    )
+    return listing, stamp_of(folder, [path.name for path in archives])
+
+
+def _archives(folder: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(folder.glob("*.tar"), key=lambda path: by_number(path.stem))
+
+
+def _members(number: int, archive: pathlib.Path) -> tuple[StringTable, np.ndarray]:
+    """Photos with a JSON in one archive, by number; what is cut off counts as a broken photo."""
+    files: dict[str, dict[str, tuple[int, int]]] = {}
+    end, is_whole = 0, True
+    size = archive.stat().st_size
+    try:
+        with tarfile.open(archive, "r:") as tar:
+            for member in tar:
+                end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
+                stem, dot, kind = member.name.removeprefix("./").rpartition(".")
+                if member.isfile() and dot and kind in ("jpg", "json"):
+                    is_there = member.offset_data + member.size <= size
+                    place = (member.offset_data, member.size if is_there else -1)
+                    files.setdefault(stem, {})[kind] = place
+                tar.members = []  # a list of all headers is not needed
+    except tarfile.TarError:
+        is_whole = False
+    with archive.open("rb") as file:
+        file.seek(end)
+        is_whole = is_whole and file.read(_BLOCK) == bytes(_BLOCK)
+    rows = [
+        (stem, (number, *pair["jpg"], *pair["json"]))
+        for stem, pair in sorted(files.items(), key=lambda item: by_number(item[0]))
+        if len(pair) == 2
+    ]
+    if not is_whole:
+        rows.append((archive.name, (number, end, -1, end, -1)))
+    places = np.array([place for _, place in rows], PLACE)
+    return StringTable.of(stem for stem, _ in rows), places
+
+
+def _loose(folder: pathlib.Path, seen: list[str]) -> Iterator[str]:
+    """Yields names of loose photos that have a JSON, folder by folder; notes the folders."""
+    for parent, below, names in os.walk(folder):
+        below.sort(key=by_number)
+        above = pathlib.Path(parent).relative_to(folder).as_posix()
+        seen.append(above)
+        prefix = "" if above == "." else f"{above}/"
+        photos = {name[:-4] for name in names if name.endswith(".jpg")}
+        stems = (name[:-5] for name in names if name.endswith(".json"))
+        for stem in sorted((stem for stem in stems if stem in photos), key=by_number):
+            yield prefix + stem
+
+
+def by_number(name: str) -> tuple[str, int, str]:
+    """Sorting key: `sa_9` before `sa_10`."""
+    digits = re.search(r"(\d+)$", name)
+    stem = name[: digits.start()] if digits else name
+    return stem, int(digits.group(1)) if digits else -1, name
