@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from semsam_jax.core.backend import target_backend
 from semsam_jax.core.errors import ConfigError, ShapeError
 from semsam_jax.models.layers import DenseParams, xavier_init
 from semsam_jax.ops.deform_attention import deform_attention, inside_weight
@@ -45,7 +46,7 @@ def cheaper_projection(num_queries: int, num_pixels: int, dim: int, samples: int
         dim: channels.
         samples: heads x levels x points.
     """
-    price = _GATHER_PRICE.get(jax.default_backend(), 32)
+    price = _GATHER_PRICE.get(target_backend(), 32)
     extra_reads = num_queries * samples * 4 * dim * price
     saved_products = (num_pixels - num_queries) * dim * dim
     return "after" if extra_reads < saved_products else "before"
