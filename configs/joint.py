@@ -63,7 +63,7 @@ def _lite(config: ConfigDict) -> ConfigDict:
 
 def _full(config: ConfigDict) -> ConfigDict:
     config.model.dtype = "bfloat16"
-    config.model.remat = True
+    config.model.remat = "full"
     config.text.source = "encoder"
     config.data.interactive_batch = 32
     config.data.generic_batch = 32

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from semsam_jax.core.errors import ConfigError
 from semsam_jax.models import presets
+from semsam_jax.models.layers import REMAT_POLICIES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +23,8 @@ class ModelChoice:
     Attributes:
         preset: key of `models.presets.PRESETS`.
         dtype: compute dtype, "float32" or "bfloat16"; parameters stay float32.
-        remat: recompute the layers of the stacks in the backward pass to save memory.
+        remat: what a layer of a stack keeps for the backward pass: "none" recomputed (all
+            kept), "dots" (the results of linear layers) or "full" (only its input).
         warm_start: checkpoint folder whose parameters start the run, "" for none.
         backbone_weights: "imagenet" (lite: from its package), a .pth of an ImageNet Swin,
             or "" for random.
@@ -31,7 +33,7 @@ class ModelChoice:
 
     preset: str = "lite"
     dtype: str = "float32"
-    remat: bool = False
+    remat: str = "none"
     warm_start: str = ""
     backbone_weights: str = ""
     text_weights: str = ""
@@ -204,6 +206,7 @@ def check_batch(run: RunConfig, num_shards: int) -> None:
 def _check(run: RunConfig) -> None:
     model = presets.model_config(run.model.preset)
     _one_of("model.dtype", run.model.dtype, ("float32", "bfloat16"))
+    _one_of("model.remat", run.model.remat, tuple(REMAT_POLICIES))
     _one_of("text.source", run.text.source, ("table", "encoder"))
     _one_of("optimizer.schedule", run.optimizer.schedule, ("step", "cosine"))
     data = run.data

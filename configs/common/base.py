@@ -11,8 +11,8 @@ def base() -> ConfigDict:
                 "preset": "lite",
                 # Compute dtype; parameters, norms, coordinates and losses stay float32.
                 "dtype": "float32",
-                # Recompute layers in the backward pass.
-                "remat": False,
+                # What the backward pass recomputes: "none", "dots" or "full".
+                "remat": "none",
                 # Checkpoint folder whose parameters start the run.
                 "warm_start": "",
                 # "imagenet" (lite) or a .pth of an ImageNet Swin.

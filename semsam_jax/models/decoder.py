@@ -132,13 +132,13 @@ class Decoder(nn.Module):
         config: sizes.
         mask_dim: channels of the mask features.
         dtype: compute dtype of layers; boxes are refined in float32.
-        remat: recompute layers in the backward pass.
+        remat: key of `layers.REMAT_POLICIES`, for each layer.
     """
 
     config: DecoderConfig
     mask_dim: int
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: str = "none"
 
     def setup(self) -> None:
         """Declares the stacked layers and everything that all layers share."""

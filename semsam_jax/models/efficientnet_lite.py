@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from semsam_jax.models.layers import REMAT_POLICIES
 from semsam_jax.models.presets import EfficientNetLiteConfig
 
 
@@ -116,7 +117,7 @@ class EfficientNetLite(nn.Module):
     Attributes:
         config: whether it is trained; if not, gradients stop at its maps.
         dtype: compute dtype.
-        remat: recompute each block in the backward pass.
+        remat: key of `layers.REMAT_POLICIES`, for each block.
 
     Source: EfficientNet (arXiv 1905.11946) and its Lite0 variant: ReLU6, no
     squeeze-excite, stem and head not scaled.
@@ -124,7 +125,7 @@ class EfficientNetLite(nn.Module):
 
     config: EfficientNetLiteConfig = EfficientNetLiteConfig()
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: str = "none"
 
     @nn.compact
     def __call__(
@@ -144,7 +145,9 @@ class EfficientNetLite(nn.Module):
             STEM_FEATURES, (3, 3), strides=2, dtype=self.dtype, kernel_init=_init, name="stem"
         )
         x = nn.relu6(conv(image.astype(self.dtype)))
-        maps, block = [], nn.remat(_Block) if self.remat else _Block
+        maps, block = [], _Block
+        if self.remat != "none":
+            block = nn.remat(_Block, policy=REMAT_POLICIES[self.remat])
         for i, spec in enumerate(BLOCKS):
             x = block(spec, self.dtype, name=f"block{i}")(x)
             if i in _OUTPUTS:

@@ -16,6 +16,14 @@ from jaxtyping import Array, Bool, Float
 linear_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 xavier_init = nn.initializers.xavier_uniform()
 
+REMAT_POLICIES = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+"""What a layer keeps for its backward pass: everything, the results of its linear layers, or
+only its input. The rest is recomputed."""
+
 
 def _broadcast(vector: Float[Array, " c"], ndim: int) -> Float[Array, "..."]:
     return vector.reshape((1,) * (ndim - 1) + (-1,))
@@ -190,7 +198,7 @@ def scan_layers(
     carry: Any,
     xs: Any = None,
     *,
-    remat: bool = False,
+    remat: str = "none",
     unroll: int | bool = 1,
 ) -> tuple[Any, Any]:
     """Runs stacked layers one after the other with `jax.lax.scan`.
@@ -201,7 +209,7 @@ def scan_layers(
         params: tree from `stacked_params`.
         carry: input of the first layer.
         xs: optional tree of per-layer inputs (keys, drop rates), leading axis = layers.
-        remat: recompute each layer in the backward pass instead of storing its inside.
+        remat: key of `REMAT_POLICIES`.
         unroll: as in `jax.lax.scan`.
 
     Returns:
@@ -213,5 +221,6 @@ def scan_layers(
 
     # Inside a scan nothing can be merged with the forward pass, so the barriers that
     # keep XLA from undoing the recomputation are not needed.
-    step = jax.checkpoint(step, prevent_cse=False) if remat else step
+    if remat != "none":
+        step = jax.checkpoint(step, prevent_cse=False, policy=REMAT_POLICIES[remat])
     return jax.lax.scan(step, carry, (params, xs), unroll=unroll)

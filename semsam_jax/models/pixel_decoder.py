@@ -72,7 +72,7 @@ class EncoderLayer(nn.Module):
 class _Encoder(nn.Module):
     config: PixelDecoderConfig
     dtype: Any
-    remat: bool
+    remat: str
 
     @nn.compact
     def __call__(
@@ -132,14 +132,14 @@ class PixelDecoder(nn.Module):
     Attributes:
         config: sizes.
         dtype: compute dtype; sampling coordinates and norms are float32 in any case.
-        remat: recompute each encoder layer in the backward pass.
+        remat: key of `layers.REMAT_POLICIES`, for each encoder layer.
 
     Source: Mask DINO (arXiv 2206.02777) section 3; SPEC section (ii).
     """
 
     config: PixelDecoderConfig
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, maps: tuple[Float[Array, "b _h _w _c"], ...]) -> Pyramid:

@@ -39,12 +39,12 @@ class SemanticSAM(nn.Module):
     Attributes:
         config: sizes of every part.
         dtype: compute dtype; parameters, boxes and mask logits are float32.
-        remat: recompute stacked layers in the backward pass.
+        remat: key of `layers.REMAT_POLICIES`: what the backward pass recomputes.
     """
 
     config: ModelConfig
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: str = "none"
 
     def setup(self) -> None:
         """Declares the parts; which ones exist depends on the configuration alone."""

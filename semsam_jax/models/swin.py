@@ -169,7 +169,7 @@ class _Stage(nn.Module):
     has_downsample: bool
     config: SwinConfig
     dtype: Any
-    remat: bool
+    remat: str
 
     @nn.compact
     def __call__(
@@ -215,14 +215,14 @@ class Swin(nn.Module):
     Attributes:
         config: sizes; every depth is even.
         dtype: compute dtype.
-        remat: recompute each pair of blocks in the backward pass.
+        remat: key of `layers.REMAT_POLICIES`, for each pair of blocks.
 
     Source: Swin (arXiv 2103.14030); SPEC section (i).
     """
 
     config: SwinConfig
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: str = "none"
 
     @nn.compact
     def __call__(

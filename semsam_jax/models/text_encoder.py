@@ -25,13 +25,13 @@ class TextEncoder(nn.Module):
         config: sizes.
         text_dim: dimensions of the text space.
         dtype: compute dtype of the layers; parameters and the result are float32.
-        remat: recompute layers in the backward pass.
+        remat: key of `layers.REMAT_POLICIES`, for each layer.
     """
 
     config: TextConfig
     text_dim: int
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: str = "none"
 
     def setup(self) -> None:
         """Declares the embeddings, the stacked layers and the projection."""

@@ -43,7 +43,7 @@ def case():
 
 
 @functools.partial(jax.jit, static_argnames=("dtype", "remat"))
-def _apply(params, content, references, levels, *, dtype=jnp.float32, remat=False):
+def _apply(params, content, references, levels, *, dtype=jnp.float32, remat="none"):
     decoder = Decoder(CONFIG, mask_dim=32, dtype=dtype, remat=remat)
     return decoder.apply({"params": params}, content, references, levels, method=_forward)
 
@@ -99,7 +99,7 @@ def test_remat_changes_nothing(case):
 
     grad = jax.jit(jax.grad(loss), static_argnums=1)
     for a, b in zip(
-        jax.tree.leaves(grad(case[0], False)), jax.tree.leaves(grad(case[0], True)), strict=True
+        jax.tree.leaves(grad(case[0], "none")), jax.tree.leaves(grad(case[0], "full")), strict=True
     ):
         np.testing.assert_allclose(a, b, atol=1e-5)
 

@@ -53,7 +53,7 @@ def test_maps_and_stopped_gradient(params: dict) -> None:
     image = load("coffee.jpg")[:, :64, :96]
 
     def total(last: dict, is_trained: bool) -> tuple[jax.Array, tuple]:
-        model = EfficientNetLite(EfficientNetLiteConfig(is_trained=is_trained), remat=True)
+        model = EfficientNetLite(EfficientNetLiteConfig(is_trained=is_trained), remat="full")
         backbone = params["backbone"] | {"block15": last}
         maps = model.apply({"params": backbone}, image, train=True)
         return sum(jnp.sum(x) for x in maps), maps

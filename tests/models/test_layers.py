@@ -99,7 +99,7 @@ def test_attention_matches_numpy(has_pos: bool, has_mask: bool) -> None:
 
 class _Stack(nn.Module):
     length: int = 3
-    remat: bool = False
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -131,10 +131,11 @@ def test_stack_equals_a_loop_and_starts_every_layer_differently() -> None:
     np.testing.assert_allclose(carry, want, atol=1e-5)
     np.testing.assert_allclose(ys, np.stack(steps), atol=1e-5)
 
-    def loss(p: dict, remat: bool) -> jax.Array:
+    def loss(p: dict, remat: str) -> jax.Array:
         return jnp.sum(_Stack(remat=remat).apply({"params": p}, x)[0] ** 2)
 
-    grads = [jax.jit(jax.grad(loss), static_argnums=1)(params, r) for r in (False, True)]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *grads)
+    grads = [jax.jit(jax.grad(loss), static_argnums=1)(params, r) for r in ("none", "dots", "full")]
+    for other in grads[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), grads[0], other)
     shapes = jax.eval_shape(_Stack().init, jax.random.key(0), x)["params"]
     assert shapes["layers"]["kernel"].shape == (3, 4, 4)

@@ -36,7 +36,7 @@ def tower(**fields):
     return TextEncoder(CONFIG.text, CONFIG.decoder.text_dim, **fields)
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", ["none", "full"])
 def test_recorded_tower(params, golden, remat):
     model = tower(remat=remat)
     ids = jnp.asarray(golden["tokens/plain_ids"], jnp.int32)
