@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from semsam_jax.models.layers import REMAT_POLICIES
 from semsam_jax.models.presets import EfficientNetLiteConfig
@@ -129,18 +129,23 @@ class EfficientNetLite(nn.Module):
 
     @nn.compact
     def __call__(
-        self, image: Float[Array, "b h w 3"], *, train: bool = False
+        self,
+        image: Float[Array, "b h w 3"],
+        *,
+        train: bool = False,
+        draw: Int[Array, " b"] | None = None,
     ) -> tuple[Float[Array, "b _h _w _c"], ...]:
         """Extracts features.
 
         Args:
             image: (pixels - 127) / 128, any size.
             train: no effect, statistics are frozen; here so that backbones look alike.
+            draw: no effect, nothing is random.
 
         Returns:
             Maps at strides 4, 8, 16, 32 with 24, 40, 112, 320 channels.
         """
-        del train
+        del train, draw
         conv = nn.Conv(
             STEM_FEATURES, (3, 3), strides=2, dtype=self.dtype, kernel_init=_init, name="stem"
         )

@@ -70,6 +70,7 @@ class SemanticSAM(nn.Module):
         size_hw: Int[Array, "b 2"],
         *,
         train: bool = False,
+        draw: Int[Array, " b"] | None = None,
     ) -> Pyramid:
         """Encodes images.
 
@@ -78,6 +79,8 @@ class SemanticSAM(nn.Module):
             size_hw: valid pixels of each image; the rest of the canvas is set to the mean
                 colour, that is zero after normalisation, and is not masked any further.
             train: drops residual paths at random (rng stream "drop_path").
+            draw: which of the b random draws each image gets, its own place by default: a
+                batch that lies in another order on other devices drops the same paths.
 
         Raises:
             ShapeError: the canvas is no multiple of 32.
@@ -95,7 +98,7 @@ class SemanticSAM(nn.Module):
         is_column = jnp.arange(w)[None, None, :] < size_hw[:, 1, None, None]
         pixels = jnp.where((is_row & is_column)[..., None], pixels, 0.0)
         self.sow("intermediates", "pixels", pixels)
-        return self.pixel_decoder(self.backbone(pixels.astype(self.dtype), train=train))
+        return self.pixel_decoder(self.backbone(pixels.astype(self.dtype), train=train, draw=draw))
 
     def decode_prompts(
         self,

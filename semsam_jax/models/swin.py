@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from semsam_jax.core.errors import ConfigError
 from semsam_jax.models.layers import LayerNorm, scan_layers, stacked_params
@@ -226,13 +226,18 @@ class Swin(nn.Module):
 
     @nn.compact
     def __call__(
-        self, image: Float[Array, "b h w 3"], *, train: bool = False
+        self,
+        image: Float[Array, "b h w 3"],
+        *,
+        train: bool = False,
+        draw: Int[Array, " b"] | None = None,
     ) -> tuple[Float[Array, "b _h _w _c"], ...]:
         """Extracts features.
 
         Args:
             image: normalised pixels, any size.
             train: drop residual branches; needs the rng stream "drop_path".
+            draw: which of the b random draws each image gets, its own place by default.
 
         Returns:
             Normed maps at strides 4, 8, 16, 32 (sides rounded up).
@@ -250,6 +255,7 @@ class Swin(nn.Module):
         if train and config.drop_path_rate > 0:
             rates = np.linspace(0, config.drop_path_rate, sum(config.depths)).repeat(2)
             scales = drop_path_scales(self.make_rng("drop_path"), rates, image.shape[0])
+            scales = scales if draw is None else scales[:, draw]
         x = _PatchEmbed(config.embed_dim, self.dtype, name="patch_embed")(image)
         self.sow("intermediates", "patch_embed_out", x)
         maps, start = [], 0

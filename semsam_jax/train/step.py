@@ -11,6 +11,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from jax.sharding import Mesh
@@ -112,8 +113,10 @@ class TrainStep:
             return self._model.apply({"params": params}, *args, method=method, **kwargs)
 
         interactive, generic = batch.interactive, batch.generic
-        images, sizes = _join([interactive, generic], num_batch_shards(self._mesh))
-        pyramid = call("encode_image", images, sizes, train=True, rngs={"drop_path": keys[0]})
+        images, sizes, draw = _join([interactive, generic], num_batch_shards(self._mesh))
+        pyramid = call(
+            "encode_image", images, sizes, train=True, draw=draw, rngs={"drop_path": keys[0]}
+        )
         first, second = _split(pyramid, interactive, generic, num_batch_shards(self._mesh))
         table = text.table
         if table is None:
@@ -206,17 +209,26 @@ def _streams(key: jax.Array, step: jax.Array, count: int) -> list[jax.Array]:
     return [jax.random.fold_in(jax.random.fold_in(key, use), step) for use in range(count)]
 
 
-def _join(rows: list[Batch | None], shards: int) -> tuple[jax.Array, jax.Array]:
-    """Joins the images of both streams so that every batch shard keeps its own rows."""
-    present = [part for part in rows if part is not None]
+def _join(rows: list[Batch | None], shards: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Joins the images of both streams so that every batch shard keeps its own rows.
 
-    def joined(name: str) -> jax.Array:
-        parts = [getattr(part, name) for part in present]
+    Returns:
+        (images, sizes, place of each row were the streams simply one behind the other).
+    """
+    present = [part for part in rows if part is not None]
+    counts = [part.image.shape[0] for part in present]
+
+    def joined(parts: list[jax.Array]) -> jax.Array:
         parts = [x.reshape(shards, x.shape[0] // shards, *x.shape[1:]) for x in parts]
         whole = jnp.concatenate(parts, axis=1)
         return whole.reshape(-1, *whole.shape[2:])
 
-    return joined("image"), joined("size_hw")
+    places = jnp.split(jnp.arange(sum(counts)), np.cumsum(counts)[:-1])
+    return (
+        joined([part.image for part in present]),
+        joined([part.size_hw for part in present]),
+        joined(places),
+    )
 
 
 def _split(
