@@ -38,25 +38,28 @@ def _lite(config: ConfigDict) -> ConfigDict:
         {**SHARES, "sa1b": 8.0, "coco": 6.0, "objects365": 0.0, "ade20k": 2.0}
     )
     config.data.granularity = ConfigDict({"any": 3.0, "object": 2.0, "part": 1.0})
-    config.data.interactive_batch = 4
-    config.data.generic_batch = 2
+    config.data.interactive_batch = 2
+    config.data.generic_batch = 1
     config.data.image_size = 256
     config.data.mask_stride = 2
     config.data.max_instances = 40
     config.data.num_prompts = 24
+    config.data.hierarchy = True
     config.data.granularity_balance = 0.5
     config.data.scale_jitter = (0.6, 1.7)
     config.data.sa1b_jitter = (0.6, 1.7)
-    config.optimizer.learning_rate = 6e-4
-    config.optimizer.warmup_steps = 20
+    config.optimizer.learning_rate = 8e-4
+    config.optimizer.warmup_steps = 40
     config.optimizer.schedule = "cosine"
     config.optimizer.ema = 0.98
-    config.loss.num_points = 1024
+    config.loss.num_points = 512
     config.loss.match_points = 512
-    config.loss.generic = 0.2
-    config.steps = 320
-    config.log_every = 20
-    config.save_every = 160
+    config.loss.object_class = 1.0
+    config.loss.part_class = 1.0
+    config.loss.generic = 0.1
+    config.steps = 650
+    config.log_every = 25
+    config.save_every = 325
     config.eval_photos = 24
     return config
 

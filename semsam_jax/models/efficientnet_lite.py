@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from semsam_jax.models.layers import REMAT_POLICIES
 from semsam_jax.models.presets import EfficientNetLiteConfig
+from semsam_jax.ops.positional import wave_grid
 
 
 class BlockSpec(NamedTuple):
@@ -45,6 +46,10 @@ BLOCKS = _blocks()
 STEM_FEATURES = 32
 # The last block at each of the strides 4, 8, 16 and 32.
 _OUTPUTS = (2, 4, 10, 15)
+# Root mean square of the four maps of a photograph with the ImageNet weights.
+_TYPICAL_RMS = (9.1, 7.9, 6.5, 2.6)
+_POSITION_GAIN = 1.5
+_PLAIN = EfficientNetLiteConfig(position_channels=0)
 
 _init = nn.initializers.he_normal()
 
@@ -143,7 +148,8 @@ class EfficientNetLite(nn.Module):
             draw: no effect, nothing is random.
 
         Returns:
-            Maps at strides 4, 8, 16, 32 with 24, 40, 112, 320 channels.
+            Maps at strides 4, 8, 16, 32 with 24, 40, 112, 320 channels, and behind them
+            `config.position_channels` waves of the position.
         """
         del train, draw
         conv = nn.Conv(
@@ -159,7 +165,16 @@ class EfficientNetLite(nn.Module):
                 maps.append(x)
         if not self.config.is_trained:
             maps = [jax.lax.stop_gradient(x) for x in maps]
-        return tuple(maps)
+        return tuple(
+            self._with_positions(x, size) for x, size in zip(maps, _TYPICAL_RMS, strict=True)
+        )
+
+    def _with_positions(self, x: Float[Array, "b h w c"], size: float) -> Float[Array, "b h w c2"]:
+        b, h, w, _ = x.shape
+        # As loud as the features, or the projection behind them would not hear the position.
+        waves = _POSITION_GAIN * size * wave_grid(h, w, self.config.position_channels)
+        waves = jnp.asarray(waves, x.dtype)
+        return jnp.concatenate([x, jnp.broadcast_to(waves, (b, *waves.shape))], axis=-1)
 
 
 class Classifier(nn.Module):
@@ -171,6 +186,6 @@ class Classifier(nn.Module):
     @nn.compact
     def __call__(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b classes"]:
         """Returns class logits of (pixels - 127) / 128."""
-        x = EfficientNetLite(name="backbone")(image)[-1]
+        x = EfficientNetLite(_PLAIN, name="backbone")(image)[-1]
         x = nn.relu6(nn.Dense(self.head_features, name="head")(x))
         return nn.Dense(self.num_classes, name="classes")(x.mean((1, 2)))

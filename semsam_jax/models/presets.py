@@ -34,14 +34,19 @@ class SwinConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EfficientNetLiteConfig:
-    """EfficientNet-Lite0 with frozen batch statistics; strides 4..32 are taken out."""
+    """EfficientNet-Lite0 with frozen batch statistics; strides 4..32 are taken out.
+
+    A frozen convolutional backbone hardly knows where a pixel lies, so `position_channels`
+    fixed waves of the position are appended to each map; 0 leaves the maps as they are.
+    """
 
     is_trained: bool = False  # False stops the gradient at the features
+    position_channels: int = 32
 
     @property
     def channels(self) -> tuple[int, ...]:
         """Channels at strides 4, 8, 16, 32."""
-        return (24, 40, 112, 320)
+        return tuple(c + self.position_channels for c in (24, 40, 112, 320))
 
 
 @dataclasses.dataclass(frozen=True)

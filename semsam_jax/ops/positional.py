@@ -43,6 +43,35 @@ def sine_grid(
     return np.concatenate([y, x], axis=-1)
 
 
+def wave_grid(
+    height: int, width: int, channels: int, max_turns: float = 16.0
+) -> Float[np.ndarray, "h w c"]:
+    """Encodes pixel centres by waves of half a turn up to `max_turns` over the map.
+
+    The dot product of two pixels' codes falls off with their distance, so a map that
+    carries them lets a mask embedding say *here* as well as *what*.
+
+    Args:
+        height: rows of the map.
+        width: columns of the map.
+        channels: number of features, divisible by 4: sine and cosine, for y and for x.
+        max_turns: turns of the shortest wave over the map.
+
+    Returns:
+        A float32 constant.
+
+    Source: Fourier features (arXiv 2006.10739), with a fixed geometric row of frequencies.
+    """
+    turns = np.geomspace(0.5, max_turns, channels // 4)
+    axes = []
+    for size in (height, width):
+        angle = 2 * math.pi * ((np.arange(size) + 0.5) / size)[:, None] * turns[None]
+        axes.append(np.concatenate([np.sin(angle), np.cos(angle)], axis=-1).astype(np.float32))
+    y = np.broadcast_to(axes[0][:, None], (height, width, channels // 2))
+    x = np.broadcast_to(axes[1][None], (height, width, channels // 2))
+    return np.concatenate([y, x], axis=-1)
+
+
 def sine_boxes(
     boxes: Float[Array, "*n 4"], channels: int, temperature: float = 10000.0
 ) -> Float[Array, "*n c"]:

@@ -63,6 +63,10 @@ def _table_text(
             f"{run.model.preset!r} wants {config.decoder.text_dim}; choose a table of that size "
             f"or text.source=encoder."
         )
+    # A name without an embedding is never scored, but a denoising query may start from it:
+    # the mean name keeps it away from zero, where layer norms blow gradients up.
+    mean = embeddings[found].mean(0) if found.any() else np.ones(embeddings.shape[1], np.float32)
+    embeddings = np.where(found[:, None], embeddings, mean / np.linalg.norm(mean))
     unit = jnp.asarray(embeddings, jnp.float32)
     text = Text(table=TextTable(unit[:num_objects], unit[num_objects:]))
     return jax.device_put(text, replicated(mesh)), np.asarray(found)
