@@ -17,7 +17,7 @@ setup(
     ),
     include_package_data=True,
     package_data={
-        "semsam_jax": ["py.typed", "text/*.txt", "text/data/*"],
+        "semsam_jax": ["py.typed", "text/*.txt", "text/data/*", "demo/static/*"],
         "data_pipelines": ["vocabularies/*", "sample/data/**/*", "sample/*.md", "sample/*.csv"],
     },
     install_requires=[
@@ -57,6 +57,7 @@ setup(
             "scikit-image",
         ],
         "eval": ["faster-coco-eval", "matplotlib", "scikit-image"],
+        "demo": ["gradio>=6"],
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
     },

@@ -1,4 +1,4 @@
-"""python -m semsam_jax segment | auto | evaluate | convert | export.
+"""python -m semsam_jax segment | auto | evaluate | convert | export | demo.
 
 Each command lives in a module with `add_parser(commands)`, which adds its parser, and
 `run(args) -> int | None`; only the module of the command that is asked for is imported.
@@ -18,6 +18,7 @@ _COMMANDS = {
     "evaluate": ("semsam_jax.evals.cli", "scores of a checkpoint on annotated data"),
     "convert": ("semsam_jax.convert.cli", "released PyTorch weights to a checkpoint and back"),
     "export": ("semsam_jax.inference.export", "a checkpoint as self-contained compiled programs"),
+    "demo": ("semsam_jax.demo.cli", "a web page to click on photos"),
 }
 
 

@@ -69,6 +69,13 @@ class Predictor:
         """Whether `set_image` has been called."""
         return self._photo is not None
 
+    @property
+    def pyramid(self) -> Pyramid:
+        """Features of the photo that was set, on the device; one image."""
+        if self._photo is None:
+            raise PromptError("pyramid: no image set; call set_image first.")
+        return self._photo.pyramid
+
     def predict(
         self,
         point_coords: object = None,

@@ -101,7 +101,7 @@ def segment_whole_photo(
     if task == "instance":
         records = _instance_records(answer, work_hw)
     elif task == "panoptic":
-        segment_map, records = _panoptic(answer, work_hw)
+        segment_map, records = panoptic_segments(answer, work_hw)
     else:
         segment_map, records = _semantic(answer, work_hw)
     files.make_folder(out)
@@ -129,7 +129,10 @@ def work_size(photo_hw: tuple[int, int]) -> tuple[int, int]:
     return max(1, round(photo_hw[0] * scale)), max(1, round(photo_hw[1] * scale))
 
 
-def _panoptic(answer: GenericAnswer, work_hw) -> tuple[np.ndarray, list[dict]]:
+def panoptic_segments(
+    answer: GenericAnswer, work_hw: tuple[int, int]
+) -> tuple[Int[np.ndarray, "ph pw"], list[dict]]:
+    """Gives every pixel of the photo to one query; returns the map of ids and the records."""
     names = answer.names.objects
     things = {i for i, name in enumerate(names) if name not in answer.names.stuff}
     kept = panoptic.confident_queries(answer.class_logits, 0.25)

@@ -1,0 +1,1 @@
+"""The web demo: `python -m semsam_jax demo`."""

@@ -1,0 +1,103 @@
+"""The bytes a visitor sends -> the photo the demo works on."""
+
+import dataclasses
+import io
+import struct
+import warnings
+import zlib
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from semsam_jax.core.errors import DataError
+from semsam_jax.demo.limits import Limits, Refusal
+from semsam_jax.inference.images import load_image
+from semsam_jax.inference.visualize import display_size
+
+WORK_SIDE = 1280
+# Pillow has many more readers; some of them start other programs or execute what they read.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+_DRAFT_FORMATS = ("JPEG", "MPO")  # MPO: what some phones write, read by the JPEG reader
+_ROTATED = (5, 6, 7, 8)
+_ORIENTATION_TAG = 0x0112
+_DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Photo:
+    """A photo as displayed.
+
+    Attributes:
+        pixels: RGB, long side at most `WORK_SIDE`; the pixels of every click.
+        original_hw: size of the file's photo; the pixels of every download.
+    """
+
+    pixels: UInt8[np.ndarray, "h w 3"]
+    original_hw: tuple[int, int]
+
+
+def read_photo(content: bytes, limits: Limits) -> Photo:
+    """Decodes a photo; its header is checked before any pixel is.
+
+    Raises:
+        Refusal: not a photo, broken, or larger than the limits.
+    """
+    if not content:
+        raise Refusal(400, "The file is empty. Choose a photo.")
+    if len(content) > limits.upload_bytes:
+        raise Refusal(413, too_many_bytes(limits))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+                original_wh = _check_size(image.size, limits)
+                if image.getexif().get(_ORIENTATION_TAG) in _ROTATED:
+                    original_wh = original_wh[::-1]
+                if image.format in _DRAFT_FORMATS:
+                    # A large JPEG is decoded at a half or a quarter; nothing else is needed here.
+                    image.draft(None, (WORK_SIDE, WORK_SIDE))
+                pixels = display_size(load_image(image), WORK_SIDE)
+    except DataError as error:
+        raise Refusal(415, f"This photo cannot be used: {error}") from error
+    except _DECODER_ERRORS as error:
+        raise Refusal(
+            415,
+            "This is not a complete JPEG, PNG, WebP, BMP, TIFF or GIF photo. "
+            "Save it as JPEG and try again.",
+        ) from error
+    return Photo(np.ascontiguousarray(pixels), (original_wh[1], original_wh[0]))
+
+
+def too_many_bytes(limits: Limits) -> str:
+    """Message for a file that is too large."""
+    return f"The file is larger than {limits.upload_bytes >> 20} MB. Use a smaller copy."
+
+
+def _check_size(size: tuple[int, int], limits: Limits) -> tuple[int, int]:
+    width, height = size
+    if width * height > limits.pixels:
+        raise Refusal(
+            413,
+            f"The photo has {width}x{height} pixels, more than {limits.pixels // 10**6} million. "
+            f"Use a smaller copy.",
+        )
+    if max(size) > limits.side or max(size) > limits.aspect * min(size):
+        raise Refusal(
+            413,
+            f"The photo is {width}x{height} pixels; its sides may be at most {limits.side} pixels "
+            f"and differ by at most {limits.aspect:g} times. Cut a piece out of it.",
+        )
+    return size

@@ -1,0 +1,62 @@
+"""Two lanes to the model, so that a click never waits for somebody's whole photo."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal, TypeVar
+
+from semsam_jax.demo.limits import Limits, Refusal
+
+T = TypeVar("T")
+Lane = Literal["photo", "quick", "slow"]
+
+
+class Lanes:
+    """Runs work on one thread for each lane; refuses it when too much is waiting.
+
+    Args:
+        limits: how much may wait, of all visitors and of one.
+    """
+
+    def __init__(self, limits: Limits):
+        self._top = {
+            "photo": (limits.quick_waiting, limits.quick_per_client),
+            "quick": (limits.quick_waiting, limits.quick_per_client),
+            "slow": (limits.slow_waiting, limits.slow_per_client),
+        }
+        self._threads = {
+            lane: ThreadPoolExecutor(1, thread_name_prefix=f"demo-{lane}") for lane in self._top
+        }
+        self._waiting: Counter[Lane] = Counter()
+        self._of_client: Counter[tuple[Lane, str]] = Counter()
+
+    async def run(self, lane: Lane, client: str, work: Callable[[], T]) -> T:
+        """Waits for the result of `work`.
+
+        Raises:
+            Refusal: too much is waiting already.
+        """
+        top, top_of_client = self._top[lane]
+        if self._of_client[lane, client] >= top_of_client:
+            raise Refusal(429, "Your earlier requests are still being answered. Wait for them.")
+        if self._waiting[lane] >= top:
+            raise Refusal(503, "Many people are using this demo right now. Try again in a moment.")
+        self._waiting[lane] += 1
+        self._of_client[lane, client] += 1
+        future = self._threads[lane].submit(work)
+        # Work cannot be stopped: it counts until it is over, even if the visitor has gone away.
+        loop = asyncio.get_running_loop()
+        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._finish, lane, client))
+        return await asyncio.wrap_future(future)
+
+    def close(self) -> None:
+        """Lets the running work end and drops what waits."""
+        for threads in self._threads.values():
+            threads.shutdown(wait=True, cancel_futures=True)
+
+    def _finish(self, lane: Lane, client: str) -> None:
+        self._waiting[lane] -= 1
+        self._of_client[lane, client] -= 1
+        if not self._of_client[lane, client]:
+            del self._of_client[lane, client]

@@ -1,0 +1,132 @@
+"""The photos of all visitors: each under a secret of its own, few of them, not for long."""
+
+import dataclasses
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+from semsam_jax.demo.intake import Photo
+from semsam_jax.demo.limits import Limits, Refusal
+from semsam_jax.inference.predictor import Predictor
+
+GONE = "This photo was put away in the meantime. Drop it once more."
+
+
+@dataclasses.dataclass(eq=False)
+class Visit:
+    """One photo of one visitor and what was found in it.
+
+    Attributes:
+        photo: the photo.
+        client: address of the visitor.
+        predictor: holds the encoded photo; None until it is encoded, or after it was put away.
+        encode_sec: time that the last encoding took.
+        records: masks that were answered, by number, oldest first.
+        used_at: monotonic seconds of the last request.
+    """
+
+    photo: Photo
+    client: str
+    predictor: Predictor | None = None
+    encode_sec: float = 0.0
+    records: OrderedDict[int, dict] = dataclasses.field(default_factory=OrderedDict)
+    used_at: float = 0.0
+    _bytes: int = 0
+    _next: int = 1
+    _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+
+    def remember(self, records: Sequence[dict], top_bytes: int) -> list[int]:
+        """Keeps masks for a download and returns their numbers; the oldest ones go."""
+        with self._lock:
+            numbers = []
+            for record in records:
+                self.records[self._next] = record
+                self._bytes += _size(record)
+                numbers.append(self._next)
+                self._next += 1
+            while self._bytes > top_bytes and len(self.records) > len(numbers):
+                self._bytes -= _size(self.records.popitem(last=False)[1])
+            return numbers
+
+    def recall(self, numbers: Sequence[int]) -> list[dict]:
+        """Returns remembered masks; a Refusal says that one of them is gone."""
+        with self._lock:
+            if not all(number in self.records for number in numbers):
+                raise Refusal(410, "Some of these masks were put away. Click once more.")
+            return [self.records[number] for number in numbers]
+
+
+class Photos:
+    """Finds a visit by its secret; forgets the ones that nobody asks about.
+
+    Args:
+        limits: how many, and for how long.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic):
+        self._limits = limits
+        self._clock = clock
+        self._visits: OrderedDict[str, Visit] = OrderedDict()  # least recently used first
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        """Photos that are remembered."""
+        return len(self._visits)
+
+    def add(self, photo: Photo, client: str) -> str:
+        """Remembers a photo and returns its secret."""
+        with self._lock:
+            self._forget_idle()
+            own = [key for key, visit in self._visits.items() if visit.client == client]
+            for key in own[: len(own) - self._limits.photos_per_client + 1]:
+                del self._visits[key]
+            while len(self._visits) >= self._limits.photos:
+                self._visits.popitem(last=False)
+            key = secrets.token_urlsafe(24)
+            self._visits[key] = Visit(photo, client, used_at=self._clock())
+            return key
+
+    def get(self, key: str) -> Visit:
+        """Returns a visit; a Refusal says that the photo is gone or never was."""
+        with self._lock:
+            self._forget_idle()
+            visit = self._visits.get(key)
+            if visit is None:
+                raise Refusal(410, GONE, is_gone=True)
+            visit.used_at = self._clock()
+            self._visits.move_to_end(key)
+            return visit
+
+    def remove(self, key: str) -> None:
+        """Forgets a photo."""
+        with self._lock:
+            self._visits.pop(key, None)
+
+    def forget_idle(self) -> None:
+        """Forgets the photos that nobody asked about for a while."""
+        with self._lock:
+            self._forget_idle()
+
+    def put_features_away(self, feature_bytes: int) -> None:
+        """Drops encodings, least recently used first, beyond the limit in bytes.
+
+        Args:
+            feature_bytes: size of one encoding.
+        """
+        with self._lock:
+            encoded = [v for v in self._visits.values() if v.predictor is not None]
+            keep = max(1, self._limits.feature_bytes // max(1, feature_bytes))
+            for visit in encoded[: max(0, len(encoded) - keep)]:
+                visit.predictor = None
+
+    def _forget_idle(self) -> None:
+        oldest = self._clock() - self._limits.photo_idle_sec
+        for key in [key for key, visit in self._visits.items() if visit.used_at < oldest]:
+            del self._visits[key]
+
+
+def _size(record: dict) -> int:
+    return len(record["segmentation"]["counts"]) + 512

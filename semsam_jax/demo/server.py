@@ -1,0 +1,288 @@
+"""The web server: routes for photos, masks and downloads, and the page around them.
+
+Nothing that a visitor sends is ever written to a file; every route answers JSON, and a
+refused request says why in words for the visitor.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import json
+import logging
+import math
+from collections.abc import AsyncIterator
+from importlib import resources
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+
+from semsam_jax.demo.downloads import make_download
+from semsam_jax.demo.engine import Engine, jpeg_url
+from semsam_jax.demo.intake import read_photo, too_many_bytes
+from semsam_jax.demo.lanes import Lanes
+from semsam_jax.demo.limits import Gate, Limits, Refusal
+from semsam_jax.demo.page import mount_page
+from semsam_jax.demo.photos import Photos, Visit
+from semsam_jax.inference.loading import LoadedModel
+
+EXAMPLES = ("000000000285", "000000000872", "000000002149", "000000000785")
+_SWEEP_SEC = 30.0
+_log = logging.getLogger(__name__)
+
+
+def build_app(
+    model: LoadedModel, limits: Limits | None = None, *, is_local: bool = True, warm: bool = True
+) -> Gate:
+    """Returns the ASGI application of the demo.
+
+    Args:
+        model: from `load_model`.
+        limits: None for the defaults.
+        is_local: answer only requests that name this machine; see `limits.Gate`.
+        warm: compile what clicks need before the first visitor comes.
+    """
+    limits = limits or Limits()
+    photos = Photos(limits)
+    engine = Engine(model, limits, photos)
+    lanes = Lanes(limits)
+    examples = example_photos()
+    if warm and examples:
+        engine.warm_up(read_photo(examples[0], limits).pixels)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        sweeper = asyncio.create_task(_sweep(photos))
+        yield
+        sweeper.cancel()
+        lanes.close()
+
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    _add_routes(app, engine, photos, lanes, limits, examples)
+    return Gate(mount_page(app, engine, len(examples)), limits, is_local=is_local)
+
+
+def example_photos() -> list[bytes]:
+    """Photos that nobody trained on, for visitors who have none at hand."""
+    folder = resources.files("data_pipelines.sample") / "data" / "coco" / "val2017"
+    files = [folder / f"{name}.jpg" for name in EXAMPLES]
+    return [file.read_bytes() for file in files if file.is_file()]
+
+
+def _add_routes(
+    app: FastAPI,
+    engine: Engine,
+    photos: Photos,
+    lanes: Lanes,
+    limits: Limits,
+    examples: list[bytes],
+) -> None:
+    uploads = _Uploads(limits)
+
+    @app.exception_handler(Refusal)
+    async def refuse(request: Request, refusal: Refusal) -> Response:
+        del request
+        content = {"error": refusal.message, "is_gone": refusal.is_gone}
+        return JSONResponse(content, refusal.status, {"cache-control": "no-store"})
+
+    @app.exception_handler(Exception)
+    async def fail(request: Request, error: Exception) -> Response:
+        _log.error("demo: %s failed", request.url.path, exc_info=error)
+        content = {"error": "Something went wrong on the server. Try again.", "is_gone": False}
+        return JSONResponse(content, 500)
+
+    @app.get("/examples/{number}.jpg")
+    async def example(number: int) -> Response:
+        if not 0 <= number < len(examples):
+            raise Refusal(404, "There is no such example.")
+        return Response(examples[number], media_type="image/jpeg")
+
+    @app.post("/api/photo")
+    async def photo(request: Request) -> Response:
+        content = await uploads.read(request)
+        client = _client(request)
+
+        def take() -> dict:
+            found = read_photo(content, limits)
+            key = photos.add(found, client)
+            height, width = found.pixels.shape[:2]
+            return {
+                "photo": key,
+                "width": width,
+                "height": height,
+                "original_width": found.original_hw[1],
+                "original_height": found.original_hw[0],
+                "view": jpeg_url(found.pixels),
+            }
+
+        return _json(await lanes.run("photo", client, take))
+
+    @app.post("/api/forget")
+    async def forget(request: Request) -> Response:
+        photos.remove(_text(await _body(request, limits), "photo", 64))
+        return _json({})
+
+    @app.post("/api/encode")
+    async def encode(request: Request) -> Response:
+        visit = photos.get(_text(await _body(request, limits), "photo", 64))
+        return _json(await lanes.run("quick", _client(request), lambda: engine.encode(visit)))
+
+    @app.post("/api/click")
+    async def click(request: Request) -> Response:
+        body = await _body(request, limits)
+        visit = photos.get(_text(body, "photo", 64))
+        points = _points(body, visit, limits)
+        box = _numbers(body.get("box") or [], 4) if body.get("box") else []
+        names = await _learn(body, request)
+        answer = await lanes.run(
+            "quick", _client(request), lambda: engine.click(visit, points, box, names)
+        )
+        return _json(answer)
+
+    @app.post("/api/everything")
+    async def everything(request: Request) -> Response:
+        body = await _body(request, limits)
+        visit = photos.get(_text(body, "photo", 64))
+        names = await _learn(body, request)
+        level = int(_number(body, "level"))
+        if not 0 <= level <= engine.num_levels:
+            raise Refusal(400, f"There is no level {level}.")
+        quality, grid = _number(body, "quality"), int(_number(body, "grid"))
+        answer = await lanes.run(
+            "slow",
+            _client(request),
+            lambda: engine.everything(visit, names, level or None, quality, grid),
+        )
+        return _json(answer)
+
+    @app.post("/api/panoptic")
+    async def panoptic(request: Request) -> Response:
+        body = await _body(request, limits)
+        visit = photos.get(_text(body, "photo", 64))
+        names = await _learn(body, request)
+        work = lanes.run("slow", _client(request), lambda: engine.panoptic(visit, names))
+        return _json(await work)
+
+    @app.post("/api/download")
+    async def download(request: Request) -> Response:
+        body = await _body(request, limits)
+        visit = photos.get(_text(body, "photo", 64))
+        kind, file_name = _text(body, "kind", 20), _text(body, "file_name", 300)
+        masks = body.get("masks")
+        if not isinstance(masks, list) or not all(isinstance(n, int) for n in masks):
+            raise Refusal(400, "This request is damaged.")
+        name, media_type, content = await lanes.run(
+            "slow",
+            _client(request),
+            lambda: make_download(visit, kind, masks[:1000], file_name, limits),
+        )
+        headers = {"content-disposition": f'attachment; filename="{name}"'}
+        headers["cache-control"] = "no-store"
+        return Response(content, media_type=media_type, headers=headers)
+
+    async def _learn(body: dict, request: Request) -> str:
+        names = _text(body, "names", limits.names_length, "names").strip()
+        if names:
+            await lanes.run("slow", _client(request), lambda: engine.learn_names(names))
+        return names
+
+
+class _Uploads:
+    """Reads photo files into memory, a bounded number of bytes at a time."""
+
+    def __init__(self, limits: Limits):
+        self._limits = limits
+        self._bytes = 0
+
+    async def read(self, request: Request) -> bytes:
+        limits = self._limits
+        length = request.headers.get("content-length", "")
+        if not length.isdigit():
+            raise Refusal(411, "The size of the file is missing.")
+        if int(length) > limits.upload_bytes:
+            raise Refusal(413, too_many_bytes(limits))
+        if self._bytes + int(length) > limits.upload_bytes_together:
+            raise Refusal(503, "Many photos are on their way right now. Try again in a moment.")
+        self._bytes += int(length)
+        try:
+            async with asyncio.timeout(limits.upload_sec):
+                return await _read(request, int(length))
+        except TimeoutError as error:
+            raise Refusal(408, "The upload took too long. Use a smaller copy.") from error
+        finally:
+            self._bytes -= int(length)
+
+
+async def _read(request: Request, top: int) -> bytes:
+    content = bytearray()
+    async for chunk in request.stream():
+        content += chunk
+        if len(content) > top:
+            raise Refusal(413, "The request is larger than allowed.")
+    return bytes(content)
+
+
+async def _body(request: Request, limits: Limits) -> dict:
+    async with asyncio.timeout(limits.upload_sec):
+        content = await _read(request, limits.request_bytes)
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise Refusal(400, "This request is damaged.") from error
+    if not isinstance(body, dict):
+        raise Refusal(400, "This request is damaged.")
+    return body
+
+
+def _text(body: dict, key: str, top: int, what: str = "") -> str:
+    value = body.get(key, "")
+    if not isinstance(value, str):
+        raise Refusal(400, "This request is damaged.")
+    if len(value) > top:
+        raise Refusal(400, f"The {what or key} may have at most {top} characters.")
+    return value
+
+
+def _number(body: dict, key: str) -> float:
+    return _numbers([body.get(key)], 1)[0]
+
+
+def _numbers(values: object, count: int) -> list[float]:
+    is_list = isinstance(values, list) and len(values) == count
+    if not is_list or not all(_is_number(value) for value in values):
+        raise Refusal(400, "This request is damaged.")
+    return [float(value) for value in values]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) < 1e9 and math.isfinite(value)
+
+
+def _points(body: dict, visit: Visit, limits: Limits) -> list[list[float]]:
+    points = body.get("points") or []
+    if not isinstance(points, list):
+        raise Refusal(400, "This request is damaged.")
+    if len(points) > limits.points:
+        raise Refusal(400, f"At most {limits.points} clicks on one object.")
+    return [_numbers(point, 3) for point in points]
+
+
+def _client(request: Request) -> str:
+    return request.client.host if request.client else "unknown"
+
+
+def _json(content: dict) -> Response:
+    return JSONResponse(content, headers={"cache-control": "no-store"})
+
+
+async def _sweep(photos: Photos) -> None:
+    """Forgets idle photos and gives their memory back to the system."""
+    while True:
+        await asyncio.sleep(_SWEEP_SEC)
+        photos.forget_idle()
+        give_memory_back()
+
+
+def give_memory_back() -> None:
+    """Asks the C library for the pages that freed photos left behind; elsewhere nothing."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
