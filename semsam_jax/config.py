@@ -128,6 +128,7 @@ class LossChoice:
         mask_bce, dice, l1, giou, iou, object_class, part_class: weights.
         many_to_one: SAM's rule (the best token alone learns) instead of many-to-many.
         detach_iou_target: no gradient from the IoU loss into the masks.
+        score_all_tokens: the predicted IoU of unmatched tokens learns too.
         interactive, generic: weight of each stream's sum.
     """
 
@@ -142,6 +143,7 @@ class LossChoice:
     part_class: float = 4.0
     many_to_one: bool = False
     detach_iou_target: bool = True
+    score_all_tokens: bool = False
     interactive: float = 1.0
     generic: float = 1.0
 

@@ -63,6 +63,7 @@ def base() -> ConfigDict:
                 "part_class": 4.0,
                 "many_to_one": False,
                 "detach_iou_target": True,
+                "score_all_tokens": False,
                 "interactive": 1.0,
                 "generic": 1.0,
             },

@@ -1,6 +1,7 @@
 """Loss of the interactive stream: prompts, their tokens and their targets.
 
-Only tokens that got a target learn; the others get no loss of any kind. The assignment of
+Only tokens that got a target learn; the others get no loss of any kind, unless
+`score_all_tokens` lets every token learn how well its mask fits the best target. The assignment of
 the last layer serves all layers.
 
 Source: SPEC (viii); class terms as the paper means them (arXiv 2307.04767, section 3),
@@ -9,7 +10,7 @@ since the released code of those cannot run.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from semsam_jax.core.errors import ShapeError
 from semsam_jax.core.structs import Batch, Predictions
@@ -51,6 +52,11 @@ def interactive_losses(
             f"{'missing' if token_of_target is None else 'given'}; it is for many-to-many only."
         )
     targets = rows.prompt_targets
+    if config.score_all_tokens and (config.many_to_one or points.shape[2] != 1):
+        raise ShapeError(
+            "interactive_losses: score_all_tokens wants points shared by all pairs of an image "
+            "and the many-to-many rule; set many_to_one=False."
+        )
     if config.many_to_one:
         if targets.shape[-1] != 1:
             raise ShapeError(
@@ -76,12 +82,21 @@ def interactive_losses(
             quality = jax.lax.stop_gradient(quality)
         terms["iou"] = jnp.square(own.pred_ious.astype(jnp.float32) - quality)
 
+        every_token = None
+        if config.score_all_tokens:
+            best = _best_iou(flat.mask_embed.reshape(b, p, k, -1), sampled, is_pair)
+            terms["iou"] = jnp.square(flat.pred_ious.astype(jnp.float32) - best.reshape(b, p * k))
+            has_target = is_pair.any(-1) & rows.has_masks[:, None]
+            every_token = jnp.repeat(has_target.astype(jnp.float32), k, axis=1)
+
         weight = pairs
         if config.many_to_one:
             weight = pairs * _best_token(terms["mask_bce"] + terms["dice"], p, k)
         with_masks = weight * rows.has_masks[:, None]
         weights = {name: with_masks for name in ("mask_bce", "dice", "iou")}
         weights |= {name: weight for name in ("l1", "giou")}
+        if every_token is not None:
+            weights["iou"] = every_token
         for head in class_heads(own, rows):
             label = jnp.take_along_axis(head.label, instance, axis=1)
             terms[head.name] = class_term(head.logits, label, head.vocab_valid)
@@ -91,6 +106,21 @@ def interactive_losses(
     return over_layers(
         terms_of, predictions, lambda at: sample(mask_features, rows, instance, at), points
     )
+
+
+def _best_iou(
+    mask_embed: Float[Array, "b p k d"], sampled: Sampled, is_pair: Bool[Array, "b p t"]
+) -> Float[Array, "b p k"]:
+    """IoU of each token's mask with the target that it fits best, at the (uniform) points."""
+    b, p, t = is_pair.shape
+    embed = jax.lax.stop_gradient(mask_embed.astype(jnp.float32))
+    logits = jnp.einsum("bpkd,bjd->bpkj", embed, jax.lax.stop_gradient(sampled.features[:, 0]))
+    mask = (logits > 0).astype(jnp.float32)
+    truth = sampled.truth.reshape(b, p, t, -1)
+    inter = jnp.einsum("bpkj,bptj->bpkt", mask, truth)
+    union = mask.sum(-1)[..., :, None] + truth.sum(-1)[..., None, :] - inter
+    iou = inter / jnp.maximum(union, 1e-6)
+    return jnp.where(is_pair[:, :, None, :], iou, 0.0).max(-1)
 
 
 def _best_token(loss: Float[Array, "b m"], p: int, k: int) -> Float[Array, "b m"]:

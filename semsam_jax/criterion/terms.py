@@ -44,6 +44,9 @@ class CriterionConfig:
         denoising_by_slots: class loss of the denoising slots by the number of slots; the
             released generic code divides by the number of classes instead, which would
             all but silence it for a vocabulary of thousands.
+        score_all_tokens: the predicted quality of every token learns the IoU of its mask with
+            the prompt's best fitting target, so that tokens without a target of their own
+            learn to score low. Off in the paper, where only matched tokens learn a quality.
         interactive, generic: weight of each stream's sum.
     """
 
@@ -54,6 +57,7 @@ class CriterionConfig:
     importance_ratio: float = 0.75
     many_to_one: bool = False
     detach_iou_target: bool = True
+    score_all_tokens: bool = False
     denoising_by_slots: bool = True
     interactive: float = 1.0
     generic: float = 1.0

@@ -153,6 +153,7 @@ def criterion_config(run: RunConfig) -> CriterionConfig:
         match_points=loss.match_points,
         many_to_one=loss.many_to_one,
         detach_iou_target=loss.detach_iou_target,
+        score_all_tokens=loss.score_all_tokens,
         interactive=loss.interactive,
         generic=loss.generic,
     )

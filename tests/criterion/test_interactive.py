@@ -1,5 +1,6 @@
 """The interactive criterion against recorded numbers, and its invariances."""
 
+import dataclasses
 import functools
 
 import jax
@@ -13,6 +14,8 @@ from semsam_jax.criterion.interactive import interactive_losses
 from semsam_jax.criterion.terms import CriterionConfig
 from semsam_jax.criterion.total import weighted_sum
 from semsam_jax.matching.solvers import solve_prompts
+from semsam_jax.ops.bitmasks import sample_bits
+from semsam_jax.ops.point_sample import sample_points
 from tests.criterion import recorded
 from tests.golden.table import golden
 
@@ -303,3 +306,37 @@ def test_recorded_assignment_is_the_solvers():
     answer, nonfinite = solve_prompts(costs, valid)
     np.testing.assert_array_equal(answer, recorded.recorded_assignment())
     assert nonfinite.tolist() == [0]
+
+
+def test_every_token_may_learn_its_iou_with_the_best_target(labelled):
+    """The target of each token is the largest IoU over the prompt's own targets, by counting."""
+    predictions, features, rows, token, points, config = labelled
+    config = dataclasses.replace(config, score_all_tokens=True)
+    (_, terms), grads = grad_and_terms(predictions, features, rows, token, points, config)
+    at = points[0, :, 0]
+    read = np.asarray(sample_points(features, at))
+    truth = np.asarray(sample_bits(rows.mask_bits, at))
+    errors = []
+    for image, prompt in np.ndindex(2, 3):
+        wanted = [i for i in np.asarray(rows.prompt_targets)[image, prompt] if i >= 0]
+        for k in range(3):
+            mask = read[image] @ np.asarray(predictions.mask_embed)[-1, image, prompt, k] > 0
+            best = 0.0
+            for i in wanted:
+                inter = truth[image, i][mask].sum()
+                best = max(best, inter / (mask.sum() + truth[image, i].sum() - inter))
+            guess = float(predictions.pred_ious[-1, image, prompt, k])
+            errors.append((guess - best) ** 2)
+    np.testing.assert_allclose(terms["iou"][-1], np.mean(errors), rtol=1e-4)
+    assert np.all(np.asarray(grads[0].pred_ious) != 0)
+    shared, _ = grad_and_terms(*labelled)
+    for name in ("mask_bce", "dice", "l1", "giou", "object_class", "part_class"):
+        np.testing.assert_array_equal(terms[name], shared[1][name])
+
+
+def test_scoring_every_token_needs_shared_points(labelled):
+    predictions, features, rows, token, points, config = labelled
+    config = dataclasses.replace(config, score_all_tokens=True)
+    spread = jnp.broadcast_to(points, (2, 2, 6, *points.shape[3:]))
+    with pytest.raises(ShapeError, match="score_all_tokens"):
+        interactive_losses(predictions, features, rows, token, spread, config)

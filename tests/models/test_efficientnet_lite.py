@@ -61,8 +61,12 @@ def test_maps_and_stopped_gradient(params: dict) -> None:
     run = jax.jit(jax.grad(total, has_aux=True), static_argnums=1)
     last = params["backbone"]["block15"]
     grads, maps = run(last, True)
-    shapes = [(1, 16, 24, 24), (1, 8, 12, 40), (1, 4, 6, 112), (1, 2, 3, 320)]
+    shapes = [(1, 16, 24, 24 + 32), (1, 8, 12, 40 + 32), (1, 4, 6, 112 + 32), (1, 2, 3, 320 + 32)]
     assert [x.shape for x in maps] == shapes
+    # The position behind the features is as loud as they are, whatever the photo.
+    for x in maps:
+        features, waves = np.split(np.asarray(x), [-32], axis=-1)
+        assert 0.3 < np.sqrt(np.mean(waves**2) / np.mean(features**2)) < 3.0
     assert all(np.any(leaf) for leaf in jax.tree.leaves(grads))
     grads, _ = run(last, False)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(grads))

@@ -46,7 +46,7 @@ def test_meter_shares():
 
 
 def test_durations():
-    assert [format_duration(s) for s in (0.4, 59, 200, 7500, 100000)] == [
+    assert [format_duration(s) for s in (0.4, 59.0, 200.0, 7500.0, 100000.0)] == [
         "0s",
         "59s",
         "3m20s",
@@ -57,7 +57,7 @@ def test_durations():
 
 def test_metrics_reach_jsonl_and_tensorboard(tmp_path):
     writer = MetricWriter(tmp_path)
-    writer.write_scalars(3, {"loss": np.float32(1.5)})
+    writer.write_scalars(3, {"loss": 1.5})
     writer.write_images(3, {"x": np.zeros((4, 5, 3), np.uint8)})
     writer.close()
     record = json.loads((tmp_path / "metrics.jsonl").read_text())
