@@ -48,8 +48,10 @@ setup(
         "test": [
             "beartype",
             "faster-coco-eval",
+            "gradio>=6",
             "hypothesis",
             "matplotlib",
+            "playwright",
             "pytest",
             "pytest-timeout",
             "pytest-xdist",

@@ -1,7 +1,7 @@
 """The page in a real browser: Debian's Chromium without a window.
 
-Set SEMSAM_JAX_NO_BROWSER=1 on a machine that cannot have one; otherwise a missing browser is
-a failure. Screenshots are kept in the folder that SEMSAM_JAX_SCREENSHOTS names, or in
+Where there is none, these tests are skipped with the reason; SEMSAM_JAX_REQUIRE_BROWSER=1, which
+the project's own check sets, makes a missing browser a failure. Screenshots are kept in the folder that SEMSAM_JAX_SCREENSHOTS names, or in
 pytest's temporary one.
 """
 
@@ -19,10 +19,12 @@ from pycocotools.coco import COCO
 
 from tests.demo.conftest import encoded, picture
 
-if os.environ.get("SEMSAM_JAX_NO_BROWSER"):
-    pytestmark = pytest.mark.skip(reason="SEMSAM_JAX_NO_BROWSER is set")
-
 CHROMIUM = "/usr/bin/chromium"
+IS_REQUIRED = bool(os.environ.get("SEMSAM_JAX_REQUIRE_BROWSER"))
+pytestmark = pytest.mark.skipif(
+    not (Path(CHROMIUM).exists() or IS_REQUIRED),
+    reason=f"no {CHROMIUM}: `apt-get install chromium` to test the page",
+)
 FLAGS = [
     "--headless",
     "--no-sandbox",
@@ -34,7 +36,6 @@ FLAGS = [
     "--disable-sync",
 ]
 SIZES = {"desktop": {"width": 1360, "height": 900}, "phone": {"width": 390, "height": 844}}
-CLICK_SEC = 0.5
 PHOTO_HW = (300, 400)
 
 
@@ -42,9 +43,7 @@ PHOTO_HW = (300, 400)
 def browser():
     from playwright.sync_api import sync_playwright
 
-    assert Path(CHROMIUM).exists(), (
-        f"{CHROMIUM} is missing: `apt-get install chromium`, or set SEMSAM_JAX_NO_BROWSER=1"
-    )
+    assert Path(CHROMIUM).exists(), f"{CHROMIUM} is missing: `apt-get install chromium`"
     with sync_playwright() as play:
         chromium = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield chromium
@@ -264,19 +263,6 @@ def test_phone_and_messages(browser, server, screenshots):
     assert visitor.page.evaluate(wide) <= 0
     visitor.press("New photo", "")
     assert visitor.page.is_visible(".ss-choose")
-    visitor.finish(server)
-
-
-def test_a_click_answers_within_half_a_second(browser, server):
-    """The best of several: other tests may keep the machine busy."""
-    visitor = Page(browser, server, "desktop")
-    visitor.choose(encoded(picture(*PHOTO_HW)))
-    trips = []
-    for fx in (0.2, 0.35, 0.5, 0.65, 0.8):
-        visitor.click(fx, 0.5)
-        trips.append(float(visitor.page.locator(".ss-stage").get_attribute("data-trip")))
-        visitor.press("Clear", "Click on something")
-    assert min(trips) < CLICK_SEC, trips
     visitor.finish(server)
 
 
