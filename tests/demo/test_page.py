@@ -1,8 +1,8 @@
 """The page in a real browser: Debian's Chromium without a window.
 
-Where there is none, these tests are skipped with the reason; SEMSAM_JAX_REQUIRE_BROWSER=1, which
-the project's own check sets, makes a missing browser a failure. Screenshots are kept in the folder that SEMSAM_JAX_SCREENSHOTS names, or in
-pytest's temporary one.
+Where there is none, these tests are skipped with the reason; SEMSAM_JAX_REQUIRE_BROWSER=1,
+which the project's own check sets, makes a missing browser a failure. Screenshots are kept
+in the folder that SEMSAM_JAX_SCREENSHOTS names, or in pytest's temporary one.
 """
 
 import io
