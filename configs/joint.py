@@ -48,14 +48,14 @@ def _lite(config: ConfigDict) -> ConfigDict:
     config.data.granularity_balance = 0.5
     config.data.scale_jitter = (0.6, 1.7)
     config.data.sa1b_jitter = (0.6, 1.7)
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.learning_rate = 5e-4
     config.optimizer.warmup_steps = 40
     config.optimizer.schedule = "cosine"
     config.optimizer.ema = 0.98
     config.loss.num_points = 512
     config.loss.match_points = 512
     config.loss.score_all_tokens = True
-    config.loss.iou = 2.0
+    config.loss.iou = 1.0
     config.loss.object_class = 1.0
     config.loss.part_class = 1.0
     config.loss.generic = 0.1
