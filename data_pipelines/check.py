@@ -20,9 +20,9 @@ from pycocotools import mask as coco_mask
 
 from data_pipelines.decode import decode_image
 from data_pipelines.schema import DATASETS, RawExample
-from data_pipelines.sources import Source, open_source
-from data_pipelines.sources.coco_folder import read_class_names
-from data_pipelines.vocabulary import Vocabulary, build_vocabulary
+from data_pipelines.sources import Source
+from data_pipelines.sources.alone import open_alone
+from data_pipelines.vocabulary import Vocabulary
 from semsam_jax.core.errors import DataError, SemSamError
 
 
@@ -183,22 +183,6 @@ def _box_area(box: tuple[float, float, float, float]) -> float:
     return (box[2] - box[0]) * (box[3] - box[1])
 
 
-def _open(args: argparse.Namespace) -> Source:
-    options = json.loads(args.options)
-    if args.dataset in DATASETS:
-        return open_source(
-            args.dataset, args.root, args.split, build_vocabulary([args.dataset]), **options
-        )
-    if "annotations" not in options:
-        raise DataError(
-            f"{args.dataset}: not one of {list(DATASETS)}, so a COCO folder of your own; wanted "
-            'the file: --options \'{"annotations": "train.json"}\''
-        )
-    classes = read_class_names(args.root / options["annotations"])
-    vocabulary = build_vocabulary([], extra={args.dataset: classes})
-    return open_source(args.dataset, args.root, args.split, vocabulary, **options)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Runs the check from the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -211,7 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=12, help="photos on the sheet")
     args = parser.parse_args(arguments)
     try:
-        source = _open(args)
+        source = open_alone(args.dataset, args.root, args.split, json.loads(args.options))
         report = check(source, args.limit)
     except (SemSamError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

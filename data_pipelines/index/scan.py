@@ -5,8 +5,9 @@ import collections
 import dataclasses
 import os
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent import futures
+from typing import Any
 
 import numpy as np
 
@@ -117,6 +118,20 @@ def with_views(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 _LABELLED = ("object", "part")
 
 
+def merge_findings(
+    parts: Iterable[Mapping[str, Any]],
+) -> tuple[dict[str, int], dict[str, list[str]]]:
+    """Joins the `dropped` and `named` of several tallies, in their order."""
+    dropped: collections.Counter[str] = collections.Counter()
+    named: dict[str, list[str]] = {}
+    for part in parts:
+        dropped.update(part["dropped"])
+        for reason, messages in part["named"].items():
+            known = named.setdefault(reason, [])
+            known.extend(messages[: _NAMED - len(known)])
+    return dict(dropped), named
+
+
 @dataclasses.dataclass(frozen=True)
 class Entry:
     """What was seen of one record: usable, or the reason why not.
@@ -199,6 +214,12 @@ def look_at(example: RawExample) -> Entry:
     )
 
 
+def is_too_broken(report: IndexReport, max_broken_share: float) -> bool:
+    """Whether more records are broken than allowed; one of them always is."""
+    total = sum(report.dropped.get(reason, 0) for reason in BROKEN)
+    return total > max(max_broken_share * report.records, 1)
+
+
 def check_report(report: IndexReport, max_broken_share: float) -> None:
     """Refuses a scan with too many broken records, or without any that can be used.
 
@@ -207,7 +228,7 @@ def check_report(report: IndexReport, max_broken_share: float) -> None:
     """
     broken = {reason: report.dropped.get(reason, 0) for reason in BROKEN}
     total, name = sum(broken.values()), report.dataset or "the source"
-    if total > max(max_broken_share * report.records, 1):
+    if is_too_broken(report, max_broken_share):
         worst = max(broken, key=broken.get)
         raise DataError(
             f"index of {name}: {total} of {report.records} records are broken "

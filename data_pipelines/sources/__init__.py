@@ -1,6 +1,6 @@
-"""Readers of datasets in their native layouts, one file each."""
+"""Readers of datasets in their native layouts and of built records, one file each."""
 
-import pathlib
+import os
 from typing import Any
 
 from data_pipelines.schema import DATASETS
@@ -12,8 +12,10 @@ from data_pipelines.sources.objects365 import Objects365
 from data_pipelines.sources.paco import Paco
 from data_pipelines.sources.part_imagenet import PartImageNet
 from data_pipelines.sources.pascal_part import PascalPart
+from data_pipelines.sources.records import Records, find_records
 from data_pipelines.sources.sa1b import SA1B
 from data_pipelines.vocabulary import Vocabulary
+from semsam_jax.core.errors import ConfigError, DataError
 
 __all__ = [
     "SA1B",
@@ -25,7 +27,9 @@ __all__ = [
     "Paco",
     "PartImageNet",
     "PascalPart",
+    "Records",
     "Source",
+    "open_native",
     "open_source",
 ]
 
@@ -43,27 +47,59 @@ assert tuple(SOURCES) == DATASETS
 
 def open_source(
     dataset: str,
-    root: str | pathlib.Path,
+    root: str | os.PathLike,
     split: str,
     vocabulary: Vocabulary,
     *,
-    cache: str | pathlib.Path | None = None,
+    cache: str | os.PathLike | None = None,
     **options: Any,
 ) -> Source:
-    """Opens a dataset by name; a name outside `schema.DATASETS` is a user's own COCO folder.
+    """Opens a dataset by name: its records if `root` holds some, else its native layout.
 
     Args:
-        dataset: its name.
-        root: folder in the dataset's native layout.
+        dataset: its name; one outside `schema.DATASETS` is a user's own COCO folder.
+        root: the dataset's folder; records may lie in a bucket (`gs://...`).
         split: `train`, `val`, or what the dataset calls its splits.
         vocabulary: gives the class indices.
         cache: where the listing of a very large set is kept between runs.
         **options: of the reader, see its class.
 
     Raises:
+        DataError: the folder does not have the dataset's layout, or records are incomplete.
+        ConfigError: an option has a wrong value, or is not what the records were made with.
+    """
+    if find_records(root, split) is None:
+        return open_native(dataset, root, split, vocabulary, cache=cache, **options)
+    records = Records(dataset, root, split, vocabulary)
+    other = {key: value for key, value in options.items() if records.options.get(key) != value}
+    if other:
+        raise ConfigError(
+            f"{dataset}: the records in {root} were built with options {records.options}, got "
+            f"{other}; drop the options, or build other records"
+        )
+    return records
+
+
+def open_native(
+    dataset: str,
+    root: str | os.PathLike,
+    split: str,
+    vocabulary: Vocabulary,
+    *,
+    cache: str | os.PathLike | None = None,
+    **options: Any,
+) -> Source:
+    """Opens a dataset in its native layout, whatever else lies there; see `open_source`.
+
+    Raises:
         DataError: the folder does not have the dataset's layout.
         ConfigError: an option has a wrong value.
     """
+    if "://" in os.fspath(root):
+        raise DataError(
+            f"{dataset} {split}: no records in {root}, and native layouts are read from file "
+            "systems only; mount the bucket, or build records into it (data_pipelines.build)"
+        )
     if dataset == "sa1b":
         options["cache"] = cache
     if dataset not in SOURCES:

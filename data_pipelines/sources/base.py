@@ -10,11 +10,13 @@ import abc
 import hashlib
 import io
 import json
+import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 from PIL import Image, UnidentifiedImageError
 from pycocotools import mask as coco_mask
 
@@ -41,18 +43,19 @@ class Source(abc.ABC):
     """
 
     has_masks: bool = True
-    index_folder: pathlib.Path | None = None
+    index_folder: str | os.PathLike | None = None
 
     def __init__(
         self,
         dataset: str,
-        root: str | pathlib.Path,
+        root: str | os.PathLike,
         split: str,
         vocabulary: Vocabulary,
         **options: Any,
     ):
         self.dataset = dataset
-        self.root = pathlib.Path(root)
+        # Records may lie in a bucket; native layouts are read from file systems only.
+        self.root = epath.Path(root) if "://" in os.fspath(root) else pathlib.Path(root)
         self.split = split
         self.vocabulary = vocabulary
         self.options = options

@@ -1,0 +1,72 @@
+"""Builds records: sharded ArrayRecord files that training reads instead of the native layout.
+
+    python -m data_pipelines.build --dataset coco --root /data/coco --split train val --out /records
+
+One process reads, or the workers of a Beam runner:
+
+    ... --runner=DirectRunner --beam-options=direct_num_workers=8,direct_running_mode=multi_processing
+    ... --runner=DataflowRunner --beam-options=project=P,region=R,temp_location=gs://B/tmp
+
+The records go to OUT/NAME/SPLIT/1.0.0. An interrupted build goes on where it stopped when the same
+command runs again. Exits with 2 if the folder cannot be read or too many records are broken.
+"""  # noqa: E501
+
+import argparse
+import json
+import pathlib
+import sys
+
+from absl import logging
+
+from data_pipelines.builders.tfds_builder import RecordsBuilder, beam_config
+from data_pipelines.schema import DATASETS
+from semsam_jax.core.errors import SemSamError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the build from the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dataset", required=True, help=f"one of {', '.join(DATASETS)}, or own")
+    parser.add_argument("--root", required=True, type=pathlib.Path, help="its native folder")
+    parser.add_argument("--out", required=True, help="folder or bucket (gs://...) of all records")
+    parser.add_argument("--split", nargs="+", default=["train"])
+    parser.add_argument("--options", default="{}", help="reader options as JSON")
+    parser.add_argument("--shard-records", type=int, default=1000, help="photos of one file")
+    parser.add_argument("--max-broken", type=float, default=0.01, help="share that may be broken")
+    parser.add_argument("--threads", type=int, default=4, help="readers, without a runner")
+    parser.add_argument("--verify", action="store_true", help="hash finished files again")
+    parser.add_argument(
+        "--retry-broken", action="store_true", help="shards that had broken records"
+    )
+    parser.add_argument("--runner", help="Beam runner, such as DirectRunner or DataflowRunner")
+    parser.add_argument("--beam-options", default="", help="comma-separated name=value")
+    args = parser.parse_args(arguments)
+    logging.set_verbosity(logging.ERROR)  # TFDS warns that it does not know our data sets
+    try:
+        for split in args.split:
+            builder = RecordsBuilder(
+                args.dataset,
+                args.root,
+                split,
+                args.out,
+                options=json.loads(args.options),
+                shard_records=args.shard_records,
+                max_broken_share=args.max_broken,
+                num_threads=args.threads,
+            )
+            report = builder.download_and_prepare(
+                download_config=beam_config(args.runner, args.beam_options),
+                verify=args.verify,
+                retry_broken=args.retry_broken,
+            )
+            print(f"{builder.plan.folder}: {report.examples} examples of {report.records} records")
+            for reason, count in sorted(report.dropped.items()):
+                print(f"  dropped {count}: {reason}, e.g. {report.named[reason][0]}")
+    except (SemSamError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

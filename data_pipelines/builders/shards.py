@@ -1,0 +1,218 @@
+"""One shard of a build: written whole or not at all, hashed, and never written twice.
+
+A build is a folder. `build.json` says what is built, one ArrayRecord file holds each span of
+the source's examples, and a receipt beside it says what went in and what it must look like.
+Whoever runs the build again, wherever and however it was interrupted, skips every shard whose
+receipt still fits its file.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent import futures
+
+from array_record.python import array_record_module
+from etils import epath
+
+from data_pipelines.builders.codec import Encoder
+from data_pipelines.index.files import write_json
+from data_pipelines.index.scan import BROKEN, Entry, Tally, look_at
+from data_pipelines.sources.alone import open_alone
+from data_pipelines.sources.base import Source
+from semsam_jax.core.errors import DataError
+
+_OPTIONS = "group_size:1"  # one record a chunk, so that each can be read alone
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is built, small enough to travel to any worker.
+
+    Attributes:
+        dataset: its name.
+        root: its folder, the same on every worker.
+        split: which part of it.
+        options: of the reader, as JSON.
+        folder: where the records go, a path or a bucket.
+        num_records: records of the source, broken ones included.
+        num_shards: files to write.
+    """
+
+    dataset: str
+    root: str
+    split: str
+    options: str
+    folder: str
+    num_records: int
+    num_shards: int
+
+    def span(self, shard: int) -> range:
+        """Positions in the source that belong to a shard."""
+        first, end = (self.num_records * i // self.num_shards for i in (shard, shard + 1))
+        return range(first, end)
+
+    def file(self, shard: int) -> epath.Path:
+        """The shard's ArrayRecord file, named as TFDS wants it."""
+        number = f"{shard:05d}-of-{self.num_shards:05d}"
+        return epath.Path(self.folder) / f"{self.dataset}-{self.split}.array_record-{number}"
+
+    def receipt(self, shard: int) -> epath.Path:
+        """The JSON that says what the shard holds."""
+        return epath.Path(self.folder) / "receipts" / f"{shard:05d}.json"
+
+    def open(self) -> Source:
+        """Opens the source; a process that writes many shards opens it once."""
+        return _opened(self.dataset, self.root, self.split, self.options)
+
+
+@functools.lru_cache(maxsize=2)
+def _opened(dataset: str, root: str, split: str, options: str) -> Source:
+    return open_alone(dataset, root, split, json.loads(options), is_native=True)
+
+
+def read_receipt(plan: Plan, shard: int) -> dict | None:
+    """Returns the receipt of a shard that is there in full length, else None."""
+    file = plan.receipt(shard)
+    if not file.exists():
+        return None
+    receipt = json.loads(file.read_text())
+    data = plan.file(shard)
+    if not data.exists() or data.stat().length != receipt["bytes"]:
+        return None
+    return receipt
+
+
+def has_broken(receipt: dict) -> bool:
+    """Whether records of the shard could not be read."""
+    return any(receipt["dropped"].get(reason, 0) for reason in BROKEN)
+
+
+def is_intact(plan: Plan, receipt: dict) -> bool:
+    """Reads a shard's file again and compares its hash."""
+    with plan.file(receipt["shard"]).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == receipt["sha256"]
+
+
+def write_shard(
+    plan: Plan,
+    shard: int,
+    *,
+    num_threads: int = 1,
+    progress: Callable[[int], object] = lambda seen: None,
+) -> dict:
+    """Writes a shard and its receipt.
+
+    Args:
+        plan: the build.
+        shard: which of its shards.
+        num_threads: readers at a time.
+        progress: told after every record how many more were seen.
+
+    Returns:
+        The receipt.
+
+    Raises:
+        DataError: the file on disk or in the bucket is not what was written.
+    """
+    source = plan.open()
+    tally = Tally()
+    final = plan.file(shard)
+    is_remote = "://" in plan.folder
+    with tempfile.TemporaryDirectory(
+        dir=None if is_remote else plan.folder, prefix=f"shard-{shard:05d}-"
+    ) as scratch:
+        local = pathlib.Path(scratch) / "records"
+        writer = array_record_module.ArrayRecordWriter(os.fspath(local), _OPTIONS)
+        for position, entry, record in _records(source, plan.span(shard), num_threads):
+            tally.add(position, entry)
+            if record is not None:
+                writer.write(record)
+            progress(1)
+        writer.close()
+        receipt = _receipt(shard, final.name, local, tally)
+        if is_remote:
+            with local.open("rb") as file, final.open("wb") as bucket:
+                shutil.copyfileobj(file, bucket, 2**24)
+        else:
+            os.replace(local, final)
+    if final.stat().length != receipt["bytes"]:
+        raise DataError(
+            f"{final}: {final.stat().length} bytes arrived, wanted {receipt['bytes']}; is the "
+            "disk full? Free some space and run the build again"
+        )
+    write_json(plan.receipt(shard), receipt)
+    return receipt
+
+
+def _records(
+    source: Source, span: range, num_threads: int
+) -> Iterator[tuple[int, Entry, bytes | None]]:
+    """Yields position, what was seen, and the record of what can be used, in order."""
+    encode = Encoder(source.dataset, source.vocabulary)
+
+    def make(position: int) -> tuple[int, Entry, bytes | None]:
+        try:
+            example = source[position]
+        except (DataError, OSError) as error:
+            return position, Entry("", "unreadable", f"record {position}: {error}"), None
+        entry = look_at(example)
+        return position, entry, encode(example) if entry.reason is None else None
+
+    if num_threads <= 1:
+        yield from map(make, span)
+        return
+    block = 4 * num_threads  # bounds what waits to be written
+    with futures.ThreadPoolExecutor(num_threads) as pool:
+        for start in range(0, len(span), block):
+            yield from pool.map(make, span[start : start + block])
+
+
+def _receipt(shard: int, name: str, local: pathlib.Path, tally: Tally) -> dict:
+    """Describes a finished file, after reading back how many records it holds."""
+    with local.open("rb") as file:
+        os.fsync(file.fileno())
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    arrays = tally.arrays()
+    written = count_records(local)
+    if written != len(arrays["position"]):
+        raise DataError(
+            f"{name}: {written} records are in the file, wanted {len(arrays['position'])}; is the "
+            "disk full? Free some space and run the build again"
+        )
+    kept = ("num_instances", "has_object", "has_part")
+    return {
+        "shard": shard,
+        "file": name,
+        "bytes": local.stat().st_size,
+        "sha256": digest,
+        "examples": written,
+        **{key: arrays[key].astype(int).tolist() for key in kept},
+        "dropped": dict(tally.dropped),
+        "named": tally.named,
+    }
+
+
+def count_records(file: str | os.PathLike) -> int:
+    """Opens an ArrayRecord file and returns its length.
+
+    Raises:
+        DataError: it is cut short or is no such file.
+    """
+    try:
+        reader = array_record_module.ArrayRecordReader(
+            os.fspath(file), options="readahead_buffer_size:0"
+        )
+        count = reader.num_records()
+        reader.close()
+    except (RuntimeError, OSError) as error:
+        raise DataError(
+            f"{file}: not a whole ArrayRecord file ({str(error).splitlines()[0]}); run the build "
+            "again to write it anew"
+        ) from error
+    return count

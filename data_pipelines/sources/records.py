@@ -1,0 +1,202 @@
+"""Records that `data_pipelines.build` made, read back as the native reader would give them.
+
+Layout: `root/{split}/1.0.0/` with ArrayRecord files, `records.json` (every file with its size
+and hash) and the index of the examples. The folder may lie in a bucket (`gs://...`).
+"""
+
+import bisect
+import collections
+import hashlib
+import itertools
+import json
+import os
+import threading
+from collections.abc import Sequence
+from concurrent import futures
+
+from array_record.python import array_record_module
+from etils import epath
+
+from data_pipelines.schema import RawExample
+from data_pipelines.sources.base import Source
+from data_pipelines.vocabulary import Vocabulary
+from semsam_jax.core.errors import DataError
+
+VERSION = "1.0.0"
+FORMAT = 1
+CLAIM, MANIFEST, INDEX = "build.json", "records.json", "index"
+MAX_READERS = 64
+"""Files that a process keeps open: each holds its own table of contents in memory."""
+
+_READER, _BUFFER = "readahead_buffer_size:0,max_parallelism:0", 2**15
+
+
+def find_records(root: str | os.PathLike, split: str) -> epath.Path | None:
+    """Returns the folder of the split's records below a dataset's root, if it has any."""
+    folder = epath.Path(root) / split / VERSION
+    return folder if (folder / CLAIM).exists() else None
+
+
+def class_names(vocabulary: Vocabulary, dataset: str) -> dict[str, list[str]]:
+    """Names of a dataset's objects and parts, in the order in which records number them."""
+    spans = {
+        "objects": vocabulary.object_slice(dataset),
+        "parts": vocabulary.part_slice(dataset),
+    }
+    return {
+        kind: [vocabulary.entry(i).name for i in range(span.start, span.stop)]
+        for kind, span in spans.items()
+    }
+
+
+def read_classes(folder: epath.Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns (object names, part names) of a user's own set, for `build_vocabulary(extra=)`."""
+    classes = json.loads((folder / CLAIM).read_text())["classes"]
+    return tuple(classes["objects"]), tuple(classes["parts"])
+
+
+class Records(Source):
+    """Reader of built records.
+
+    Args:
+        dataset: its name.
+        root: folder above `{split}/1.0.0`.
+        split: which part.
+        vocabulary: gives the class indices; must have the classes the records were made with.
+
+    Raises:
+        DataError: the build is not finished, a file is missing or cut short, or the
+            vocabulary has other classes.
+    """
+
+    def __init__(self, dataset: str, root: str | os.PathLike, split: str, vocabulary: Vocabulary):
+        from data_pipelines.builders.codec import Decoder  # loads TFDS, which only this needs
+
+        self._folder = epath.Path(root) / split / VERSION
+        manifest = self._manifest(dataset)
+        super().__init__(dataset, root, split, vocabulary, **manifest["options"])
+        self.has_masks = manifest["has_masks"]
+        self.index_folder = self._folder / INDEX
+        self._files = [(file["file"], file["bytes"]) for file in manifest["files"]]
+        self._ends = list(itertools.accumulate(file["examples"] for file in manifest["files"]))
+        self.example_ids = _Ids(self)
+        self._check_classes(manifest["classes"])
+        self._check_files()
+        self._decode = Decoder(dataset, vocabulary)
+        self._readers = _Readers()
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the shards' hashes."""
+        return hashlib.sha256((self._folder / MANIFEST).read_bytes()).hexdigest()[:16]
+
+    def _read(self, position: int) -> RawExample:
+        return self._decode(self._bytes(position))
+
+    def _bytes(self, position: int) -> bytes:
+        number = bisect.bisect_right(self._ends, position)
+        name, _ = self._files[number]
+        first = self._ends[number - 1] if number else 0
+        file = self._folder / name
+        try:
+            return self._readers.get(os.fspath(file)).read([position - first])[0]
+        except (RuntimeError, OSError) as error:
+            raise DataError(
+                f"{self.dataset} record {position} ({file}): {str(error).splitlines()[0]}; run "
+                "data_pipelines.build with --verify to write the damaged file again"
+            ) from error
+
+    def _manifest(self, dataset: str) -> dict:
+        file = self._folder / MANIFEST
+        if not file.exists():
+            raise DataError(
+                f"{dataset}: the build in {self._folder} is not finished; run the same "
+                "data_pipelines.build command again, it goes on where it stopped"
+            )
+        manifest = json.loads(file.read_text())
+        if manifest["format"] != FORMAT or manifest["dataset"] != dataset:
+            raise DataError(
+                f"{dataset}: {file} describes {manifest['dataset']} in format "
+                f"{manifest['format']}, wanted {dataset} in format {FORMAT}; check the root"
+            )
+        return manifest
+
+    def _check_classes(self, stored: dict[str, list[str]]) -> None:
+        own = class_names(self.vocabulary, self.dataset)
+        for kind, names in stored.items():
+            if names != own[kind]:
+                odd = sorted(set(names) ^ set(own[kind]))[:6] or "their order"
+                raise DataError(
+                    f"{self.dataset}: {self._folder} was built with {len(names)} {kind}, the "
+                    f"vocabulary has {len(own[kind])}; different: {odd}; build the records again, "
+                    "or use the vocabulary they were made with"
+                )
+
+    def _check_files(self) -> None:
+        """Compares every file's length: a copy that stopped half-way is told before training."""
+
+        def length(name: str) -> int:
+            file = self._folder / name
+            return file.stat().length if file.exists() else -1
+
+        with futures.ThreadPoolExecutor(16) as pool:
+            found = list(pool.map(length, (name for name, _ in self._files)))
+        bad = [
+            f"{name} ({'missing' if have < 0 else f'{have} bytes'}, wanted {want})"
+            for (name, want), have in zip(self._files, found, strict=True)
+            if have != want
+        ]
+        if bad:
+            raise DataError(
+                f"{self.dataset}: {len(bad)} of {len(found)} record files in {self._folder} are "
+                f"not whole: {'; '.join(bad[:5])}; copy them again, or run the same "
+                "data_pipelines.build command, which writes only these"
+            )
+
+
+class _Ids(Sequence[str]):
+    """The ids, read from the records when somebody asks."""
+
+    def __init__(self, source: Records):
+        self._source = source
+
+    def __len__(self) -> int:
+        return self._source._ends[-1]
+
+    def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
+        if isinstance(index, slice):
+            return tuple(self[number] for number in range(*index.indices(len(self))))
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"id {index} of {len(self)}")
+        return self._source[index % len(self)].example_id
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+
+class _Readers:
+    """Open ArrayRecord readers, the last used ones; every process has its own."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._open: collections.OrderedDict[str, object] = collections.OrderedDict()
+
+    def get(self, file: str) -> "array_record_module.ArrayRecordReader":
+        """Returns a reader that any thread may use; one that is dropped closes itself."""
+        with self._lock:
+            reader = self._open.get(file)
+            if reader is None:
+                reader = array_record_module.ArrayRecordReader(
+                    file, options=_READER, file_reader_buffer_size=_BUFFER
+                )
+                self._open[file] = reader
+                if len(self._open) > MAX_READERS:
+                    self._open.popitem(last=False)
+            self._open.move_to_end(file)
+            return reader
+
+    def __getstate__(self) -> dict:
+        return {}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__()
