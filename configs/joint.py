@@ -59,9 +59,9 @@ def _lite(config: ConfigDict) -> ConfigDict:
     config.loss.object_class = 1.0
     config.loss.part_class = 1.0
     config.loss.generic = 0.1
-    config.steps = 700
+    config.steps = 650
     config.log_every = 25
-    config.save_every = 350
+    config.save_every = 325
     config.eval_photos = 24
     return config
 

@@ -32,7 +32,6 @@ _DECODER_ERRORS = (
     MemoryError,
     struct.error,
     zlib.error,
-    Image.DecompressionBombError,
 )
 
 
@@ -70,6 +69,11 @@ def read_photo(content: bytes, limits: Limits) -> Photo:
                     # A large JPEG is decoded at a half or a quarter; nothing else is needed here.
                     image.draft(None, (WORK_SIDE, WORK_SIDE))
                 pixels = display_size(load_image(image), WORK_SIDE)
+    except Image.DecompressionBombError as error:
+        raise Refusal(
+            413,
+            f"The photo has more than {limits.pixels // 10**6} million pixels. Use a smaller copy.",
+        ) from error
     except DataError as error:
         raise Refusal(415, f"This photo cannot be used: {error}") from error
     except _DECODER_ERRORS as error:

@@ -13,6 +13,7 @@ from data_pipelines.transforms import geometry, masks, prompts, row
 from data_pipelines.transforms.evaluation import evaluation_rows
 from semsam_jax.core.errors import DataError
 from tests.data_pipelines.fake_source import (
+    FakeSource,
     HANDLE,
     MUG,
     ellipse,
@@ -371,12 +372,7 @@ def test_evaluation_rows_show_the_whole_photo_and_human_masks():
     assert rows[0]["size_hw"].tolist() == [32, 48]
     assert rows[0]["photo_hw"] == (60, 90)
     assert rows[0]["mask_bits"].shape == (3, 48, 6)
-    parts = next(evaluation_rows(FakeOne(source.examples[1]), 48, view="part"))
+    parts = next(evaluation_rows(FakeSource([source.examples[1]]), 48, view="part"))
     assert (parts["part_id"] == HANDLE).all()
     short = next(evaluation_rows(source, 48, short_side=20))
-    assert short["size_hw"].tolist() == [20, 30]
-
-
-class FakeOne(list):
-    def __init__(self, example):
-        super().__init__([example])
+    assert short["size_hw"].tolist() == [20, 3
