@@ -13,9 +13,9 @@ from data_pipelines.transforms import geometry, masks, prompts, row
 from data_pipelines.transforms.evaluation import evaluation_rows
 from semsam_jax.core.errors import DataError
 from tests.data_pipelines.fake_source import (
-    FakeSource,
     HANDLE,
     MUG,
+    FakeSource,
     ellipse,
     encode_image,
     encode_mask,
@@ -375,4 +375,4 @@ def test_evaluation_rows_show_the_whole_photo_and_human_masks():
     parts = next(evaluation_rows(FakeSource([source.examples[1]]), 48, view="part"))
     assert (parts["part_id"] == HANDLE).all()
     short = next(evaluation_rows(source, 48, short_side=20))
-    assert short["size_hw"].tolist() == [20, 3
+    assert short["size_hw"].tolist() == [20, 30]
