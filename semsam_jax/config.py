@@ -58,8 +58,6 @@ class DataChoice:
         scale_jitter: (low, high) of the large-scale jitter for labelled data.
         sa1b_jitter: (low, high) of the scale jitter for SA-1B.
         num_workers: input processes; 0 reads in threads of the main process.
-        pascal_part_tree: read PASCAL Part's whole tree (91 names) instead of 30 part words.
-        ade20k_parts: also read the part levels of ADE20k's full release, without a class.
     """
 
     root: str = ""
@@ -78,8 +76,6 @@ class DataChoice:
     scale_jitter: tuple[float, float] = (0.1, 2.0)
     sa1b_jitter: tuple[float, float] = (0.99, 1.01)
     num_workers: int = 0
-    pascal_part_tree: bool = False
-    ade20k_parts: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

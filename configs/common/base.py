@@ -38,10 +38,6 @@ def base() -> ConfigDict:
                 "scale_jitter": (0.1, 2.0),
                 "sa1b_jitter": (0.99, 1.01),
                 "num_workers": 0,
-                # The 91 native part names with limbs above their halves, instead of 30 words.
-                "pascal_part_tree": False,
-                # Part levels of ADE20k's full release, as masks without a class.
-                "ade20k_parts": False,
             },
             "text": {"source": "table", "table": ""},
             "optimizer": {

@@ -1,13 +1,11 @@
 """From the config to batches on the mesh: sources, vocabulary, mixture, evaluation photos."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
-from etils import epath
 from jax.sharding import Mesh
 
 from data_pipelines import sample
@@ -15,13 +13,11 @@ from data_pipelines.mixture import Mixture
 from data_pipelines.pipeline import InputIterator, PipelineConfig, StreamConfig, make_iterator
 from data_pipelines.schema import DATASETS, BatchShape
 from data_pipelines.sources import Source, open_source
-from data_pipelines.sources.alone import own_classes, reader_options
 from data_pipelines.transforms.evaluation import evaluation_rows
 from data_pipelines.transforms.geometry import ADE20K, Augment
 from data_pipelines.transforms.prompts import PromptPolicy
 from data_pipelines.vocabulary import Vocabulary, build_vocabulary
 from semsam_jax.config import RunConfig
-from semsam_jax.core.checkpoint_io import cache_dir
 from semsam_jax.core.errors import DataError
 from semsam_jax.core.structs import Batch, StreamBatch
 from semsam_jax.evals.samples import EvalSample
@@ -90,15 +86,15 @@ def used_datasets(run: RunConfig) -> tuple[str, ...]:
     return (*(name for name in DATASETS if name in names), *own)
 
 
-def dataset_roots(run: RunConfig, names: tuple[str, ...]) -> dict[str, os.PathLike]:
-    """Folder of each dataset: ROOT/NAME, or the embedded sample's; ROOT may be a bucket.
+def dataset_roots(run: RunConfig, names: tuple[str, ...]) -> dict[str, Path]:
+    """Folder of each dataset: ROOT/NAME, or the embedded sample's.
 
     Raises:
         DataError: folders that are missing, all of them at once.
     """
     if not run.data.root:
-        return {name: path for name, path in sample.roots().items() if name in names}
-    root = epath.Path(run.data.root)
+        return {name: Path(path) for name, path in sample.roots().items() if name in names}
+    root = Path(run.data.root)
     missing = [name for name in names if not (root / name).is_dir()]
     if missing:
         found = sorted(p.name for p in root.iterdir() if p.is_dir())[:12] if root.is_dir() else []
@@ -110,16 +106,9 @@ def dataset_roots(run: RunConfig, names: tuple[str, ...]) -> dict[str, os.PathLi
     return {name: root / name for name in names}
 
 
-def open_vocabulary(run: RunConfig, names: tuple[str, ...]) -> Vocabulary:
-    """The union vocabulary of the datasets in use; a user's own set brings its classes."""
-    own = tuple(name for name in names if name not in DATASETS)
-    roots = dataset_roots(run, own) if own else {}
-    classes = {name: own_classes(name, roots[name], "train") for name in own}
-    return build_vocabulary(
-        [name for name in names if name in DATASETS],
-        extra=classes,
-        pascal_parts="full" if run.data.pascal_part_tree else "merged",
-    )
+def open_vocabulary(names: tuple[str, ...]) -> Vocabulary:
+    """The union vocabulary of the datasets in use."""
+    return build_vocabulary([name for name in names if name in DATASETS])
 
 
 def build_input(run: RunConfig, vocabulary: Vocabulary, name_mask: np.ndarray, mesh: Mesh) -> Input:
@@ -141,7 +130,6 @@ def build_input(run: RunConfig, vocabulary: Vocabulary, name_mask: np.ndarray, m
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         seed=run.seed,
-        index_folder=index_cache(),
         name_mask=name_mask,
     )
     rows.start_prefetch()
@@ -153,20 +141,7 @@ def open_sources(
 ) -> dict[str, Source]:
     """Opens the readers of some datasets."""
     roots = dataset_roots(run, names)
-    options = reader_options(
-        pascal_part_tree=run.data.pascal_part_tree, ade20k_parts=run.data.ade20k_parts
-    )
-    return {
-        name: open_source(
-            name, root, split, vocabulary, cache=index_cache(), **options.get(name, {})
-        )
-        for name, root in roots.items()
-    }
-
-
-def index_cache() -> Path:
-    """Where listings and indexes of native layouts are kept, so that only the first run scans."""
-    return cache_dir() / "index"
+    return {name: open_source(name, root, split, vocabulary) for name, root in roots.items()}
 
 
 def pipeline_config(run: RunConfig, vocab_size: int) -> PipelineConfig:

@@ -50,7 +50,7 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> dict:
     config_lib.check_batch(run, num_batch_shards(mesh))
     checkpoints = Checkpoints(workdir, run.keep)
 
-    vocabulary = input_lib.open_vocabulary(run, input_lib.used_datasets(run))
+    vocabulary = input_lib.open_vocabulary(input_lib.used_datasets(run))
     model_config = presets.model_config(run.model.preset)
     text = build_text(run, model_config, vocabulary.names, vocabulary.num_objects, mesh)
     data = input_lib.build_input(run, vocabulary, text.name_mask, mesh)
