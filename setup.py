@@ -59,6 +59,7 @@ setup(
             "scikit-image",
         ],
         "eval": ["faster-coco-eval", "matplotlib", "scikit-image"],
+        "build": ["apache-beam"],
         "demo": ["gradio>=6"],
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],

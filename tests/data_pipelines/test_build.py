@@ -1,5 +1,6 @@
 """Records hold what the native readers give, and a build loses nothing and hides nothing."""
 
+import importlib.util
 import json
 import pickle
 import subprocess
@@ -251,6 +252,9 @@ def test_command_line(coco, tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.skipif(
+    importlib.util.find_spec("apache_beam") is None, reason="needs the extra [build] (Apache Beam)"
+)
 def test_beam_workers_build_the_same_files(coco, tmp_path):
     options = "direct_num_workers=2,direct_running_mode=multi_processing"
     command = [sys.executable, "-m", "data_pipelines.build", "--dataset", "coco"]
