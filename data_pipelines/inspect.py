@@ -1,11 +1,11 @@
 """Pictures of what the model would see: one PNG per stream.
 
+    python -m data_pipelines.inspect --config=configs/joint.py --n 16
     python -m data_pipelines.inspect --out /tmp/rows
-    python -m data_pipelines.inspect --config=configs/joint.py --n 16 --out /tmp/rows
 
-Without a config the embedded sample is drawn. Interactive rows show all prompts, then single
-prompts with their targets, blue (largest) to red (smallest); generic rows show every instance
-with its label. Grey is padding.
+The pictures go to runs/inspect, or to --out. Without a config the embedded sample is drawn.
+Interactive rows show all prompts, then single prompts with their targets, blue (largest) to red
+(smallest); generic rows show every instance with its label. Grey is padding.
 """
 
 import pathlib
@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 import cv2
 import numpy as np
 from absl import app, flags
+from etils import epath
 from ml_collections import config_flags
 from PIL import Image, ImageDraw
 
@@ -23,6 +24,7 @@ from data_pipelines.mixture import Mixture
 from data_pipelines.pipeline import STREAMS, PipelineConfig, StreamConfig, make_iterator
 from data_pipelines.schema import DATASETS, BatchShape
 from data_pipelines.sources import open_source
+from data_pipelines.sources.alone import own_classes, reader_options
 from data_pipelines.transforms.geometry import ADE20K, Augment
 from data_pipelines.transforms.masks import unpack_bits
 from data_pipelines.transforms.prompts import PromptPolicy
@@ -251,6 +253,8 @@ def sample_settings() -> dict:
         "granularity_balance": 0.0,
         "scale_jitter": (0.5, 2.0),
         "sa1b_jitter": (0.99, 1.01),
+        "pascal_part_tree": False,
+        "ade20k_parts": False,
     }
 
 
@@ -272,22 +276,37 @@ def inspect(
     shares = (dict(data["datasets"]), dict(data["generic_datasets"]))
     used = [name for name in {**shares[0], **shares[1]} if any(s.get(name, 0) for s in shares)]
     own = sorted(set(used) - set(DATASETS))
-    if own:
+    root = epath.Path(data["root"]) if data["root"] else None
+    if own and root is None:
         raise ConfigError(
-            f"inspect: {', '.join(own)} are not built-in datasets ({', '.join(DATASETS)}); draw "
-            f"your own folder with `python -m data_pipelines.check`."
+            f"inspect: {', '.join(own)} are not in the embedded sample ({', '.join(DATASETS)}); "
+            f"give the folder above them as config.data.root."
         )
-    vocabulary = build_vocabulary(used)
-    root = pathlib.Path(data["root"]) if data["root"] else None
     folders = {name: root / name for name in used} if root else sample.roots()
-    sources = {name: open_source(name, folders[name], split, vocabulary) for name in used}
+    vocabulary = build_vocabulary(
+        [name for name in used if name in DATASETS],
+        extra={name: own_classes(name, folders[name], split) for name in own},
+        pascal_parts="full" if data["pascal_part_tree"] else "merged",
+    )
+    switches = {key: data[key] for key in ("pascal_part_tree", "ade20k_parts")}
+    options = reader_options(**switches)
+    sources = {
+        name: open_source(name, folders[name], split, vocabulary, **options.get(name, {}))
+        for name in used
+    }
     config = _pipeline_config(data, num_rows, len(vocabulary))
     iterator = make_iterator(config, sources, vocabulary, seed=seed)
     written = []
     for name, rows in next(iterator).items():
         print(f"{name} stream\n{iterator.tables[name].format()}")
         path = pathlib.Path(out) / f"{name}.png"
-        draw_rows(rows, vocabulary, path, num_prompts=4 if name == STREAMS[0] else 0)
+        draw_rows(
+            rows,
+            vocabulary,
+            path,
+            num_prompts=4 if name == STREAMS[0] else 0,
+            datasets=(*DATASETS, *own),
+        )
         written.append(path)
     iterator.close()
     return written
@@ -297,7 +316,7 @@ def main() -> None:
     """Runs from the command line; the flags exist only then, so that anyone may import this."""
     config = config_flags.DEFINE_config_file("config", None, "recipe whose `data` group is drawn")
     num_rows = flags.DEFINE_integer("n", 16, "rows drawn of each stream", lower_bound=1)
-    out = flags.DEFINE_string("out", None, "folder for the pictures", required=True)
+    out = flags.DEFINE_string("out", "runs/inspect", "folder for the pictures")
     split = flags.DEFINE_string("split", "train", "split of the datasets")
     seed = flags.DEFINE_integer("seed", 0, "seed of the input")
 

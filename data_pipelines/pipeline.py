@@ -134,7 +134,7 @@ def make_iterator(
         vocab_valid=_vocab_valid(config.shape, vocabulary, tuple(built), name_mask),
         dataset_index=dataset_numbers(tuple(sources)),
     )
-    tables, streams = {}, {}
+    tables, examples, streams = {}, {}, {}
     for name in STREAMS:
         stream: StreamConfig = getattr(config, name)
         if not stream.batch_size:
@@ -148,10 +148,11 @@ def make_iterator(
         tables[name] = build_mixture(
             stream.mixture, built, total_rows=total_rows, where=f"{name} stream"
         )
-        streams[name] = _stream(name, tables[name], sources, built, rows, seed)
+        examples[name] = _examples(name, tables[name], sources, built, seed)
+        streams[name] = examples[name].random_map(rows, seed=_derived_seed(seed, name, "rows"))
     if not streams:
         raise ConfigError("pipeline: both streams have batch_size 0; give one of them rows.")
-    return InputIterator(config, streams, tables, process_index, process_count, seed)
+    return InputIterator(config, examples, streams, tables, process_index, process_count, seed)
 
 
 class InputIterator:
@@ -167,6 +168,7 @@ class InputIterator:
     def __init__(
         self,
         config: PipelineConfig,
+        examples: Mapping[str, grain.MapDataset],
         streams: Mapping[str, grain.MapDataset],
         tables: Mapping[str, MixtureTable],
         process_index: int,
@@ -177,7 +179,7 @@ class InputIterator:
         cv2.setNumThreads(1)
         self.tables = dict(tables)
         self._config = config
-        self._streams = streams
+        self._examples, self._streams = examples, streams
         self._process = (process_index, process_count)
         self._seed = seed
         self._step = 0
@@ -204,6 +206,21 @@ class InputIterator:
         self._running = {name: self._start(name) for name in self._streams}
         for rows in self._running.values():
             rows.start_prefetch()
+
+    def example_names(self, step: int) -> dict[str, list[str]]:
+        """Names what the rows of this process held in batch number `step`, for messages.
+
+        Returns:
+            Per stream "dataset/example_id" of each row, in order.
+        """
+        index, count = self._process
+        names = {}
+        for stream, examples in self._examples.items():
+            own_rows = getattr(self._config, stream).batch_size // count
+            rows = _ProcessRows(step, own_rows * count, own_rows, index)
+            drawn = [examples[rows[number][1]][0] for number in range(own_rows)]
+            names[stream] = [f"{example.dataset}/{example.example_id}" for example in drawn]
+        return names
 
     def get_state(self) -> bytes:
         """The position as JSON bytes; the same on every process."""
@@ -325,22 +342,21 @@ class _ProcessRows(grain.transforms.DatasetSelectionMap):
         return 0, (self._first_step + step) * self._batch_size + self._offset + row
 
 
-def _stream(
+def _examples(
     name: str,
     table: MixtureTable,
     sources: Mapping[str, Source],
     indexes: Mapping[str, Index],
-    rows: RowMaker,
     seed: int,
 ) -> grain.MapDataset:
+    """(example, view) of every row of a stream."""
     views = [
         grain.MapDataset.source(_ViewSource(sources[r.dataset], indexes[r.dataset], r.view))
         .shuffle(seed=_derived_seed(seed, name, r.dataset, r.view))
         .repeat()
         for r in table.active
     ]
-    mixed = grain.MapDataset.select_from_datasets(views, _Schedule(table.schedule()))
-    return mixed.random_map(rows, seed=_derived_seed(seed, name, "rows"))
+    return grain.MapDataset.select_from_datasets(views, _Schedule(table.schedule()))
 
 
 def _derived_seed(seed: int, *names: str) -> int:

@@ -224,6 +224,9 @@ def clean_name(name: str) -> str:
     return cleaned or name.strip() or "unnamed"
 
 
+_PASCAL_FILES = {"merged": "pascal_part", "full": "pascal_part_full"}
+
+
 def class_file(dataset: str) -> dict:
     """Returns the class list of a built-in dataset: objects, parts and, for parts, pairs."""
     path = _FOLDER / f"{dataset}.json"
@@ -233,6 +236,8 @@ def class_file(dataset: str) -> dict:
 def build_vocabulary(
     datasets: Sequence[str] = DATASETS,
     extra: Mapping[str, tuple[Sequence[str], Sequence[str]]] | None = None,
+    *,
+    pascal_parts: str = "merged",
 ) -> Vocabulary:
     """Builds the union vocabulary of some datasets.
 
@@ -240,10 +245,16 @@ def build_vocabulary(
         datasets: names out of `DATASETS`; entries follow the order of `DATASETS` whatever the
             order here, so that the same choice always gives the same indices.
         extra: the user's own sets, name -> (object names, part names), appended in order.
+        pascal_parts: the part list of PASCAL Part, `merged` (30 words) or `full` (91 names).
 
     Raises:
-        ConfigError: an unknown dataset, or an own set with the name of a built-in one.
+        ConfigError: an unknown dataset or part list, or an own set with the name of a
+            built-in one.
     """
+    if pascal_parts not in _PASCAL_FILES:
+        raise ConfigError(
+            f"vocabulary: pascal_parts={pascal_parts!r}; wanted one of {list(_PASCAL_FILES)}"
+        )
     extra = dict(extra or {})
     unknown = [name for name in datasets if name not in DATASETS]
     if unknown:
@@ -261,7 +272,7 @@ def build_vocabulary(
     for dataset in DATASETS:
         if dataset not in datasets or dataset == "sa1b":
             continue
-        classes = class_file(dataset)
+        classes = class_file(_PASCAL_FILES[pascal_parts] if dataset == "pascal_part" else dataset)
         for kind, entries in (("objects", objects), ("parts", parts)):
             entries.extend(
                 VocabularyEntry(

@@ -9,7 +9,9 @@
   (B = instance) and `X_atr.txt`, or with `X.json` and its instance masks. Names outside the 150
   classes are left out.
 
-Parts of the full layouts are not used: the paper takes ADE20k as object data. Source: SPEC (0b).
+The paper takes ADE20k as object data; with `parts` the full layouts also give the parts of these
+objects and the parts of parts. Their names are open-ended, so they carry no class, as SA-1B's
+masks do, but each knows what it is a part of. Source: SPEC (0b).
 """
 
 import abc
@@ -24,7 +26,7 @@ from data_pipelines.sources.base import ExampleBuilder, Source, read_json
 from data_pipelines.sources.coco_json import ClassLabel
 from data_pipelines.sources.panoptic import PanopticFile, read_png
 from data_pipelines.vocabulary import Vocabulary
-from semsam_jax.core.errors import DataError
+from semsam_jax.core.errors import ConfigError, DataError
 
 _FOLDERS = {"train": "training", "val": "validation"}
 
@@ -36,10 +38,13 @@ class ADE20k(Source):
         root: folder of one of the layouts above (for the full one: any folder above `training`).
         split: `train` or `val`.
         vocabulary: gives the class indices.
+        parts: also read the part levels, which only the full layouts have.
     """
 
-    def __init__(self, root: str | pathlib.Path, split: str, vocabulary: Vocabulary):
-        super().__init__("ade20k", root, split, vocabulary)
+    def __init__(
+        self, root: str | pathlib.Path, split: str, vocabulary: Vocabulary, *, parts: bool = False
+    ):
+        super().__init__("ade20k", root, split, vocabulary, parts=parts)
         folder = _FOLDERS.get(split, split)
         for layout in (_Panoptic, _SceneParsing, _Full):
             found = layout.find(self, folder)
@@ -51,6 +56,11 @@ class ADE20k(Source):
                 f"ade20k_panoptic_{split}.json with its PNG folder and images/{folder}; or "
                 f"images/, annotations/ and annotations_instance/ with {folder}; or *_seg.png "
                 f"with .json or _atr.txt below a folder {folder}"
+            )
+        if parts and not isinstance(self._layout, _Full):
+            raise ConfigError(
+                f"ade20k: parts=True, but {self.root} has no part levels; wanted the full release "
+                "(X_seg.png with X_parts_1.png ...), or parts=False"
             )
         self.example_ids = self._layout.example_ids
         self.annotation_files = self._layout.annotation_files
@@ -144,6 +154,7 @@ class _Full(_Layout):
     def __init__(self, source: Source, photos: list[pathlib.Path], folder: pathlib.Path):
         self._folder = folder
         self._vocabulary = source.vocabulary
+        self._has_parts = source.options["parts"]
         self.example_ids = StringTable.of(
             photo.relative_to(folder).with_suffix("").as_posix() for photo in photos
         )
@@ -176,15 +187,24 @@ class _Full(_Layout):
 
     def _read_2021(self, builder: ExampleBuilder, photo: pathlib.Path) -> None:
         content = read_json(photo.with_suffix(".json"), "ade20k")
-        for item in content["annotation"]["object"]:
+        items = content["annotation"]["object"]
+        added: dict[int, int] = {}
+        for item in sorted(items, key=lambda item: int(item["parts"]["part_level"])):
             label = self._label(item["name"])
-            if label is None or int(item["parts"]["part_level"]) > 0:
+            above = -1
+            if int(item["parts"]["part_level"]) > 0:
+                # A part is kept with the object that it belongs to, or not at all.
+                above = added.get(_first(item["parts"]["ispartof"]), -1)
+                label = _PART if self._has_parts and above >= 0 else None
+            if label is None:
                 continue
             mask = read_png(photo.parent / item["instance_mask"], builder)
             if mask.ndim == 3:
                 mask = mask[..., 0]
             # 255 is visible, lower values are hidden behind something else.
-            _add(builder, mask == mask.max() if mask.any() else mask, label)
+            added[int(item["id"])] = _add(
+                builder, mask == mask.max() if mask.any() else mask, label, above
+            )
 
     def _read_2017(self, builder: ExampleBuilder, photo: pathlib.Path) -> None:
         listing = photo.with_name(f"{photo.stem}_atr.txt")
@@ -195,24 +215,29 @@ class _Full(_Layout):
         rows = [[field.strip() for field in line.split("#")] for line in lines if line.strip()]
         if any(len(row) < 5 for row in rows):
             raise builder.broken(f"{listing.name}: a line has too few fields separated by #")
-        wholes = {int(row[0]): row[3] for row in rows if int(row[1]) == 0}
-        seg = read_png(photo.with_name(f"{photo.stem}_seg.png"), builder, ("RGB", "RGBA"))
-        instances = seg[..., 2]
-        values = np.unique(instances[instances > 0])
-        if len(values) == len(wholes):
-            # The blue channel may be spread over 0..255; its order is that of the listing.
-            masks = dict(zip(sorted(wholes), values, strict=True))
-        elif len(values) == 0 or values.max() <= max(wholes, default=0):
-            masks = {number: number for number in wholes}
-        else:
-            raise builder.broken(
-                f"{photo.stem}_seg.png shows {len(values)} instances, {listing.name} lists "
-                f"{len(wholes)}, and their numbers do not agree"
-            )
-        for number, name in wholes.items():
+        levels: dict[int, dict[int, str]] = {}
+        for row in rows:
+            levels.setdefault(int(row[1]), {})[int(row[0])] = row[3]
+        names = levels.get(0, {})
+        below = _numbered(builder, photo.with_name(f"{photo.stem}_seg.png"), names)
+        added = {}
+        for number, name in names.items():
             label = self._label(name)
             if label is not None:
-                _add(builder, instances == masks[number], label)
+                added[number] = _add(builder, below == number, label)
+        for level in range(1, max(levels, default=0) + 1) if self._has_parts else ():
+            names = levels.get(level, {})
+            above = below
+            png = photo.with_name(f"{photo.stem}_parts_{level}.png")
+            below = _numbered(builder, png, names)
+            parents, added = added, {}
+            for number in names:
+                mask = below == number
+                under = above[mask]
+                # The listing does not say whose part it is: of what lies under most of it.
+                parent = parents.get(int(np.bincount(under).argmax()), -1) if len(under) else -1
+                if parent >= 0:
+                    added[number] = _add(builder, mask, _PART, parent)
 
     def _label(self, name: str) -> ClassLabel | None:
         for spelling in (name, name.split(",")[0]):
@@ -234,5 +259,39 @@ def _labels(vocabulary: Vocabulary) -> dict[int, ClassLabel]:
     }
 
 
-def _add(builder: ExampleBuilder, mask: np.ndarray, label: ClassLabel) -> None:
-    builder.add_array(mask, object_id=label.object_id, is_thing=label.is_thing)
+_PART = ClassLabel(-1)
+"""A part of an object: without a class, since ADE20k's part names are open-ended."""
+
+
+def _add(builder: ExampleBuilder, mask: np.ndarray, label: ClassLabel, parent: int = -1) -> int:
+    return builder.add_array(
+        mask, object_id=label.object_id, is_thing=label.is_thing, parent=parent
+    )
+
+
+def _first(value: int | list[int]) -> int:
+    """The id in `ispartof`, which is a number or a list; -1 for an empty list."""
+    if isinstance(value, list):
+        return int(value[0]) if value else -1
+    return int(value)
+
+
+def _numbered(builder: ExampleBuilder, png: pathlib.Path, names: dict[int, str]) -> np.ndarray:
+    """Reads int [h,w]: the listing's number of the instance at each pixel, 0 none.
+
+    Raises:
+        DataError: the picture is missing or damaged, or shows other instances than listed.
+    """
+    instances = read_png(png, builder, ("RGB", "RGBA"))[..., 2].astype(np.int64)
+    values = np.unique(instances[instances > 0])
+    if len(values) == len(names):
+        # The blue channel may be spread over 0..255; its order is that of the listing.
+        table = np.zeros(256, np.int64)
+        table[values] = sorted(names)
+        return table[instances]
+    if len(values) and values.max() > max(names, default=0):
+        raise builder.broken(
+            f"{png.name} shows {len(values)} instances, the listing has {len(names)}, and their "
+            "numbers do not agree"
+        )
+    return instances

@@ -7,8 +7,9 @@ from typing import Any
 
 from data_pipelines.schema import DATASETS
 from data_pipelines.sources import Source, open_native, open_source
-from data_pipelines.sources.coco_folder import read_class_names
-from data_pipelines.sources.records import find_records, read_classes
+from data_pipelines.sources.base import first_existing
+from data_pipelines.sources.coco_folder import annotation_places, read_class_names
+from data_pipelines.sources.records import find_records, read_classes, read_options
 from data_pipelines.vocabulary import build_vocabulary
 from semsam_jax.core.errors import DataError
 
@@ -27,24 +28,64 @@ def open_alone(
         dataset: its name.
         root: its folder.
         split: which part of it.
-        options: of the reader; an own folder needs `annotations`, the file with its classes.
+        options: of the reader.
         is_native: look for the native layout only, not for records.
 
     Raises:
-        DataError: the folder has another layout, or an own folder's file is not named.
+        DataError: the folder has another layout.
     """
-    folder = None if is_native else find_records(root, split)
     if dataset in DATASETS:
-        vocabulary = build_vocabulary([dataset])
-    elif folder is not None:
-        vocabulary = build_vocabulary([], extra={dataset: read_classes(folder)})
-    elif "annotations" in options:
-        classes = read_class_names(pathlib.Path(root) / options["annotations"])
-        vocabulary = build_vocabulary([], extra={dataset: classes})
+        built = None if is_native else find_records(root, split)
+        parts = (options if built is None else read_options(built)).get("parts")
+        lists = {"pascal_parts": parts} if dataset == "pascal_part" and parts else {}
+        vocabulary = build_vocabulary([dataset], **lists)
     else:
-        raise DataError(
-            f"{dataset}: not one of {list(DATASETS)}, so a COCO folder of your own; wanted "
-            'the file: --options \'{"annotations": "train.json"}\''
-        )
+        file = options.get("annotations")
+        classes = own_classes(dataset, root, split, annotations=file, is_native=is_native)
+        vocabulary = build_vocabulary([], extra={dataset: classes})
     opener = open_native if is_native else open_source
     return opener(dataset, root, split, vocabulary, **options)
+
+
+def reader_options(*, pascal_part_tree: bool, ade20k_parts: bool) -> dict[str, dict[str, Any]]:
+    """What the two switches of a recipe mean for the readers: dataset -> options."""
+    options: dict[str, dict[str, Any]] = {}
+    if pascal_part_tree:
+        options["pascal_part"] = {"parts": "full"}
+    if ade20k_parts:
+        options["ade20k"] = {"parts": True}
+    return options
+
+
+def own_classes(
+    dataset: str,
+    root: str | os.PathLike,
+    split: str,
+    *,
+    annotations: str | None = None,
+    is_native: bool = False,
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns (object names, part names) of a user's own set, for `build_vocabulary(extra=)`.
+
+    Args:
+        dataset: the user's name for it.
+        root: its folder, with records or a COCO-format file.
+        split: which part of it.
+        annotations: the file below `root`; by default where `CocoFolder` looks.
+        is_native: do not look for records.
+
+    Raises:
+        DataError: neither is there.
+    """
+    records = None if is_native else find_records(root, split)
+    if records is not None:
+        return read_classes(records)
+    places = [annotations] if annotations else annotation_places(split)
+    file = first_existing([pathlib.Path(root) / place for place in places], pathlib.Path.is_file)
+    if file is None:
+        raise DataError(
+            f"{dataset}: no annotation file of split {split} in {root}; wanted one of {places} "
+            f"(the option annotations names another): {dataset} is none of {list(DATASETS)}, so "
+            "a COCO folder of your own"
+        )
+    return read_class_names(file)

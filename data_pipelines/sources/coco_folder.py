@@ -52,15 +52,7 @@ class CocoFolder(Source):
         options = {"annotations": annotations, "photos": photos, "boxes_only": boxes_only}
         super().__init__(dataset, root, split, vocabulary, **options)
         self.has_masks = not boxes_only
-        names = (
-            [annotations]
-            if annotations
-            else [
-                f"annotations/{split}.json",
-                f"annotations/instances_{split}.json",
-                f"{split}.json",
-            ]
-        )
+        names = [annotations] if annotations else annotation_places(split)
         file = first_existing([self.root / name for name in names], pathlib.Path.is_file)
         if file is None:
             raise self._layout_error(f"one of {names}")
@@ -86,6 +78,11 @@ class CocoFolder(Source):
             pseudo_parts=self._is_pseudo("parts"),
         )
         return builder.build()
+
+
+def annotation_places(split: str) -> list[str]:
+    """Where the file of a split is looked for if nobody names it, below the root."""
+    return [f"annotations/{split}.json", f"annotations/instances_{split}.json", f"{split}.json"]
 
 
 def read_class_names(annotations: str | pathlib.Path) -> tuple[tuple[str, ...], tuple[str, ...]]:

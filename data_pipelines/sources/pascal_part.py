@@ -2,8 +2,10 @@
 
 Layout: `root/Annotations_Part/ID.mat`, photos `JPEGImages/ID.jpg` and lists
 `ImageSets/Main/{split}.txt` in `root`, `root/VOC2010` or `root/VOCdevkit/VOC2010`.
-Left and right parts stay separate masks of one class; pieces of a limb on one side are joined.
-Sources: SPEC (0b, xi); the class list of `vocabularies/pascal_part.json`.
+With the merged list, left and right parts stay separate masks of one class, and the pieces of a
+limb on one side are joined. With the whole tree every native part is kept under its own name, and
+the joined limb stands between its halves and the object.
+Sources: SPEC (0b, xi); the class lists of `vocabularies/pascal_part.json` and `_full.json`.
 """
 
 import pathlib
@@ -14,7 +16,7 @@ import scipy.io
 
 from data_pipelines.index.strings import StringTable
 from data_pipelines.schema import RawExample
-from data_pipelines.sources.base import ExampleBuilder, Source, encode_mask, first_existing
+from data_pipelines.sources.base import ExampleBuilder, Source, first_existing
 from data_pipelines.vocabulary import Vocabulary, class_file
 from semsam_jax.core.errors import ConfigError
 
@@ -32,6 +34,29 @@ _WORDS = {
         "tail", "torso", "wheel", "window", "wing",
     )
 }  # fmt: skip
+# The same for the whole tree: every native code is a side or an end, then one of these.
+_FULL_WORDS = {
+    "ebrow": "eyebrow", "pa": "paw", "ho": "hoof", "liplate": "license plate",
+} | {
+    word: word
+    for word in (
+        "beak", "body", "cap", "chainwheel", "coach", "door", "ear", "engine", "eye", "foot",
+        "hair", "hand", "handlebar", "head", "headlight", "horn", "leg", "mirror", "mouth",
+        "muzzle", "neck", "nose", "plant", "pot", "saddle", "screen", "side", "stern", "tail",
+        "torso", "wheel", "window", "wing",
+    )
+}  # fmt: skip
+_FULL_SIDES = {
+    "": "", "l": "left ", "r": "right ", "f": "front ", "b": "back ",
+    "lf": "left front ", "rf": "right front ", "lb": "left back ", "rb": "right back ",
+    "left": "left ", "right": "right ", "front": "front ", "back": "back ", "roof": "roof ",
+} | {
+    f"{wagon}{end}": f"{text} {end} "
+    for wagon, text in (("h", "head"), ("c", "coach"))
+    for end in ("front", "left", "right", "back", "roof")
+}  # fmt: skip
+_HALVES = {"u": "upper ", "l": "lower "}
+
 _SIDES = ("left", "right", "lf", "rf", "lb", "rb", "l", "r", "f", "b")
 
 
@@ -42,7 +67,8 @@ class PascalPart(Source):
         root: the folder with `Annotations_Part`.
         split: `train`, `val` or `trainval`: a list in `ImageSets/Main`.
         vocabulary: gives the class indices.
-        parts: `merged`, the 30-name list; the raw list of about 190 names is not offered.
+        parts: `merged`, the list of 30 names, or `full`, the whole tree; the vocabulary must
+            be built for the same list.
     """
 
     def __init__(
@@ -54,11 +80,9 @@ class PascalPart(Source):
         parts: str = "merged",
     ):
         super().__init__("pascal_part", root, split, vocabulary, parts=parts)
-        if parts != "merged":
-            raise ConfigError(
-                f"pascal_part: parts={parts!r} is not built; wanted 'merged' (30 part names); for "
-                "other lists write COCO JSON and read it with coco_folder"
-            )
+        if parts not in ("merged", "full"):
+            raise ConfigError(f"pascal_part: parts={parts!r}; wanted 'merged' or 'full'")
+        self._is_full = parts == "full"
         self._mats = self.root / "Annotations_Part"
         voc = first_existing(
             [self.root, self.root / "VOC2010", self.root / "VOCdevkit" / "VOC2010"],
@@ -100,22 +124,66 @@ class PascalPart(Source):
         parent = builder.add_array(
             _mask(whole["mask"]), object_id=object_id, is_pseudo=self._is_pseudo("objects")
         )
+        native = [
+            (_text(part["part_name"]), _mask(part["mask"])) for part in whole["parts"].reshape(-1)
+        ]
+        if self._is_full:
+            self._add_tree(builder, native, object_id, parent)
+        else:
+            self._add_merged(builder, native, name, object_id, parent)
+
+    def _add_merged(
+        self,
+        builder: ExampleBuilder,
+        native: list[tuple[str, np.ndarray]],
+        name: str,
+        object_id: int,
+        parent: int,
+    ) -> None:
         joined: dict[tuple[str, str], np.ndarray] = {}
-        for part in whole["parts"].reshape(-1):
-            side, word = merged_part(_text(part["part_name"]))
+        for code, mask in native:
+            side, word = merged_part(code)
             if f"{name}:{word}" not in self._pairs:
                 continue
-            mask = _mask(part["mask"])
             known = joined.get((side, word))
             joined[side, word] = mask if known is None else known | mask
         for (_, word), mask in joined.items():
-            builder.add_mask(
-                encode_mask(mask),
-                object_id=object_id,
-                part_id=self.vocabulary.part_index("pascal_part", word),
-                parent=parent,
-                is_pseudo=self._is_pseudo("parts"),
-            )
+            self._add_part(builder, mask, word, object_id, parent)
+
+    def _add_tree(
+        self,
+        builder: ExampleBuilder,
+        native: list[tuple[str, np.ndarray]],
+        object_id: int,
+        parent: int,
+    ) -> None:
+        named = []
+        for code, mask in native:
+            limb, name = full_part(code)
+            if not name:
+                raise builder.broken(f"part {code!r} is none of the data set's codes")
+            named.append((limb, name, mask))
+        limbs: dict[str, np.ndarray] = {}
+        for limb, _, mask in named:
+            if limb:
+                limbs[limb] = mask | limbs.get(limb, mask)
+        above = {
+            limb: self._add_part(builder, mask, limb, object_id, parent)
+            for limb, mask in limbs.items()
+        }
+        for limb, name, mask in named:
+            self._add_part(builder, mask, name, object_id, above.get(limb, parent))
+
+    def _add_part(
+        self, builder: ExampleBuilder, mask: np.ndarray, name: str, object_id: int, parent: int
+    ) -> int:
+        return builder.add_array(
+            mask,
+            object_id=object_id,
+            part_id=self.vocabulary.part_index("pascal_part", name),
+            parent=parent,
+            is_pseudo=self._is_pseudo("parts"),
+        )
 
 
 def merged_part(code: str) -> tuple[str, str]:
@@ -133,6 +201,24 @@ def merged_part(code: str) -> tuple[str, str]:
         if rest != stem and rest in _WORDS:
             return side + number, _WORDS[rest]
     return stem + number, ""
+
+
+def full_part(code: str) -> tuple[str, str]:
+    """Says a native part code in words: (limb that it is a half of or "", name).
+
+    `luarm` is ("left arm", "left upper arm"), `lfpa` ("", "left front paw"), `wheel_2`
+    ("", "wheel"). The name is "" for a code that the data set does not have.
+    """
+    stem = code.partition("_")[0]
+    limb = re.fullmatch(r"(l|r|lf|rf|lb|rb)(u|l)(arm|leg)", stem)
+    if limb:
+        side, half, word = limb.groups()
+        return f"{_FULL_SIDES[side]}{word}", f"{_FULL_SIDES[side]}{_HALVES[half]}{word}"
+    for side, text in _FULL_SIDES.items():
+        word = _FULL_WORDS.get(stem.removeprefix(side))
+        if stem.startswith(side) and word:
+            return "", f"{text}{word}"
+    return "", ""
 
 
 def _text(value: np.ndarray) -> str:

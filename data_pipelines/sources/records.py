@@ -49,6 +49,11 @@ def class_names(vocabulary: Vocabulary, dataset: str) -> dict[str, list[str]]:
     }
 
 
+def read_options(folder: epath.Path) -> dict:
+    """Returns the options of the reader that the records were made with."""
+    return json.loads((folder / CLAIM).read_text())["options"]
+
+
 def read_classes(folder: epath.Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Returns (object names, part names) of a user's own set, for `build_vocabulary(extra=)`."""
     classes = json.loads((folder / CLAIM).read_text())["classes"]

@@ -9,6 +9,7 @@ from PIL import Image
 from data_pipelines import inspect
 from data_pipelines.mixture import Mixture
 from data_pipelines.pipeline import StreamConfig
+from data_pipelines.testing import write_tree
 from semsam_jax.core.errors import ConfigError
 from tests.data_pipelines.fake_source import VOCABULARY
 from tests.data_pipelines.test_pipeline import CONFIG, build
@@ -54,10 +55,14 @@ def test_targets_prompts_and_padding_are_drawn(tmp_path):
     assert panel[20 * cell, 20 * cell].tolist() == [70, 70, 70]  # the padding
 
 
-def test_own_datasets_are_sent_to_the_other_tool(tmp_path):
-    data = {**inspect.sample_settings(), "datasets": {"my_cells": 1.0}}
-    with pytest.raises(ConfigError, match=r"my_cells.*data_pipelines\.check"):
+def test_own_datasets_need_a_root(tmp_path):
+    data = {**inspect.sample_settings(), "datasets": {"mine": 1.0}, "generic_datasets": {}}
+    data |= {"granularity": {"any": 1.0}, "generic_batch": 0, "image_size": 64}
+    with pytest.raises(ConfigError, match=r"mine are not in the embedded sample.*config.data.root"):
         inspect.inspect(data, 1, tmp_path)
+    write_tree("coco_folder", tmp_path / "root/mine")
+    (path,) = inspect.inspect({**data, "root": str(tmp_path / "root")}, 2, tmp_path)
+    assert Image.open(path).size[1] == 2 * PANEL[1]
 
 
 def test_command_line_draws_the_embedded_sample_and_a_recipe(tmp_path):
