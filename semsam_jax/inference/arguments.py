@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import re
 from pathlib import Path
 
 from semsam_jax.core.errors import PromptError
@@ -29,12 +30,20 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_size_argument(parser: argparse.ArgumentParser) -> None:
-    """Adds --size."""
+    """Adds --size and --canvas-multiple."""
     parser.add_argument(
         "--size",
         metavar="native|N",
         help="side in pixels at which the network sees the photo: the short side for released "
         "weights, the long side for own ones; native only pads (default: as in training)",
+    )
+    parser.add_argument(
+        "--canvas-multiple",
+        type=int,
+        default=32,
+        metavar="N",
+        help="pad photos to multiples of this; 32 is exact, 128 or 256 compiles fewer programs "
+        "for photos of many shapes but changes masks slightly (default: %(default)s)",
     )
 
 
@@ -48,18 +57,23 @@ def add_labels_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_from_args(args: argparse.Namespace):
+def load_from_args(args: argparse.Namespace, canvas_multiple: int = 32):
     """Loads the model that the arguments name; returns a `LoadedModel`."""
     from semsam_jax.inference.loading import load_model
 
-    return load_model(args.checkpoint, dtype=args.dtype, prompt_preset=args.prompt_preset)
+    return load_model(
+        args.checkpoint,
+        dtype=args.dtype,
+        prompt_preset=args.prompt_preset,
+        canvas_multiple=canvas_multiple,
+    )
 
 
 def parse_size(text: str | None) -> int | str | None:
     """Reads --size."""
     if text is None or text == "native":
         return text
-    if not text.isdigit():
+    if not re.fullmatch("[0-9]{1,9}", text):
         raise PromptError(f"--size {text}: wanted native or a number of pixels.")
     return int(text)
 

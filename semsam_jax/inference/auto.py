@@ -9,7 +9,7 @@ from semsam_jax.inference import arguments
 
 _SETTINGS = (
     ("points_per_side", int, 32, "clicks along each side of the grid"),
-    ("points_per_batch", int, 64, "clicks decoded together; bounds the memory"),
+    ("points_per_batch", int, 1024, "clicks decoded together; bounds the memory"),
     ("pred_iou_thresh", float, 0.88, "smallest predicted IoU"),
     ("stability_score_thresh", float, 0.92, "smallest stability"),
     ("box_nms_thresh", float, 0.7, "box IoU above which the worse mask goes"),
@@ -23,7 +23,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "auto",
         help="all masks of a photo or of a folder of photos",
-        description="Writes NAME.json (SA-1B format) and NAME_overlay.jpg for every photo. An "
+        description="Writes NAME.json in the format of SA-1B with NAME.jpg beside it (a hard link "
+        "where possible), so that the folder is training data, and overlays/NAME.jpg. An "
         "interrupted folder goes on where it stopped; broken files are skipped and reported.",
     )
     parser.add_argument("photo", metavar="PHOTO|FOLDER")
@@ -55,9 +56,11 @@ def run(args: argparse.Namespace) -> int:
     else:
         raise DataError(f"{source}: no such file or folder; check the path.")
     out = arguments.output_folder(args.out, source)
+    if out.resolve() == (source if source.is_dir() else source.parent).resolve():
+        raise DataError(f"--out {out}: holds the photos themselves; choose another folder.")
     settings = {name: getattr(args, name) for name, *_ in _SETTINGS}
     settings |= {"level": args.level, "size": arguments.parse_size(args.size)}
-    model = arguments.load_from_args(args)
+    model = arguments.load_from_args(args, args.canvas_multiple)
     return _segment_all(model, photos, out, settings, args.labels, args.overwrite)
 
 
@@ -70,7 +73,9 @@ def _segment_all(model, photos: list, out: Path, settings: dict, labels, overwri
     generator = MaskGenerator(model, **settings, labels=labels, output_mode="coco_rle")
     files.make_folder(out)
     names = result_names(photos)
+    files.make_folder(out / "overlays")
     stamp = settings | {"labels": labels, "prompt_preset": model.prompt_preset}
+    stamp |= {"canvas_multiple": model.canvas_multiple, "model": model.fingerprint()}
     failures: dict[str, str] = {}
     num_masks = num_done = num_old = 0
     progress = tqdm(photos, unit="photo", disable=None)
@@ -104,7 +109,9 @@ def _segment_one(generator, photo: Path, image_id: int, target: Path, stamp: dic
     small = visualize.display_size(image)
     masks = [visualize.shrink_mask(files.decode_rle(r["segmentation"]), small) for r in records]
     overlay = visualize.overlay_masks(small, masks)
-    files.write_picture(target.with_name(f"{target.stem}_overlay.jpg"), overlay)
+    copy = target.with_name(f"{target.name.removesuffix('.json')}.jpg")
+    files.write_picture(target.parent / "overlays" / copy.name, overlay)
+    files.link_jpeg(photo, image, copy)
     annotations = [{"id": i, **record} for i, record in enumerate(records, start=1)]
     height, width = image.shape[:2]
     content = {
@@ -112,7 +119,8 @@ def _segment_one(generator, photo: Path, image_id: int, target: Path, stamp: dic
             "image_id": image_id,
             "width": width,
             "height": height,
-            "file_name": photo.name,
+            "file_name": copy.name,
+            "source": photo.name,
         },
         "annotations": annotations,
         "settings": stamp,

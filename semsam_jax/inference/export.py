@@ -2,11 +2,14 @@
 
     DIR/manifest.json            sizes, level order, prompt preset, list of programs
     DIR/params.npz               parameters, keys with slashes
-    DIR/encode_HxW.jaxexport     (params, image u8 [1,H,W,3], size_hw i32 [1,2]) -> pyramid
-    DIR/decode_HxW_pN.jaxexport  (params, pyramid, boxes f32 [1,N,4], type_index i32 [1,N])
+    DIR/PLATFORM/encode_HxW.jaxexport
+                                 (params, image u8 [1,H,W,3], size_hw i32 [1,2]) -> pyramid
+    DIR/PLATFORM/decode_HxW_pN.jaxexport
+                                 (params, pyramid, boxes f32 [1,N,4], type_index i32 [1,N])
                                  -> mask_logits [1,N,k,H/4,W/4], pred_ious, boxes, mask_embed
 
-The programs are StableHLO in the format of `jax.export`; `inference.exported` runs them.
+The programs are StableHLO in the format of `jax.export`; `inference.exported` runs them. Each
+platform has its own, since what is fast on one is slow on another.
 """
 
 import argparse
@@ -17,7 +20,8 @@ from pathlib import Path
 from semsam_jax.core.errors import PromptError
 from semsam_jax.inference import arguments
 
-PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+# Platform of `jax.export` -> kind of device that a program is written for.
+PLATFORMS = {"cpu": "cpu", "cuda": "gpu", "rocm": "gpu", "tpu": "tpu"}
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -56,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         side = int(model.meta.get("image_size") or 640)
         canvases = [(side, side)]
     export_model(model, Path(args.out), canvases, counts, platforms)
-    print(f"{len(canvases) * (1 + len(counts))} programs in {args.out}")
+    print(f"{len(platforms) * len(canvases) * (1 + len(counts))} programs in {args.out}")
     return 0
 
 
@@ -82,6 +86,8 @@ def export_model(
     import numpy as np
     from flax import traverse_util
 
+    from semsam_jax.core.backend import compiling_for
+
     if out.exists():
         raise PromptError(f"--out {out}: exists already; give a new folder.")
     partial = out.with_name(f".{out.name}.partial")
@@ -89,9 +95,12 @@ def export_model(
     try:
         partial.mkdir(parents=True)
         programs = []
-        with jax.default_matmul_precision(model.precision):
-            for canvas in canvases:
-                programs += _write_programs(model, partial, canvas, prompt_counts, platforms)
+        for platform in platforms:
+            (partial / platform).mkdir()
+            kind = compiling_for(PLATFORMS[platform])
+            with kind, jax.default_matmul_precision(model.precision):
+                for canvas in canvases:
+                    programs += _write_programs(model, partial, canvas, prompt_counts, platform)
         flat = traverse_util.flatten_dict(jax.device_get(model.params), sep="/")
         np.savez(partial / "params.npz", **flat)
         manifest = {
@@ -111,7 +120,7 @@ def export_model(
     return out
 
 
-def _write_programs(model, folder: Path, canvas, prompt_counts, platforms) -> list[dict]:
+def _write_programs(model, folder: Path, canvas, prompt_counts, platform: str) -> list[dict]:
     import jax
     import jax.numpy as jnp
     from jax import export
@@ -141,9 +150,10 @@ def _write_programs(model, folder: Path, canvas, prompt_counts, platforms) -> li
         }
 
     def write(name: str, function, *shapes) -> dict:
-        exported = export.export(jax.jit(function), platforms=platforms)(*shapes)
-        (folder / f"{name}.jaxexport").write_bytes(exported.serialize())
-        return {"file": f"{name}.jaxexport", "canvas_hw": [height, width]}
+        exported = export.export(jax.jit(function), platforms=[platform])(*shapes)
+        file = f"{platform}/{name}.jaxexport"
+        (folder / file).write_bytes(exported.serialize())
+        return {"file": file, "platform": platform, "canvas_hw": [height, width]}
 
     programs = [write(f"encode_{height}x{width}", encode, params, image, size_hw)]
     pyramid = jax.eval_shape(encode, params, image, size_hw)

@@ -51,11 +51,14 @@ class ExportedModel:
                 f"{folder}: not a folder written by `python -m semsam_jax export` ({error})."
             ) from error
         platforms = self.manifest["platforms"]
-        backend = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
-        if backend not in platforms:
+        self.platform = jax.default_backend()
+        if self.platform == "gpu":
+            version = jax.devices()[0].client.platform_version
+            self.platform = "rocm" if "rocm" in version.lower() else "cuda"
+        if self.platform not in platforms:
             raise CheckpointError(
-                f"{folder}: exported for {', '.join(platforms)}, this machine is {backend}; "
-                f"export again with --platforms {backend}."
+                f"{folder}: exported for {', '.join(platforms)}, this machine is {self.platform}; "
+                f"export again with --platforms {self.platform}."
             )
         self._programs: dict[str, object] = {}
 
@@ -77,7 +80,9 @@ class ExportedModel:
         counts = sorted(
             p["num_prompts"]
             for p in self.manifest["programs"]
-            if "num_prompts" in p and p["canvas_hw"] == [height, width]
+            if p["platform"] == self.platform
+            and "num_prompts" in p
+            and p["canvas_hw"] == [height, width]
         )
         step = next((n for n in counts if n >= len(boxes)), counts[-1])
         answers = []
@@ -120,7 +125,7 @@ class ExportedModel:
 
     def _call(self, name: str, *args) -> dict:
         if name not in self._programs:
-            file = self.folder / f"{name}.jaxexport"
+            file = self.folder / self.platform / f"{name}.jaxexport"
             if not file.exists():
                 raise CheckpointError(
                     f"{file}: this shape was not exported; the canvases are {self.canvases}."

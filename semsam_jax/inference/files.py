@@ -2,15 +2,18 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Int, UInt8
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from semsam_jax.core.errors import DataError
+
+_EXIF_ORIENTATION = 0x0112
 
 
 def encode_rle(mask: Bool[np.ndarray, "h w"]) -> dict:
@@ -24,12 +27,35 @@ def decode_rle(rle: dict) -> Bool[np.ndarray, "h w"]:
     return coco_mask.decode({**rle, "counts": rle["counts"].encode("ascii")}).astype(bool)
 
 
-def uncompressed_counts(mask: Bool[np.ndarray, "h w"]) -> list[int]:
-    """Run lengths down the columns, starting with zeros (COCO's uncompressed RLE)."""
-    flat = np.asfortranarray(mask).ravel(order="F")
-    edges = np.flatnonzero(np.diff(flat)) + 1
-    runs = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()
-    return [0, *runs] if flat[0] else runs
+def run_lengths(
+    window: Bool[np.ndarray, "h w"], top_left: tuple[int, int], photo_hw: tuple[int, int]
+) -> Int[np.ndarray, " m"]:
+    """Run lengths of a mask down the columns, starting with zeros (COCO's uncompressed RLE).
+
+    Args:
+        window: the part of the mask that is not empty.
+        top_left: row and column of the window in the photo.
+        photo_hw: height and width of the whole mask.
+    """
+    height = photo_hw[0]
+    columns = np.zeros((window.shape[1], window.shape[0] + 2), bool)
+    columns[:, 1:-1] = window.T
+    column, row = np.nonzero(columns[:, 1:] != columns[:, :-1])
+    edges = (column + top_left[1]) * height + row + top_left[0]
+    starts, ends = edges[::2], edges[1::2]
+    # A run down to the last row goes on in the first row of the next column.
+    is_cut = starts[1:] != ends[:-1]
+    bounds = np.empty(2 * (int(is_cut.sum()) + bool(len(starts))), np.int64)
+    bounds[::2] = starts[np.concatenate([np.ones(len(starts[:1]), bool), is_cut])]
+    bounds[1::2] = ends[np.concatenate([is_cut, np.ones(len(ends[:1]), bool)])]
+    runs = np.diff(np.concatenate([[0], bounds, [height * photo_hw[1]]]))
+    return runs[:-1] if runs[-1] == 0 else runs
+
+
+def compress_runs(runs: Int[np.ndarray, " m"], photo_hw: tuple[int, int]) -> dict:
+    """Run lengths as COCO RLE, the same as `encode_rle` of the mask."""
+    rle = coco_mask.frPyObjects({"size": list(photo_hw), "counts": runs.tolist()}, *photo_hw)
+    return {"size": [int(v) for v in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
 def box_xywh(mask: Bool[np.ndarray, "h w"]) -> list[float]:
@@ -51,6 +77,32 @@ def write_picture(path: Path, picture: UInt8[np.ndarray, "h w 3"]) -> None:
     _write(path, lambda partial: Image.fromarray(picture).save(partial, quality=92))
 
 
+def link_jpeg(photo: Path, pixels: UInt8[np.ndarray, "h w 3"], target: Path) -> None:
+    """Puts a photo at `target` as a JPEG whose stored pixels are the displayed ones.
+
+    A plain JPEG is hard-linked, or copied to another disk; anything else is encoded again.
+
+    Args:
+        photo: the file as the user gave it.
+        pixels: the photo as displayed.
+        target: the new file; replaced if it exists.
+    """
+    with Image.open(photo) as image:
+        is_plain = image.format == "JPEG" and image.mode in ("RGB", "L")
+        is_plain = is_plain and image.getexif().get(_EXIF_ORIENTATION, 1) == 1
+    if not is_plain:
+        _write(target, lambda partial: Image.fromarray(pixels).save(partial, quality=95))
+        return
+
+    def link(partial: Path) -> None:
+        try:
+            os.link(photo.resolve(), partial)
+        except OSError:  # another disk, or one without hard links
+            shutil.copyfile(photo, partial)
+
+    _write(target, link)
+
+
 def write_segment_map(path: Path, segment_map: np.ndarray) -> None:
     """Writes segment ids as COCO panoptic PNG: id = R + 256 G + 65536 B."""
     ids = segment_map.astype(np.int64)
@@ -68,15 +120,10 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def remove_partial(folder: Path, names: Sequence[str]) -> None:
-    """Deletes leftovers of an interrupted write of these files."""
-    for name in names:
-        _partial(folder / name).unlink(missing_ok=True)
-
-
 def _write(path: Path, write: Callable[[Path], object]) -> None:
     partial = _partial(path)
     try:
+        partial.unlink(missing_ok=True)  # never write into what a stopped run has linked
         write(partial)
         os.replace(partial, path)
     except OSError as error:

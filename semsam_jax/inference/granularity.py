@@ -61,14 +61,15 @@ def check_level_order(level_order: Sequence[int], num_tokens: int) -> tuple[int,
     return order
 
 
+def check_area(wanted: float | None) -> None:
+    """Raises PromptError for an area that is no fraction of the photo; None is none wanted."""
+    if wanted is not None and not (math.isfinite(wanted) and 0 < wanted <= 1):
+        raise PromptError(f"area: got {wanted}; wanted a fraction of the photo in (0, 1].")
+
+
 def level_by_area(areas: Float[np.ndarray, " k"], wanted: float) -> int:
     """Returns the index of the mask whose area fraction is nearest to the wanted one.
 
     Nearness is by ratio, so half and double are equally far.
-
-    Raises:
-        PromptError: the fraction is not between 0 and 1.
     """
-    if not (math.isfinite(wanted) and 0 < wanted <= 1):
-        raise PromptError(f"area: got {wanted}; wanted a fraction of the photo in (0, 1].")
     return int(np.argmin(np.abs(np.log(np.maximum(areas, 1e-9)) - math.log(wanted))))

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int32, UInt8
 
 from semsam_jax.core import checkpoint_io
+from semsam_jax.core.compilation import use_compilation_cache
 from semsam_jax.core.errors import CheckpointError
 from semsam_jax.core.structs import GenericPredictions, Predictions, Prompts, Pyramid, TextTable
 from semsam_jax.inference.granularity import check_level_order
@@ -50,6 +53,14 @@ class LoadedModel:
     def num_levels(self) -> int:
         """Levels that a user may ask for."""
         return len(self.level_order)
+
+    def fingerprint(self) -> str:
+        """A short name of these weights: the same for the same checkpoint, on any machine."""
+        parts = [self.params["prompt_encoder"], self.params["decoder"]["mask_embed"]]
+        digest = hashlib.sha256(json.dumps(self.meta, sort_keys=True, default=str).encode())
+        for leaf in jax.tree.leaves(parts):
+            digest.update(np.asarray(leaf).tobytes())
+        return digest.hexdigest()[:16]
 
     def frame(self, photo_hw: tuple[int, int], size: Size = None) -> Frame:
         """Returns how a photo of this size is shown to the network."""
@@ -171,17 +182,6 @@ def default_checkpoint() -> Path:
             "`python -m semsam_jax convert FILE.pth --out DIR`."
         )
     return workdir
-
-
-def use_compilation_cache() -> None:
-    """Keeps compiled programs in the user's cache folder, so that a second start is quick.
-
-    `JAX_COMPILATION_CACHE_DIR` chooses another folder, `JAX_ENABLE_COMPILATION_CACHE=0`
-    switches it off.
-    """
-    if jax.config.jax_compilation_cache_dir is None:
-        folder = checkpoint_io.cache_dir() / "xla"
-        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -8,14 +8,12 @@ decides first, the device then measures small chunks of masks, and a survivor is
 import dataclasses
 import math
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from semsam_jax.core.errors import PromptError
 from semsam_jax.core.structs import Prompts
-from semsam_jax.inference.files import decode_rle, encode_rle, uncompressed_counts
+from semsam_jax.inference.files import compress_runs, decode_rle, run_lengths
 from semsam_jax.inference.granularity import Level, parse_levels, tokens_of_levels
 from semsam_jax.inference.images import ImageLike, load_image
 from semsam_jax.inference.labels import Labels, LabelSet, label_set
@@ -23,33 +21,38 @@ from semsam_jax.inference.loading import LoadedModel, low_res_logits
 from semsam_jax.inference.mask_selection import (
     Filters,
     Kept,
-    clean_masks,
+    clean_mask,
     filter_masks,
     inclusive_box,
     measure_masks,
     suppress,
+    suppress_cleaned,
     touches_crop_border,
 )
 from semsam_jax.inference.preprocess import Frame, Size, fit_image
 from semsam_jax.inference.requests import Name
-from semsam_jax.inference.upsample import apply_weights, chunk_size, frame_weights, upsample_masks
+from semsam_jax.inference.upsample import chunk_size, upsample_masks
 from semsam_jax.ops.nms import nms
 
 OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
 _MAX_POINTS_PER_SIDE = 256
+_MEASURE_CHUNK = 64
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class _Found:
     """A mask that is kept, in photo pixels."""
 
-    rle: dict
+    runs: Int[np.ndarray, " m"]  # run lengths down the columns, after cleaning
+    area: int
+    clean_box: Int[np.ndarray, "4"]  # x0, y0, x1, y1 inclusive, after cleaning
+    changed: bool  # by cleaning
+    box: Int[np.ndarray, "4"]  # before cleaning
     iou: float
     stability: float
     point: tuple[float, float]
     token: int
     crop: tuple[int, int, int, int]  # x0, y0, x1, y1
-    box: np.ndarray  # x0, y0, x1, y1 inclusive
     object: Name | None
     part: Name | None
 
@@ -60,7 +63,8 @@ class MaskGenerator:
     Args:
         model: from `load_model`.
         points_per_side: clicks along each side of the grid.
-        points_per_batch: clicks decoded together; bounds memory, does not change results.
+        points_per_batch: clicks decoded together; bounds memory, does not change results. Large
+            is fast, because every call reads the whole pyramid.
         pred_iou_thresh: predicted IoU must be above this.
         stability_score_thresh: share of the mask that survives a shift of the threshold.
         stability_score_offset: that shift, in logits.
@@ -84,7 +88,7 @@ class MaskGenerator:
         self,
         model: LoadedModel,
         points_per_side: int = 32,
-        points_per_batch: int = 64,
+        points_per_batch: int = 1024,
         pred_iou_thresh: float = 0.88,
         stability_score_thresh: float = 0.92,
         stability_score_offset: float = 1.0,
@@ -158,8 +162,11 @@ class MaskGenerator:
                 self.filters.crop_nms_thresh,
             )
             found = [found[i] for i in keep]
-        rles, order = clean_masks([f.rle for f in found], self.filters)
-        return [self._record(found[i], rles[i]) for i in order]
+        if self.filters.min_mask_region_area and found:
+            boxes = np.stack([f.clean_box for f in found])
+            changed = np.array([f.changed for f in found])
+            found = [found[i] for i in suppress_cleaned(boxes, changed, self.filters)]
+        return [self._record(mask, photo.shape[:2]) for mask in found]
 
     def _masks_of_crop(
         self, photo: UInt8[np.ndarray, "h w 3"], crop: tuple[int, int, int, int], layer: int
@@ -180,25 +187,51 @@ class MaskGenerator:
             kept, embeds, names = kept.take(order), embeds[order], [names[i] for i in order]
         found = []
         for i, mask in enumerate(self._render(embeds, pyramid.mask_features[0], frame)):
-            if mask.shape != photo.shape[:2]:
-                whole = np.zeros(photo.shape[:2], bool)
-                whole[y0:y1, x0:x1] = mask
-                mask = whole
-            point = points[kept.rows[i] // len(self.tokens)] + np.array([x0, y0])
+            row, level = divmod(int(kept.rows[i]), len(self.tokens))
             found.append(
                 _Found(
-                    rle=encode_rle(mask),
+                    **self._cleaned(mask, crop, photo.shape[:2]),
                     iou=float(kept.ious[i]),
                     stability=float(kept.stability[i]),
-                    point=(float(point[0]), float(point[1])),
-                    token=self.tokens[kept.rows[i] % len(self.tokens)],
+                    point=(float(points[row, 0] + x0), float(points[row, 1] + y0)),
+                    token=self.tokens[level],
                     crop=crop,
-                    box=inclusive_box(mask),
                     object=names[i][0],
                     part=names[i][1],
                 )
             )
         return found
+
+    def _cleaned(
+        self,
+        mask: Bool[np.ndarray, "h w"],
+        crop: tuple[int, int, int, int],
+        photo_hw: tuple[int, int],
+    ) -> dict:
+        """Removes small regions of a crop's mask; run lengths and boxes in photo pixels.
+
+        Only a window around the mask is looked at. Its margin is as wide as the largest
+        region that counts as small, so that no region is cut to below that size.
+        """
+        margin = math.ceil(self.filters.min_mask_region_area)
+        inner = inclusive_box(mask)
+        box = inner + np.array([crop[0], crop[1]] * 2)
+        left, top = (int(v) for v in np.maximum(box[:2] - margin, 0))
+        right = min(int(box[2]) + 1 + margin, photo_hw[1])
+        bottom = min(int(box[3]) + 1 + margin, photo_hw[0])
+        window, changed = np.zeros((bottom - top, right - left), bool), False
+        window[box[1] - top : box[3] + 1 - top, box[0] - left : box[2] + 1 - left] = mask[
+            inner[1] : inner[3] + 1, inner[0] : inner[2] + 1
+        ]
+        if margin:
+            window, changed = clean_mask(window, margin)
+        return {
+            "runs": run_lengths(window, (top, left), photo_hw),
+            "area": int(window.sum()),
+            "box": box,
+            "clean_box": inclusive_box(window) + np.array([left, top] * 2) if changed else box,
+            "changed": changed,
+        }
 
     def _decode_grid(
         self, pyramid, frame: Frame, points: Float[np.ndarray, "n 2"]
@@ -208,19 +241,20 @@ class MaskGenerator:
         parts: list[Kept] = []
         embeds, names = [], []
         text = None if self.names is None else self.names.table
-        for start in range(0, len(boxes), self.points_per_batch):
-            num = min(self.points_per_batch, len(boxes) - start)
-            rows = np.arange(start, start + (self.points_per_batch if self.isolate else num))
+        features, tokens = pyramid.mask_features[0], np.array(self.tokens)
+        step = min(self.points_per_batch, len(boxes))
+        for start in range(0, len(boxes), step):
+            num = min(step, len(boxes) - start)
+            rows = np.arange(start, start + (step if self.isolate else num))
             valid = rows < len(boxes)
             rows = np.minimum(rows, len(boxes) - 1)
             prompts = Prompts(boxes[rows][None], np.zeros((1, len(rows)), np.int32), valid[None])
             answer = self.model.decode(pyramid, prompts, text, self.isolate)
-            tokens = np.array(self.tokens)
             ious = np.asarray(answer.pred_ious)[0][:num, tokens].reshape(-1)
             embed = np.asarray(answer.mask_embed)[0][:num, tokens].reshape(len(ious), -1)
             kept = filter_masks(
                 ious,
-                lambda rows: self._measure(embed[rows], pyramid.mask_features[0], frame),  # noqa: B023
+                lambda rows: self._measure(embed[rows], features, frame),  # noqa: B023
                 self.filters,
             )
             embeds.append(embed[kept.rows])
@@ -233,17 +267,16 @@ class MaskGenerator:
 
     def _measure(self, embed: Float[np.ndarray, "n d"], features, frame: Frame):
         """Stability and boxes at the size the network sees, in chunks of one static size."""
-        rows, columns = frame_weights(frame, features.shape[:2], frame.resized_hw)
-        step = min(64, chunk_size(1 << 20, frame.resized_hw))
+        valid_hw = np.array(frame.resized_hw, np.int32)
+        stride = frame.canvas_hw[0] // features.shape[0]
         stability, boxes = [], []
-        for start in range(0, len(embed), step):
-            part = embed[start : start + step]
-            padded = np.pad(part, ((0, step - len(part)), (0, 0)))
-            s, b = _measure_embeds(
-                padded, features, rows, columns, self.filters.stability_score_offset
-            )
-            stability.append(np.asarray(s)[: len(part)])
-            boxes.append(np.asarray(b)[: len(part)])
+        for start in range(0, len(embed), _MEASURE_CHUNK):
+            part = embed[start : start + _MEASURE_CHUNK]
+            padded = np.pad(part, ((0, _MEASURE_CHUNK - len(part)), (0, 0)))
+            logits = low_res_logits(padded, features)
+            found = measure_masks(logits, valid_hw, self.filters.stability_score_offset, stride)
+            stability.append(np.asarray(found[0])[: len(part)])
+            boxes.append(np.asarray(found[1])[: len(part)])
         return np.concatenate(stability), np.concatenate(boxes)
 
     def _render(self, embeds: Float[np.ndarray, "n d"], features, frame: Frame):
@@ -252,26 +285,26 @@ class MaskGenerator:
         for start in range(0, len(embeds), step):
             part = embeds[start : start + step]
             padded = np.pad(part, ((0, step - len(part)), (0, 0)))
-            logits = low_res_logits(jnp.asarray(padded), features)
+            logits = low_res_logits(padded, features)
             yield from upsample_masks(logits, frame, frame.photo_hw)[: len(part)]
 
-    def _record(self, found: _Found, rle: dict) -> dict:
-        mask = decode_rle(rle)
-        x0, y0, x1, y1 = (float(v) for v in inclusive_box(mask))
-        segmentation: object = mask
-        if self.output_mode == "coco_rle":
-            segmentation = rle
+    def _record(self, found: _Found, photo_hw: tuple[int, int]) -> dict:
+        rle = compress_runs(found.runs, photo_hw)
+        segmentation: object = rle
+        if self.output_mode == "binary_mask":
+            segmentation = decode_rle(rle)
         elif self.output_mode == "uncompressed_rle":
-            segmentation = {"size": rle["size"], "counts": uncompressed_counts(mask)}
-        cx0, cy0, cx1, cy1 = found.crop
+            segmentation = {"size": list(photo_hw), "counts": found.runs.tolist()}
+        x0, y0, x1, y1 = (float(v) for v in found.clean_box)
+        cx0, cy0, cx1, cy1 = (float(v) for v in found.crop)
         record = {
             "segmentation": segmentation,
-            "area": int(mask.sum()),
+            "area": found.area,
             "bbox": [x0, y0, x1 - x0, y1 - y0],
             "predicted_iou": found.iou,
             "point_coords": [list(found.point)],
             "stability_score": found.stability,
-            "crop_box": [float(cx0), float(cy0), float(cx1 - cx0), float(cy1 - cy0)],
+            "crop_box": [cx0, cy0, cx1 - cx0, cy1 - cy0],
             "level": self.model.level_order.index(found.token) + 1,
             "token": found.token,
         }
@@ -311,12 +344,6 @@ def crop_boxes(
                 crop = (x0, y0, min(x0 + sizes[0], width), min(y0 + sizes[1], height))
                 boxes.append((crop, layer))
     return boxes
-
-
-@jax.jit
-def _measure_embeds(embeds, features, rows, columns, offset):
-    logits = apply_weights(low_res_logits(embeds, features), rows, columns)
-    return measure_masks(logits, offset)
 
 
 def _names(

@@ -5,7 +5,9 @@ crop border, box NMS, removal of small regions, box NMS again.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+import math
+from collections.abc import Callable
 
 import cv2
 import jax
@@ -14,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from semsam_jax.core.errors import PromptError
-from semsam_jax.inference.files import box_xywh, decode_rle, encode_rle
+from semsam_jax.inference.files import box_xywh
 from semsam_jax.ops.nms import nms
 
 _CROP_BORDER_PX = 20
@@ -72,18 +74,53 @@ class Kept:
 Measure = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames="stride")
 def measure_masks(
-    logits: Float[Array, "n h w"], offset: float | Float[Array, ""]
+    logits: Float[Array, "n h w"],
+    valid_hw: Int[Array | np.ndarray, "2"],
+    offset: float | Float[Array, ""],
+    stride: int,
 ) -> tuple[Float[Array, " n"], Int[Array, "n 4"]]:
-    """Stability (nan if the mask is empty) and box of every mask, on the device."""
-    larger = jnp.sum(logits > -offset, axis=(1, 2), dtype=jnp.int32)
-    smaller = jnp.sum(logits > offset, axis=(1, 2), dtype=jnp.int32)
-    mask = logits > 0
-    columns, rows = mask.any(1), mask.any(2)
+    """Measures masks at `stride` times the size of their logits, without making them.
+
+    Between two logits lie `stride` pixels on each axis. All pixels of the same phase are one
+    weighted sum of shifted copies of the map, so pixels are made, counted and forgotten in
+    one pass.
+
+    Args:
+        logits: maps at a stride.
+        valid_hw: height and width of the part to measure, in pixels.
+        offset: stability = area(> +offset) / area(> -offset), nan for an empty mask.
+        stride: pixels for each logit and axis; bilinear with half-pixel centres.
+
+    Returns:
+        Stability, and x0, y0, x1, y1 of the outermost pixels (inclusive, zeros if empty).
+    """
+    num, h, w = logits.shape
+    offset = jnp.asarray(offset, jnp.float32)
+    rows_in = _positions(h, stride) < valid_hw[0]
+    columns_in = _positions(w, stride) < valid_hw[1]
+    padded = jnp.pad(logits, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    above, below, in_row, in_column = [], [], [], []
+    for r in range(stride):
+        band = _phase(padded, r, stride, axis=1)
+        pixels = [_phase(band, s, stride, axis=2) for s in range(stride)]
+        inside = [(rows_in[:, r, None] & columns_in[None, :, s])[None] for s in range(stride)]
+        above.append(_count(pixels, offset, inside))
+        below.append(_count(pixels, -offset, inside))
+        in_row.append(_count(pixels, 0.0, inside))
+    # The same over columns, on transposed maps: sums along the last axis are the fast ones.
+    turned = padded.swapaxes(1, 2)
+    for s in range(stride):
+        band = _phase(turned, s, stride, axis=1)
+        pixels = [_phase(band, r, stride, axis=2) for r in range(stride)]
+        inside = [(columns_in[:, s, None] & rows_in[None, :, r])[None] for r in range(stride)]
+        in_column.append(_count(pixels, 0.0, inside))
+    rows = jnp.stack(in_row, axis=-1).reshape(num, -1) > 0
+    columns = jnp.stack(in_column, axis=-1).reshape(num, -1) > 0
     boxes = jnp.stack([_first(columns), _first(rows), _last(columns), _last(rows)], axis=1)
-    boxes = jnp.where(mask.any((1, 2))[:, None], boxes, 0)
-    return smaller / larger, boxes.astype(jnp.int32)
+    boxes = jnp.where(rows.any(1)[:, None], boxes, 0)
+    return sum(above).sum(1) / sum(below).sum(1), boxes.astype(jnp.int32)
 
 
 def filter_masks(ious: Float[np.ndarray, " n"], measure: Measure, filters: Filters) -> Kept:
@@ -120,29 +157,19 @@ def suppress(kept: Kept, iou_threshold: float) -> Int[np.ndarray, " m"]:
     return nms(kept.boxes, kept.ious, iou_threshold)
 
 
-def clean_masks(rles: Sequence[dict], filters: Filters) -> tuple[list[dict], Int[np.ndarray, " m"]]:
-    """Removes small holes and islands, then suppresses masks that became equal.
+def clean_mask(mask: Bool[np.ndarray, "h w"], area: int) -> tuple[Bool[np.ndarray, "h w"], bool]:
+    """Fills holes and removes islands smaller than `area` pixels; also says if any were."""
+    mask, filled = remove_small_regions(mask, area, "holes")
+    mask, cut = remove_small_regions(mask, area, "islands")
+    return mask, filled or cut
 
-    Unchanged masks are preferred over changed ones.
 
-    Args:
-        rles: COCO RLE of every mask, in order of preference.
-        filters: `min_mask_region_area` and the NMS thresholds.
-
-    Returns:
-        The cleaned RLEs (all of them), and the positions to keep, in order.
-    """
-    if not filters.min_mask_region_area or not rles:
-        return list(rles), np.arange(len(rles))
-    cleaned, boxes, scores = [], [], []
-    for rle in rles:
-        mask, filled = remove_small_regions(decode_rle(rle), filters.min_mask_region_area, "holes")
-        mask, cut = remove_small_regions(mask, filters.min_mask_region_area, "islands")
-        cleaned.append(encode_rle(mask) if filled or cut else rle)
-        boxes.append(inclusive_box(mask))
-        scores.append(0.0 if filled or cut else 1.0)
+def suppress_cleaned(
+    boxes: Int[np.ndarray, "n 4"], changed: Bool[np.ndarray, " n"], filters: Filters
+) -> Int[np.ndarray, " m"]:
+    """Positions that survive box NMS after cleaning; unchanged masks are preferred."""
     threshold = max(filters.box_nms_thresh, filters.crop_nms_thresh)
-    return cleaned, nms(np.stack(boxes), np.array(scores, np.float32), threshold)
+    return nms(boxes, np.where(changed, 0.0, 1.0).astype(np.float32), threshold)
 
 
 def remove_small_regions(
@@ -178,6 +205,30 @@ def inclusive_box(mask: Bool[np.ndarray, "h w"]) -> Int[np.ndarray, "4"]:
     if w == 0:
         return np.zeros(4, np.int64)
     return np.array([x, y, x + w - 1, y + h - 1], np.int64)
+
+
+def _count(
+    pixels: list[Array], level: float | Float[Array, ""], inside: list[Array]
+) -> Int[Array, "n h"]:
+    """Pixels above a level in each row, over all phases."""
+    hits = sum(((p > level) & i).astype(jnp.int32) for p, i in zip(pixels, inside, strict=True))
+    return hits.sum(2)
+
+
+def _positions(size: int, stride: int) -> Int[np.ndarray, "size stride"]:
+    return np.arange(size)[:, None] * stride + np.arange(stride)[None]
+
+
+def _phase(padded: Array, phase: int, stride: int, axis: int) -> Array:
+    """Pixels of one phase along an axis that is padded by one on both sides."""
+    size = padded.shape[axis] - 2
+    position = (phase + 0.5) / stride - 0.5
+    low = math.floor(position)
+    first = jax.lax.slice_in_dim(padded, 1 + low, 1 + low + size, axis=axis)
+    if position == low:
+        return first
+    second = jax.lax.slice_in_dim(padded, 2 + low, 2 + low + size, axis=axis)
+    return first * (1 - (position - low)) + second * (position - low)
 
 
 def _first(present: Bool[Array, "n s"]) -> Int[Array, " n"]:

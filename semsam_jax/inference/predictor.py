@@ -56,8 +56,21 @@ class Predictor:
         self.isolate = isolate
         self._photo: _Photo | None = None
 
-    def set_image(self, image: ImageLike) -> None:
-        """Encodes a photo (path, PIL image or array) and keeps its features."""
+    def set_image(self, image: ImageLike, image_format: str = "RGB") -> None:
+        """Encodes a photo (path, PIL image or array) and keeps its features.
+
+        Args:
+            image: see `images.load_image`.
+            image_format: order of an array's channels, `RGB` or `BGR` (as OpenCV reads).
+
+        Raises:
+            PromptError: another format.
+            DataError: not a readable photo.
+        """
+        if image_format not in ("RGB", "BGR"):
+            raise PromptError(f"image_format: got {image_format!r}; wanted RGB or BGR.")
+        if image_format == "BGR" and isinstance(image, np.ndarray) and image.ndim == 3:
+            image = np.concatenate([image[..., 2::-1], image[..., 3:]], axis=-1)
         self._photo = self._encode([load_image(image)])[0]
 
     def reset_image(self) -> None:
@@ -90,7 +103,10 @@ class Predictor:
         """Segments one object.
 
         One click or one box gives the masks of its six tokens. Several clicks, or clicks
-        and a box, describe one object and are combined: see `inference.clicks`.
+        and a box, describe one object. The network answers each by itself; at every level the
+        mask that agrees with most clicks is taken, a positive click still outside adds the mask
+        of its own that contains it and the fewest negative clicks, and a negative click still
+        inside cuts out its own best mask that contains no positive click (`inference.clicks`).
 
         Args:
             point_coords: clicks (x, y) in photo pixels, [n, 2].

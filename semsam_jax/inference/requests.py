@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from semsam_jax.core.errors import PromptError
-from semsam_jax.inference.granularity import Level
+from semsam_jax.inference.granularity import Level, check_area
 
 POSITIVE, NEGATIVE = 1, 0
 
@@ -96,8 +96,9 @@ def check_request(request: Request, photo_hw: tuple[int, int]) -> CheckedRequest
 
     Raises:
         PromptError: nothing given, wrong shape, NaN, a click or box outside the photo, an
-            empty box, or only negative clicks.
+            empty box, only negative clicks, or an area that is no fraction.
     """
+    check_area(request.area)
     height, width = photo_hw
     points = _array(request.point_coords, 2, "point")
     boxes = _array(request.box, 4, "box")

@@ -40,6 +40,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--level", default="all", metavar="1..6|all", help="1 coarsest, 6 finest (default: all)"
     )
     parser.add_argument(
+        "--area",
+        type=float,
+        metavar="F",
+        help="choose the level whose mask is nearest to this fraction of the photo, 0..1",
+    )
+    parser.add_argument(
         "--task",
         choices=TASKS,
         default="prompt",
@@ -65,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     if prompts is None:
         from semsam_jax.inference.whole_photo import segment_whole_photo
 
-        model = arguments.load_from_args(args)
+        model = arguments.load_from_args(args, args.canvas_multiple)
         segment_whole_photo(model, photo, args.task, args.labels, size, out)
     else:
         _segment_prompts(args, photo, prompts, size, out)
@@ -100,10 +106,10 @@ def _segment_prompts(args, photo, prompts: list[dict], size, out: Path) -> None:
     from semsam_jax.inference.predictor import Predictor
     from semsam_jax.inference.requests import Request, check_request
 
-    requests = [Request(**prompt, level=args.level) for prompt in prompts]
+    requests = [Request(**prompt, level=args.level, area=args.area) for prompt in prompts]
     for request in requests:  # before the slow part: a wrong click should not wait for a model
         check_request(request, photo.shape[:2])
-    model = arguments.load_from_args(args)
+    model = arguments.load_from_args(args, args.canvas_multiple)
     parse_levels(args.level, model.num_levels)
     predictor = Predictor(model, size=size)
     predictor.set_image(photo)

@@ -3,19 +3,22 @@
 The reference upsamples bilinearly to the padded canvas, crops the padding off and resizes
 the crop with antialiased bicubic weights (SPEC ix). All three steps are linear and
 separable, so their product is one [out, in] matrix for each axis: nothing of canvas size is
-ever stored, and an output of any size costs two products.
+ever stored, and an output of any size costs two products, one of them with a band matrix.
 """
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from semsam_jax.inference.preprocess import Frame
 
 BUDGET_BYTES = 1 << 28
+STRIP = 64
+_SIZE_STEP = 128
 
 
 @functools.lru_cache(maxsize=64)
@@ -38,31 +41,65 @@ def axis_weights(low: int, canvas: int, valid: int, out: int) -> np.ndarray:
     return weights.astype(np.float32)
 
 
-def frame_weights(
-    frame: Frame, low_hw: tuple[int, int], out_hw: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Row and column matrices from the stride-4 map of a frame to `out_hw`."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class ResizeWeights:
+    """The two matrices of a resize, in the form that `apply_weights` takes.
+
+    A row of the output needs only the few rows of the input beside it. So output rows are
+    cut into strips of `STRIP`, and a strip has weights for its own band of input rows. Sizes
+    are padded with zero weights, so that photos of many sizes share few compiled programs.
+
+    Attributes:
+        columns: float32 [padded width, low_w].
+        starts: int32 [strips], first input row of each strip's band.
+        rows: float32 [strips, STRIP, band].
+    """
+
+    columns: Float[np.ndarray, "w low_w"]
+    starts: Int[np.ndarray, " s"]
+    rows: Float[np.ndarray, "s strip band"]
+
+
+@functools.lru_cache(maxsize=16)
+def frame_weights(frame: Frame, low_hw: tuple[int, int], out_hw: tuple[int, int]) -> ResizeWeights:
+    """Weights from the stride-4 map of a frame to `out_hw`."""
     rows, columns = (
         axis_weights(low_hw[i], frame.canvas_hw[i], frame.resized_hw[i], out_hw[i]) for i in (0, 1)
     )
-    return rows, columns
+    rows, columns = (np.pad(x, ((0, -len(x) % _SIZE_STEP), (0, 0))) for x in (rows, columns))
+    strips = rows.reshape(-1, STRIP, low_hw[0])
+    used = (strips != 0).any(1)
+    first = np.where(used.any(1), used.argmax(1), 0)
+    last = np.where(used.any(1), low_hw[0] - 1 - used[:, ::-1].argmax(1), 0)
+    band = int((last - first).max()) + 1
+    band = min(low_hw[0], -(-band // 8) * 8)
+    starts = np.minimum(first, low_hw[0] - band).astype(np.int32)
+    index = np.broadcast_to(starts[:, None, None] + np.arange(band), (*strips.shape[:2], band))
+    return ResizeWeights(columns, starts, np.take_along_axis(strips, index, axis=2))
 
 
 @jax.jit
 def apply_weights(
     logits: Float[Array, "n low_h low_w"],
-    rows: Float[Array | np.ndarray, "h low_h"],
     columns: Float[Array | np.ndarray, "w low_w"],
+    starts: Int[Array | np.ndarray, " s"],
+    rows: Float[Array | np.ndarray, "s strip band"],
 ) -> Float[Array, "n h w"]:
-    """Resizes every map with the two matrices of `frame_weights`, in full float32."""
+    """Resizes every map with `ResizeWeights`, in full float32; h and w are the padded sizes."""
     exact = jax.lax.Precision.HIGHEST
-    wide = jnp.einsum("nij,wj->niw", logits, columns, precision=exact)
-    return jnp.einsum("hi,niw->nhw", rows, wide, precision=exact)
+    index = starts[:, None] + jnp.arange(rows.shape[-1])[None]
+
+    def resize(low: Float[Array, "low_h low_w"]) -> Float[Array, "h w"]:
+        wide = jnp.einsum("ij,wj->iw", low, columns, precision=exact)
+        strips = jnp.einsum("sob,sbw->sow", rows, wide[index], precision=exact)
+        return strips.reshape(-1, columns.shape[0])
+
+    return jax.lax.map(resize, logits)
 
 
 @jax.jit
-def _above_zero(logits: Array, rows: Array, columns: Array) -> Array:
-    return apply_weights(logits, rows, columns) > 0
+def _above_zero(logits: Array, columns: Array, starts: Array, rows: Array) -> Array:
+    return apply_weights(logits, columns, starts, rows) > 0
 
 
 def upsample_logits(
@@ -80,21 +117,23 @@ def upsample_masks(
 
 
 def chunk_size(num: int, out_hw: tuple[int, int]) -> int:
-    """Masks of a size that fit the memory budget at once; a power of two."""
+    """Masks of a size that fit the memory budget at once; few different numbers above 8."""
     fit = max(1, BUDGET_BYTES // (8 * out_hw[0] * out_hw[1]))
-    return min(1 << (max(1, num) - 1).bit_length(), 1 << (fit.bit_length() - 1))
+    padded = num if num <= 8 else 1 << (num - 1).bit_length()
+    return min(max(1, padded), 1 << (fit.bit_length() - 1))
 
 
 def _in_chunks(function, logits, frame: Frame, out_hw: tuple[int, int], dtype) -> np.ndarray:
     num = logits.shape[0]
-    rows, columns = frame_weights(frame, logits.shape[1:], out_hw)
+    weights = frame_weights(frame, tuple(logits.shape[1:]), out_hw)
     out = np.empty((num, *out_hw), dtype)
     step = chunk_size(num, out_hw)
     for start in range(0, num, step):
-        part = jnp.asarray(logits[start : start + step])
+        part = np.asarray(logits[start : start + step])
         missing = step - part.shape[0]
-        part = jnp.pad(part, ((0, missing), (0, 0), (0, 0)))
-        out[start : start + step] = np.asarray(function(part, rows, columns))[: step - missing]
+        part = np.pad(part, ((0, missing), (0, 0), (0, 0)))
+        found = function(part, weights.columns, weights.starts, weights.rows)
+        out[start : start + step] = np.asarray(found)[: step - missing, : out_hw[0], : out_hw[1]]
     return out
 
 

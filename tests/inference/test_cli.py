@@ -8,6 +8,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from semsam_jax.__main__ import main
+from semsam_jax.core import checkpoint_io
+from tests.inference.conftest import DATA, tiny_meta
 
 
 @pytest.fixture
@@ -58,6 +60,39 @@ def test_several_prompts_levels_and_negative_clicks(photo, tiny_checkpoint, tmp_
     assert json.loads((same / "masks.json").read_text()) == [record]
 
 
+def test_released_click_through_the_command_line_equals_reference(tmp_path, image_a, golden):
+    """The released file as it is, converted; the photo at its own size; the recorded demo."""
+    Image.fromarray(image_a).save(tmp_path / "a.png")
+    config = DATA / "tiny_config.json"
+    model, out = tmp_path / "model", tmp_path / "out"
+    assert run("convert", DATA / "tiny_ref.pth", "--model-config", config, "--out", model) == 0
+    want = golden["tiny_image_a"]
+    x, y = want["demo_one/prompt_cxcywh"][0, :2].astype(np.float64) * [160, 128]
+    args = ["--checkpoint", model, "--prompt-preset", "released_v1", "--size", "native"]
+    assert run("segment", tmp_path / "a.png", *args, "--point", f"{x},{y}", "--out", out) == 0
+    records = json.loads((out / "masks.json").read_text())
+    assert [r["token"] for r in records] == [3, 2, 0, 4, 1, 5]
+    for record in records:
+        token = record["token"]
+        assert abs(record["predicted_iou"] - want["demo_one/ious"][0, 0, token]) < 5e-5
+        mask = coco_mask.decode(record["segmentation"]).astype(bool)
+        assert (mask != (want["demo_one/masks"][token] > 0)).sum() <= 3
+
+
+def test_level_by_area(photo, tiny_checkpoint, tmp_path, capsys):
+    base = ["segment", photo, "--checkpoint", tiny_checkpoint, "--size", 96, "--point", "60,80"]
+    assert run(*base, "--out", tmp_path / "all") == 0
+    every = json.loads((tmp_path / "all" / "masks.json").read_text())
+    assert run(*base, "--area", 0.3, "--out", tmp_path / "one") == 0
+    (record,) = json.loads((tmp_path / "one" / "masks.json").read_text())
+    assert record["level"] in {r["level"] for r in every}
+    distance = [abs(np.log(r["area"] / (170 * 133) / 0.3)) for r in every]
+    assert distance[record["level"] - 1] < min(distance) + 0.1  # areas are judged at stride 4
+    for area in ("0", "nan", "1.5", "-1"):
+        assert run(*base, f"--area={area}") == 2
+        assert "area" in capsys.readouterr().err
+
+
 def test_wrong_command_lines_print_one_line_and_write_nothing(photo, tiny_checkpoint, capsys):
     model = ["--checkpoint", tiny_checkpoint]
     for args, message in (
@@ -104,11 +139,10 @@ def test_auto_resumes_a_folder_and_reports_broken_files(tmp_path, image_a, tiny_
     assert "broken.jpg" in shown.err
     assert "3 photos" in shown.out
     out = tmp_path / "photos_segments"
-    names = {p.name for p in out.iterdir()}
-    assert names == {
-        *("a.png.json", "a.png_overlay.jpg", "a.jpg.json", "a.jpg_overlay.jpg"),
-        *("b.json", "b_overlay.jpg"),
-    }
+    stems = ("a.png", "a.jpg", "b")
+    files = {f"{stem}.{kind}" for stem in stems for kind in ("json", "jpg")}
+    assert {p.name for p in out.iterdir()} == files | {"overlays"}
+    assert {p.name for p in (out / "overlays").iterdir()} == {f"{stem}.jpg" for stem in stems}
     content = json.loads((out / "b.json").read_text())
     assert content["image"]["width"] == 160
     assert content["annotations"]
@@ -125,6 +159,19 @@ def test_auto_resumes_a_folder_and_reports_broken_files(tmp_path, image_a, tiny_
     assert (out / "b.json").exists()
     assert run(*args, "--level", 3) == 0
     assert (out / "a.png.json").stat().st_mtime_ns != before
+
+
+def test_auto_notices_another_checkpoint(tmp_path, image_a, tiny_params, tiny_checkpoint, capsys):
+    config, params = tiny_params
+    other = tmp_path / "other"
+    checkpoint_io.write_model(other, params, tiny_meta(config, source="elsewhere"))
+    Image.fromarray(image_a).save(tmp_path / "a.png")
+    args = ["auto", tmp_path / "a.png", "--size", 96, "--points-per-side", 2]
+    assert run(*args, "--checkpoint", tiny_checkpoint) == 0
+    assert run(*args, "--checkpoint", tiny_checkpoint) == 0
+    assert "1 photos were finished before" in capsys.readouterr().out
+    assert run(*args, "--checkpoint", other) == 0
+    assert "finished before" not in capsys.readouterr().out
 
 
 def test_auto_fails_where_nothing_can_be_read(tmp_path, tiny_checkpoint, capsys):

@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+from jax import export
 from PIL import Image
 
 from semsam_jax.core.errors import CheckpointError, PromptError
@@ -32,7 +33,7 @@ np.savez(sys.argv[3], masks=found.masks, scores=found.scores)
 @pytest.fixture(scope="module")
 def exported(tiny_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("export") / "programs"
-    return export_model(tiny_model, folder, [(128, 160)], [1, 2], ("cpu", "tpu"))
+    return export_model(tiny_model, folder, [(128, 160)], [1, 2], ("cpu", "tpu", "cuda"))
 
 
 def test_programs_run_without_the_model_code(exported, tiny_model, image_a, tmp_path):
@@ -54,11 +55,22 @@ def test_programs_run_without_the_model_code(exported, tiny_model, image_a, tmp_
 def test_manifest_lists_the_programs(exported):
     manifest = json.loads((exported / "manifest.json").read_text())
     assert [p["file"] for p in manifest["programs"]] == [
-        "encode_128x160.jaxexport",
-        "decode_128x160_p1.jaxexport",
-        "decode_128x160_p2.jaxexport",
+        f"{platform}/{name}.jaxexport"
+        for platform in ("cpu", "tpu", "cuda")
+        for name in ("encode_128x160", "decode_128x160_p1", "decode_128x160_p2")
     ]
-    assert manifest["platforms"] == ["cpu", "tpu"]
+    assert manifest["platforms"] == ["cpu", "tpu", "cuda"]
+
+
+def test_every_platform_has_the_programs_that_suit_it(exported):
+    """Deformable attention is written differently for CPUs and for accelerators."""
+    texts = {}
+    for platform in ("cpu", "tpu", "cuda"):
+        data = (exported / platform / "encode_128x160.jaxexport").read_bytes()
+        program = export.deserialize(bytearray(data))
+        assert program.platforms == (platform,)
+        texts[platform] = program.mlir_module()
+    assert texts["cpu"].count("stablehlo.gather") != texts["cuda"].count("stablehlo.gather")
 
 
 def test_what_cannot_be_exported_or_run(exported, tiny_model, tmp_path):

@@ -10,7 +10,7 @@ from semsam_jax.inference.files import (
     box_xywh,
     decode_rle,
     encode_rle,
-    uncompressed_counts,
+    run_lengths,
 )
 from semsam_jax.inference.mask_generator import MaskGenerator, crop_boxes, point_grid
 from semsam_jax.inference.mask_selection import Filters, inclusive_box
@@ -33,7 +33,7 @@ def test_box_rle_and_grid_equal_reference(golden):
     amg = golden["tiny_eval_amg"]
     mask = amg["post/mask_in"]
     np.testing.assert_array_equal(inclusive_box(mask), amg["post/box_xyxy"])
-    assert uncompressed_counts(mask) == amg["post/rle_counts"].tolist()
+    assert run_lengths(mask, (0, 0), mask.shape).tolist() == amg["post/rle_counts"].tolist()
     np.testing.assert_allclose(point_grid(4), amg["post/point_grid4"])
     np.testing.assert_array_equal(decode_rle(encode_rle(mask)), mask)
     assert box_xywh(np.zeros((3, 4), bool)) == [0, 0, 0, 0]
@@ -51,7 +51,7 @@ def test_filters_on_synthetic_logits_equal_reference(golden):
 
     def measure(rows):
         found = mask_selection.measure_masks(
-            jnp.asarray(logits[rows]), filters.stability_score_offset
+            jnp.asarray(logits[rows]), np.array([72, 96]), filters.stability_score_offset, stride=1
         )
         return tuple(np.asarray(x) for x in found)
 
@@ -60,10 +60,15 @@ def test_filters_on_synthetic_logits_equal_reference(golden):
     np.testing.assert_array_equal(kept.ious, amg["amg_synth/prefilter_iou"])
     kept = kept.take(mask_selection.suppress(kept, filters.box_nms_thresh))
     np.testing.assert_array_equal(kept.boxes, amg["amg_synth/post_nms_boxes_xyxy"])
-    rles = [encode_rle(logits[row] > 0) for row in kept.rows]
-    cleaned, order = mask_selection.clean_masks(rles, filters)
+    cleaned = [
+        mask_selection.clean_mask(logits[row] > 0, filters.min_mask_region_area)
+        for row in kept.rows
+    ]
+    boxes = np.stack([inclusive_box(mask) for mask, _ in cleaned])
+    changed = np.array([changed for _, changed in cleaned])
+    order = mask_selection.suppress_cleaned(boxes, changed, filters)
     kept = kept.take(order)
-    masks = np.stack([decode_rle(cleaned[i]) for i in order])
+    masks = np.stack([cleaned[i][0] for i in order])
     np.testing.assert_array_equal(masks, unpack(amg["amg_synth/final_masks_packed"], 96))
     np.testing.assert_array_equal(kept.ious, amg["amg_synth/final_predicted_iou"])
     np.testing.assert_allclose(kept.stability, amg["amg_synth/final_stability"], rtol=1e-6)
