@@ -15,13 +15,16 @@ from semsam_jax.core.errors import ConfigError
 from semsam_jax.models import presets
 from semsam_jax.models.layers import REMAT_POLICIES
 
+CHECKPOINT = "checkpoint"
+"""In the place of a value: the one of the checkpoint that the run starts from."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelChoice:
     """Which network, and in which precision.
 
     Attributes:
-        preset: key of `models.presets.PRESETS`.
+        preset: key of `models.presets.PRESETS`, or "checkpoint": that of `warm_start`.
         dtype: compute dtype, "float32" or "bfloat16"; parameters stay float32.
         remat: what a layer of a stack keeps for the backward pass: "none" recomputed (all
             kept), "dots" (the results of linear layers) or "full" (only its input).
@@ -29,6 +32,8 @@ class ModelChoice:
         backbone_weights: "imagenet" (lite: from its package), a .pth of an ImageNet Swin,
             or "" for random.
         text_weights: .pth of a CLIP-layout text tower, or "".
+        num_tokens: tokens of a prompt, 0 for the preset's 6.
+        lora_rank: rank of updates of all stacked linear layers (`core.lora`), 0 for none.
     """
 
     preset: str = "lite"
@@ -37,6 +42,8 @@ class ModelChoice:
     warm_start: str = ""
     backbone_weights: str = ""
     text_weights: str = ""
+    num_tokens: int = 0
+    lora_rank: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +52,7 @@ class DataChoice:
 
     Attributes:
         root: folder that holds one sub-folder per dataset; "" means the embedded sample.
+        own: a COCO-format folder of the user's; it is the dataset named "own".
         datasets: share of each dataset within a granularity; 0 leaves it out.
         granularity: share of each view kind (any, object, part) of the interactive stream.
         generic_datasets: share of each dataset in the generic stream.
@@ -52,15 +60,19 @@ class DataChoice:
         image_size: side of the square canvas in pixels.
         mask_stride: stride at which ground-truth masks travel.
         max_instances, num_prompts: paddings of a row.
+        max_targets: targets of a prompt at most; many_to_one wants 1.
         box_share: share of the prompts that are boxes.
         hierarchy: whether labelled clicks also target the wholes of a part.
         granularity_balance: share of prompts drawn evenly over mask sizes.
         scale_jitter: (low, high) of the large-scale jitter for labelled data.
         sa1b_jitter: (low, high) of the scale jitter for SA-1B.
         num_workers: input processes; 0 reads in threads of the main process.
+        pascal_part_tree: read PASCAL Part's whole tree (91 names) instead of 30 part words.
+        ade20k_parts: also read the part levels of ADE20k's full release, without a class.
     """
 
     root: str = ""
+    own: str = ""
     datasets: Mapping[str, float] = dataclasses.field(default_factory=dict)
     granularity: Mapping[str, float] = dataclasses.field(default_factory=dict)
     generic_datasets: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -70,12 +82,15 @@ class DataChoice:
     mask_stride: int = 1
     max_instances: int = 100
     num_prompts: int = 60
+    max_targets: int = 6
     box_share: float = 0.25
     hierarchy: bool = False
     granularity_balance: float = 0.0
     scale_jitter: tuple[float, float] = (0.1, 2.0)
     sa1b_jitter: tuple[float, float] = (0.99, 1.01)
     num_workers: int = 0
+    pascal_part_tree: bool = False
+    ade20k_parts: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +98,9 @@ class TextChoice:
     """Where class names get their embeddings.
 
     Attributes:
-        source: "table" (stored CLIP embeddings, frozen) or "encoder" (our text tower,
-            one random template per class and step, trained).
+        source: "table" (stored CLIP embeddings, frozen), "encoder" (our text tower, one
+            random template per class and step, trained), "none" (no class names), or
+            "checkpoint" (as `model.warm_start` was trained).
         table: file of the stored table, "" for the embedded one.
     """
 
@@ -105,6 +121,8 @@ class OptimizerChoice:
         schedule: "step" (x0.1 at the two fractions of `decay_at`) or "cosine".
         decay_at: fractions of the steps at which "step" decays.
         ema: decay of the averaged parameters, 0 for none.
+        frozen: parts of the parameters that never change, such as "backbone" or
+            "decoder/layers".
     """
 
     learning_rate: float = 1e-4
@@ -116,6 +134,7 @@ class OptimizerChoice:
     schedule: str = "step"
     decay_at: tuple[float, float] = (0.9, 0.95)
     ema: float = 0.0
+    frozen: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +179,11 @@ class RunConfig:
         keep: checkpoints kept.
         eval_photos: held-back photos of the one-click evaluation, 0 for none.
         time_limit_sec: stop (and save) after this many seconds, 0 for no limit.
+        accumulate: micro-batches per step; the host matches one while the device runs the
+            next. The quotas stay those of the whole step.
+        eval_dataset: whose validation photos they are.
+        keep_best: keep the model with the best one-click IoU in WORKDIR/best.
+        streams_apart: every stream is a micro-batch of its own, which halves the memory.
     """
 
     model: ModelChoice = ModelChoice()
@@ -176,6 +200,10 @@ class RunConfig:
     keep: int = 2
     eval_photos: int = 0
     time_limit_sec: float = 0.0
+    accumulate: int = 1
+    streams_apart: bool = False
+    eval_dataset: str = "coco"
+    keep_best: bool = False
 
     def to_dict(self) -> dict:
         """Returns plain nested dicts, for the checkpoint's meta."""
@@ -190,42 +218,112 @@ def build(config: Mapping | ConfigDict) -> RunConfig:
     """
     values = config.to_dict() if isinstance(config, ConfigDict) else config
     run = _build(RunConfig, values, "config")
+    if not needs_checkpoint(run):
+        _check(run)
+    elif not run.model.warm_start:
+        raise ConfigError(
+            "model.warm_start: this recipe starts from a checkpoint; give its folder with "
+            "--config.model.warm_start=DIR (a workdir, or the --out of semsam_jax convert)."
+        )
+    return run
+
+
+def model_config(choice: ModelChoice) -> presets.ModelConfig:
+    """Sizes of the network of a run."""
+    config = presets.model_config(choice.preset)
+    if not choice.num_tokens:
+        return config
+    decoder = dataclasses.replace(config.decoder, num_tokens=choice.num_tokens)
+    return dataclasses.replace(config, decoder=decoder)
+
+
+def follow(run: RunConfig, meta: Mapping) -> RunConfig:
+    """Fills in what a run takes over from the checkpoint that it starts from.
+
+    Args:
+        run: with `model.preset` "checkpoint", `text.source` "checkpoint" or
+            `data.image_size` 0; everything else stays.
+        meta: of the checkpoint.
+
+    Raises:
+        ConfigError: the checkpoint and the rest of the configuration do not go together.
+    """
+    model, data, text = run.model, run.data, run.text
+    if model.preset == CHECKPOINT:
+        tokens = meta["model_config"]["decoder"]["num_tokens"]
+        preset = presets.model_config(meta["preset"])
+        changed = 0 if tokens == preset.decoder.num_tokens else tokens
+        model = dataclasses.replace(model, preset=meta["preset"], num_tokens=changed)
+    if data.image_size == 0:
+        data = dataclasses.replace(data, image_size=int(meta.get("image_size") or 1024))
+    if text.source == CHECKPOINT:
+        has_names = meta.get("class_heads_trained") and meta.get("text")
+        source = meta["text"]["source"] if has_names else "none"
+        table = meta["text"].get("table", "") if has_names else ""
+        text = dataclasses.replace(text, source=source, table=table or "")
+        if source == "none":
+            # Such a checkpoint knows no names: what would go to the generic stream is clicked.
+            rows = data.interactive_batch + data.generic_batch
+            data = dataclasses.replace(data, interactive_batch=rows, generic_batch=0)
+    run = dataclasses.replace(run, model=model, data=data, text=text)
     _check(run)
     return run
 
 
+def needs_checkpoint(run: RunConfig) -> bool:
+    """Whether `follow` has something to fill in."""
+    return CHECKPOINT in (run.model.preset, run.text.source) or run.data.image_size == 0
+
+
 def check_batch(run: RunConfig, num_shards: int) -> None:
     """Checks that both quotas divide over the devices; ConfigError names the fix."""
+    pieces = num_shards * run.accumulate
     for name in ("interactive_batch", "generic_batch"):
         rows = getattr(run.data, name)
-        if rows % num_shards:
+        if rows % pieces:
+            times = f" x {run.accumulate} micro-batches" if run.accumulate > 1 else ""
             raise ConfigError(
                 f"data.{name}: {rows} is not divisible by the {num_shards} batch shards "
-                f"(devices); use a multiple of {num_shards}."
+                f"(devices){times}; use a multiple of {pieces}."
             )
 
 
 def _check(run: RunConfig) -> None:
-    model = presets.model_config(run.model.preset)
+    model = model_config(run.model)
     _one_of("model.dtype", run.model.dtype, ("float32", "bfloat16"))
     _one_of("model.remat", run.model.remat, tuple(REMAT_POLICIES))
-    _one_of("text.source", run.text.source, ("table", "encoder"))
+    _one_of("text.source", run.text.source, ("table", "encoder", "none"))
     _one_of("optimizer.schedule", run.optimizer.schedule, ("step", "cosine"))
     data = run.data
     if run.text.source == "encoder" and model.text is None:
         raise ConfigError(
             f"text.source: preset {run.model.preset!r} has no text tower; use text.source=table."
         )
-    if data.image_size % 32:
+    if run.text.source == "none" and data.generic_batch:
+        raise ConfigError(
+            "text.source: the generic stream names things, so it needs names; set "
+            "data.generic_batch=0, or text.source to table or encoder."
+        )
+    if data.image_size < 32 or data.image_size % 32:
         raise ConfigError(f"data.image_size: {data.image_size} is not a multiple of 32.")
     if data.mask_stride < 1 or data.image_size % (8 * data.mask_stride):
         raise ConfigError(
             f"data.mask_stride: {data.mask_stride} does not fit image_size {data.image_size}; "
             f"image_size must be a multiple of 8 * mask_stride."
         )
-    for name in ("steps", "log_every", "save_every", "keep"):
+    for name in ("steps", "log_every", "save_every", "keep", "accumulate"):
         if getattr(run, name) < 1:
             raise ConfigError(f"{name}: {getattr(run, name)}; must be at least 1.")
+    if run.loss.many_to_one and data.max_targets != 1:
+        raise ConfigError(
+            f"loss.many_to_one: wants one target per prompt, got data.max_targets "
+            f"{data.max_targets}; set data.max_targets=1."
+        )
+    if not 1 <= data.max_targets <= model.decoder.num_tokens:
+        raise ConfigError(
+            f"data.max_targets: {data.max_targets}; a prompt has 1 to "
+            f"{model.decoder.num_tokens} tokens to give to targets."
+        )
     for name in ("interactive_batch", "generic_batch"):
         if getattr(data, name) < 0:
             raise ConfigError(f"data.{name}: {getattr(data, name)}; must not be negative.")
@@ -264,7 +362,12 @@ def _convert(hint: object, value: object, where: str) -> object:
         return _build(hint, value, where)
     origin = typing.get_origin(hint)
     if origin is tuple:
-        return tuple(float(item) for item in value)
+        (item_kind, *_) = typing.get_args(hint)
+        if isinstance(value, str) or not all(
+            isinstance(i, str) == (item_kind is str) for i in value
+        ):
+            raise ConfigError(f"{where}: got {value!r}, wanted a tuple of {item_kind.__name__}.")
+        return tuple(item_kind(item) for item in value)
     if origin is not None and issubclass(origin, Mapping):
         return {str(k): float(v) for k, v in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

@@ -4,25 +4,37 @@ Flags only; the run itself is `train.loop.train`. Every error that a user can re
 line and exit code 2; `--traceback` shows where it came from.
 """
 
+import errno
 import sys
 import traceback
+from importlib import resources
 from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from semsam_jax.core.errors import ConfigError, SemSamError
+from semsam_jax.core.errors import ConfigError, SemSamError, TrainingError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration, configs/NAME.py[:arg].")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; an existing run is resumed.")
+_COMPILE_ONLY = flags.DEFINE_bool(
+    "compile_only", False, "Compile for --topology without it, show what fits, and stop."
+)
+_TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "TPU slice for --compile_only.")
+_PROFILE = flags.DEFINE_string(
+    "profile", None, "FIRST:STOP, steps to record for TensorBoard's profiler."
+)
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error came from.")
+
+
+_DISK_TROUBLE = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def main(argv: list[str]) -> int:
     """Runs the training that the flags describe; returns the exit code."""
     if len(argv) > 1:
         raise ConfigError(f"command line: unexpected {argv[1]!r}; options start with --.")
-    for name in ("config", "workdir"):
+    for name in ("config",) if _COMPILE_ONLY.value else ("config", "workdir"):
         if flags.FLAGS[name].value is None:
             raise ConfigError(
                 f"--{name} is missing; for example --config=configs/joint.py --workdir=runs/first"
@@ -32,13 +44,29 @@ def main(argv: list[str]) -> int:
     from semsam_jax.parallel import distributed
 
     run = config.build(_CONFIG.value)
+    if _COMPILE_ONLY.value:
+        from semsam_jax.train.compile_only import compile_only
+
+        compile_only(run, _TOPOLOGY.value, _WORKDIR.value)
+        return 0
+    window = _profile_window()
     distributed.initialize()
     use_compilation_cache()
 
     from semsam_jax.train.loop import train
 
-    train(run, Path(_WORKDIR.value))
+    train(run, Path(_WORKDIR.value), profile=window)
     return 0
+
+
+def _profile_window() -> tuple[int, int] | None:
+    """The steps of --profile."""
+    if _PROFILE.value is None:
+        return None
+    first, _, stop = _PROFILE.value.partition(":")
+    if not (first.isdigit() and stop.isdigit() and int(first) < int(stop)):
+        raise ConfigError(f"--profile: got {_PROFILE.value!r}, wanted FIRST:STOP, such as 10:13.")
+    return int(first), int(stop)
 
 
 def run_with_errors(argv: list[str]) -> int:
@@ -49,6 +77,17 @@ def run_with_errors(argv: list[str]) -> int:
         if _TRACEBACK.value:
             traceback.print_exc()
         return _fail(error)
+    except OSError as error:
+        if error.errno not in _DISK_TROUBLE:
+            raise
+        if _TRACEBACK.value:
+            traceback.print_exc()
+        return _fail(
+            TrainingError(
+                f"{error.filename or 'workdir'}: cannot be written ({error.strerror}); free some "
+                f"space or repair the disk; the same command resumes from the newest checkpoint."
+            )
+        )
 
 
 def parse_or_exit(argv: list[str]) -> list[str]:
@@ -67,7 +106,7 @@ def _fail(error: SemSamError) -> int:
 def _parse(argv: list[str]) -> list[str]:
     """Parses the flags; a wrong name or an unknown config key is a ConfigError."""
     try:
-        return flags.FLAGS(argv)
+        return flags.FLAGS([_installed(word) for word in argv])
     except flags.Error as error:
         raise ConfigError(f"command line: {error}") from error
     except (KeyError, AttributeError) as error:
@@ -77,6 +116,16 @@ def _parse(argv: list[str]) -> list[str]:
             f"--config: cannot be read ({error}); run from the project's root, or give the path "
             f"of a config file."
         ) from error
+
+
+def _installed(word: str) -> str:
+    """Takes `--config=configs/NAME.py` from the package where the working folder has none."""
+    name, _, path = word.partition("=")
+    file = Path(path.partition(":")[0])
+    if name.lstrip("-") != "config" or file.parts[:1] != ("configs",) or file.exists():
+        return word
+    installed = resources.files("configs").joinpath(*file.parts[1:])
+    return f"{name}={installed}{path[len(str(file)) :]}" if installed.is_file() else word
 
 
 if __name__ == "__main__":

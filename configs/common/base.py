@@ -19,10 +19,15 @@ def base() -> ConfigDict:
                 "backbone_weights": "",
                 # .pth of a CLIP-layout text tower.
                 "text_weights": "",
+                # Tokens of a prompt, 0 for the preset's; rank of LoRA updates, 0 for none.
+                "num_tokens": 0,
+                "lora_rank": 0,
             },
             "data": {
                 # One sub-folder per dataset; "" is the embedded sample.
                 "root": "",
+                # A COCO-format folder of your own: the dataset named "own".
+                "own": "",
                 "datasets": {},
                 "granularity": {},
                 "generic_datasets": {},
@@ -32,12 +37,17 @@ def base() -> ConfigDict:
                 "mask_stride": 1,
                 "max_instances": 100,
                 "num_prompts": 60,
+                "max_targets": 6,
                 "box_share": 0.25,
                 "hierarchy": False,
                 "granularity_balance": 0.0,
                 "scale_jitter": (0.1, 2.0),
                 "sa1b_jitter": (0.99, 1.01),
                 "num_workers": 0,
+                # The 91 native part names with limbs above their halves, instead of 30 words.
+                "pascal_part_tree": False,
+                # Part levels of ADE20k's full release, as masks without a class.
+                "ade20k_parts": False,
             },
             "text": {"source": "table", "table": ""},
             "optimizer": {
@@ -50,6 +60,7 @@ def base() -> ConfigDict:
                 "schedule": "step",
                 "decay_at": (0.9, 0.95),
                 "ema": 0.0,
+                "frozen": (),
             },
             "loss": {
                 "num_points": 12544,
@@ -76,5 +87,11 @@ def base() -> ConfigDict:
             "keep": 2,
             "eval_photos": 0,
             "time_limit_sec": 0.0,
+            # Micro-batches per step; the streams as micro-batches of their own.
+            "accumulate": 1,
+            "streams_apart": False,
+            # Whose validation photos; keep the best model by them in WORKDIR/best.
+            "eval_dataset": "coco",
+            "keep_best": False,
         }
     )

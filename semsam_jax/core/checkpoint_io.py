@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from semsam_jax.core import lora
 from semsam_jax.core.errors import CheckpointError
 
 SCHEMA_VERSION = 1
@@ -77,7 +78,8 @@ def read_meta(path: str | os.PathLike) -> dict:
 def read_model(path: str | os.PathLike) -> tuple[dict, dict]:
     """Returns (params, meta) of the newest complete step; params are NumPy arrays.
 
-    The averaged parameters are returned where the run kept them (`meta["has_ema"]`).
+    Low-rank updates are merged into their kernels. The averaged parameters are returned
+    where the run kept them (`meta["has_ema"]`).
 
     Raises:
         CheckpointError: no complete step, unreadable files or another schema version.
@@ -101,7 +103,7 @@ def read_model(path: str | os.PathLike) -> tuple[dict, dict]:
             f"checkpoint {folder}: damaged or incomplete ({type(error).__name__}: "
             f"{str(error).splitlines()[0]}); use an earlier step or convert it again."
         ) from error
-    return tree[key], meta
+    return lora.merged(tree[key]), meta
 
 
 def write_model(path: str | os.PathLike, params: Mapping, meta: Mapping) -> Path:

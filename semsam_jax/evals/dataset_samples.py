@@ -8,7 +8,8 @@ import numpy as np
 
 from data_pipelines import sample as embedded
 from data_pipelines.schema import DATASETS
-from data_pipelines.sources import Source, coco_folder, open_source
+from data_pipelines.sources import Source, open_source
+from data_pipelines.sources.alone import own_classes
 from data_pipelines.transforms.evaluation import evaluation_rows
 from data_pipelines.vocabulary import Vocabulary, build_vocabulary
 from semsam_jax.core.errors import DataError
@@ -180,11 +181,4 @@ def _vocabulary(name: str, folder: Path, split: str) -> Vocabulary:
     """Names of the dataset; a user's own set lists them in its annotation file."""
     if name in DATASETS:
         return build_vocabulary([name])
-    places = (f"annotations/{split}.json", f"annotations/instances_{split}.json", f"{split}.json")
-    file = next((folder / place for place in places if (folder / place).is_file()), None)
-    if file is None:
-        raise DataError(
-            f"{name}: no annotation file of split {split} in {folder}; wanted one of "
-            f"{', '.join(places)}."
-        )
-    return build_vocabulary([], extra={name: coco_folder.read_class_names(file)})
+    return build_vocabulary([], extra={name: own_classes(name, folder, split)})

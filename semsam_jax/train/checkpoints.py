@@ -1,11 +1,16 @@
 """Saving and restoring a run: state, data position and meta, always of the same step."""
 
+import contextlib
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from jax.experimental import multihost_utils
 
 from semsam_jax.core import checkpoint_io
 from semsam_jax.core.errors import CheckpointError, TrainingError
@@ -36,6 +41,7 @@ class Checkpoints:
                 f"another --workdir or free some space."
             ) from error
         self._remove_incomplete_steps()
+        self._last: int | None = None
         self._manager = ocp.CheckpointManager(
             self._root,
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=False),
@@ -59,10 +65,10 @@ class Checkpoints:
             TrainingError: the files cannot be written; earlier steps stay as they are.
         """
         step = int(state.step)
-        if self.latest_step() == step:
+        if self._last == step:
             return
         meta = {**meta, "schema_version": checkpoint_io.SCHEMA_VERSION, "step": step}
-        try:
+        with self._explained(step):
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -73,14 +79,12 @@ class Checkpoints:
             )
             if wait:
                 self._manager.wait_until_finished()
-        except OSError as error:
-            raise TrainingError(
-                f"checkpoint of step {step} in {self._root}: not written ({error}); earlier "
-                f"checkpoints are untouched; free space or repair the workdir, then start again."
-            ) from error
+        self._last = step
 
     def restore(self, template: TrainState, meta: dict) -> tuple[TrainState, dict] | None:
-        """Restores the newest complete step onto the shardings of `template`.
+        """Restores the newest step that can be read onto the shardings of `template`.
+
+        A damaged step is set aside with a message, and the one before it is taken.
 
         Args:
             template: a state whose arrays carry the wanted shapes and shardings.
@@ -91,13 +95,45 @@ class Checkpoints:
 
         Raises:
             CheckpointError: the checkpoint belongs to another configuration (all
-                differing keys are listed) or is damaged.
+                differing keys are listed), or none of the steps can be read.
         """
-        step = self.latest_step()
-        if step is None:
-            return None
-        saved = checkpoint_io.read_meta(self._root)
-        _check_same_run(saved.get("must_match", {}), meta["must_match"], self._root / str(step))
+        damaged = []
+        while (step := self.latest_step()) is not None:
+            restored, problem = self._restore(step, template, meta)
+            if _all_agree(problem is None):
+                self._last = step
+                return restored
+            damaged.append(step)
+            if jax.process_index() == 0:
+                self._set_aside(step, "damaged", str(problem or "another process failed"))
+            _all_agree(True)
+            self._manager.reload()
+        if damaged:
+            raise CheckpointError(
+                f"checkpoints in {self._root}: none can be read (steps "
+                f"{', '.join(map(str, damaged))} are damaged and set aside as damaged-STEP); "
+                f"choose another --workdir to start from the beginning."
+            )
+        return None
+
+    def close(self) -> None:
+        """Waits for pending saves and frees the manager."""
+        with self._explained(None):
+            self._manager.wait_until_finished()
+        self._manager.close()
+
+    def _restore(
+        self, step: int, template: TrainState, meta: dict
+    ) -> tuple[tuple[TrainState, dict] | None, str | None]:
+        """Returns (state and data state, None), or (None, what is damaged)."""
+        folder = self._root / str(step)
+        try:
+            saved = checkpoint_io.read_meta(folder)
+        except CheckpointError as error:
+            if error.__cause__ is None:  # Readable, but not for us.
+                raise
+            return None, str(error)
+        _check_same_run(saved.get("must_match", {}), meta["must_match"], folder)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template.to_tree())
         try:
             restored = self._manager.restore(
@@ -106,31 +142,50 @@ class Checkpoints:
                     state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
                 ),
             )
-        except (ValueError, KeyError, OSError) as error:
-            raise CheckpointError(
-                f"checkpoint {self._root / str(step)}: damaged ({str(error).splitlines()[0]}); "
-                f"delete this step folder to resume from the one before it."
-            ) from error
-        return TrainState.from_tree(restored.state), restored.data
+        except Exception as error:  # What Orbax raises for a damaged file is a bare Exception.
+            return None, str(error).splitlines()[0][:200]
+        return (TrainState.from_tree(restored.state), restored.data), None
 
-    def close(self) -> None:
-        """Waits for pending saves and frees the manager."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+    @contextlib.contextmanager
+    def _explained(self, step: int | None) -> Iterator[None]:
+        """Turns whatever a failed write raises, now or in the background, into one error."""
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            name = "the last one" if step is None else f"step {step}"
+            raise TrainingError(
+                f"checkpoint of {name} in {self._root}: not written "
+                f"({str(error).splitlines()[0]}); earlier checkpoints are untouched; free space "
+                f"or repair the workdir, then start the same command again."
+            ) from error
 
     def _remove_incomplete_steps(self) -> None:
-        if jax.process_index() != 0:
-            return
-        for folder in self._root.iterdir():
-            if folder.name.isdigit() and not checkpoint_io.is_complete(folder):
-                aside = folder.with_name(f"incomplete-{folder.name}")
-                logging.warning(
-                    "checkpoint %s is incomplete (killed while saving?); set aside as %s, the "
-                    "step before it is used.",
-                    folder,
-                    aside.name,
-                )
-                folder.rename(aside)
+        if jax.process_index() == 0:
+            for folder in list(self._root.iterdir()):
+                if folder.name.isdigit() and not checkpoint_io.is_complete(folder):
+                    self._set_aside(int(folder.name), "incomplete", "killed while saving?")
+        _all_agree(True)
+
+    def _set_aside(self, step: int, why: str, details: str) -> None:
+        """Renames a step that cannot be used."""
+        folder = self._root / str(step)
+        aside = folder.with_name(f"{why}-{step}")
+        logging.warning(
+            "checkpoint %s is %s (%s); set aside as %s, the step before it is used.",
+            folder,
+            why,
+            details,
+            aside.name,
+        )
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+
+
+def _all_agree(is_fine: bool) -> bool:
+    """Whether a thing is fine on all processes; also a meeting point for them."""
+    if jax.process_count() == 1:
+        return is_fine
+    return bool(multihost_utils.process_allgather(np.asarray(is_fine)).all())
 
 
 def _check_same_run(saved: dict, wanted: dict, where: Path) -> None:

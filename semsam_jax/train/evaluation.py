@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from semsam_jax.core import lora
 from semsam_jax.evals.levels import calibrate_levels
 from semsam_jax.evals.one_click import OneClickResult, evaluate_one_click
 from semsam_jax.evals.samples import EvalSample
@@ -17,11 +18,16 @@ class Evaluator:
     Args:
         model: the network.
         samples: the photos; empty turns the evaluation off.
+
+    Attributes:
+        result: of the last evaluation.
+        params: that it was made with, as inference uses them.
     """
 
     def __init__(self, model: SemanticSAM, samples: list[EvalSample]):
         self._model, self._samples = model, samples
         self.result: OneClickResult | None = None
+        self.params: dict = {}
 
     def run(self, state: TrainState, writer: MetricWriter) -> dict | None:
         """Evaluates a state; returns {"iou_max", "iou_oracle", "num_instances"} in 0..1."""
@@ -32,7 +38,8 @@ class Evaluator:
             from jax.experimental import multihost_utils
 
             params = multihost_utils.process_allgather(params, tiled=True)
-        self.result = evaluate_one_click(self._model, params, self._samples)
+        self.params = lora.merged(params)
+        self.result = evaluate_one_click(self._model, self.params, self._samples)
         scalars = {f"eval/{key}": value for key, value in self.result.scalars().items()}
         writer.write_scalars(int(state.step), scalars)
         return {

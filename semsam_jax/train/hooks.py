@@ -2,14 +2,18 @@
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from semsam_jax.core.errors import MatchError, TrainingError
+from semsam_jax.parallel import hardware
+
+STREAMS = ("interactive", "generic")
 
 RESTART_CODE = 75
 """Exit code after a saved preemption (EX_TEMPFAIL); launchers start the same command again."""
@@ -36,6 +40,8 @@ class PreemptionGuard:
 
     def __init__(self):
         self._is_hit = False
+        if jax.process_count() > 1:
+            return  # jax itself listens for SIGTERM and lets all processes agree on a step.
         for number in (signal.SIGTERM, signal.SIGINT):
             try:
                 signal.signal(number, self._hit)
@@ -56,7 +62,11 @@ class PreemptionGuard:
 
 
 class Meter:
-    """Shares of the step time: input, host matching, and the rest.
+    """Throughput, and where the time of a step goes.
+
+    Waiting for input and matching on the host are measured in every step. Forward and
+    backward overlap with the host, so now and then one step is measured by itself, with the
+    device waited for before and after.
 
     Args:
         rows: rows of a global batch.
@@ -64,6 +74,8 @@ class Meter:
 
     def __init__(self, rows: int):
         self._rows = rows
+        self._halves: dict[str, float] = {}
+        self.flops_per_step: float | None = None
         self.restart()
 
     def restart(self) -> None:
@@ -79,6 +91,23 @@ class Meter:
         yield
         self._window[2] += time.perf_counter() - start
 
+    def step(self, run: Callable[[], tuple], is_alone: bool) -> tuple:
+        """Runs a step and counts it.
+
+        Args:
+            run: gives (state, metrics, what the matching took).
+            is_alone: measure its halves; the device must be idle, and is so afterwards.
+        """
+        start = time.perf_counter()
+        state, metrics, matching = run()
+        if is_alone:
+            jax.block_until_ready(state)
+            total = max(time.perf_counter() - start, 1e-9)
+            forward, match = matching.wait_sec / total, matching.host_sec / total
+            self._halves = {"forward_share": forward, "backward_share": 1.0 - forward - match}
+        self.count_step(matching.host_sec)
+        return state, metrics, matching
+
     def count_step(self, matching_sec: float) -> None:
         """Counts a step and the time that the host took to solve its assignments."""
         self._window[0] += 1
@@ -89,9 +118,13 @@ class Meter:
         now = time.perf_counter()
         self._window[1] = now - self._since
         self._since = now
-        values = self._rates(self._window)
+        values = self._rates(self._window) | self._halves | hardware.memory_in_use()
         self._total += self._window
         self._window = np.zeros(4)
+        if self.flops_per_step is not None:
+            rate = self.flops_per_step / values["sec_per_step"]
+            values["model_tflops_per_sec"] = rate / 1e12
+            values["mfu"] = rate / (hardware.chip(jax.devices()[0]).flops * jax.device_count())
         return values
 
     def totals(self) -> dict[str, float]:
@@ -109,11 +142,43 @@ class Meter:
         }
 
 
+class Profile:
+    """Records what the devices do during some steps, for TensorBoard's profiler or Perfetto.
+
+    Args:
+        workdir: the trace goes to WORKDIR/profile.
+        window: first step and the step after the last one; empty records nothing.
+    """
+
+    def __init__(self, workdir: Path, window: tuple[int, int] | None):
+        self._folder = workdir / "profile"
+        self._window = window
+        self._is_on = False
+
+    def at(self, step: int) -> None:
+        """Called before step number `step`: starts or ends the recording."""
+        if self._window is None:
+            return
+        is_inside = self._window[0] <= step < self._window[1]
+        if is_inside and not self._is_on:
+            jax.profiler.start_trace(str(self._folder))
+        if self._is_on and not is_inside:
+            jax.profiler.stop_trace()
+        self._is_on = is_inside
+
+    def close(self) -> None:
+        """Ends a recording that the end of the run cuts short."""
+        if self._is_on:
+            jax.profiler.stop_trace()
+            self._is_on = False
+
+
 class NonFiniteWatch:
     """Collects metrics without stopping the device, and stops the run on bad numbers.
 
     Args:
-        describe_batch: step -> words that say which examples it held, for the message.
+        describe_batch: (step, streams) -> words that say which examples those streams of
+            this process held, for the message.
     """
 
     def __init__(self, describe_batch):
@@ -156,11 +221,13 @@ class NonFiniteWatch:
         if metrics["nonfinite_costs"] > 0:
             raise MatchError(
                 f"step {step}: {int(metrics['nonfinite_costs'])} matching costs are not finite "
-                f"({self._describe(step)}); {advice}"
+                f"({self._describe(step, STREAMS)}); {advice}"
             )
         if not metrics["is_finite"]:
-            bad = [key for key, value in metrics.items() if not np.all(np.isfinite(value))]
+            bad = sorted(key for key, value in metrics.items() if not np.all(np.isfinite(value)))
+            streams = tuple(s for s in STREAMS if any(key.startswith(f"{s}/") for key in bad))
+            streams = streams or STREAMS
             raise TrainingError(
-                f"step {step}: not finite: {', '.join(sorted(bad))} ({self._describe(step)}); "
-                f"{advice}"
+                f"step {step}, {' and '.join(streams)} stream: not finite: {', '.join(bad)} "
+                f"({self._describe(step, streams)}); {advice}"
             )

@@ -1,11 +1,13 @@
 """From the config to batches on the mesh: sources, vocabulary, mixture, evaluation photos."""
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 
 from data_pipelines import sample
@@ -13,18 +15,20 @@ from data_pipelines.mixture import Mixture
 from data_pipelines.pipeline import InputIterator, PipelineConfig, StreamConfig, make_iterator
 from data_pipelines.schema import DATASETS, BatchShape
 from data_pipelines.sources import Source, open_source
+from data_pipelines.sources.alone import own_classes, reader_options
 from data_pipelines.transforms.evaluation import evaluation_rows
 from data_pipelines.transforms.geometry import ADE20K, Augment
 from data_pipelines.transforms.prompts import PromptPolicy
 from data_pipelines.vocabulary import Vocabulary, build_vocabulary
 from semsam_jax.config import RunConfig
+from semsam_jax.core.checkpoint_io import cache_dir
 from semsam_jax.core.errors import DataError
 from semsam_jax.core.structs import Batch, StreamBatch
 from semsam_jax.evals.samples import EvalSample
 from semsam_jax.parallel.mesh import batch_sharding
 
-EVAL_DATASET = "coco"
-"""The held-back photos are COCO panoptic validation photos, as in the paper."""
+OWN = "own"
+"""Name of the dataset in the folder `data.own`."""
 
 
 class Input:
@@ -49,6 +53,11 @@ class Input:
         return StreamBatch(
             *(self._on_mesh(batch[name]) if name in batch else None for name in _STREAMS)
         )
+
+    def describe(self, step: int, streams: Sequence[str]) -> str:
+        """Says which examples of this process some streams held in a batch, for messages."""
+        names = self._rows.example_names(step)
+        return "; ".join(f"{s} rows: {', '.join(names[s])}" for s in streams if s in names)
 
     def state(self, step: int) -> dict:
         """The position in which batch number `step` comes next."""
@@ -86,15 +95,18 @@ def used_datasets(run: RunConfig) -> tuple[str, ...]:
     return (*(name for name in DATASETS if name in names), *own)
 
 
-def dataset_roots(run: RunConfig, names: tuple[str, ...]) -> dict[str, Path]:
-    """Folder of each dataset: ROOT/NAME, or the embedded sample's.
+def dataset_roots(run: RunConfig, names: tuple[str, ...]) -> dict[str, os.PathLike]:
+    """Folder of each dataset: ROOT/NAME, or the embedded sample's; ROOT may be a bucket.
 
     Raises:
         DataError: folders that are missing, all of them at once.
     """
+    if OWN in names and run.data.own:
+        others = tuple(name for name in names if name != OWN)
+        return {**dataset_roots(run, others), OWN: epath.Path(run.data.own)}
     if not run.data.root:
-        return {name: Path(path) for name, path in sample.roots().items() if name in names}
-    root = Path(run.data.root)
+        return {name: path for name, path in sample.roots().items() if name in names}
+    root = epath.Path(run.data.root)
     missing = [name for name in names if not (root / name).is_dir()]
     if missing:
         found = sorted(p.name for p in root.iterdir() if p.is_dir())[:12] if root.is_dir() else []
@@ -106,9 +118,16 @@ def dataset_roots(run: RunConfig, names: tuple[str, ...]) -> dict[str, Path]:
     return {name: root / name for name in names}
 
 
-def open_vocabulary(names: tuple[str, ...]) -> Vocabulary:
-    """The union vocabulary of the datasets in use."""
-    return build_vocabulary([name for name in names if name in DATASETS])
+def open_vocabulary(run: RunConfig, names: tuple[str, ...]) -> Vocabulary:
+    """The union vocabulary of the datasets in use; a user's own set brings its classes."""
+    own = tuple(name for name in names if name not in DATASETS)
+    roots = dataset_roots(run, own) if own else {}
+    classes = {name: own_classes(name, roots[name], "train") for name in own}
+    return build_vocabulary(
+        [name for name in names if name in DATASETS],
+        extra=classes,
+        pascal_parts="full" if run.data.pascal_part_tree else "merged",
+    )
 
 
 def build_input(run: RunConfig, vocabulary: Vocabulary, name_mask: np.ndarray, mesh: Mesh) -> Input:
@@ -130,6 +149,7 @@ def build_input(run: RunConfig, vocabulary: Vocabulary, name_mask: np.ndarray, m
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         seed=run.seed,
+        index_folder=index_cache(),
         name_mask=name_mask,
     )
     rows.start_prefetch()
@@ -141,7 +161,20 @@ def open_sources(
 ) -> dict[str, Source]:
     """Opens the readers of some datasets."""
     roots = dataset_roots(run, names)
-    return {name: open_source(name, root, split, vocabulary) for name, root in roots.items()}
+    options = reader_options(
+        pascal_part_tree=run.data.pascal_part_tree, ade20k_parts=run.data.ade20k_parts
+    )
+    return {
+        name: open_source(
+            name, root, split, vocabulary, cache=index_cache(), **options.get(name, {})
+        )
+        for name, root in roots.items()
+    }
+
+
+def index_cache() -> Path:
+    """Where listings and indexes of native layouts are kept, so that only the first run scans."""
+    return cache_dir() / "index"
 
 
 def pipeline_config(run: RunConfig, vocab_size: int) -> PipelineConfig:
@@ -152,6 +185,7 @@ def pipeline_config(run: RunConfig, vocab_size: int) -> PipelineConfig:
             image_size=data.image_size,
             max_instances=data.max_instances,
             num_prompts=data.num_prompts,
+            max_targets=data.max_targets,
             mask_stride=data.mask_stride,
             vocab_size=max(vocab_size, 1),
         ),
@@ -173,7 +207,7 @@ def evaluation_samples(run: RunConfig, vocabulary: Vocabulary) -> list[EvalSampl
     """Held-back photos with their human-made masks, letterboxed to the training canvas."""
     if not run.eval_photos:
         return []
-    source = open_sources(run, (EVAL_DATASET,), "val", vocabulary)[EVAL_DATASET]
+    source = open_sources(run, (run.eval_dataset,), "val", vocabulary)[run.eval_dataset]
     rows = evaluation_rows(source, run.data.image_size, limit=run.eval_photos)
     samples = []
     for row in rows:

@@ -7,12 +7,15 @@ restore -> (evaluate, save, next(data), step), and once more evaluate and save a
 import dataclasses
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from clu import parameter_overview
+from jax.sharding import Mesh
 
 from data_pipelines.vocabulary import Vocabulary
 from semsam_jax import config as config_lib
@@ -22,10 +25,14 @@ from semsam_jax.criterion.total import CriterionConfig, LossWeights
 from semsam_jax.models import presets
 from semsam_jax.models.semantic_sam import SemanticSAM
 from semsam_jax.parallel.mesh import build_mesh, num_batch_shards
+from semsam_jax.parallel.peers import PeerWatch
 from semsam_jax.train import hooks, pictures, report
 from semsam_jax.train import input as input_lib
+from semsam_jax.train.best import Best
 from semsam_jax.train.checkpoints import Checkpoints
 from semsam_jax.train.evaluation import Evaluator
+from semsam_jax.train.halves import model_flops
+from semsam_jax.train.micro import MicroBatches
 from semsam_jax.train.optimizer import build_optimizer
 from semsam_jax.train.state import shard_state
 from semsam_jax.train.step import TrainStep
@@ -34,8 +41,15 @@ from semsam_jax.train.warm_start import initial_params
 from semsam_jax.train.writers import MetricWriter, ProgressLine
 
 
-def train(run: RunConfig, workdir: str | os.PathLike) -> dict:
+def train(
+    run: RunConfig, workdir: str | os.PathLike, profile: tuple[int, int] | None = None
+) -> dict:
     """Trains, evaluates before and after, and leaves everything in `workdir`.
+
+    Args:
+        run: the run.
+        workdir: its folder; a run that is there is resumed.
+        profile: (first step, step after the last one) to record for the profiler, or None.
 
     Returns:
         The summary, which is also WORKDIR/summary.json.
@@ -44,20 +58,26 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> dict:
         SemSamError: with the fix, for everything that a user can repair.
         SystemExit: code `hooks.RESTART_CODE` after SIGTERM, once the state is saved.
     """
+    with PeerWatch(hooks.RESTART_CODE):
+        return _train(run, Path(workdir), profile)
+
+
+def _train(run: RunConfig, workdir: Path, profile: tuple[int, int] | None) -> dict:
+    if config_lib.needs_checkpoint(run):
+        run = config_lib.follow(run, checkpoint_io.read_meta(run.model.warm_start))
     clock, guard = hooks.Clock(), hooks.PreemptionGuard()
-    workdir = Path(workdir)
     mesh = build_mesh(run.fsdp)
     config_lib.check_batch(run, num_batch_shards(mesh))
     checkpoints = Checkpoints(workdir, run.keep)
 
-    vocabulary = input_lib.open_vocabulary(input_lib.used_datasets(run))
-    model_config = presets.model_config(run.model.preset)
+    vocabulary = input_lib.open_vocabulary(run, input_lib.used_datasets(run))
+    model_config = config_lib.model_config(run.model)
     text = build_text(run, model_config, vocabulary.names, vocabulary.num_objects, mesh)
     data = input_lib.build_input(run, vocabulary, text.name_mask, mesh)
     samples = input_lib.evaluation_samples(run, vocabulary)
     report.announce(run, data.text, len(samples), mesh, workdir)
 
-    model = SemanticSAM(model_config, dtype=jnp.dtype(run.model.dtype), remat=run.model.remat)
+    model = build_model(run)
     params = initial_params(run, model)
     tx = build_optimizer(run.optimizer, run.steps, frozen_groups(model_config, run))
     state = shard_state(params, tx, run.optimizer.ema > 0, mesh)
@@ -73,27 +93,28 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> dict:
         meta |= {"level_order": saved["level_order"], "before": saved["before"]}
         report.say(f"resumed at step {int(state.step)} of {run.steps}")
 
-    step_fn = TrainStep(
-        model=model,
-        tx=tx,
-        criterion=criterion_config(run),
-        mesh=mesh,
-        num_objects=vocabulary.num_objects,
-        seed=run.seed,
-        ema=run.optimizer.ema,
-    )
+    step_fn = build_step(run, model, tx, mesh, vocabulary.num_objects)
     evaluator = Evaluator(model, samples)
     writer, progress = MetricWriter(workdir), ProgressLine(run.steps)
     meter = hooks.Meter(rows=run.data.interactive_batch + run.data.generic_batch)
-    watch = hooks.NonFiniteWatch(lambda step: f"batch {step} of seed {run.seed}")
+    watch = hooks.NonFiniteWatch(data.describe)
+    recorder = hooks.Profile(workdir, profile)
 
-    step = int(state.step)
+    best = Best(workdir, run.keep_best)
+
+    def evaluate() -> dict | None:
+        result = evaluator.run(state, writer)
+        meta["level_order"] = evaluator.level_order(meta["level_order"])
+        if result is not None and best.offer(result["iou_max"], evaluator.params, meta, step):
+            report.say(f"step {step}: one-click IoU {result['iou_max']:.4f}, the best so far")
+        return result
+
+    step = first_step = int(state.step)
     if step == 0:
-        meta["before"] = evaluator.run(state, writer)
+        meta["before"] = evaluate()
     while step < run.steps:
         if run.eval_every and step and step % run.eval_every == 0:
-            evaluator.run(state, writer)
-            meta["level_order"] = evaluator.level_order(meta["level_order"])
+            evaluate()
         if guard.is_requested(step) or clock.is_over(run.time_limit_sec):
             watch.check_all()
             checkpoints.save(state, data.state(step), meta, wait=True)
@@ -104,8 +125,13 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> dict:
             checkpoints.save(state, data.state(step), meta)
         with meter.input():
             batch = next(data)
-        state, metrics, matching = step_fn(state, batch, text.inputs(step))
-        meter.count_step(matching.host_sec)
+        if step == first_step:
+            meter.flops_per_step = model_flops(step_fn, state, batch, text.inputs(step))
+        recorder.at(step)
+        is_alone = step > first_step and (step + 1) % run.log_every == 0
+        if is_alone:
+            jax.block_until_ready(state)
+        state, metrics, _ = meter.step(partial(step_fn, state, batch, text.inputs(step)), is_alone)
         watch.add(step, metrics)
         step += 1
         if clock.first_step_sec is None:
@@ -117,9 +143,9 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> dict:
             writer.write_scalars(step, values)
             progress.report(step, values)
     data.close()
+    recorder.close()
 
-    meta["after"] = evaluator.run(state, writer)
-    meta["level_order"] = evaluator.level_order(meta["level_order"])
+    meta["after"] = evaluate()
     checkpoints.save(state, data.state(step), meta, wait=True)
     checkpoints.close()
     summary = report.summarize(run, clock, meter.totals(), watch, meta)
@@ -134,13 +160,40 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> dict:
     return summary
 
 
+def build_model(run: RunConfig) -> SemanticSAM:
+    """The network of a run."""
+    config = config_lib.model_config(run.model)
+    return SemanticSAM(config, dtype=jnp.dtype(run.model.dtype), remat=run.model.remat)
+
+
+def build_step(
+    run: RunConfig,
+    model: SemanticSAM,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    num_objects: int,
+) -> TrainStep:
+    """The compiled step of a run."""
+    return TrainStep(
+        model=model,
+        tx=tx,
+        criterion=criterion_config(run),
+        mesh=mesh,
+        num_objects=num_objects,
+        seed=run.seed,
+        ema=run.optimizer.ema,
+        micro=MicroBatches(run.accumulate, run.streams_apart),
+        frozen=frozen_groups(model.config, run),
+    )
+
+
 def frozen_groups(config: presets.ModelConfig, run: RunConfig) -> tuple[str, ...]:
-    """Top-level parameter groups that never change in this run."""
+    """Parts of the parameters that never change in this run."""
     is_fixed = isinstance(config.backbone, presets.EfficientNetLiteConfig)
     frozen = ["backbone"] if is_fixed and not config.backbone.is_trained else []
-    if run.text.source == "table" and config.text is not None:
+    if run.text.source != "encoder" and config.text is not None:
         frozen.append("text_encoder")
-    return tuple(frozen)
+    return (*frozen, *run.optimizer.frozen)
 
 
 def criterion_config(run: RunConfig) -> CriterionConfig:
@@ -188,9 +241,12 @@ def build_meta(
         "before": None,
         "must_match": {
             "preset": run.model.preset,
+            "model_config": json.loads(presets.to_json(model_config)),
+            "lora_rank": run.model.lora_rank,
             "vocabulary": vocabulary.fingerprint,
             "seed": run.seed,
             "steps": run.steps,
+            "accumulate": [run.accumulate, run.streams_apart],
             "data": plain["data"] | {"num_workers": 0, "root": ""},
             "text": plain["text"],
             "loss": plain["loss"],

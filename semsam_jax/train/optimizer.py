@@ -22,7 +22,7 @@ def build_optimizer(
     Args:
         choice: rates, decay and schedule.
         steps: length of the run, for the schedule.
-        frozen: top-level parameter groups that never change.
+        frozen: parts of the parameters that never change, see `is_frozen`.
 
     Returns:
         A transformation of the whole parameter tree.
@@ -62,17 +62,34 @@ def group_labels(params: dict, frozen: tuple[str, ...] = ()) -> dict:
     """Names the optimiser group of each parameter: backbone, text, frozen or default."""
     named = {"backbone": "backbone", "text_encoder": "text"}
 
-    def label(top: str) -> str:
-        return "frozen" if top in frozen else named.get(top, "default")
+    def label(path: tuple, _: object) -> str:
+        name = _name(path)
+        return "frozen" if is_frozen(name, frozen) else named.get(name.split("/")[0], "default")
 
-    return {top: jax.tree.map(lambda _, top=top: label(top), tree) for top, tree in params.items()}
+    return jax.tree_util.tree_map_with_path(label, params)
+
+
+def is_frozen(name: str, frozen: tuple[str, ...]) -> bool:
+    """Whether a parameter ("decoder/layers/norm1/scale") lies in one of the parts named."""
+    return any(name == part or name.startswith(f"{part}/") for part in frozen)
+
+
+def stop_frozen(params: dict, frozen: tuple[str, ...]) -> dict:
+    """Cuts the gradients of frozen parameters, so that nothing is computed for them."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: jax.lax.stop_gradient(x) if is_frozen(_name(path), frozen) else x, params
+    )
 
 
 def decay_mask(params: object) -> object:
     """True where weight decay applies."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: not NO_DECAY.search("/".join(_key(entry) for entry in path)), params
+        lambda path, _: not NO_DECAY.search(_name(path)), params
     )
+
+
+def _name(path: tuple) -> str:
+    return "/".join(_key(entry) for entry in path)
 
 
 def _key(entry: object) -> str:

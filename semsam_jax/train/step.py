@@ -16,6 +16,7 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
+from semsam_jax.core import lora
 from semsam_jax.core.structs import (
     Assignment,
     Batch,
@@ -30,15 +31,19 @@ from semsam_jax.criterion.total import CriterionConfig, total_loss
 from semsam_jax.matching.costs import prompt_costs, query_costs
 from semsam_jax.matching.transport import AssignReport, assign
 from semsam_jax.models.denoising import DenoisingTargets
+from semsam_jax.models.layers import RESIDUAL_POLICIES
 from semsam_jax.models.semantic_sam import SemanticSAM
-from semsam_jax.parallel.mesh import batch_sharding, num_batch_shards
+from semsam_jax.parallel.mesh import batch_sharding, num_batch_shards, replicated
+from semsam_jax.parallel.sharding import state_shardings
+from semsam_jax.train.micro import WHOLE, MicroBatches, merge_reports
+from semsam_jax.train.optimizer import stop_frozen
 from semsam_jax.train.state import TrainState
 
 
 @typing.no_type_check
 @struct.dataclass
 class Text:
-    """Class names as the step takes them: a frozen table, or token ids to encode.
+    """Class names as the step takes them: a frozen table, token ids to encode, or neither.
 
     Attributes:
         table: TextTable or None.
@@ -52,6 +57,9 @@ class Text:
 class TrainStep:
     """Compiled training step of a model on a mesh.
 
+    With more than one micro-batch the device runs the forward half of the next one while the
+    host matches the last one.
+
     Args:
         model: the network.
         tx: optimiser over the whole parameter tree.
@@ -60,6 +68,8 @@ class TrainStep:
         num_objects: size of the object part of the vocabulary.
         seed: base of all device randomness.
         ema: decay of the averaged parameters, 0 for none.
+        micro: how a batch is cut into micro-batches.
+        frozen: parts of the parameters that never change, as the optimiser has them.
     """
 
     def __init__(
@@ -71,12 +81,19 @@ class TrainStep:
         num_objects: int,
         seed: int,
         ema: float = 0.0,
+        micro: MicroBatches = WHOLE,
+        frozen: tuple[str, ...] = (),
     ):
         self._model, self._tx, self._criterion = model, tx, criterion
-        self._mesh, self._num_objects, self._ema = mesh, num_objects, ema
+        self.mesh = self._mesh = mesh
+        self._num_objects, self._ema = num_objects, ema
         self._key = jax.random.key(seed)
+        self._micro, self._frozen = micro, frozen
         self.forward = jax.jit(self._forward)
         self.backward = jax.jit(self._backward, donate_argnums=0)
+        self.accumulate = jax.jit(self._accumulate, donate_argnums=0)
+        self.update = jax.jit(self._update, donate_argnums=(0, 1))
+        self._start = jax.jit(self._start_micro_batches)
 
     def __call__(
         self, state: TrainState, batch: StreamBatch, text: Text
@@ -86,10 +103,56 @@ class TrainStep:
         Returns:
             (new state, scalar metrics on the device, what the host matching took).
         """
-        outputs, pull_back, costs = self.forward(state.params, state.step, batch, text)
-        assignment, report = self.match(costs, batch)
-        state, metrics = self.backward(state, outputs, pull_back, assignment, batch)
-        return state, metrics, report
+        if self._micro.is_whole:
+            outputs, pull_back, costs = self.forward(state.params, state.step, batch, text)
+            assignment, report = self.match(costs, batch)
+            state, metrics = self.backward(state, outputs, pull_back, assignment, batch, state.step)
+            return state, metrics, report
+        return self._in_micro_batches(state, batch, text)
+
+    def _in_micro_batches(
+        self, state: TrainState, batch: StreamBatch, text: Text
+    ) -> tuple[TrainState, dict, AssignReport]:
+        parts, draws, grads = self._start(state.params, state.step, batch)
+        ahead = self.forward(state.params, draws[0], parts[0], text)
+        all_metrics, reports = [], []
+        for index, part in enumerate(parts):
+            outputs, pull_back, costs = ahead
+            if index + 1 < len(parts):
+                # Queued before the host starts to match: the device is busy meanwhile.
+                ahead = self.forward(state.params, draws[index + 1], parts[index + 1], text)
+            assignment, report = self.match(costs, part)
+            grads, metrics = self.accumulate(
+                grads, outputs, pull_back, assignment, part, draws[index]
+            )
+            all_metrics.append(metrics)
+            reports.append(report)
+        state, metrics = self.update(state, grads, self._micro.merge(all_metrics))
+        return state, metrics, merge_reports(reports)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether a step is one forward and one backward program."""
+        return self._micro.is_whole
+
+    def parts(self, batch: StreamBatch) -> list[tuple[str, StreamBatch, int]]:
+        """Shapes of the different micro-batches of a batch.
+
+        Returns:
+            (name, shapes that lie as the batch does, how often a step has one) of each.
+        """
+        if self._micro.is_whole:
+            return [("", batch, 1)]
+        rows = batch_sharding(self._mesh)
+        pieces = jax.eval_shape(lambda b: self._micro.cut(b, num_batch_shards(self._mesh)), batch)
+        pieces = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), pieces
+        )
+        if not self._micro.is_apart:
+            return [("", pieces[0], len(pieces))]
+        names = ["/interactive" if p.interactive is not None else "/generic" for p in pieces]
+        count = self._micro.count
+        return list(zip(names, pieces, [count] * len(pieces), strict=True))[: len(pieces) // count]
 
     def match(self, costs: Costs, batch: StreamBatch) -> tuple[Assignment, AssignReport]:
         """Solves the assignments on the host; each process solves its own rows."""
@@ -99,10 +162,12 @@ class TrainStep:
             None if batch.generic is None else batch.generic.instance_valid,
         )
 
-    def _forward(self, params: dict, step: jax.Array, batch: StreamBatch, text: Text):
-        keys = _streams(self._key, step, 4)
+    def _forward(self, params: dict, draw: jax.Array, batch: StreamBatch, text: Text):
+        keys = _streams(self._key, draw, 4)
         run = partial(self._run_model, batch=batch, text=text, keys=keys)
-        outputs, pull_back = jax.vjp(run, params)
+        # Whatever is not kept is cheap to compute again in the other half.
+        policy = RESIDUAL_POLICIES[self._model.remat]
+        outputs, pull_back = jax.vjp(jax.checkpoint(run, policy=policy, prevent_cse=False), params)
         costs = self._costs(jax.lax.stop_gradient(outputs), batch, keys[3])
         rows = batch_sharding(self._mesh)
         costs = jax.tree.map(lambda cost: jax.lax.with_sharding_constraint(cost, rows), costs)
@@ -112,6 +177,7 @@ class TrainStep:
         def call(method, *args, **kwargs):
             return self._model.apply({"params": params}, *args, method=method, **kwargs)
 
+        params = lora.merged(stop_frozen(params, self._frozen))
         interactive, generic = batch.interactive, batch.generic
         images, sizes, draw = _join([interactive, generic], num_batch_shards(self._mesh))
         pyramid = call(
@@ -119,8 +185,8 @@ class TrainStep:
         )
         first, second = _split(pyramid, interactive, generic, num_batch_shards(self._mesh))
         table = text.table
-        if table is None:
-            embeddings = call("encode_text", text.token_ids)
+        if text.token_ids is not None:
+            embeddings = self._encode_names(params, text.token_ids)
             table = TextTable(embeddings[: self._num_objects], embeddings[self._num_objects :])
         outputs = StreamOutputs(None, None, None, None)
         if interactive is not None:
@@ -159,6 +225,15 @@ class TrainStep:
             outputs = outputs.replace(queries=predictions, query_features=second.mask_features)
         return outputs
 
+    def _encode_names(self, params: dict, token_ids: jax.Array) -> jax.Array:
+        """Embeds the vocabulary, every device its share of the names."""
+        num_names, shards = token_ids.shape[0], num_batch_shards(self._mesh)
+        # A name of zeros is a text that ends at once; its embedding is cut off again.
+        ids = jnp.pad(token_ids, ((0, -num_names % shards), (0, 0)))
+        ids = jax.lax.with_sharding_constraint(ids, batch_sharding(self._mesh))
+        embeddings = self._model.apply({"params": params}, ids, method="encode_text")
+        return jax.lax.with_sharding_constraint(embeddings, replicated(self._mesh))[:num_names]
+
     def _costs(self, outputs: StreamOutputs, batch: StreamBatch, key: jax.Array) -> Costs:
         costs = Costs(None, None)
         weights, num_points = self._criterion.weights, self._criterion.match_points
@@ -178,19 +253,40 @@ class TrainStep:
             )
         return costs
 
-    def _backward(self, state: TrainState, outputs: StreamOutputs, pull_back, assignment, batch):
-        key = _streams(self._key, state.step, 5)[4]
+    def _backward(self, state: TrainState, outputs, pull_back, assignment, batch, draw):
+        grads, metrics = self._gradients(outputs, pull_back, assignment, batch, draw)
+        return self._update(state, grads, metrics)
+
+    def _start_micro_batches(self, params: dict, step: jax.Array, batch: StreamBatch):
+        """Micro-batches, the number of the random draws of each, and gradients of zero."""
+        parts = self._micro.cut(batch, num_batch_shards(self._mesh))
+        rows = batch_sharding(self._mesh)
+        parts = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, rows), parts)
+        draws = [step * len(parts) + index for index in range(len(parts))]
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        shardings = state_shardings(self._mesh, params)
+        return parts, draws, jax.lax.with_sharding_constraint(zeros, shardings)
+
+    def _accumulate(self, so_far: dict, outputs, pull_back, assignment, batch, draw):
+        grads, metrics = self._gradients(outputs, pull_back, assignment, batch, draw)
+        return jax.tree.map(lambda a, g: a + g / self._micro.count, so_far, grads), metrics
+
+    def _gradients(self, outputs, pull_back, assignment, batch, draw) -> tuple[dict, dict]:
+        key = _streams(self._key, draw, 5)[4]
 
         def loss_of(outputs):
             return total_loss(outputs, batch, assignment, key, self._criterion)
 
         # Which slot repeats which instance is an integer output and has no gradient.
         value_and_grad = jax.value_and_grad(loss_of, has_aux=True, allow_int=True)
-        (loss, metrics), gradient = value_and_grad(outputs)
+        (_, metrics), gradient = value_and_grad(outputs)
         (grads,) = pull_back(gradient)
+        return grads, metrics | {"nonfinite_costs": assignment.nonfinite.sum()}
+
+    def _update(self, state: TrainState, grads: dict, metrics: dict) -> tuple[TrainState, dict]:
         norms = {f"grad_norm/{top}": optax.global_norm(tree) for top, tree in grads.items()}
         norm = jnp.sqrt(sum(jnp.square(value) for value in norms.values()))
-        is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        is_finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
         updates, opt_state = self._tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = state.ema_params
@@ -200,7 +296,6 @@ class TrainStep:
         # A non-finite step changes nothing, so that the last good state can be saved.
         new = jax.tree.map(lambda a, b: jnp.where(is_finite, a, b), new, state)
         metrics = {**metrics, **norms, "grad_norm/all": norm, "is_finite": is_finite}
-        metrics["nonfinite_costs"] = assignment.nonfinite.sum()
         return new.replace(step=state.step + 1), metrics
 
 

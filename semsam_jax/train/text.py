@@ -32,6 +32,8 @@ class TextSource:
         self.meta = {"source": run.text.source, "table": run.text.table}
         if run.text.source == "table":
             self._text, self.name_mask = _table_text(run, config, names, num_objects, mesh)
+        elif run.text.source == "none":
+            self._text, self.name_mask = Text(), np.zeros(len(names), bool)
         else:
             self._tokenizer = Tokenizer(config.text.context_length)
             self._text, self.name_mask = None, np.ones(len(names), bool)

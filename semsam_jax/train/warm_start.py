@@ -5,7 +5,7 @@ import numpy as np
 
 from semsam_jax.config import RunConfig
 from semsam_jax.convert.imagenet import load_imagenet_params
-from semsam_jax.core import checkpoint_io
+from semsam_jax.core import checkpoint_io, lora
 from semsam_jax.core.errors import CheckpointError, ConfigError
 from semsam_jax.models.presets import EfficientNetLiteConfig
 from semsam_jax.models.semantic_sam import SemanticSAM, init_params
@@ -30,7 +30,7 @@ def initial_params(run: RunConfig, model: SemanticSAM) -> dict:
     if choice.warm_start:
         start, _ = checkpoint_io.read_model(choice.warm_start)
         params = merge(params, start, choice.warm_start)
-    return params
+    return lora.add(params, choice.lora_rank, run.seed) if choice.lora_rank else params
 
 
 def random_params(model: SemanticSAM, seed: int) -> dict:

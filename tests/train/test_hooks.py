@@ -12,7 +12,7 @@ GOOD = {"loss": 2.0, "is_finite": True, "nonfinite_costs": 0}
 
 
 def test_watch_returns_means_and_keeps_the_first_and_last():
-    watch = NonFiniteWatch(lambda step: "batch")
+    watch = NonFiniteWatch(lambda step, streams: "batch")
     watch.add(0, GOOD)
     watch.add(1, {**GOOD, "loss": 4.0})
     assert watch.check_all() == {"loss": 3.0}
@@ -24,10 +24,14 @@ def test_watch_returns_means_and_keeps_the_first_and_last():
 
 
 def test_watch_names_step_value_and_examples():
-    watch = NonFiniteWatch(lambda step: f"examples of batch {step}")
+    watch = NonFiniteWatch(lambda step, streams: f"{streams} examples of batch {step}")
     watch.add(6, GOOD)
-    watch.add(7, {**GOOD, "loss": np.nan, "is_finite": False})
-    with pytest.raises(TrainingError, match=r"step 7: not finite: loss \(examples of batch"):
+    watch.add(7, {**GOOD, "loss": np.nan, "generic/l1": np.inf, "is_finite": False})
+    message = r"step 7, generic stream: not finite: generic/l1, loss \(\('generic',\) examples of"
+    with pytest.raises(TrainingError, match=message):
+        watch.check_all()
+    watch.add(7, {**GOOD, "grad_norm/all": np.nan, "is_finite": False})
+    with pytest.raises(TrainingError, match="step 7, interactive and generic stream: not finite"):
         watch.check_all()
     watch.add(8, {**GOOD, "nonfinite_costs": 5})
     with pytest.raises(MatchError, match="step 8: 5 matching costs are not finite"):

@@ -1,0 +1,19 @@
+"""What all recipes of the paper's networks share."""
+
+from ml_collections import ConfigDict
+
+
+def at_full_size(config: ConfigDict, preset: str) -> ConfigDict:
+    """Sets precision, memory, schedule and logging of Swin-T and Swin-L on accelerators."""
+    config.model.preset = preset
+    config.model.dtype = "bfloat16"
+    config.model.remat = "full"
+    config.data.num_workers = 16
+    # Swin-L's parameters and optimiser state take 3.4 GB: split over all chips.
+    config.fsdp = -1 if preset == "swin_l" else 1
+    config.steps = 368_750
+    config.log_every = 50
+    config.save_every = 2000
+    config.eval_every = 20_000
+    config.eval_photos = 500
+    return config

@@ -1,0 +1,69 @@
+r"""Your own photos, from any checkpoint, in one command; docs/finetune.md walks through it.
+
+    python -m semsam_jax.main --config=configs/finetune.py:frozen \
+        --config.model.warm_start=CHECKPOINT --config.data.own=FOLDER --workdir=DIR
+
+FOLDER is COCO-format: annotations/train.json, annotations/val.json, and the photos in train/ and
+val/ (or images/). CHECKPOINT is a workdir or the output of `semsam_jax convert`; it decides the
+network, the size of the canvas and where class names come from.
+
+    frozen  image encoder fixed; prompts, decoder and heads learn. The least memory.
+    lora    everything fixed but the heads; rank-8 updates of all stacked linear layers.
+    full    everything learns.
+
+The model with the best one-click IoU on val is kept in DIR/best.
+
+Hardware: any one card with 16 GB for Swin-T at 1024 px (frozen), or the CPU for `lite`.
+Hours: minutes to a few hours, it depends on the photos; the progress line says.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common.base import base
+
+FROZEN = {
+    "frozen": ("backbone", "pixel_decoder", "text_encoder"),
+    "lora": (
+        "backbone",
+        "pixel_decoder",
+        "text_encoder",
+        "prompt_encoder",
+        "decoder/layers",
+        "decoder/norm",
+        "decoder/ref_point_head",
+        "query_selector",
+        "denoising",
+    ),
+    "full": (),
+}
+
+
+def get_config(mode: str = "frozen") -> ConfigDict:
+    """Returns the recipe for one's own data: frozen, lora or full."""
+    config = base()
+    config.model.preset = "checkpoint"
+    config.model.lora_rank = 8 if mode == "lora" else 0
+    config.text.source = "checkpoint"
+    config.data.image_size = 0  # the checkpoint's
+    config.data.datasets = ConfigDict({"own": 1.0})
+    config.data.granularity = ConfigDict({"any": 1.0})
+    config.data.generic_datasets = ConfigDict({"own": 1.0})
+    config.data.interactive_batch = 4
+    config.data.generic_batch = 2
+    config.data.max_instances = 60
+    config.data.num_prompts = 24
+    config.data.scale_jitter = (0.7, 1.4)
+    config.loss.num_points = 4096
+    config.loss.match_points = 2048
+    config.optimizer.frozen = FROZEN[mode]
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.warmup_steps = 20
+    config.optimizer.schedule = "cosine"
+    config.steps = 500
+    config.log_every = 20
+    config.save_every = 100
+    config.eval_every = 50
+    config.eval_dataset = "own"
+    config.eval_photos = 100
+    config.keep_best = True
+    return config

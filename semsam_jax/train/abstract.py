@@ -1,0 +1,108 @@
+"""The inputs of a training step as shapes on a mesh, without a single array behind them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, Sharding
+
+from data_pipelines.schema import BatchShape
+from semsam_jax.config import RunConfig
+from semsam_jax.core.structs import Batch, StreamBatch, TextTable
+from semsam_jax.models.presets import ModelConfig
+from semsam_jax.models.semantic_sam import SemanticSAM, init_params
+from semsam_jax.parallel.mesh import batch_sharding, replicated
+from semsam_jax.parallel.sharding import state_shardings
+from semsam_jax.train.state import TrainState, new_state
+from semsam_jax.train.step import Text
+
+
+@dataclasses.dataclass(frozen=True)
+class AbstractInputs:
+    """Shapes, dtypes and shardings of everything that a step takes."""
+
+    state: TrainState
+    batch: StreamBatch
+    text: Text
+
+
+def abstract_inputs(
+    run: RunConfig,
+    model: SemanticSAM,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    num_objects: int,
+    num_names: int,
+) -> AbstractInputs:
+    """Returns the inputs of a run's step on a mesh, which may be of absent devices.
+
+    Args:
+        run: the run; its quotas are those of one global batch.
+        model: its network.
+        tx: its optimiser.
+        mesh: where everything will lie.
+        num_objects: objects of the vocabulary.
+        num_names: objects and parts of the vocabulary.
+    """
+    return AbstractInputs(
+        state=_state(run, model, tx, mesh),
+        batch=_batch(run, mesh, num_names),
+        text=_text(run, model.config, mesh, num_objects, num_names),
+    )
+
+
+def _state(
+    run: RunConfig, model: SemanticSAM, tx: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    params = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
+    state = jax.eval_shape(lambda tree: new_state(tree, tx, run.optimizer.ema > 0), params)
+    return jax.tree.map(_placed, state, state_shardings(mesh, state))
+
+
+def _batch(run: RunConfig, mesh: Mesh, num_names: int) -> StreamBatch:
+    data = run.data
+    shape = BatchShape(
+        image_size=data.image_size,
+        max_instances=data.max_instances,
+        num_prompts=data.num_prompts,
+        max_targets=data.max_targets,
+        mask_stride=data.mask_stride,
+        vocab_size=max(num_names, 1),
+    )
+    sharding = batch_sharding(mesh)
+
+    def stream(rows: int) -> Batch | None:
+        if not rows:
+            return None
+        spec = shape.spec().items()
+        return Batch(
+            **{
+                key: jax.ShapeDtypeStruct((rows, *own), dtype, sharding=sharding)
+                for key, (dtype, own) in spec
+            }
+        )
+
+    return StreamBatch(stream(data.interactive_batch), stream(data.generic_batch))
+
+
+def _text(
+    run: RunConfig, config: ModelConfig, mesh: Mesh, num_objects: int, num_names: int
+) -> Text:
+    if run.text.source == "none":
+        return Text()
+    whole = replicated(mesh)
+    if run.text.source == "encoder":
+        shape = (num_names, config.text.context_length)
+        return Text(token_ids=jax.ShapeDtypeStruct(shape, jnp.int32, sharding=whole))
+    width = config.decoder.text_dim
+    sizes = (num_objects, num_names - num_objects)
+    return Text(
+        table=TextTable(
+            *(jax.ShapeDtypeStruct((n, width), jnp.float32, sharding=whole) for n in sizes)
+        )
+    )
+
+
+def _placed(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding | Sharding) -> jax.Array:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

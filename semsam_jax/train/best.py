@@ -1,0 +1,57 @@
+"""Keeps the best model of a run, by the validation photos, as a checkpoint of its own."""
+
+import os
+import shutil
+from pathlib import Path
+
+import jax
+
+from semsam_jax.core import checkpoint_io
+
+FOLDER = "best"
+
+
+class Best:
+    """WORKDIR/best holds the parameters with the highest score so far.
+
+    Args:
+        workdir: folder of the run; what an earlier part of the run kept counts.
+        is_on: False keeps nothing.
+    """
+
+    def __init__(self, workdir: Path, is_on: bool):
+        self._folder = workdir / FOLDER
+        self._is_on = is_on
+        self.score: float | None = None
+        if is_on and checkpoint_io.complete_steps(self._folder):
+            self.score = checkpoint_io.read_meta(self._folder)["score"]
+
+    def offer(self, score: float, params: dict, meta: dict, step: int) -> bool:
+        """Keeps a model if its score is the highest so far.
+
+        Args:
+            score: mean IoU on the validation photos, 0..1.
+            params: whole arrays, as inference uses them.
+            meta: of the run.
+            step: of the run.
+
+        Returns:
+            Whether it was kept.
+        """
+        if not self._is_on or (self.score is not None and score <= self.score):
+            return False
+        self.score = score
+        if jax.process_index() == 0:
+            self._write(params, {**meta, "score": score, "step": step, "has_ema": False})
+        return True
+
+    def _write(self, params: dict, meta: dict) -> None:
+        fresh = self._folder.with_name(f".{FOLDER}_new")
+        old = self._folder.with_name(f".{FOLDER}_old")
+        for folder in (fresh, old):
+            shutil.rmtree(folder, ignore_errors=True)
+        checkpoint_io.write_model(fresh, jax.device_get(params), meta)
+        if self._folder.exists():
+            os.replace(self._folder, old)
+        os.replace(fresh, self._folder)
+        shutil.rmtree(old, ignore_errors=True)

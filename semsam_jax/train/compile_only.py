@@ -1,0 +1,252 @@
+"""Says what a run would need on a TPU slice, on a machine that has none.
+
+    python -m semsam_jax.main --config=configs/joint.py:swin_l --compile_only --topology=v5e:4x4
+
+Both halves of the step are compiled ahead of time by libtpu (in the extra `test`), exactly as
+a run on the slice would compile them. The compiler says how many bytes a chip holds; a
+program that does not fit is an error of the compiler, and is reported with what it says.
+"""
+
+import dataclasses
+import json
+import os
+import re
+import time
+from pathlib import Path
+
+import jax
+
+from semsam_jax import config as config_lib
+from semsam_jax.config import RunConfig
+from semsam_jax.core.backend import compiling_for
+from semsam_jax.core.errors import ConfigError
+from semsam_jax.parallel import hardware, program
+from semsam_jax.parallel.mesh import build_mesh, num_batch_shards
+from semsam_jax.train import halves, loop
+from semsam_jax.train import input as input_lib
+from semsam_jax.train.abstract import abstract_inputs
+from semsam_jax.train.halves import Half
+from semsam_jax.train.optimizer import build_optimizer
+
+_MEGACORE = ("v4", "v5p")  # two cores of a chip are one device
+_TOPOLOGY = re.compile(r"(?P<kind>v\d\w*):(?P<sides>\d+(x\d+)+)$")
+_GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """One program on one chip.
+
+    Attributes:
+        name: of the half.
+        times: how often a step runs it.
+        memory: what the compiler plans, None where it gave up.
+        collectives: number of each kind; one inside a loop counts once.
+        problem: what the compiler said when the program did not fit.
+    """
+
+    name: str
+    times: int
+    memory: program.Memory | None
+    collectives: dict[str, int]
+    problem: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a run needs on a slice.
+
+    Attributes:
+        preset, topology: what was compiled for what.
+        mesh: devices along each axis.
+        rows_per_chip: interactive and generic rows on a chip.
+        programs: both halves, of each micro-batch.
+        resident: bytes of parameters, optimiser state and batch on a chip.
+        hbm: bytes of a chip, None if unknown.
+        flops: arithmetic of a step on all chips, without recomputation.
+        repeated_flops: recomputation.
+        seconds: time that compiling took.
+    """
+
+    preset: str
+    topology: str
+    mesh: dict[str, int]
+    rows_per_chip: tuple[int, int]
+    programs: tuple[Compiled, ...]
+    resident: int
+    hbm: int | None
+    flops: float
+    repeated_flops: float
+    seconds: float
+
+    @property
+    def peak(self) -> int | None:
+        """Bytes on a chip at the fullest moment, None if a program does not fit.
+
+        While a program runs, everything that is resident and not its argument lies beside
+        it. With micro-batches the residuals of the next one are there as well.
+        """
+        if any(one.memory is None for one in self.programs):
+            return None
+        ahead = 0
+        if sum(one.times for one in self.programs) > 2:
+            ahead = max(p.memory.outputs for p in self.programs if p.name.startswith("forward"))
+        return self.resident + ahead + max(self._beside(one) for one in self.programs)
+
+    def _beside(self, one: Compiled) -> int:
+        """What a program adds to the residents, at most."""
+        memory = one.memory
+        if one.name.startswith("forward"):
+            return memory.outputs + memory.temporary
+        # The residuals are arguments; parameters and optimiser state are counted already.
+        return max(memory.peak - self.resident, memory.temporary)
+
+    def to_dict(self) -> dict:
+        """Plain values."""
+        return dataclasses.asdict(self) | {"peak": self.peak}
+
+    def row(self) -> str:
+        """One row of the table, as Markdown."""
+        chips = self.mesh["data"] * self.mesh["fsdp"]
+        peak = "does not fit" if self.peak is None else f"{self.peak / _GIB:.1f}"
+        of = "?" if self.hbm is None else f"{self.hbm / _GIB:.0f}"
+        counts = [_counted(one) for one in self.programs]
+        return (
+            f"| {self.preset} | {self.topology} ({chips}) | {self.mesh['data']} x "
+            f"{self.mesh['fsdp']} | {self.rows_per_chip[0]} + {self.rows_per_chip[1]} | "
+            f"{peak} of {of} | {'; '.join(counts)} | {self.flops / 1e12:.0f} "
+            f"(+{100 * self.repeated_flops / self.flops:.0f} %) |"
+        )
+
+
+HEADER = """\
+| preset | slice (chips) | data x fsdp | rows a chip | GiB a chip | collectives | TFLOP a step |
+| --- | --- | --- | --- | --- | --- | --- |"""
+
+
+def compile_only(run: RunConfig, topology: str, workdir: str | os.PathLike | None) -> Report:
+    """Compiles a run's step for a slice, prints the table row and writes it.
+
+    Args:
+        run: the run; quotas are those of the whole slice.
+        topology: such as "v5e:4x4", "v5e:16x16" or "v4:2x2x4".
+        workdir: where compile_only.json is written, None to print only.
+
+    Raises:
+        ConfigError: libtpu is missing, the slice is unknown, or the quotas do not divide.
+    """
+    start = time.perf_counter()
+    mesh = build_mesh(run.fsdp, slice_devices(topology))
+    config_lib.check_batch(run, num_batch_shards(mesh))
+    vocabulary = input_lib.open_vocabulary(run, input_lib.used_datasets(run))
+    model = loop.build_model(run)
+    tx = build_optimizer(run.optimizer, run.steps, loop.frozen_groups(model.config, run))
+    step = loop.build_step(run, model, tx, mesh, vocabulary.num_objects)
+    inputs = abstract_inputs(run, model, tx, mesh, vocabulary.num_objects, len(vocabulary))
+    programs, traced = [], []
+    with compiling_for("tpu"):
+        for name, part, times in step.parts(inputs.batch):
+            first = halves.first_half(step, name, inputs.state, part, inputs.text, times)
+            given, compiled = _compile(first)
+            programs.append(compiled)
+            second = halves.second_half(step, name, inputs.state, given, part, times)
+            traced += [first, second]
+            programs.append(_compile(second)[1])
+    flops = halves.sum_flops(traced)
+    shards = num_batch_shards(mesh)
+    report = Report(
+        preset=run.model.preset,
+        topology=topology,
+        mesh=dict(mesh.shape),
+        rows_per_chip=(run.data.interactive_batch // shards, run.data.generic_batch // shards),
+        programs=tuple(programs),
+        resident=_bytes_on_a_chip((inputs.state, inputs.batch, inputs.text)),
+        hbm=(chip := hardware.chip(mesh.devices.flat[0])) and chip.memory,
+        flops=flops.useful,
+        repeated_flops=flops.repeated,
+        seconds=time.perf_counter() - start,
+    )
+    _say(report)
+    if workdir is not None:
+        folder = Path(workdir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "compile_only.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+    return report
+
+
+def slice_devices(topology: str) -> list[jax.Device]:
+    """Devices of a TPU slice that need not exist.
+
+    Raises:
+        ConfigError: libtpu is missing or does not know the slice.
+    """
+    match = _TOPOLOGY.match(topology)
+    if not match:
+        raise ConfigError(
+            f"--topology: got {topology!r}, wanted KIND:SIDES such as v5e:4x4 or v4:2x2x4."
+        )
+    # The compiler needs no TPU, no metadata server, and no lock against other users.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
+    from jax.experimental import topologies
+
+    options = {"chips_per_host_bounds": [2, 2, 1]}
+    if match["kind"] in _MEGACORE:
+        options["chip_config_name"] = "megacore"
+    try:
+        described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        raise ConfigError(
+            f"--topology {topology}: {str(error).splitlines()[0]}; sides must be a slice that "
+            f"exists, and libtpu must be installed (pip install libtpu)."
+        ) from error
+    return list(described.devices)
+
+
+def _compile(half: Half) -> tuple[tuple, Compiled]:
+    """Compiles; returns the outputs as shapes with the shardings that the compiler chose."""
+    lowered = half.traced.lower()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return lowered.out_info, Compiled(half.name, half.times, None, {}, str(error))
+    placed = jax.tree.map(
+        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
+        lowered.out_info,
+        compiled.output_shardings,
+    )
+    found = program.count_collectives(compiled)
+    return placed, Compiled(half.name, half.times, program.memory(compiled), found)
+
+
+def _say(report: Report) -> None:
+    for one in report.programs:
+        if one.memory is None:
+            print(f"{one.name}: does not fit: {one.problem.splitlines()[0]}")
+            continue
+        memory = one.memory
+        print(
+            f"{one.name}: arguments {memory.arguments / _GIB:.2f}, outputs "
+            f"{memory.outputs / _GIB:.2f}, temporary {memory.temporary / _GIB:.2f} GiB; "
+            f"{_counted(one)}"
+        )
+    print(f"compiled in {report.seconds:.0f} s\n{HEADER}\n{report.row()}", flush=True)
+
+
+def _counted(one: Compiled) -> str:
+    counts = ", ".join(f"{number} {name}" for name, number in one.collectives.items())
+    return f"{one.name}: {counts or 'none'}"
+
+
+def _bytes_on_a_chip(tree: object) -> int:
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        size = leaf.dtype.itemsize
+        for side in leaf.sharding.shard_shape(leaf.shape):
+            size *= side
+        total += size
+    return total

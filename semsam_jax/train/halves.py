@@ -1,0 +1,108 @@
+"""The two halves of a training step as programs: traced on shapes, counted, compiled.
+
+Everything works on `jax.ShapeDtypeStruct`s, so neither the devices nor the arrays of a run
+have to exist.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from semsam_jax.core.structs import Assignment, Costs, StreamBatch
+from semsam_jax.parallel import hardware
+from semsam_jax.parallel.mesh import batch_sharding, replicated
+from semsam_jax.parallel.program import Flops, count_flops
+from semsam_jax.train.state import TrainState
+from semsam_jax.train.step import Text, TrainStep
+
+
+@dataclasses.dataclass(frozen=True)
+class Half:
+    """One traced program of a step.
+
+    Attributes:
+        name: "forward", "backward" or "accumulate"; with its stream where they run apart.
+        traced: what `jax.jit(...).trace` gave.
+        times: how often a step runs it.
+    """
+
+    name: str
+    traced: jax.stages.Traced
+    times: int
+
+
+def model_flops(step: TrainStep, state: TrainState, batch: StreamBatch, text: Text) -> float | None:
+    """Arithmetic of a step without recomputation, or None on devices of unknown speed.
+
+    Tracing costs seconds, and without a peak rate the figure says little.
+    """
+    if hardware.chip(jax.devices()[0]) is None:
+        return None
+    return sum_flops(trace(step, state, batch, text)).useful
+
+
+def sum_flops(halves: list[Half]) -> Flops:
+    """Arithmetic of all programs of a step."""
+    counts = [(count_flops(half.traced.jaxpr), half.times) for half in halves]
+    return Flops(sum(c.total * n for c, n in counts), sum(c.repeated * n for c, n in counts))
+
+
+def trace(step: TrainStep, state: TrainState, batch: StreamBatch, text: Text) -> list[Half]:
+    """Traces both halves of every kind of micro-batch.
+
+    What the second half takes has the shapes of what the first one gives; where that will
+    lie is only known once the first one is compiled.
+    """
+    halves = []
+    for name, part, times in step.parts(batch):
+        forward = first_half(step, name, state, part, text, times)
+        halves += [forward, second_half(step, name, state, forward.traced.out_info, part, times)]
+    return halves
+
+
+def first_half(
+    step: TrainStep, name: str, state: TrainState, part: StreamBatch, text: Text, times: int
+) -> Half:
+    """Traces the network and its costs."""
+    return Half(f"forward{name}", step.forward.trace(state.params, state.step, part, text), times)
+
+
+def second_half(
+    step: TrainStep, name: str, state: TrainState, given: tuple, part: StreamBatch, times: int
+) -> Half:
+    """Traces what follows the matching.
+
+    Args:
+        step: the step.
+        name: of the micro-batch.
+        state: of the run.
+        given: (outputs, pull-back, costs) as shapes.
+        part: the micro-batch.
+        times: how often a step runs it.
+    """
+    outputs, pull_back, costs = given
+    rest = (outputs, pull_back, abstract_assignment(step.mesh, costs), part, state.step)
+    if step.is_whole:
+        return Half("backward", step.backward.trace(state, *rest), times)
+    return Half(f"accumulate{name}", step.accumulate.trace(state.params, *rest), times)
+
+
+def abstract_assignment(mesh: Mesh, costs: Costs) -> Assignment:
+    """Shapes of the host's answer to some costs, split as the batch is."""
+    rows = batch_sharding(mesh)
+
+    def answer(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)
+
+    tokens = queries = None
+    counted = 0
+    if costs.prompts is not None:
+        b, p, _, t = costs.prompts.shape
+        tokens, counted = answer(b, p, t), counted + b
+    if costs.queries is not None:
+        b, layers, _, n = costs.queries.shape
+        queries, counted = answer(b, layers, n), counted + b
+    nothing = jax.ShapeDtypeStruct((1,), jnp.int32, sharding=replicated(mesh))
+    return Assignment(tokens, queries, answer(counted) if counted else nothing)

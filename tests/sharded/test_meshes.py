@@ -1,0 +1,79 @@
+"""One step on meshes of eight devices: numbers of one device, and what crosses between devices."""
+
+import jax
+import numpy as np
+import pytest
+
+from semsam_jax.parallel import sharding
+from semsam_jax.parallel.mesh import build_mesh
+from semsam_jax.parallel.program import collectives
+from tests.sharded import small
+
+pytestmark = pytest.mark.timeout(600)
+MESHES = {"(8,1)": 1, "(1,8)": 8, "(4,2)": 2, "(2,4)": 4}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_arrays_are_split_and_compiling_is_quick():
+    """Parameters of the small model would stay whole; five compilations need no optimiser."""
+    before = sharding.MIN_SHARDED_SIZE
+    sharding.MIN_SHARDED_SIZE = 256
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    sharding.MIN_SHARDED_SIZE = before
+
+
+@pytest.fixture(scope="module")
+def params():
+    return small.params()
+
+
+def _one_step(mesh, params):
+    """Runs one step; returns (metrics, gradients, the two compiled halves, costs)."""
+    state, batch, text = small.on_mesh(mesh, params)
+    step = small.make_step(mesh)
+    forward = step.forward.lower(state.params, state.step, batch, text).compile()
+    outputs, pull_back, costs = forward(state.params, state.step, batch, text)
+    assignment, _ = step.match(costs, batch)
+    backward = step.backward.lower(
+        state, outputs, pull_back, assignment, batch, state.step
+    ).compile()
+    new, metrics = backward(state, outputs, pull_back, assignment, batch, state.step)
+    metrics, grads = jax.device_get((metrics, new.opt_state.trace))
+    return metrics, grads, (forward, backward), costs
+
+
+@pytest.fixture(scope="module")
+def one_device(params):
+    return _one_step(build_mesh(1, jax.devices()[:1]), params)
+
+
+@pytest.fixture(scope="module", params=MESHES)
+def eight_devices(request, params):
+    return MESHES[request.param], _one_step(build_mesh(MESHES[request.param]), params)
+
+
+def test_loss_and_gradients_are_those_of_one_device(eight_devices, one_device):
+    (metrics, grads, _, _), (want, wanted_grads, _, _) = eight_devices[1], one_device
+    assert want["nonfinite_costs"] == 0
+    for name in ("loss", "interactive/total", "generic/total", "grad_norm/all"):
+        np.testing.assert_allclose(metrics[name], want[name], rtol=1e-5, err_msg=name)
+
+    def compare(path, got, expected):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5, err_msg=name)
+
+    jax.tree_util.tree_map_with_path(compare, grads, wanted_grads)
+    norms = [np.abs(leaf).max() for leaf in jax.tree.leaves(wanted_grads)]
+    assert np.mean(np.asarray(norms) > 0) > 0.95
+
+
+def test_costs_stay_where_they_are_computed(eight_devices):
+    _, (_, _, (forward, _), costs) = eight_devices
+    for cost in (costs.prompts, costs.queries):
+        assert len(cost.addressable_shards) == 8
+        assert all(shard.data.shape[0] == 1 for shard in cost.addressable_shards)
+    gathered = {shape for one in collectives(forward) for shape in one.shapes}
+    forbidden = {costs.prompts.shape, costs.queries.shape}
+    assert not gathered & forbidden

@@ -1,0 +1,116 @@
+"""Checkpoints that were truncated, left half-written, or cannot be written."""
+
+import logging
+import resource
+import shutil
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from semsam_jax.core.errors import CheckpointError, TrainingError
+from semsam_jax.parallel.mesh import build_mesh
+from semsam_jax.train.checkpoints import Checkpoints
+from semsam_jax.train.state import shard_state
+
+META = {"must_match": {"preset": "x"}}
+
+
+def _state(step):
+    params = {"part": {"kernel": np.random.default_rng(step).normal(size=(64, 64)).astype("f")}}
+    state = shard_state(params, optax.adam(1e-3), False, build_mesh(1, jax.devices()[:1]))
+    return state.replace(step=jnp.asarray(step, jnp.int32))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A workdir with steps 2 and 4."""
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    for step in (2, 4):
+        checkpoints.save(_state(step), {"at": step}, META, wait=True)
+    checkpoints.close()
+    return tmp_path
+
+
+def _restore(workdir, meta=META):
+    checkpoints = Checkpoints(workdir, keep=3)
+    restored = checkpoints.restore(_state(0), meta)
+    checkpoints.close()
+    return restored
+
+
+def _largest_file(folder):
+    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def test_the_newest_step_comes_back(saved):
+    state, data = _restore(saved)
+    assert (int(state.step), data) == (4, {"at": 4})
+    np.testing.assert_array_equal(
+        state.params["part"]["kernel"], _state(4).params["part"]["kernel"]
+    )
+
+
+@pytest.mark.parametrize("what", ["array data", "meta", "data position", "missing file"])
+def test_a_truncated_step_is_set_aside_and_the_one_before_is_used(saved, what, caplog):
+    step = saved / "checkpoints" / "4"
+    if what == "missing file":
+        _largest_file(step / "state").unlink()
+    else:
+        part = {"array data": "state", "meta": "meta", "data position": "data"}[what]
+        file = _largest_file(step / part) if part == "state" else step / part / "metadata"
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with caplog.at_level(logging.WARNING):
+        state, data = _restore(saved)
+    assert (int(state.step), data) == (2, {"at": 2})
+    assert "is damaged" in caplog.text
+    assert "set aside as damaged-4, the step before it is used" in caplog.text
+    assert (saved / "checkpoints" / "damaged-4").is_dir()
+    # The same step can be saved again, and is then the newest.
+    checkpoints = Checkpoints(saved, keep=3)
+    checkpoints.save(_state(4), {"at": 4}, META, wait=True)
+    checkpoints.close()
+    assert int(_restore(saved)[0].step) == 4
+
+
+def test_a_half_written_step_is_set_aside(saved, caplog):
+    step = saved / "checkpoints" / "4"
+    (step / "_CHECKPOINT_METADATA").unlink()
+    shutil.rmtree(step / "meta")
+    with caplog.at_level(logging.WARNING):
+        state, _ = _restore(saved)
+    assert int(state.step) == 2
+    assert "is incomplete (killed while saving?)" in caplog.text
+
+
+def test_without_a_readable_step_nothing_starts_over_silently(saved):
+    for step in ("2", "4"):
+        file = _largest_file(saved / "checkpoints" / step / "state")
+        file.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"none can be read \(steps 4, 2 are damaged"):
+        _restore(saved)
+
+
+def test_another_configuration_is_not_damage(saved):
+    with pytest.raises(CheckpointError, match="preset: checkpoint 'x', this run 'y'"):
+        _restore(saved, {"must_match": {"preset": "y"}})
+    assert (saved / "checkpoints" / "4").is_dir()
+
+
+def test_a_full_disk_is_one_clear_error(saved):
+    """A limit on the size of files stands for the disk: writes fail in the same places."""
+    checkpoints = Checkpoints(saved, keep=3)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(TrainingError, match=r"checkpoint of step 6 .* not written .* earlier"):
+            checkpoints.save(_state(6), {"at": 6}, META, wait=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    state, _ = _restore(saved)
+    assert int(state.step) == 4
