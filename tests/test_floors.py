@@ -19,7 +19,6 @@ FLOORS = {
     "inference": 5,
     "convert": 5,
     "config": 5,
-    "demo": 6,
     "main": 6,
     "__main__": 6,
 }

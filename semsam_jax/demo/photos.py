@@ -6,7 +6,6 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from semsam_jax.demo.intake import Photo
 from semsam_jax.demo.limits import Limits, Refusal
@@ -36,7 +35,7 @@ class Visit:
     used_at: float = 0.0
     _bytes: int = 0
     _next: int = 1
-    _lock: Any = dataclasses.field(default_factory=threading.Lock)
+    _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
     def remember(self, records: Sequence[dict], top_bytes: int) -> list[int]:
         """Keeps masks for a download and returns their numbers; the oldest ones go."""

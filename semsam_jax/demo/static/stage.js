@@ -10,7 +10,7 @@ let picked = -1;         // index of the mask that is pointed at, whole-photo an
 let drag = null, asked = 0, pending = 0;
 
 const label = (mask) => [mask.object, mask.part].filter(Boolean).map((n) => n.name).join(" / ");
-const percent = (x) => `${Math.round(100 * x)} %`;
+const percent = (x) => `${Math.round(100 * Math.min(1, Math.max(0, x)))} %`;
 const seconds = (x) => (x < 0.0995 ? `${Math.max(1, Math.round(1000 * x))} ms` : `${x.toFixed(2)} s`);
 const escape = (text) => text.replace(/[&<>"']/g, (c) => `&#${c.charCodeAt(0)};`);
 

@@ -1,0 +1,213 @@
+"""The parts of the demo without a server: lanes, photos, gate, intake."""
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+
+from semsam_jax.core.errors import ConfigError
+from semsam_jax.demo import cli
+from semsam_jax.demo.intake import WORK_SIDE, Photo, read_photo
+from semsam_jax.demo.lanes import Lanes
+from semsam_jax.demo.limits import Gate, Limits, Refusal
+from semsam_jax.demo.photos import Photos
+from tests.demo.conftest import encoded, picture
+
+LIMITS = Limits(quick_waiting=3, quick_per_client=2, slow_waiting=2, photos=4, photos_per_client=2)
+
+
+def record(size=100):
+    return {"segmentation": {"size": [1, 1], "counts": "x" * size}}
+
+
+def a_photo():
+    return Photo(picture(20, 30), (20, 30))
+
+
+def test_lanes_refuse_what_is_too_much_and_recover():
+    async def scenario():
+        lanes, hold = Lanes(LIMITS), threading.Event()
+        first = [asyncio.create_task(lanes.run("quick", "a", hold.wait)) for _ in range(2)]
+        await asyncio.sleep(0.01)
+        with pytest.raises(Refusal) as own:
+            await lanes.run("quick", "a", hold.wait)
+        other = asyncio.create_task(lanes.run("quick", "b", lambda: "b"))
+        await asyncio.sleep(0.01)
+        with pytest.raises(Refusal) as full:
+            await lanes.run("quick", "c", lambda: "c")
+        assert await lanes.run("slow", "a", lambda: "slow") == "slow"
+        other.cancel()  # this visitor goes away; the place is taken until the work is over
+        hold.set()
+        await asyncio.gather(*first)
+        await asyncio.sleep(0.05)
+        assert await lanes.run("quick", "a", lambda: 7) == 7
+        lanes.close()
+        return own.value.status, full.value.status
+
+    assert asyncio.run(scenario()) == (429, 503)
+
+
+def test_errors_of_the_work_arrive():
+    async def scenario():
+        lanes = Lanes(LIMITS)
+        with pytest.raises(ZeroDivisionError):
+            await lanes.run("quick", "a", lambda: 1 / 0)
+        assert await lanes.run("quick", "a", lambda: 1) == 1
+        lanes.close()
+
+    asyncio.run(scenario())
+
+
+def test_photos_are_forgotten_oldest_of_the_same_visitor_first():
+    now = [0.0]
+    photos = Photos(LIMITS, lambda: now[0])
+    keys = [photos.add(a_photo(), "a") for _ in range(2)]
+    other = [photos.add(a_photo(), "b") for _ in range(2)]
+    photos.get(keys[0])
+    newest = photos.add(a_photo(), "a")
+    with pytest.raises(Refusal) as gone:
+        photos.get(keys[1])
+    assert gone.value.is_gone
+    assert gone.value.status == 410
+    for key in (*other, keys[0], newest):
+        photos.get(key)
+    photos.add(a_photo(), "c")
+    assert len(photos) == LIMITS.photos
+    now[0] = LIMITS.photo_idle_sec + 1
+    photos.forget_idle()
+    assert len(photos) == 0
+
+
+def test_masks_are_forgotten_when_they_take_too_much_room():
+    photos = Photos(LIMITS)
+    visit = photos.get(photos.add(a_photo(), "a"))
+    first = visit.remember([record()] * 3, 5000)
+    assert visit.recall(first) == [record()] * 3
+    second = visit.remember([record(4000)], 5000)
+    assert visit.recall(second) == [record(4000)]
+    with pytest.raises(Refusal, match="put away"):
+        visit.recall(first)
+    third = visit.remember([record(9000)], 5000)
+    assert visit.recall(third)
+
+
+def test_encoded_photos_are_put_away_beyond_the_limit():
+    photos = Photos(Limits(feature_bytes=250))
+    visits = [photos.get(photos.add(a_photo(), str(i))) for i in range(4)]
+    for visit in visits:
+        visit.predictor = object()
+        photos.put_features_away(100)
+    assert [visit.predictor is not None for visit in visits] == [False, False, True, True]
+
+
+def send(gate, path="/", method="GET", headers=(), client="1.2.3.4"):
+    """One request to a gate; returns its status."""
+    scope = {"type": "http", "path": path, "method": method, "client": (client, 1)}
+    scope |= {"headers": list(headers), "server": ("127.0.0.1", 7860)}
+    sent = []
+
+    async def run():
+        async def receive():
+            return {"type": "http.request"}
+
+        async def keep(message):
+            sent.append(message)
+
+        await gate(scope, receive, keep)
+
+    asyncio.run(run())
+    return sent[0]["status"], {k.decode(): v.decode() for k, v in sent[0]["headers"]}
+
+
+async def hello(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"hello"})
+
+
+def test_the_gate_knows_its_paths_names_and_origins():
+    gate = Gate(hello, LIMITS, is_local=True)
+    home = (b"host", b"127.0.0.1:7860")
+    assert send(gate, headers=[home])[0] == 200
+    assert "default-src 'self'" in send(gate, headers=[home])[1]["content-security-policy"]
+    assert send(gate, headers=[(b"host", b"LOCALHOST:7860")])[0] == 200
+    assert send(gate, headers=[(b"host", b"evil.example:7860")])[0] == 403
+    assert send(gate)[0] == 403
+    assert send(Gate(hello, LIMITS, is_local=False), headers=[(b"host", b"my.lab")])[0] == 200
+    post = {"path": "/api/click", "method": "POST"}
+    assert send(gate, **post, headers=[home])[0] == 200
+    assert send(gate, **post, headers=[home, (b"origin", b"http://127.0.0.1:7860")])[0] == 200
+    assert send(gate, **post, headers=[home, (b"origin", b"http://127.0.0.1:1")])[0] == 403
+    assert send(gate, **post, headers=[home, (b"origin", b"null")])[0] == 403
+    assert send(gate, "/secret", headers=[home])[0] == 404
+    assert send(gate, "/static/../x", headers=[home])[0] == 404
+    assert send(gate, "/", "DELETE", headers=[home])[0] == 405
+
+
+def test_the_gate_counts_requests_of_each_address():
+    async def scenario():
+        release, answers = asyncio.Event(), []
+
+        async def slow(scope, receive, send):
+            await release.wait()
+            await hello(scope, receive, send)
+
+        gate = Gate(slow, Limits(requests_per_client=2), is_local=False)
+
+        async def ask(client):
+            scope = {"type": "http", "path": "/api/click", "method": "POST", "headers": []}
+            scope |= {"client": (client, 1), "server": ("x", 1)}
+
+            async def keep(message):
+                if message["type"] == "http.response.start":
+                    answers.append((client, message["status"]))
+
+            await gate(scope, None, keep)
+
+        waiting = [asyncio.create_task(ask("a")) for _ in range(2)]
+        await asyncio.sleep(0.01)
+        await ask("a")
+        other = asyncio.create_task(ask("b"))
+        await asyncio.sleep(0.01)
+        release.set()
+        await asyncio.gather(*waiting, other)
+        await ask("a")
+        return answers
+
+    assert asyncio.run(scenario()) == [
+        ("a", 429),
+        ("a", 200),
+        ("a", 200),
+        ("b", 200),
+        ("a", 200),
+    ]
+
+
+def test_large_photos_are_made_smaller():
+    photo = read_photo(encoded(picture(2000, 3000)), Limits())
+    assert photo.original_hw == (2000, 3000)
+    assert max(photo.pixels.shape) == WORK_SIDE
+    whole = np.asarray(picture(2000, 3000))
+    assert abs(photo.pixels.mean() - whole.mean()) < 2
+
+
+def test_photos_larger_than_the_limits_are_refused():
+    for limits in (Limits(pixels=100), Limits(side=10), Limits(aspect=1.0)):
+        with pytest.raises(Refusal) as refused:
+            read_photo(encoded(picture(20, 30), "PNG"), limits)
+        assert refused.value.status == 413
+
+
+@pytest.mark.parametrize(
+    ("host", "is_local"),
+    [("127.0.0.1", True), ("localhost", True), ("::1", True), ("0.0.0.0", False), ("lab", False)],
+)
+def test_only_loopback_is_local(host, is_local):
+    assert cli._is_loopback(host) is is_local
+
+
+def test_a_taken_port_is_told_at_once():
+    with cli._listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match="choose another"):
+            cli._listen("127.0.0.1", port)

@@ -1,0 +1,2 @@
+from tests.demo.conftest import checkpoint  # noqa: F401
+from tests.packaging.conftest import fresh, sdist, sources, wheel  # noqa: F401

@@ -1,0 +1,101 @@
+"""The notebooks of launch/colab, run from a fresh environment with small sizes.
+
+    SEMSAM_JAX_KEEP_NOTEBOOKS=DIR python -m pytest tests/notebooks
+
+keeps the executed notebooks, with their pictures, in DIR.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from tests.convert.test_cli import DATA
+from tests.e2e.runs import SMALL
+
+pytestmark = pytest.mark.timeout(900)
+COLAB = Path(__file__).parents[2] / "launch" / "colab"
+NOTEBOOKS = sorted(COLAB.glob("*.ipynb"))
+MAX_CELLS = 15
+MAX_BYTES = 1_500_000
+TRAIN = [f"--config.{key}={value}" for key, value in SMALL.items() if key != "steps"]
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def parameters_of(name, checkpoint):
+    """Small sizes for each notebook; set in its first cell, like a visitor would."""
+    return {
+        "clicks_and_levels": {"CHECKPOINT": str(checkpoint)},
+        "everything_with_names": {"CHECKPOINT": str(checkpoint), "POINTS_PER_SIDE": 4},
+        "train_and_fine_tune": {"STEPS": 4, "MORE_FLAGS": TRAIN},
+        "convert_and_check": {"FILE": str(DATA / "tiny_ref.pth")},
+    }[name]
+
+
+def with_parameters(notebook, values):
+    """Replaces the assignments of the parameters cell."""
+    lines = notebook.cells[0].source.splitlines()
+    for name, value in values.items():
+        (at,) = [i for i, line in enumerate(lines) if line.startswith(f"{name} = ")]
+        lines[at] = f"{name} = {value!r}"
+    notebook.cells[0].source = "\n".join(lines)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_short_and_start_with_the_installation(path):
+    notebook = read(path)
+    nbformat.validate(notebook)
+    assert len(notebook.cells) <= MAX_CELLS
+    assert "%pip install" in notebook.cells[0].source
+    assert notebook.cells[0].metadata["tags"] == ["parameters"]
+    assert any(cell.source.startswith("# ") for cell in notebook.cells if cell.cell_type != "code")
+    assert path.stat().st_size < MAX_BYTES
+    for cell in notebook.cells:
+        assert len(cell.source.splitlines()) <= 25
+        assert "/work/" not in cell.source
+    for name in parameters_of(path.stem, ""):
+        assert f"\n{name} = " in notebook.cells[0].source
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_run(path, fresh, checkpoint, tmp_path, monkeypatch):
+    kernel = tmp_path / "jupyter" / "kernels" / "python3"
+    kernel.mkdir(parents=True)
+    argv = [str(fresh.python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec = {"argv": argv, "display_name": "Python 3", "language": "python"}
+    (kernel / "kernel.json").write_text(json.dumps(spec))
+    for name in list(os.environ):
+        if name.startswith(("PYTHON", "SEMSAM_JAX_CACHE")):
+            monkeypatch.delenv(name)
+    for name, value in fresh.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    monkeypatch.setenv("SEMSAM_JAX_CACHE", str(fresh.folder / f"cache_{path.stem}"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    notebook = read(path)
+    with_parameters(notebook, {"SOURCE": str(fresh.wheel), **parameters_of(path.stem, checkpoint)})
+    folder = tmp_path / "cwd"
+    folder.mkdir()
+    client = NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+    )
+    client.execute()
+    keep = os.environ.get("SEMSAM_JAX_KEEP_NOTEBOOKS")
+    if keep:
+        nbformat.write(notebook, Path(keep) / path.name)
+    pictures = [
+        output
+        for cell in notebook.cells
+        for output in cell.get("outputs", ())
+        if "image/jpeg" in output.get("data", {})
+    ]
+    assert pictures
+    assert len(nbformat.writes(notebook)) < MAX_BYTES
+    assert sys.executable not in nbformat.writes(notebook)
