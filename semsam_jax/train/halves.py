@@ -83,10 +83,11 @@ def second_half(
         times: how often a step runs it.
     """
     outputs, pull_back, costs = given
-    rest = (outputs, pull_back, abstract_assignment(step.mesh, costs), part, state.step)
+    rest = (outputs, pull_back, abstract_assignment(step.mesh, costs), part)
     if step.is_whole:
         return Half("backward", step.backward.trace(state, *rest), times)
-    return Half(f"accumulate{name}", step.accumulate.trace(state.params, *rest), times)
+    accumulate = step.accumulate.trace(state.params, *rest, state.step)
+    return Half(f"accumulate{name}", accumulate, times)
 
 
 def abstract_assignment(mesh: Mesh, costs: Costs) -> Assignment:

@@ -106,7 +106,7 @@ class TrainStep:
         if self._micro.is_whole:
             outputs, pull_back, costs = self.forward(state.params, state.step, batch, text)
             assignment, report = self.match(costs, batch)
-            state, metrics = self.backward(state, outputs, pull_back, assignment, batch, state.step)
+            state, metrics = self.backward(state, outputs, pull_back, assignment, batch)
             return state, metrics, report
         return self._in_micro_batches(state, batch, text)
 
@@ -253,8 +253,8 @@ class TrainStep:
             )
         return costs
 
-    def _backward(self, state: TrainState, outputs, pull_back, assignment, batch, draw):
-        grads, metrics = self._gradients(outputs, pull_back, assignment, batch, draw)
+    def _backward(self, state: TrainState, outputs, pull_back, assignment, batch):
+        grads, metrics = self._gradients(outputs, pull_back, assignment, batch, state.step)
         return self._update(state, grads, metrics)
 
     def _start_micro_batches(self, params: dict, step: jax.Array, batch: StreamBatch):

@@ -36,10 +36,8 @@ def _one_step(mesh, params):
     forward = step.forward.lower(state.params, state.step, batch, text).compile()
     outputs, pull_back, costs = forward(state.params, state.step, batch, text)
     assignment, _ = step.match(costs, batch)
-    backward = step.backward.lower(
-        state, outputs, pull_back, assignment, batch, state.step
-    ).compile()
-    new, metrics = backward(state, outputs, pull_back, assignment, batch, state.step)
+    backward = step.backward.lower(state, outputs, pull_back, assignment, batch).compile()
+    new, metrics = backward(state, outputs, pull_back, assignment, batch)
     metrics, grads = jax.device_get((metrics, new.opt_state.trace))
     return metrics, grads, (forward, backward), costs
 
