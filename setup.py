@@ -38,7 +38,6 @@ setup(
         "flax>=0.12",
         "grain>=0.2.18",
         "importlib_resources",
-        "instant-clip-tokenizer",
         "jax>=0.10",
         "jaxtyping",
         "ml_collections",

@@ -1,14 +1,13 @@
 """CLIP's byte-pair tokens in the reference's padding.
 
-The vocabulary comes with the package `instant-clip-tokenizer`. Its own padding is zeros;
-the reference pads with the end token, so rows are padded here (SPEC section v).
+Rows are padded with the end token, as the reference does (SPEC section v).
 """
 
-import functools
 from collections.abc import Sequence
 
-import instant_clip_tokenizer
 import numpy as np
+
+from semsam_jax.text import bpe
 
 START_ID = 49406
 END_ID = 49407
@@ -42,12 +41,6 @@ class Tokenizer:
         ids = np.full((len(texts), self.context_length), END_ID, np.int32)
         ids[:, 0] = START_ID
         for row, text in zip(ids, texts, strict=True):
-            tokens = _bpe().encode(" ".join(text.split()))[: self.context_length - 2]
+            tokens = bpe.load().encode(text)[: self.context_length - 2]
             row[1 : 1 + len(tokens)] = tokens
         return ids
-
-
-@functools.cache
-def _bpe() -> instant_clip_tokenizer.Tokenizer:
-    # Reading the vocabulary takes a moment: once per process.
-    return instant_clip_tokenizer.Tokenizer()

