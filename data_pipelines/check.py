@@ -35,6 +35,7 @@ class Report:
         num_empty: examples among them without any instance.
         num_instances, num_parts, num_orphan_parts, num_stuff, num_pseudo: instance counts; an
             orphan part has no whole in its photo.
+        num_crowds: crowd regions, which are ignored.
         masks_per_photo: 0, 25, 50, 75 and 100 % quantiles.
         classes: class text -> number of instances, most frequent first.
         broken: messages of the records that could not be read.
@@ -47,6 +48,7 @@ class Report:
     num_orphan_parts: int = 0
     num_stuff: int = 0
     num_pseudo: int = 0
+    num_crowds: int = 0
     masks_per_photo: tuple[int, ...] = ()
     classes: dict[str, int] = dataclasses.field(default_factory=dict)
     broken: list[str] = dataclasses.field(default_factory=list)
@@ -73,6 +75,7 @@ def check(source: Source, limit: int | None = None, *, decode: bool = True) -> R
             continue
         report.num_examples += 1
         report.num_empty += not example.instances
+        report.num_crowds += len(example.ignored)
         counts.append(len(example.instances))
         for instance in example.instances:
             report.num_parts += instance.part_id >= 0

@@ -3,6 +3,12 @@
 `RawExample` is one annotated photo as a reader of `sources/` yields it. `BatchShape.spec` is
 the padded, fixed-shape row that the transforms make of it; `semsam_jax.core.structs.Batch`
 mirrors its keys. Nothing here imports jax.
+
+Crowd regions (`iscrowd` of COCO-format data: "people, too many to outline") are no instances,
+because nobody can say how many they are. Readers put them into `RawExample.ignored`: training
+never looks there, records keep them, and `evaluation_rows` hands them on (`ignore_bits`,
+`ignore_boxes`, `ignore_object_id`, `ignore_part_id`), so that predictions inside them are not
+counted as wrong.
 """
 
 import dataclasses
@@ -46,7 +52,8 @@ class RawExample:
         image: encoded bytes (JPEG or PNG), exactly as stored.
         height, width: size of the stored photo in pixels, before EXIF rotation is applied
             by the reader (readers deliver annotations in the frame of the decoded photo).
-        instances: the annotations, in the dataset's order, crowd regions dropped.
+        instances: the annotations, in the dataset's order.
+        ignored: crowd regions, in the dataset's order; never trained on, never counted.
     """
 
     dataset: str
@@ -55,6 +62,7 @@ class RawExample:
     height: int
     width: int
     instances: tuple[RawInstance, ...]
+    ignored: tuple[RawInstance, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -86,11 +86,13 @@ class UglyTree:
         readable: example id -> number of instances that a reader must deliver.
         broken: example ids that a reader must refuse with DataError.
         undecodable: ids among `readable` whose photo is cut off behind its header.
+        crowded: ids among `readable` with one crowd region (30..40, 40..50) beside.
     """
 
     readable: dict[str, int]
     broken: frozenset[str]
     undecodable: frozenset[str]
+    crowded: frozenset[str]
 
 
 def write_ugly_tree(dataset: str, root: pathlib.Path) -> UglyTree:
@@ -112,7 +114,8 @@ def write_ugly_tree(dataset: str, root: pathlib.Path) -> UglyTree:
         dataclasses.replace(plain[6], photo=b""),  # broken
         dataclasses.replace(plain[7], photo=b"not a photo at all"),  # broken
     ]
-    if dataset in ("coco", "paco", "objects365", "coco_folder"):
+    has_crowd = dataset in ("coco", "paco", "objects365", "coco_folder")
+    if has_crowd:
         scenes[3] = dataclasses.replace(scenes[3], instances=(*scenes[3].instances, crowd))
     counts = {1: expected, 2: expected, 3: expected, 4: expected, 6: expected}
     broken = {5, 7, 8}
@@ -129,6 +132,7 @@ def write_ugly_tree(dataset: str, root: pathlib.Path) -> UglyTree:
         readable={names[number]: count for number, count in counts.items()},
         broken=frozenset(names[number] for number in broken),
         undecodable=frozenset({names[6]}),
+        crowded=frozenset({names[4]} if has_crowd else ()),
     )
 
 

@@ -4,6 +4,8 @@ A record holds the photo's stored bytes and each mask's compressed RLE, never pi
 are numbered within the dataset, so that records fit every mixture of datasets.
 """
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import tensorflow_datasets as tfds
 from google.protobuf.message import DecodeError
@@ -16,7 +18,6 @@ from data_pipelines.vocabulary import Vocabulary
 
 def features() -> tfds.features.FeaturesDict:
     """The fields of a record, as TFDS stores them beside the data."""
-    text = tfds.features.Tensor(shape=(), dtype=np.object_)
     return tfds.features.FeaturesDict(
         {
             "example_id": tfds.features.Text(doc="unique within the dataset"),
@@ -25,19 +26,25 @@ def features() -> tfds.features.FeaturesDict:
             ),
             "height": tfds.features.Scalar(np.int32, doc="pixels, before EXIF rotation"),
             "width": tfds.features.Scalar(np.int32, doc="pixels, before EXIF rotation"),
-            "instances": tfds.features.Sequence(
-                {
-                    "rle": text,  # COCO's compressed counts; empty where there is only a box
-                    "box": tfds.features.Tensor(shape=(4,), dtype=np.float32),
-                    "object_id": np.int32,
-                    "part_id": np.int32,
-                    "parent": np.int32,
-                    "is_thing": np.bool_,
-                    "is_pseudo": np.bool_,
-                },
-                doc="x0, y0, x1, y1 in pixels; classes and parent count from 0, -1 is none",
-            ),
+            "instances": _instances("classes and parent count from 0, -1 is none"),
+            "ignored": _instances("crowd regions, the same fields"),
         }
+    )
+
+
+def _instances(doc: str) -> tfds.features.Sequence:
+    text = tfds.features.Tensor(shape=(), dtype=np.object_)
+    return tfds.features.Sequence(
+        {
+            "rle": text,  # COCO's compressed counts; empty where there is only a box
+            "box": tfds.features.Tensor(shape=(4,), dtype=np.float32),  # x0, y0, x1, y1 pixels
+            "object_id": np.int32,
+            "part_id": np.int32,
+            "parent": np.int32,
+            "is_thing": np.bool_,
+            "is_pseudo": np.bool_,
+        },
+        doc=doc,
     )
 
 
@@ -54,23 +61,26 @@ class Encoder:
 
     def __call__(self, example: RawExample) -> bytes:
         """Returns the record of an example."""
-        items = example.instances
         fields = {
             "example_id": example.example_id.encode("utf-8", "surrogateescape"),
             "image": example.image,
             "height": example.height,
             "width": example.width,
-            "instances": {
-                "rle": [b"" if item.rle is None else item.rle["counts"] for item in items],
-                "box": np.array([item.box for item in items], np.float32).reshape(-1, 4),
-                "object_id": [_shifted(item.object_id, -self._first_object) for item in items],
-                "part_id": [_shifted(item.part_id, -self._first_part) for item in items],
-                "parent": [item.parent for item in items],
-                "is_thing": [item.is_thing for item in items],
-                "is_pseudo": [item.is_pseudo for item in items],
-            },
+            "instances": self._columns(example.instances),
+            "ignored": self._columns(example.ignored),
         }
         return self._serializer.serialize_example(self._features.encode_example(fields))
+
+    def _columns(self, items: Sequence[RawInstance]) -> dict:
+        return {
+            "rle": [b"" if item.rle is None else item.rle["counts"] for item in items],
+            "box": np.array([item.box for item in items], np.float32).reshape(-1, 4),
+            "object_id": [_shifted(item.object_id, -self._first_object) for item in items],
+            "part_id": [_shifted(item.part_id, -self._first_part) for item in items],
+            "parent": [item.parent for item in items],
+            "is_thing": [item.is_thing for item in items],
+            "is_pseudo": [item.is_pseudo for item in items],
+        }
 
 
 class Decoder:
@@ -96,30 +106,34 @@ class Decoder:
             raise ValueError(f"not a record: {error}") from error
         height = field["height"].int64_list.value[0]
         width = field["width"].int64_list.value[0]
-        instances = zip(
-            field["instances/rle"].bytes_list.value,
-            np.array(field["instances/box"].float_list.value, np.float64).reshape(-1, 4).tolist(),
-            *(field[f"instances/{name}"].int64_list.value for name in _WHOLE_NUMBERS),
-            strict=True,
-        )
         return RawExample(
             dataset=self._dataset,
             example_id=field["example_id"].bytes_list.value[0].decode("utf-8", "surrogateescape"),
             image=field["image"].bytes_list.value[0],
             height=height,
             width=width,
-            instances=tuple(
-                RawInstance(
-                    rle={"size": [height, width], "counts": counts} if counts else None,
-                    box=tuple(box),
-                    object_id=_shifted(object_id, self._first_object),
-                    part_id=_shifted(part_id, self._first_part),
-                    parent=parent,
-                    is_thing=bool(is_thing),
-                    is_pseudo=bool(is_pseudo),
-                )
-                for counts, box, object_id, part_id, parent, is_thing, is_pseudo in instances
-            ),
+            instances=self._instances(field, "instances", [height, width]),
+            ignored=self._instances(field, "ignored", [height, width]),
+        )
+
+    def _instances(self, field: Mapping, group: str, size: list[int]) -> tuple[RawInstance, ...]:
+        columns = zip(
+            field[f"{group}/rle"].bytes_list.value,
+            np.array(field[f"{group}/box"].float_list.value, np.float64).reshape(-1, 4).tolist(),
+            *(field[f"{group}/{name}"].int64_list.value for name in _WHOLE_NUMBERS),
+            strict=True,
+        )
+        return tuple(
+            RawInstance(
+                rle={"size": list(size), "counts": counts} if counts else None,
+                box=tuple(box),
+                object_id=_shifted(object_id, self._first_object),
+                part_id=_shifted(part_id, self._first_part),
+                parent=parent,
+                is_thing=bool(is_thing),
+                is_pseudo=bool(is_pseudo),
+            )
+            for counts, box, object_id, part_id, parent, is_thing, is_pseudo in columns
         )
 
 

@@ -125,8 +125,8 @@ def build_index(
     """Scans a source, or maps the index that an earlier scan left in `folder`.
 
     Dropped and counted: broken records (unreadable, photo cut short or of another size than
-    the annotations, invalid RLE, masks mixed with bare boxes), records without instances
-    (crowd regions only), and records whose instances are all empty.
+    the annotations, invalid RLE, masks mixed with bare boxes), records without instances or
+    with crowd regions only, and records whose instances are all empty.
 
     Args:
         source: the reader.

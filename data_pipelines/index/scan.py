@@ -153,7 +153,7 @@ class Entry:
 
 
 BROKEN = ("unreadable", "photo", "annotation")
-_EMPTY = ("no instances", "only empty instances")
+_EMPTY = ("no instances", "only crowd regions", "only empty instances")
 
 
 def entries(source: Source, num_threads: int) -> Iterator[Entry]:
@@ -183,13 +183,15 @@ def look_at(example: RawExample) -> Entry:
     """Looks for everything that could fail when a row is made of the example."""
     dataset, where = example.dataset, f"{example.dataset}/{example.example_id}"
     if not example.instances:
-        return Entry(dataset, _EMPTY[0], where)
+        return Entry(dataset, _EMPTY[1 if example.ignored else 0], where)
     try:
         decode.check_header(example.image, where=where, size_hw=(example.height, example.width))
     except DataError as error:
         return Entry(dataset, "photo", str(error))
     try:
-        outlines = row.read_outlines(example, where)
+        size = example.height, example.width
+        outlines = row.read_outlines(example.instances, *size, where)
+        row.read_outlines(example.ignored, *size, where)
     except DataError as error:
         return Entry(dataset, "annotation", str(error))
     total = example.height * example.width
@@ -205,7 +207,7 @@ def look_at(example: RawExample) -> Entry:
         if not is_empty:
             seen.append(instance)
     if not seen:
-        return Entry(dataset, _EMPTY[1], where)
+        return Entry(dataset, _EMPTY[2], where)
     return Entry(
         dataset=dataset,
         num_instances=len(seen),

@@ -145,6 +145,7 @@ class ExampleBuilder:
             raise self.broken(f"cannot read the photo: {error.strerror or error}") from error
         self.height, self.width = self._stored_size()
         self.instances: list[RawInstance] = []
+        self.ignored: list[RawInstance] = []
 
     def broken(self, what: str) -> DataError:
         """Returns the error for this record; raise it."""
@@ -162,11 +163,16 @@ class ExampleBuilder:
                 f"{self.width}x{self.height} (width x height, before EXIF rotation)"
             )
 
-    def add_mask(self, rle: dict | None, **labels: int | bool) -> int:
+    def add_mask(self, rle: dict | None, *, is_crowd: bool = False, **labels: int | bool) -> int:
         """Adds a mask given as compressed RLE.
 
+        Args:
+            rle: the mask; None has no pixel.
+            is_crowd: add it to `ignored` instead of `instances`.
+            **labels: of the `RawInstance`.
+
         Returns:
-            Its index in `instances`, or -1 if it was empty and dropped.
+            Its index in the list, or -1 if it was empty and dropped.
         """
         if rle is None:
             return -1
@@ -177,13 +183,15 @@ class ExampleBuilder:
         if int(coco_mask.area(rle)) == 0:
             return -1
         x, y, w, h = (float(value) for value in coco_mask.toBbox(rle))
-        return self._append(RawInstance(rle=rle, box=(x, y, x + w, y + h), **labels))
+        return self._append(RawInstance(rle=rle, box=(x, y, x + w, y + h), **labels), is_crowd)
 
     def add_array(self, mask: np.ndarray, **labels: int | bool) -> int:
         """Adds a bool or 0/1 mask [h,w]; see `add_mask`."""
         return self.add_mask(encode_mask(mask), **labels)
 
-    def add_box(self, box_xywh: Sequence[float | int], **labels: int | bool) -> int:
+    def add_box(
+        self, box_xywh: Sequence[float | int], *, is_crowd: bool = False, **labels: int | bool
+    ) -> int:
         """Adds a box (x, y, width, height) in pixels without a mask; see `add_mask`."""
         x, y, w, h = (float(value) for value in box_xywh)
         if not np.isfinite([x, y, w, h]).all():
@@ -193,7 +201,7 @@ class ExampleBuilder:
         box = tuple(float(value) for value in np.float32([x0, y0, x1, y1]))
         if box[2] <= box[0] or box[3] <= box[1]:
             return -1
-        return self._append(RawInstance(rle=None, box=box, **labels))
+        return self._append(RawInstance(rle=None, box=box, **labels), is_crowd)
 
     def build(self) -> RawExample:
         """Returns the finished example."""
@@ -204,11 +212,13 @@ class ExampleBuilder:
             height=self.height,
             width=self.width,
             instances=tuple(self.instances),
+            ignored=tuple(self.ignored),
         )
 
-    def _append(self, instance: RawInstance) -> int:
-        self.instances.append(instance)
-        return len(self.instances) - 1
+    def _append(self, instance: RawInstance, is_crowd: bool) -> int:
+        kept = self.ignored if is_crowd else self.instances
+        kept.append(instance)
+        return len(kept) - 1
 
     def _stored_size(self) -> tuple[int, int]:
         try:

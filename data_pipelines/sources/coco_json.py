@@ -127,16 +127,14 @@ def add_annotations(
 ) -> None:
     """Adds photo `position`'s annotations: wholes in file order, then parts with their parent.
 
+    Crowd regions become `ignored`.
+
     Raises:
         DataError: an annotation has an unknown category, no box or a damaged outline.
     """
     if table.heights[position] and table.widths[position]:
         builder.expect_size(int(table.heights[position]), int(table.widths[position]))
-    rows = [
-        row
-        for row in range(table.starts[position], table.starts[position + 1])
-        if not table.is_crowd[row]
-    ]
+    rows = range(int(table.starts[position]), int(table.starts[position + 1]))
     for row in rows:
         if int(table.categories[row]) not in labels:
             raise builder.broken(
@@ -155,11 +153,12 @@ def add_annotations(
                 "part_id": label.part_id,
                 "parent": parent,
                 "is_thing": label.is_thing,
+                "is_crowd": bool(table.is_crowd[row]),
                 "is_pseudo": bool(table.is_pseudo[row])
                 or (pseudo_parts if is_part_pass else pseudo_objects),
             }
             added = _add_row(builder, table, row, fields, boxes_only)
-            if not is_part_pass and added >= 0:
+            if not is_part_pass and added >= 0 and not table.is_crowd[row]:
                 parent_of[int(table.ids[row])] = added
 
 

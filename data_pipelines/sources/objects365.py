@@ -15,7 +15,7 @@ from data_pipelines.vocabulary import Vocabulary
 
 
 class Objects365(Source):
-    """Reader of Objects365. Crowd boxes are dropped, boxes clipped to the photo."""
+    """Reader of Objects365. Crowd boxes are `ignored`, boxes clipped to the photo."""
 
     has_masks = False
 

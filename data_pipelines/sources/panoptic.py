@@ -64,7 +64,7 @@ class PanopticFile:
         return image["file_name"], record["file_name"]
 
     def add_segments(self, builder: ExampleBuilder, position: int, png: pathlib.Path) -> None:
-        """Adds the segments of one photo in the JSON's order, without crowd regions.
+        """Adds the segments of one photo in the JSON's order; crowd regions become `ignored`.
 
         Raises:
             DataError: the PNG is missing, damaged or of another size than the photo.
@@ -73,8 +73,6 @@ class PanopticFile:
         builder.expect_size(int(image["height"]), int(image["width"]))
         ids = read_id_png(png, builder)
         for segment in record["segments_info"]:
-            if segment.get("iscrowd", 0):
-                continue
             label = self.labels.get(int(segment["category_id"]))
             if label is None:
                 raise builder.broken(
@@ -82,7 +80,10 @@ class PanopticFile:
                     f"{self.path} does not list"
                 )
             builder.add_array(
-                ids == int(segment["id"]), object_id=label.object_id, is_thing=label.is_thing
+                ids == int(segment["id"]),
+                object_id=label.object_id,
+                is_thing=label.is_thing,
+                is_crowd=bool(segment.get("iscrowd", 0)),
             )
 
     def _row(self, position: int) -> tuple[dict, dict]:

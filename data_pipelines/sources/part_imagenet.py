@@ -60,6 +60,7 @@ class PartImageNet(Source):
             )
             for part in parts.instances
         )
+        whole.ignored.extend(parts.ignored)
         return whole.build()
 
 

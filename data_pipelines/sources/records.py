@@ -23,7 +23,7 @@ from data_pipelines.vocabulary import Vocabulary
 from semsam_jax.core.errors import DataError
 
 VERSION = "1.0.0"
-FORMAT = 1
+FORMAT = 2
 CLAIM, MANIFEST, INDEX = "build.json", "records.json", "index"
 MAX_READERS = 64
 """Files that a process keeps open: each holds its own table of contents in memory."""

@@ -1,12 +1,12 @@
 """Fixed rows for evaluation: the whole photo, letterboxed, with its human-made masks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from data_pipelines import decode
 from data_pipelines.index import Source
-from data_pipelines.schema import RawExample
+from data_pipelines.schema import RawExample, RawInstance
 from data_pipelines.transforms import geometry, masks, prompts, row
 
 
@@ -21,7 +21,8 @@ def evaluation_rows(
     """Yields one dict per photo, in the source's order, nothing random.
 
     Machine-made instances (`is_pseudo`) are left out, as are instances without a pixel on the
-    canvas; a photo that keeps none is still yielded, with n = 0.
+    canvas; a photo that keeps none is still yielded, with n = 0. Crowd regions (c of them,
+    whatever the view) come apart, to be ignored: predictions there are neither right nor wrong.
 
     Args:
         source: the reader.
@@ -35,7 +36,9 @@ def evaluation_rows(
         image uint8 [s,s,3]; size_hw int32 [2] valid pixels; mask_bits uint8 [n,s,s/8] at
         stride 1; boxes float32 [n,4] cxcywh, fractions of the canvas; object_id, part_id
         int32 [n]; is_thing, has_mask bool [n]; instance int32 [n] number in the record;
-        photo_hw (height, width) as stored; dataset, example_id.
+        ignore_bits uint8 [c,s,s/8] (zeros where a region has only a box); ignore_boxes float32
+        [c,4]; ignore_object_id, ignore_part_id int32 [c]; photo_hw (height, width) as stored;
+        dataset, example_id.
 
     Raises:
         DataError: a record is broken.
@@ -50,35 +53,58 @@ def _evaluation_row(
 ) -> dict:
     where = f"{example.dataset}/{example.example_id}"
     placement = geometry.fit_placement(example.height, example.width, image_size, short_side)
-    tables = masks.draw_tables(placement)
-    kept, boxes, packed = [], [], []
-    outlines = row.read_outlines(example, where)
-    for number, (instance, outline) in enumerate(zip(example.instances, outlines, strict=True)):
-        if instance.is_pseudo or not row.in_view(instance.object_id, instance.part_id, view):
-            continue
-        mask = None if outline is None else masks.draw_mask(outline, tables)
-        if outline is not None and mask is None:
-            continue
-        kept.append(number)
-        packed.append(mask)
-        boxes.append(mask.box_px if mask else placement.move_box(instance.box))
-    mask_bits = np.zeros((len(kept), image_size, image_size // 8), np.uint8)
-    for slot, mask in enumerate(packed):
-        if mask:
-            mask.paste(mask_bits[slot])
+    wanted = [
+        not item.is_pseudo and row.in_view(item.object_id, item.part_id, view)
+        for item in example.instances
+    ]
+    kept, mask_bits, boxes = _draw(example.instances, wanted, example, placement, where)
+    crowds = example.ignored
+    found, ignore_bits, ignore_boxes = _draw(
+        crowds, [True] * len(crowds), example, placement, where
+    )
     instances = [example.instances[number] for number in kept]
-    fractions = [prompts.box_cxcywh(np.array(box), image_size) for box in boxes]
+    ignored = [crowds[number] for number in found]
     return {
         "image": decode.place_image(example.image, placement, where=where),
         "size_hw": np.array(placement.size_hw, np.int32),
         "mask_bits": mask_bits,
-        "boxes": np.array(fractions, np.float32).reshape(-1, 4),
+        "boxes": boxes,
         "object_id": np.array([item.object_id for item in instances], np.int32),
         "part_id": np.array([item.part_id for item in instances], np.int32),
         "is_thing": np.array([item.is_thing for item in instances], np.bool_),
         "has_mask": np.array([item.rle is not None for item in instances], np.bool_),
         "instance": np.array(kept, np.int32),
+        "ignore_bits": ignore_bits,
+        "ignore_boxes": ignore_boxes,
+        "ignore_object_id": np.array([item.object_id for item in ignored], np.int32),
+        "ignore_part_id": np.array([item.part_id for item in ignored], np.int32),
         "photo_hw": (example.height, example.width),
         "dataset": example.dataset,
         "example_id": example.example_id,
     }
+
+
+def _draw(
+    instances: Sequence[RawInstance],
+    wanted: Sequence[bool],
+    example: RawExample,
+    placement: geometry.Placement,
+    where: str,
+) -> tuple[list[int], np.ndarray, np.ndarray]:
+    """Numbers of the wanted instances that have a pixel, their bits and their boxes."""
+    canvas, tables = placement.canvas, masks.draw_tables(placement)
+    outlines = row.read_outlines(instances, example.height, example.width, where)
+    kept, boxes, packed = [], [], []
+    for number, (instance, outline) in enumerate(zip(instances, outlines, strict=True)):
+        mask = None if outline is None else masks.draw_mask(outline, tables)
+        if not wanted[number] or (outline is not None and mask is None):
+            continue
+        kept.append(number)
+        packed.append(mask)
+        box = mask.box_px if mask else placement.move_box(instance.box)
+        boxes.append(prompts.box_cxcywh(np.array(box), canvas))
+    bits = np.zeros((len(kept), canvas, canvas // 8), np.uint8)
+    for slot, mask in enumerate(packed):
+        if mask:
+            mask.paste(bits[slot])
+    return kept, bits, np.array(boxes, np.float32).reshape(-1, 4)

@@ -1,12 +1,12 @@
 """One annotated photo to one fixed-shape row of `BatchShape`."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from data_pipelines import decode
-from data_pipelines.schema import BatchShape, RawExample
+from data_pipelines.schema import BatchShape, RawExample, RawInstance
 from data_pipelines.transforms import geometry, masks, prompts
 from data_pipelines.transforms.geometry import Augment, Placement
 from data_pipelines.transforms.prompts import Candidate, PromptPolicy
@@ -62,7 +62,7 @@ class RowMaker:
     ) -> tuple[Placement, list[Candidate]]:
         """Draws placements until an instance of the view survives."""
         height, width, canvas = example.height, example.width, self.shape.image_size
-        outlines = read_outlines(example, where)
+        outlines = read_outlines(example.instances, height, width, where)
         for _ in range(NUM_ATTEMPTS):
             placement = geometry.sample_placement(rng, height, width, canvas, augment)
             candidates = self._survivors(example, view, outlines, placement)
@@ -173,25 +173,27 @@ def in_view(object_id: int, part_id: int, view: str) -> bool:
     return view == "any" or (object_id >= 0 and part_id < 0)
 
 
-def read_outlines(example: RawExample, where: str) -> list[np.ndarray | None]:
-    """Reads all masks of an example as toggles, None for boxes.
+def read_outlines(
+    instances: Sequence[RawInstance], height: int, width: int, where: str
+) -> list[np.ndarray | None]:
+    """Reads the masks of a photo as toggles, None for boxes.
 
     Raises:
         DataError: a mask is broken, or masks and boxes-only instances are mixed.
     """
-    has_mask = [instance.rle is not None for instance in example.instances]
+    has_mask = [instance.rle is not None for instance in instances]
     if any(has_mask) and not all(has_mask):
         raise DataError(
             f"{where}: {sum(has_mask)} of {len(has_mask)} instances have masks; wanted masks "
             f"for all or for none, since a row is trained either with or without mask losses."
         )
     outlines = []
-    for index, instance in enumerate(example.instances):
+    for index, instance in enumerate(instances):
         if instance.rle is None:
             outlines.append(None)
             continue
         try:
-            outlines.append(masks.rle_toggles(instance.rle, example.height, example.width))
+            outlines.append(masks.rle_toggles(instance.rle, height, width))
         except DataError as error:
             raise DataError(f"{where}: instance {index}: {error}") from error
     return outlines

@@ -1,5 +1,6 @@
 """From the config to batches on the mesh: sources, vocabulary, mixture, evaluation photos."""
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from data_pipelines.pipeline import InputIterator, PipelineConfig, StreamConfig,
 from data_pipelines.schema import DATASETS, BatchShape
 from data_pipelines.sources import Source, open_source
 from data_pipelines.sources.alone import own_classes, reader_options
-from data_pipelines.transforms.evaluation import evaluation_rows
+from data_pipelines.sources.base import encode_mask
 from data_pipelines.transforms.geometry import ADE20K, Augment
 from data_pipelines.transforms.prompts import PromptPolicy
 from data_pipelines.vocabulary import Vocabulary, build_vocabulary
@@ -24,6 +25,7 @@ from semsam_jax.config import RunConfig
 from semsam_jax.core.checkpoint_io import cache_dir
 from semsam_jax.core.errors import DataError
 from semsam_jax.core.structs import Batch, StreamBatch
+from semsam_jax.evals.dataset_samples import EvalDataset, Frame
 from semsam_jax.evals.samples import EvalSample
 from semsam_jax.parallel.mesh import batch_sharding
 
@@ -208,24 +210,12 @@ def evaluation_samples(run: RunConfig, vocabulary: Vocabulary) -> list[EvalSampl
     if not run.eval_photos:
         return []
     source = open_sources(run, (run.eval_dataset,), "val", vocabulary)[run.eval_dataset]
-    rows = evaluation_rows(source, run.data.image_size, limit=run.eval_photos)
-    samples = []
-    for row in rows:
-        masks = np.unpackbits(row["mask_bits"], axis=-1).astype(bool)
-        samples.append(
-            EvalSample(
-                image=row["image"],
-                size_hw=tuple(int(side) for side in row["size_hw"]),
-                masks=list(masks),
-                image_id=row["example_id"],
-                dataset=row["dataset"],
-                is_thing=row["is_thing"],
-                object_ids=row["object_id"],
-                part_ids=row["part_id"],
-                scale=run.data.image_size / max(row["photo_hw"]),
-            )
-        )
-    return samples
+    photos = EvalDataset(source, Frame(run.data.image_size), run.eval_photos, not run.data.root)
+    # Hundreds of photos stay in memory for the whole run: masks as RLE take kilobytes.
+    return [
+        dataclasses.replace(photo, masks=[encode_mask(mask) for mask in photo.masks])
+        for photo in photos.samples()
+    ]
 
 
 def _augment(jitter: tuple[float, float]) -> Augment:

@@ -32,6 +32,7 @@ def test_unusable_records_are_dropped_and_counted():
     source = many()
     good = source.examples[0]
     empty = mask_instance(np.zeros((60, 90), bool))
+    source.examples[4] = dataclasses.replace(good, instances=(), ignored=good.instances)
     source.examples[5] = dataclasses.replace(good, instances=())
     source.examples[6] = dataclasses.replace(good, instances=(empty,), example_id="hollow")
     source.examples[7] = DataError("coco example 7: no such file")
@@ -40,9 +41,10 @@ def test_unusable_records_are_dropped_and_counted():
     source.examples[9] = dataclasses.replace(good, instances=(wrong,), example_id="odd")
     for threads in (0, 4):
         index = build_index(source, num_threads=threads)
-        assert len(index) == 295
-        assert sorted(set(range(300)) - set(index.position.tolist())) == [5, 6, 7, 8, 9]
+        assert len(index) == 294
+        assert sorted(set(range(300)) - set(index.position.tolist())) == [4, 5, 6, 7, 8, 9]
         assert index.report.dropped == {
+            "only crowd regions": 1,
             "no instances": 1,
             "only empty instances": 1,
             "unreadable": 1,

@@ -109,12 +109,17 @@ def test_ugly_folders(dataset, tmp_path, union):
             continue
         example = source[position]
         assert len(example.instances) == tree.readable[name]
+        assert len(example.ignored) == (name in tree.crowded)
+        for crowd in example.ignored:
+            assert crowd.box == (30.0, 40.0, 40.0, 50.0)
+            assert crowd.object_id == union.object_index(dataset, CLASSES[dataset][0])
         for instance in example.instances:
             if instance.rle is not None:
                 assert isinstance(instance.rle["counts"], bytes)
     report = check.check(source)
     assert report.num_examples == len(tree.readable) - len(tree.undecodable)
     assert len(report.broken) == len(tree.broken | tree.undecodable)
+    assert report.num_crowds == len(tree.crowded)
 
 
 @pytest.mark.parametrize("dataset", ALL)
@@ -211,6 +216,25 @@ def test_coco_instances_option(tmp_path, union):
     assert [union.names[i.object_id] for i in source[0].instances] == ["person"]
     with pytest.raises(ConfigError, match="'panoptic' or 'instances'"):
         open_source("coco", tmp_path, "train", union, annotations="stuff")
+
+
+@pytest.mark.parametrize("annotations", ["panoptic", "instances"])
+def test_crowds_are_kept_apart(annotations, tmp_path, union):
+    scene = make_scene("coco", 1)
+    person, sky = scene.instances
+    crowd = dataclasses.replace(person, is_crowd=True)
+    scenes = [
+        dataclasses.replace(scene, instances=(crowd, sky)),
+        dataclasses.replace(scene, number=2),
+    ]
+    write_scenes("coco", tmp_path, "train", scenes)
+    source = open_source("coco", tmp_path, "train", union, annotations=annotations)
+    (found,) = source[0].ignored
+    assert (found.object_id, found.is_thing) == (union.object_index("coco", "person"), True)
+    np.testing.assert_array_equal(decode(found), crowd.mask)
+    assert found.object_id not in [i.object_id for i in source[0].instances]
+    assert source[1].instances[0] == found
+    assert not source[1].ignored
 
 
 @pytest.mark.parametrize(

@@ -376,3 +376,25 @@ def test_evaluation_rows_show_the_whole_photo_and_human_masks():
     assert (parts["part_id"] == HANDLE).all()
     short = next(evaluation_rows(source, 48, short_side=20))
     assert short["size_hw"].tolist() == [20, 30]
+
+
+def test_evaluation_rows_hand_on_what_is_to_be_ignored():
+    example = make_example("paco", 1)
+    crowded = dataclasses.replace(
+        example, instances=example.instances[1:], ignored=example.instances[:1]
+    )
+    whole, row = (next(evaluation_rows(FakeSource([e]), 48)) for e in (example, crowded))
+    for key in ("mask_bits", "boxes", "object_id", "part_id"):
+        ignored = row[f"ignore_{key.removeprefix('mask_')}"]
+        np.testing.assert_array_equal(ignored, whole[key][:1])
+        np.testing.assert_array_equal(row[key], whole[key][1:])
+    assert whole["ignore_bits"].shape == (0, 48, 6)
+    assert whole["ignore_boxes"].shape == (0, 4)
+
+
+def test_training_rows_do_not_depend_on_crowds():
+    example = make_example("paco", 1)
+    crowded = dataclasses.replace(example, ignored=example.instances)
+    rows = [make_rows()((e, "any"), np.random.default_rng(0)) for e in (example, crowded)]
+    for key, value in rows[0].items():
+        np.testing.assert_array_equal(value, rows[1][key])
