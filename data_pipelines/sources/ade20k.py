@@ -42,7 +42,7 @@ class ADE20k(Source):
     """
 
     def __init__(
-        self, root: str | pathlib.Path, split: str, vocabulary: Vocabulary, *, parts: bool = False
+        self, root: str | os.PathLike, split: str, vocabulary: Vocabulary, *, parts: bool = False
     ):
         super().__init__("ade20k", root, split, vocabulary, parts=parts)
         folder = _FOLDERS.get(split, split)

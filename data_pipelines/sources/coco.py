@@ -4,7 +4,7 @@ Layout: `root/{split}2017/*.jpg`, `root/annotations/panoptic_{split}2017.json` w
 PNGs of the same name, and `root/annotations/instances_{split}2017.json`. Source: SPEC (xi).
 """
 
-import pathlib
+import os
 
 from data_pipelines.schema import RawExample
 from data_pipelines.sources.base import ExampleBuilder, Source
@@ -26,7 +26,7 @@ class Coco(Source):
 
     def __init__(
         self,
-        root: str | pathlib.Path,
+        root: str | os.PathLike,
         split: str,
         vocabulary: Vocabulary,
         *,

@@ -8,6 +8,7 @@ by `obj_ann_id`. Build the vocabulary from the same file:
     source = CocoFolder("my", "train", vocabulary, dataset="mine")
 """
 
+import os
 import pathlib
 
 from data_pipelines.schema import DATASETS, RawExample
@@ -35,7 +36,7 @@ class CocoFolder(Source):
 
     def __init__(
         self,
-        root: str | pathlib.Path,
+        root: str | os.PathLike,
         split: str,
         vocabulary: Vocabulary,
         *,

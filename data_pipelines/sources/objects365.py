@@ -5,6 +5,7 @@ Layout: `zhiyuan_objv2_{split}.json` in `root` or `root/annotations`; photos und
 or `images/{split}/patchN/NAME.jpg`. Source: SPEC (xi).
 """
 
+import os
 import pathlib
 
 from data_pipelines.schema import RawExample
@@ -19,7 +20,7 @@ class Objects365(Source):
 
     has_masks = False
 
-    def __init__(self, root: str | pathlib.Path, split: str, vocabulary: Vocabulary):
+    def __init__(self, root: str | os.PathLike, split: str, vocabulary: Vocabulary):
         super().__init__("objects365", root, split, vocabulary)
         name = f"zhiyuan_objv2_{split}.json"
         file = first_existing(

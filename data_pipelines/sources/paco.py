@@ -4,6 +4,7 @@ Layout: `root/annotations/paco_lvis_v1_{split}.json`, photos of COCO 2017 at
 `root/{train2017,val2017}/NAME.jpg`, as the JSON's file names say. Source: SPEC (xi).
 """
 
+import os
 import pathlib
 
 from data_pipelines.schema import RawExample
@@ -26,11 +27,11 @@ class Paco(Source):
 
     def __init__(
         self,
-        root: str | pathlib.Path,
+        root: str | os.PathLike,
         split: str,
         vocabulary: Vocabulary,
         *,
-        photos: str | pathlib.Path | None = None,
+        photos: str | os.PathLike | None = None,
     ):
         options = {} if photos is None else {"photos": str(photos)}
         super().__init__("paco", root, split, vocabulary, **options)

@@ -6,6 +6,7 @@ objects: the whole is the union of a photo's parts of one kind (its photos show 
 Source: SPEC (xi).
 """
 
+import os
 import pathlib
 
 from data_pipelines.index.strings import StringTable
@@ -20,7 +21,7 @@ from semsam_jax.core.errors import DataError
 class PartImageNet(Source):
     """Reader of PartImageNet: 40 categories `Kind Part` = 11 objects, 13 part words."""
 
-    def __init__(self, root: str | pathlib.Path, split: str, vocabulary: Vocabulary):
+    def __init__(self, root: str | os.PathLike, split: str, vocabulary: Vocabulary):
         super().__init__("part_imagenet", root, split, vocabulary)
         names = [f"annotations/{split}.json", f"annotations/{split}/{split}.json", f"{split}.json"]
         file = first_existing([self.root / name for name in names], pathlib.Path.is_file)

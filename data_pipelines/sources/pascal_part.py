@@ -8,7 +8,7 @@ the joined limb stands between its halves and the object.
 Sources: SPEC (0b, xi); the class lists of `vocabularies/pascal_part.json` and `_full.json`.
 """
 
-import pathlib
+import os
 import re
 
 import numpy as np
@@ -73,7 +73,7 @@ class PascalPart(Source):
 
     def __init__(
         self,
-        root: str | pathlib.Path,
+        root: str | os.PathLike,
         split: str,
         vocabulary: Vocabulary,
         *,

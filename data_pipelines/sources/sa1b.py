@@ -7,6 +7,7 @@ root is `train`. Source: SPEC (xi).
 """
 
 import json
+import os
 import pathlib
 
 from data_pipelines.schema import RawExample
@@ -29,11 +30,11 @@ class SA1B(Source):
 
     def __init__(
         self,
-        root: str | pathlib.Path,
+        root: str | os.PathLike,
         split: str,
         vocabulary: Vocabulary,
         *,
-        cache: str | pathlib.Path | None = None,
+        cache: str | os.PathLike | None = None,
         min_predicted_iou: float = 0.0,
         min_stability_score: float = 0.0,
     ):
