@@ -65,6 +65,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (SemSamError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; finished files are kept, the same command goes on", file=sys.stderr)
+        return 130
     return 0
 
 

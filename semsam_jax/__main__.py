@@ -20,6 +20,12 @@ _COMMANDS = {
     "export": ("semsam_jax.inference.export", "a checkpoint as self-contained compiled programs"),
     "demo": ("semsam_jax.demo.cli", "a web page to click on photos"),
 }
+_AFTER_CTRL_C = {
+    "auto": "finished photos are kept; the same command goes on with the others",
+    "segment": "nothing is half written; the same command starts again",
+    "convert": "nothing is half written; the same command starts again",
+    "export": "nothing is half written; the same command starts again",
+}
 
 
 class _OneLineParser(argparse.ArgumentParser):
@@ -63,7 +69,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"semsam_jax {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"semsam_jax {args.command}: interrupted", file=sys.stderr)
+        hint = _AFTER_CTRL_C.get(args.command)
+        print(
+            f"semsam_jax {args.command}: interrupted{f'; {hint}' if hint else ''}", file=sys.stderr
+        )
         return 130
 
 

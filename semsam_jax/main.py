@@ -77,6 +77,9 @@ def run_with_errors(argv: list[str]) -> int:
         if _TRACEBACK.value:
             traceback.print_exc()
         return _fail(error)
+    except KeyboardInterrupt:
+        print("interrupted; the same command resumes from the newest checkpoint", file=sys.stderr)
+        return 130
     except OSError as error:
         if error.errno not in _DISK_TROUBLE:
             raise

@@ -173,7 +173,7 @@ class RecordsBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
         done = sum(sizes) - sum(sizes[number] for number in missing)
         bar = tqdm(
             desc=f"{self.plan.dataset} {self.plan.split}", total=sum(sizes), initial=done,
-            unit=" photos", smoothing=0.05,
+            unit=" photos", smoothing=0.05, disable=None,
         )  # fmt: skip
         with bar:
             if config.beam_runner is None:

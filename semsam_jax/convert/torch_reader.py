@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from semsam_jax.convert.torch_pickle import (
     StorageRef,
@@ -220,7 +221,8 @@ def _materialise(
             break
     buffers: dict[str, tuple[StorageRef, np.ndarray]] = {}
     state: dict[str, np.ndarray] = {}
-    for key, tensor in tree.items():
+    items = tqdm(tree.items(), "reading", unit=" tensors", disable=None, leave=False)
+    for key, tensor in items:
         if not isinstance(tensor, TensorRef):
             continue
         if not isinstance(key, str) or not key.isprintable():

@@ -1,5 +1,6 @@
 """What watches a run: clock, preemption, throughput, non-finite values."""
 
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ STREAMS = ("interactive", "generic")
 
 RESTART_CODE = 75
 """Exit code after a saved preemption (EX_TEMPFAIL); launchers start the same command again."""
+
+_STOPPING = "stopping after this step and saving; a second Ctrl-C stops at once\n"
 
 
 class Clock:
@@ -58,6 +61,9 @@ class PreemptionGuard:
         del frame
         if self._is_hit and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if not self._is_hit:
+            # Not print: the signal may have come in the middle of one.
+            os.write(2, _STOPPING.encode())
         self._is_hit = True
 
 
