@@ -1,0 +1,64 @@
+"""The READMEs are there, and what they name exists."""
+
+import importlib.util
+import re
+
+import pytest
+
+from tests.packaging.conftest import ROOT
+
+FOLDERS = [
+    *sorted(p.parent for p in (ROOT / "semsam_jax").glob("*/__init__.py")),
+    *(ROOT / name for name in ("semsam_jax", "data_pipelines", "configs", "benchmarks", "launch")),
+    *(ROOT / "launch" / name for name in ("tpu", "gpu", "colab")),
+    ROOT / "tests",
+    ROOT,
+]
+PAGES = sorted(
+    path
+    for pattern in ("*.md", "docs/*.md", "configs/*.md", "benchmarks/*.md", "launch/**/*.md",
+                    "semsam_jax/**/*.md", "data_pipelines/**/*.md", "tests/*.md")
+    for path in ROOT.glob(pattern)
+)  # fmt: skip
+FILE = re.compile(r"`([\w./-]+\.(?:py|md|js|sh|yaml|sbatch|ipynb|txt|csv))`")
+MODULE = re.compile(r"python3? -m ((?:semsam_jax|data_pipelines|benchmarks)[\w.]*)")
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+# Written by a run, brought by the user, or of another project.
+ELSEWHERE = {
+    "SUITE.md",
+    "one_click.csv",
+    "parameters.txt",
+    "mixture.txt",
+    "demo.py",
+    "train_net.py",
+}
+ELSEWHERE |= {"demo_auto_generation.py", "scripts/amg.py", "scripts/export_onnx_model.py"}
+SOURCES = [
+    f"/{path.relative_to(ROOT).as_posix()}"
+    for name in ("semsam_jax", "data_pipelines", "configs", "benchmarks", "launch", "tests", "docs")
+    for path in (ROOT / name).rglob("*")
+]
+
+
+def relative(path):
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=relative)
+def test_each_folder_has_a_readme(folder):
+    text = (folder / "README.md").read_text()
+    assert text.startswith("# ")
+    assert len(text) > 300
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_what_a_page_names_exists(page):
+    text = page.read_text()
+    for name in set(FILE.findall(text)) - ELSEWHERE:
+        is_here = (ROOT / name).exists() or any(path.endswith(f"/{name}") for path in SOURCES)
+        assert is_here, f"{name}: no such file"
+    for name in set(MODULE.findall(text)) - {"benchmarks.NAME"}:
+        assert importlib.util.find_spec(name) is not None, name
+    for target in LINK.findall(text):
+        if "://" not in target and "=" not in target:
+            assert (page.parent / target).exists(), f"{target}: broken link"
