@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dataset", required=True, help=f"one of {', '.join(DATASETS)}, or own")
     parser.add_argument("--root", required=True, type=pathlib.Path, help="its native folder")
     parser.add_argument("--out", required=True, help="folder or bucket (gs://...) of all records")
-    parser.add_argument("--split", nargs="+", default=["train"])
+    parser.add_argument("--split", nargs="+", default=["train"], help="one or more (train)")
     parser.add_argument("--options", default="{}", help="reader options as JSON")
     parser.add_argument("--shard-records", type=int, default=1000, help="photos of one file")
     parser.add_argument("--max-broken", type=float, default=0.01, help="share that may be broken")

@@ -191,7 +191,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", required=True, help=f"one of {', '.join(DATASETS)}, or own")
     parser.add_argument("--root", required=True, type=pathlib.Path, help="the dataset's folder")
-    parser.add_argument("--split", default="train")
+    parser.add_argument("--split", default="train", help="such as train or val (train)")
     parser.add_argument("--options", default="{}", help="reader options as JSON")
     parser.add_argument("--limit", type=int, help="read at most so many, evenly spread")
     parser.add_argument("--sheet", type=pathlib.Path, help="write a contact sheet (PNG) here")

@@ -20,6 +20,17 @@ _COMMANDS = {
     "export": ("semsam_jax.inference.export", "a checkpoint as self-contained compiled programs"),
     "demo": ("semsam_jax.demo.cli", "a web page to click on photos"),
 }
+_EPILOG = """\
+examples:
+  python -m semsam_jax segment photo.jpg --point 320,200 --labels "dog,cat;head,leg"
+  python -m semsam_jax auto FOLDER --out masks
+  python -m semsam_jax evaluate --suite one_click
+  python -m semsam_jax convert swint_only_sam_many2many.pth --out released
+  python -m semsam_jax demo
+
+`python -m semsam_jax COMMAND --help` explains a command. Without --checkpoint the last training
+run is used. Training: `python -m semsam_jax.main --help`. Data: `python -m data_pipelines.check`,
+`data_pipelines.build` and `data_pipelines.inspect`, each with --help."""
 _AFTER_CTRL_C = {
     "auto": "finished photos are kept; the same command goes on with the others",
     "segment": "nothing is half written; the same command starts again",
@@ -41,8 +52,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = _OneLineParser(
         prog="python -m semsam_jax",
         description="Segment and recognise anything at any granularity.",
-        epilog="`python -m semsam_jax COMMAND --help` explains a command. "
-        "Training: `python -m semsam_jax.main --help`.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(

@@ -1,7 +1,9 @@
-"""python -m semsam_jax.main --config=configs/joint.py --workdir=DIR
+"""Trains a model: python -m semsam_jax.main --config=configs/joint.py --workdir=runs/first
 
-Flags only; the run itself is `train.loop.train`. Every error that a user can repair is one
-line and exit code 2; `--traceback` shows where it came from.
+Started again, the same command resumes; Ctrl-C saves first. Any key of the configuration is an
+option, such as --config.steps=2000 or --config.data.datasets.sa1b=2; semsam_jax/config.py says
+what each key means, configs/README.md which configurations there are. An error that you can
+repair is one line and exit code 2.
 """
 
 import errno

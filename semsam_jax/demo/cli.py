@@ -16,7 +16,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the parser of `demo`."""
     parser = commands.add_parser(
         "demo",
-        help="a web page: drop a photo, click, slide from the whole to its parts",
+        help="a web page to click on photos",
         description="Opens a web page on this machine. Needs `pip install 'semsam_jax[demo]'`.",
     )
     parser.add_argument(

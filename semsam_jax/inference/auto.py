@@ -27,12 +27,14 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "where possible), so that the folder is training data, and overlays/NAME.jpg. An "
         "interrupted folder goes on where it stopped; broken files are skipped and reported.",
     )
-    parser.add_argument("photo", metavar="PHOTO|FOLDER")
+    parser.add_argument("photo", metavar="PHOTO|FOLDER", help="a photo, or a folder of photos")
     for name, kind, default, text in _SETTINGS:
         parser.add_argument(
             "--" + name.replace("_", "-"), type=kind, default=default, help=f"{text} ({default})"
         )
-    parser.add_argument("--level", default="all", metavar="1..6|all", help="1 coarsest (all)")
+    parser.add_argument(
+        "--level", default="all", metavar="1..6|all", help="1 coarsest, 6 finest (all)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="do finished photos again")
     arguments.add_labels_argument(parser)
     arguments.add_model_arguments(parser)
