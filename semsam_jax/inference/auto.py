@@ -103,14 +103,17 @@ def _segment_all(model, photos: list, out: Path, settings: dict, labels, overwri
 
 
 def _segment_one(generator, photo: Path, image_id: int, target: Path, stamp: dict) -> int:
-    from semsam_jax.inference import files, visualize
+    from semsam_jax.inference import convert_results, files, visualize
     from semsam_jax.inference.images import load_image
 
     image = load_image(photo)
     records = generator.generate(image)
     small = visualize.display_size(image)
     masks = [visualize.shrink_mask(files.decode_rle(r["segmentation"]), small) for r in records]
-    overlay = visualize.overlay_masks(small, masks)
+    colours = visualize.distinct_colours(len(masks))
+    names = [convert_results.record_name(record) or "" for record in records]
+    overlay = visualize.overlay_masks(small, masks, colours)
+    overlay = visualize.write_labels(overlay, masks, names, colours)
     copy = target.with_name(f"{target.name.removesuffix('.json')}.jpg")
     files.write_picture(target.parent / "overlays" / copy.name, overlay)
     files.link_jpeg(photo, image, copy)

@@ -141,8 +141,8 @@ def write_labels(
     font = _font(int(np.clip(max(height, width) / 48, 11, 40)))
     taken: list[tuple[float, float, float, float]] = []
     for i in sorted(range(len(masks)), key=lambda i: -int(masks[i].sum())):
-        place = innermost_point(masks[i])
-        if not texts[i] or place is None:
+        place = innermost_point(masks[i]) if texts[i] else None
+        if place is None:
             continue
         left, top, right, bottom = draw.textbbox(place, texts[i], font=font, anchor="mm")
         pad = font.size * 0.25

@@ -17,7 +17,7 @@ from nbclient import NotebookClient
 from tests.convert.test_cli import DATA
 from tests.e2e.runs import SMALL
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 COLAB = Path(__file__).parents[2] / "launch" / "colab"
 NOTEBOOKS = sorted(COLAB.glob("*.ipynb"))
 MAX_CELLS = 15
@@ -84,7 +84,7 @@ def test_notebooks_run(path, fresh, checkpoint, tmp_path, monkeypatch):
     folder = tmp_path / "cwd"
     folder.mkdir()
     client = NotebookClient(
-        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+        notebook, timeout=1500, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
     )
     client.execute()
     keep = os.environ.get("SEMSAM_JAX_KEEP_NOTEBOOKS")

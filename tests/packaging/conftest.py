@@ -36,7 +36,7 @@ class Fresh:
             env=self.environment(),
             capture_output=True,
             text=True,
-            timeout=280,
+            timeout=1500,
         )
 
 
@@ -44,7 +44,7 @@ def build(kind: str, source: Path, out: Path) -> Path:
     """Builds an sdist or a wheel with this environment's setuptools."""
     call = f"import setuptools.build_meta as b; print(b.build_{kind}({str(out)!r}))"
     done = subprocess.run(
-        [sys.executable, "-c", call], cwd=source, capture_output=True, text=True, timeout=280
+        [sys.executable, "-c", call], cwd=source, capture_output=True, text=True, timeout=1500
     )
     assert done.returncode == 0, done.stderr
     return out / done.stdout.splitlines()[-1]

@@ -14,7 +14,7 @@ from semsam_jax.__main__ import _COMMANDS
 from tests.e2e.runs import SMALL
 from tests.packaging.conftest import ROOT
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 IMPORT_SEC = 0.3
 PYTHONS = ("3.11", "3.12", "3.13")
 
