@@ -78,7 +78,7 @@ def check(source: Source, limit: int | None = None, *, decode: bool = True) -> R
         report.num_crowds += len(example.ignored)
         counts.append(len(example.instances))
         for instance in example.instances:
-            report.num_parts += instance.part_id >= 0
+            report.num_parts += instance.kind == "part"
             report.num_orphan_parts += instance.part_id >= 0 and instance.parent < 0
             report.num_stuff += not instance.is_thing
             report.num_pseudo += instance.is_pseudo

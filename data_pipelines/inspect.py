@@ -8,6 +8,7 @@ Interactive rows show all prompts, then single prompts with their targets, blue 
 (smallest); generic rows show every instance with its label. Grey is padding.
 """
 
+import dataclasses
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,14 +21,12 @@ from ml_collections import config_flags
 from PIL import Image, ImageDraw
 
 from data_pipelines import sample
-from data_pipelines.mixture import Mixture
-from data_pipelines.pipeline import STREAMS, PipelineConfig, StreamConfig, make_iterator
-from data_pipelines.schema import DATASETS, BatchShape
+from data_pipelines.pipeline import STREAMS, make_iterator
+from data_pipelines.recipe import pipeline_config
+from data_pipelines.schema import DATASETS
 from data_pipelines.sources import open_source
 from data_pipelines.sources.alone import own_classes, reader_options
-from data_pipelines.transforms.geometry import ADE20K, Augment
 from data_pipelines.transforms.masks import unpack_bits
-from data_pipelines.transforms.prompts import PromptPolicy
 from data_pipelines.vocabulary import Vocabulary, build_vocabulary
 from semsam_jax.core.errors import ConfigError, SemSamError
 
@@ -206,34 +205,6 @@ def _write(pen: ImageDraw.ImageDraw, place: tuple[float, float], text: str) -> N
     pen.text(place, text, fill="white", stroke_width=1, stroke_fill="black")
 
 
-def _pipeline_config(data: Mapping, num_rows: int, vocab_size: int) -> PipelineConfig:
-    """The recipe's `data` group with `num_rows` rows in each of its streams."""
-    policy = PromptPolicy(data["box_share"], data["hierarchy"], data["granularity_balance"])
-    interactive = Mixture(dict(data["datasets"]), dict(data["granularity"]))
-    return PipelineConfig(
-        shape=BatchShape(
-            image_size=data["image_size"],
-            max_instances=data["max_instances"],
-            num_prompts=data["num_prompts"],
-            mask_stride=data["mask_stride"],
-            vocab_size=max(vocab_size, 1),
-        ),
-        interactive=StreamConfig(num_rows if data["interactive_batch"] else 0, interactive),
-        generic=StreamConfig(
-            num_rows if data["generic_batch"] else 0, Mixture(dict(data["generic_datasets"]))
-        ),
-        prompts=policy,
-        augments={"sa1b": _jitter(data["sa1b_jitter"]), "ade20k": ADE20K},
-        default_augment=_jitter(data["scale_jitter"]),
-        num_threads=0,
-        prefetch=0,
-    )
-
-
-def _jitter(limits: Sequence[float]) -> Augment:
-    return Augment(min_scale=limits[0], max_scale=limits[1])
-
-
 def sample_settings() -> dict:
     """The `data` group that is drawn without a config: the embedded sample, all datasets."""
     even = dict.fromkeys(DATASETS, 1.0)
@@ -248,11 +219,16 @@ def sample_settings() -> dict:
         "mask_stride": 1,
         "max_instances": 100,
         "num_prompts": 24,
+        "max_targets": 6,
         "box_share": 0.25,
         "hierarchy": True,
+        "prompt_shares": {},
         "granularity_balance": 0.0,
+        "flip": 0.5,
         "scale_jitter": (0.5, 2.0),
         "sa1b_jitter": (0.99, 1.01),
+        "ade20k_jitter": (0.5, 2.0),
+        "num_workers": 0,
         "pascal_part_tree": False,
         "ade20k_parts": False,
     }
@@ -273,6 +249,11 @@ def inspect(
     Returns:
         The files written.
     """
+    if not data["image_size"]:
+        raise ConfigError(
+            "inspect: this recipe takes image_size from its checkpoint; give the same with "
+            "--config.data.image_size=N."
+        )
     shares = (dict(data["datasets"]), dict(data["generic_datasets"]))
     used = [name for name in {**shares[0], **shares[1]} if any(s.get(name, 0) for s in shares)]
     own = sorted(set(used) - set(DATASETS))
@@ -294,7 +275,12 @@ def inspect(
         name: open_source(name, folders[name], split, vocabulary, **options.get(name, {}))
         for name in used
     }
-    config = _pipeline_config(data, num_rows, len(vocabulary))
+    rows = {f"{name}_batch": num_rows if data[f"{name}_batch"] else 0 for name in STREAMS}
+    config = dataclasses.replace(
+        pipeline_config({**data, **rows, "num_workers": 0}, len(vocabulary)),
+        num_threads=0,
+        prefetch=0,
+    )
     iterator = make_iterator(config, sources, vocabulary, seed=seed)
     written = []
     for name, rows in next(iterator).items():

@@ -41,6 +41,13 @@ class RawInstance:
     is_thing: bool = True
     is_pseudo: bool = False
 
+    @property
+    def kind(self) -> str:
+        """`part`, `object`, or `agnostic`: a mask without class that is part of nothing known."""
+        if self.part_id >= 0 or self.parent >= 0:
+            return "part"
+        return "object" if self.object_id >= 0 else "agnostic"
+
 
 @dataclasses.dataclass(frozen=True)
 class RawExample:

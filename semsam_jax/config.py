@@ -63,9 +63,13 @@ class DataChoice:
         max_targets: targets of a prompt at most; many_to_one wants 1.
         box_share: share of the prompts that are boxes.
         hierarchy: whether labelled clicks also target the wholes of a part.
+        prompt_shares: how a row's prompts are divided among its kinds of instances
+            (object, part, agnostic); all 0, or none, draws evenly over instances.
         granularity_balance: share of prompts drawn evenly over mask sizes.
+        flip: chance of a horizontal flip.
         scale_jitter: (low, high) of the large-scale jitter for labelled data.
         sa1b_jitter: (low, high) of the scale jitter for SA-1B.
+        ade20k_jitter: (low, high) of ADE20k's scales of the short side, in steps of 0.1.
         num_workers: input processes; 0 reads in threads of the main process.
         pascal_part_tree: read PASCAL Part's whole tree (91 names) instead of 30 part words.
         ade20k_parts: also read the part levels of ADE20k's full release, without a class.
@@ -85,9 +89,12 @@ class DataChoice:
     max_targets: int = 6
     box_share: float = 0.25
     hierarchy: bool = False
+    prompt_shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
     granularity_balance: float = 0.0
+    flip: float = 0.5
     scale_jitter: tuple[float, float] = (0.1, 2.0)
     sa1b_jitter: tuple[float, float] = (0.99, 1.01)
+    ade20k_jitter: tuple[float, float] = (0.5, 2.0)
     num_workers: int = 0
     pascal_part_tree: bool = False
     ade20k_parts: bool = False
@@ -329,12 +336,19 @@ def _check(run: RunConfig) -> None:
             raise ConfigError(f"data.{name}: {getattr(data, name)}; must not be negative.")
     if data.interactive_batch + data.generic_batch == 0:
         raise ConfigError("data.interactive_batch, data.generic_batch: both are 0.")
-    for name in ("datasets", "granularity", "generic_datasets"):
+    for name in ("datasets", "granularity", "generic_datasets", "prompt_shares"):
         for key, share in getattr(data, name).items():
             if share < 0:
                 raise ConfigError(f"data.{name}.{key}: {share}; a share is not negative.")
-    if not 0 <= data.box_share <= 1:
-        raise ConfigError(f"data.box_share: {data.box_share}; must lie in 0..1.")
+    for name in ("box_share", "flip", "granularity_balance"):
+        if not 0 <= getattr(data, name) <= 1:
+            raise ConfigError(f"data.{name}: {getattr(data, name)}; must lie in 0..1.")
+    for kind in data.prompt_shares:
+        _one_of("data.prompt_shares", kind, ("object", "part", "agnostic"))
+    for name in ("scale_jitter", "sa1b_jitter", "ade20k_jitter"):
+        low, high = getattr(data, name)
+        if not 0 < low <= high:
+            raise ConfigError(f"data.{name}: {(low, high)}; wanted 0 < low <= high.")
 
 
 def _one_of(where: str, value: str, allowed: tuple[str, ...]) -> None:

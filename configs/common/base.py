@@ -40,9 +40,13 @@ def base() -> ConfigDict:
                 "max_targets": 6,
                 "box_share": 0.25,
                 "hierarchy": False,
+                # How a row's prompts are divided among its instances; all 0 is evenly.
+                "prompt_shares": {"object": 0.0, "part": 0.0, "agnostic": 0.0},
                 "granularity_balance": 0.0,
+                "flip": 0.5,
                 "scale_jitter": (0.1, 2.0),
                 "sa1b_jitter": (0.99, 1.01),
+                "ade20k_jitter": (0.5, 2.0),
                 "num_workers": 0,
                 # The 91 native part names with limbs above their halves, instead of 30 words.
                 "pascal_part_tree": False,

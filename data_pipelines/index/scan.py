@@ -211,8 +211,8 @@ def look_at(example: RawExample) -> Entry:
     return Entry(
         dataset=dataset,
         num_instances=len(seen),
-        has_object=any(row.in_view(item.object_id, item.part_id, "object") for item in seen),
-        has_part=any(row.in_view(item.object_id, item.part_id, "part") for item in seen),
+        has_object=any(row.in_view(item, "object") for item in seen),
+        has_part=any(row.in_view(item, "part") for item in seen),
     )
 
 

@@ -53,10 +53,7 @@ def _evaluation_row(
 ) -> dict:
     where = f"{example.dataset}/{example.example_id}"
     placement = geometry.fit_placement(example.height, example.width, image_size, short_side)
-    wanted = [
-        not item.is_pseudo and row.in_view(item.object_id, item.part_id, view)
-        for item in example.instances
-    ]
+    wanted = [not item.is_pseudo and row.in_view(item, view) for item in example.instances]
     kept, mask_bits, boxes = _draw(example.instances, wanted, example, placement, where)
     crowds = example.ignored
     found, ignore_bits, ignore_boxes = _draw(

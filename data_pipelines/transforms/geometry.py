@@ -5,6 +5,7 @@ not disagree. Scale and crop policies follow SPEC section xi.
 """
 
 import dataclasses
+import math
 import typing
 
 import numpy as np
@@ -19,6 +20,7 @@ class Augment:
         min_scale, max_scale: photo's fitted size relative to the canvas, drawn uniformly.
         side: which side of the photo that size is ("long" fits inside the canvas).
         num_scales: 0 draws any scale of the range, otherwise one of so many even steps.
+        max_long: the long side is never made longer than so many canvases.
     """
 
     flip: float = 0.5
@@ -26,11 +28,18 @@ class Augment:
     max_scale: float = 1.0
     side: typing.Literal["long", "short"] = "long"
     num_scales: int = 0
+    max_long: float = math.inf
+
+
+def ade20k(min_scale: float = 0.5, max_scale: float = 2.0, *, flip: float = 0.5) -> Augment:
+    """ADE20k's scale choices: the short side in steps of a tenth of the canvas."""
+    num_scales = round((max_scale - min_scale) * 10) + 1
+    return Augment(flip, min_scale, max_scale, "short", num_scales, max_long=4.0)
 
 
 SA1B = Augment(min_scale=0.99, max_scale=1.01)
 LSJ = Augment(min_scale=0.1, max_scale=2.0)
-ADE20K = Augment(min_scale=0.5, max_scale=2.0, side="short", num_scales=16)
+ADE20K = ade20k()
 AUGMENTS = {"sa1b": SA1B, "ade20k": ADE20K}
 """Policy of a dataset by name; any other dataset gets `LSJ`."""
 
@@ -125,7 +134,8 @@ def sample_placement(
         scale_draw = step / (augment.num_scales - 1)
     relative = augment.min_scale + scale_draw * (augment.max_scale - augment.min_scale)
     side = max(height, width) if augment.side == "long" else min(height, width)
-    fitted = _place(height, width, relative * canvas / side, canvas)
+    scale = min(relative / side, augment.max_long / max(height, width)) * canvas
+    fitted = _place(height, width, scale, canvas)
     return dataclasses.replace(
         fitted,
         offset_y=round(y_draw * max(fitted.scaled_h - canvas, 0)),

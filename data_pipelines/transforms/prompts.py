@@ -5,6 +5,7 @@ box has its own instance as its only target, and the clicked instance is never d
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
@@ -19,7 +20,10 @@ class PromptPolicy:
     Attributes:
         box_share: share of the prompts that are boxes.
         hierarchy: whether a click on labelled data also targets every other instance under
-            it (parts and their wholes); class-agnostic data always does.
+            it; the wholes that a part belongs to come before the rest where not all fit.
+            Class-agnostic data always does.
+        shares: how the prompts of a row are divided among the kinds of instances that it
+            has (`object`, `part`, `agnostic`); empty draws evenly over instances.
         granularity_balance: share of the prompts drawn evenly over mask sizes (octaves of
             the area) instead of evenly over instances, so that small masks are not drowned.
         click_px: side of a click's box, canvas pixels.
@@ -27,6 +31,7 @@ class PromptPolicy:
 
     box_share: float = 0.25
     hierarchy: bool = False
+    shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
     granularity_balance: float = 0.0
     click_px: int = 6
 
@@ -41,6 +46,8 @@ class Candidate:
         mask: at stride 1, or None for boxes-only data.
         cells: the mask at the row's mask stride, or None.
         is_primary: whether the row's view asks for it to be prompted.
+        kind: `object`, `part` or `agnostic`.
+        wholes: `source` of what it is a part of, nearest first.
     """
 
     source: int
@@ -48,6 +55,8 @@ class Candidate:
     mask: PackedMask | None
     cells: PackedMask | None
     is_primary: bool = True
+    kind: str = "agnostic"
+    wholes: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,12 +68,14 @@ class SampledPrompts:
         is_box: bool [p].
         chosen: int64 [p] the instance each prompt was made for.
         under: per prompt, ascending: the instances it may target, `chosen` among them.
+        wholes: per prompt: those of `under` that `chosen` is a part of, nearest first.
     """
 
     boxes: Float32[np.ndarray, "p 4"]
     is_box: Bool[np.ndarray, "p"]
     chosen: Int64[np.ndarray, "p"]
     under: tuple[tuple[int, ...], ...]
+    wholes: tuple[tuple[int, ...], ...]
 
 
 def sample_prompts(
@@ -90,7 +101,7 @@ def sample_prompts(
         canvas: side in pixels.
         policy: shares and sizes.
     """
-    chosen = _choose(rng, candidates, num_prompts, max_instances, policy.granularity_balance)
+    chosen = _choose(rng, candidates, num_prompts, max_instances, policy)
     has_masks = candidates[0].cells is not None
     num_clicks = num_prompts - round(policy.box_share * num_prompts) if has_masks else 0
     is_box = np.arange(num_prompts) >= num_clicks
@@ -105,8 +116,17 @@ def sample_prompts(
         boxes.append((x / canvas, y / canvas, policy.click_px / canvas, policy.click_px / canvas))
         found = _under_click(candidates, extents, x, y, mask_stride) if all_under_click else []
         under.append(tuple(found) or (instance,))
+    place = {candidate.source: index for index, candidate in enumerate(candidates)}
+    wholes = [
+        tuple(place[s] for s in candidates[instance].wholes if place.get(s) in found)
+        for instance, found in zip(chosen.tolist(), under, strict=True)
+    ]
     return SampledPrompts(
-        boxes=np.array(boxes, np.float32), is_box=is_box, chosen=chosen, under=tuple(under)
+        boxes=np.array(boxes, np.float32),
+        is_box=is_box,
+        chosen=chosen,
+        under=tuple(under),
+        wholes=tuple(wholes),
     )
 
 
@@ -115,27 +135,28 @@ def keep_instances(
 ) -> Int64[np.ndarray, "kept"]:
     """Chooses the instances that a row carries, ascending.
 
-    All when they fit; otherwise the prompted ones, then the ones that most prompts target,
-    then a random rest.
+    All when they fit; otherwise the prompted ones, then their wholes, then the ones that most
+    prompts target, then a random rest.
     """
     if num_candidates <= max_instances:
         return np.arange(num_candidates)
-    wanted = np.zeros(num_candidates)
-    for under in prompts.under:
+    wanted, tier = np.zeros(num_candidates), np.zeros(num_candidates)
+    for under, wholes in zip(prompts.under, prompts.wholes, strict=True):
         wanted[list(under)] += 1
-    wanted[prompts.chosen] += len(prompts.under) + 1
-    order = np.lexsort((rng.random(num_candidates), -wanted))
+        tier[list(wholes)] = 1
+    tier[prompts.chosen] = 2
+    order = np.lexsort((rng.random(num_candidates), -wanted, -tier))
     return np.sort(order[:max_instances])
 
 
 def cap_targets(
-    rng: np.random.Generator, under: list[int], chosen: int, max_targets: int
+    rng: np.random.Generator, under: list[int], first: list[int], max_targets: int
 ) -> list[int]:
-    """At most `max_targets` of `under`, ascending: `chosen` always, the others at random."""
+    """At most `max_targets` of `under`, ascending: `first` in order, the others at random."""
     if len(under) <= max_targets:
         return under
-    others = [instance for instance in under if instance != chosen]
-    return sorted([chosen, *rng.permutation(others)[: max_targets - 1].tolist()])
+    others = [instance for instance in under if instance not in first]
+    return sorted([*first, *rng.permutation(others).tolist()][:max_targets])
 
 
 def box_cxcywh(box_px: np.ndarray, canvas: int) -> tuple[float, float, float, float]:
@@ -149,13 +170,13 @@ def _choose(
     candidates: list[Candidate],
     num_prompts: int,
     max_instances: int,
-    balance: float,
+    policy: PromptPolicy,
 ) -> np.ndarray:
     """A random permutation of the primary instances, repeated; a share evenly over sizes."""
     primary = np.flatnonzero([candidate.is_primary for candidate in candidates])
     order = rng.permutation(primary)[:max_instances]
-    num_balanced = round(balance * num_prompts)
-    plain = np.resize(order, num_prompts - num_balanced)
+    num_balanced = round(policy.granularity_balance * num_prompts)
+    plain = _by_kind(rng, candidates, order, num_prompts - num_balanced, policy.shares)
     if not num_balanced:
         return plain
     octaves = np.array([_octave(candidates[i]) for i in order.tolist()])
@@ -163,6 +184,27 @@ def _choose(
     drawn = sizes[rng.integers(len(sizes), size=num_balanced)]
     balanced = [int(rng.choice(order[octaves == size])) for size in drawn]
     return rng.permutation(np.concatenate([plain, np.array(balanced, plain.dtype)]))
+
+
+def _by_kind(
+    rng: np.random.Generator,
+    candidates: list[Candidate],
+    order: np.ndarray,
+    count: int,
+    shares: Mapping[str, float],
+) -> np.ndarray:
+    """`count` of `order`, divided among the kinds that occur as `shares` says."""
+    kinds = np.array([candidates[i].kind for i in order.tolist()])
+    present = {kind: share for kind, share in shares.items() if share > 0 and kind in kinds}
+    if not present:
+        return np.resize(order, count)
+    ends = np.cumsum([0.0, *present.values()])
+    ends = np.round(count * ends / ends[-1]).astype(int)
+    drawn = [
+        np.resize(order[kinds == kind], end - start)
+        for kind, start, end in zip(present, ends[:-1], ends[1:], strict=True)
+    ]
+    return rng.permutation(np.concatenate(drawn))  # clicks come before boxes
 
 
 def _octave(candidate: Candidate) -> int:

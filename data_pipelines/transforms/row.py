@@ -84,7 +84,7 @@ class RowMaker:
         height, width, canvas = example.height, example.width, self.shape.image_size
         resorts = [geometry.fit_placement(height, width, canvas)]
         for instance, outline in zip(example.instances, outlines, strict=True):
-            if not in_view(instance.object_id, instance.part_id, view):
+            if not in_view(instance, view):
                 continue
             if outline is None:
                 x, y = int(instance.box[0]), int(instance.box[1])
@@ -106,17 +106,27 @@ class RowMaker:
         tables = masks.draw_tables(placement)
         survivors = []
         for index, (instance, outline) in enumerate(zip(example.instances, outlines, strict=True)):
-            is_primary = in_view(instance.object_id, instance.part_id, view)
             if outline is None:
+                mask = cells = None
                 box = placement.move_box(instance.box)
-                if box[2] - box[0] >= 1 and box[3] - box[1] >= 1:
-                    survivors.append(Candidate(index, box, None, None, is_primary))
-                continue
-            mask = masks.draw_mask(outline, tables)
-            cells = masks.subsample(mask, self.shape.mask_stride) if mask else None
-            if cells:
+                if box[2] - box[0] < 1 or box[3] - box[1] < 1:
+                    continue
+            else:
+                mask = masks.draw_mask(outline, tables)
+                cells = masks.subsample(mask, self.shape.mask_stride) if mask else None
+                if not cells:
+                    continue
                 box = tuple(float(value) for value in mask.box_px)
-                survivors.append(Candidate(index, box, mask, cells, is_primary))
+            found = Candidate(
+                source=index,
+                box_px=box,
+                mask=mask,
+                cells=cells,
+                is_primary=in_view(instance, view),
+                kind=instance.kind,
+                wholes=_wholes(example.instances, index),
+            )
+            survivors.append(found)
         return survivors
 
     def _fill(
@@ -156,9 +166,11 @@ class RowMaker:
         row["prompt_is_box"][:] = sampled.is_box
         row["prompt_valid"][:] = True
         slot_of = {index: slot for slot, index in enumerate(kept.tolist())}
-        for prompt, (under, chosen) in enumerate(zip(sampled.under, sampled.chosen, strict=True)):
+        for prompt, under in enumerate(sampled.under):
             slots = [slot_of[index] for index in under if index in slot_of]
-            targets = prompts.cap_targets(rng, slots, slot_of[int(chosen)], shape.max_targets)
+            first = (int(sampled.chosen[prompt]), *sampled.wholes[prompt])
+            first = [slot_of[index] for index in first if index in slot_of]
+            targets = prompts.cap_targets(rng, slots, first, shape.max_targets)
             row["prompt_targets"][prompt, : len(targets)] = targets
         row["vocab_valid"][:] = self.vocab_valid[example.dataset]
         row["has_masks"] = np.asarray(candidates[0].cells is not None)
@@ -166,11 +178,19 @@ class RowMaker:
         return row
 
 
-def in_view(object_id: int, part_id: int, view: str) -> bool:
+def in_view(instance: RawInstance, view: str) -> bool:
     """Whether an instance belongs to a view; class-agnostic instances are in `any` only."""
-    if view == "part":
-        return part_id >= 0
-    return view == "any" or (object_id >= 0 and part_id < 0)
+    return view in ("any", instance.kind)
+
+
+def _wholes(instances: Sequence[RawInstance], index: int) -> tuple[int, ...]:
+    """What an instance is a part of, nearest first."""
+    found: list[int] = []
+    index = instances[index].parent
+    while index >= 0 and index not in found:
+        found.append(index)
+        index = instances[index].parent
+    return tuple(found)
 
 
 def read_outlines(

@@ -12,14 +12,12 @@ from etils import epath
 from jax.sharding import Mesh
 
 from data_pipelines import sample
-from data_pipelines.mixture import Mixture
-from data_pipelines.pipeline import InputIterator, PipelineConfig, StreamConfig, make_iterator
-from data_pipelines.schema import DATASETS, BatchShape
+from data_pipelines.pipeline import InputIterator, make_iterator
+from data_pipelines.recipe import pipeline_config
+from data_pipelines.schema import DATASETS
 from data_pipelines.sources import Source, open_source
 from data_pipelines.sources.alone import own_classes, reader_options
 from data_pipelines.sources.base import encode_mask
-from data_pipelines.transforms.geometry import ADE20K, Augment
-from data_pipelines.transforms.prompts import PromptPolicy
 from data_pipelines.vocabulary import Vocabulary, build_vocabulary
 from semsam_jax.config import RunConfig
 from semsam_jax.core.checkpoint_io import cache_dir
@@ -143,7 +141,8 @@ def build_input(run: RunConfig, vocabulary: Vocabulary, name_mask: np.ndarray, m
     """
     names = used_datasets(run)
     sources = open_sources(run, names, "train", vocabulary)
-    config = pipeline_config(run, len(vocabulary))
+    data = dataclasses.asdict(run.data)
+    config = pipeline_config(data, len(vocabulary), total_steps=run.steps)
     rows = make_iterator(
         config,
         sources,
@@ -179,32 +178,6 @@ def index_cache() -> Path:
     return cache_dir() / "index"
 
 
-def pipeline_config(run: RunConfig, vocab_size: int) -> PipelineConfig:
-    """Maps the config group `data` to the pipeline's own fields."""
-    data = run.data
-    return PipelineConfig(
-        shape=BatchShape(
-            image_size=data.image_size,
-            max_instances=data.max_instances,
-            num_prompts=data.num_prompts,
-            max_targets=data.max_targets,
-            mask_stride=data.mask_stride,
-            vocab_size=max(vocab_size, 1),
-        ),
-        interactive=StreamConfig(data.interactive_batch, Mixture(data.datasets, data.granularity)),
-        generic=StreamConfig(data.generic_batch, Mixture(data.generic_datasets)),
-        prompts=PromptPolicy(
-            box_share=data.box_share,
-            hierarchy=data.hierarchy,
-            granularity_balance=data.granularity_balance,
-        ),
-        augments={"sa1b": _augment(data.sa1b_jitter), "ade20k": ADE20K},
-        default_augment=_augment(data.scale_jitter),
-        num_workers=data.num_workers,
-        total_steps=run.steps,
-    )
-
-
 def evaluation_samples(run: RunConfig, vocabulary: Vocabulary) -> list[EvalSample]:
     """Held-back photos with their human-made masks, letterboxed to the training canvas."""
     if not run.eval_photos:
@@ -216,7 +189,3 @@ def evaluation_samples(run: RunConfig, vocabulary: Vocabulary) -> list[EvalSampl
         dataclasses.replace(photo, masks=[encode_mask(mask) for mask in photo.masks])
         for photo in photos.samples()
     ]
-
-
-def _augment(jitter: tuple[float, float]) -> Augment:
-    return Augment(min_scale=jitter[0], max_scale=jitter[1])

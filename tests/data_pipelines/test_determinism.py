@@ -90,6 +90,30 @@ def test_resuming_continues_exactly(reference):
     assert_same(take(first, STEPS - 2), reference[2:])
 
 
+def test_a_run_goes_on_with_other_hosts_and_threads(reference):
+    """Two hosts stop after one step, one host does one more, and two others finish."""
+    both = [build(process_index=i, process_count=2) for i in range(2)]
+    states = set()
+    for host in both:
+        next(host)
+        states.add(host.get_state())
+        host.close()
+    assert len(states) == 1  # a position of the run, not of a host
+    threaded = dataclasses.replace(CONFIG, num_threads=3, prefetch=1)
+    alone = build(threaded)
+    alone.set_state(states.pop())
+    assert_same(take(alone, 1), reference[1:2])
+    for index in range(2):
+        host = build(process_index=index, process_count=2)
+        host.set_state(alone.get_state())
+        batch = take(host, 1)[0]
+        for stream, rows in batch.items():
+            for key, values in rows.items():
+                half = len(values)
+                wanted = reference[2][stream][key][index * half : (index + 1) * half]
+                np.testing.assert_array_equal(values, wanted)
+
+
 def test_far_positions_are_as_cheap_as_near_ones():
     iterator = build()
     iterator.set_state(iterator.state_for_step(10**9))
