@@ -1,17 +1,19 @@
-"""How fast one core turns an SA-1B-like record into a training row.
+"""How fast one core turns records into training rows, and how much memory a worker needs.
 
-    python -m benchmarks.input --masks 100 --repeats 10
+    python -m benchmarks.input
 
-The record is synthetic: a 2250x1500 JPEG with camera-like detail and ragged-edged masks of all
-sizes. Decoding alone is the bound that no amount of work on the masks can pass.
+Two records, as `data_pipelines.build` writes them: one like SA-1B's (a 2250x1500 JPEG with
+camera-like detail, 100 ragged masks of all sizes) and one like COCO's panoptic (640x480, 20
+segments that cover the photo). Decoding the JPEG alone is the bound that no amount of work on the
+masks can pass; it is given at the reduced scale at which the row decodes it.
 """
 
 import argparse
 import cProfile
-import dataclasses
 import functools
 import io
 import pstats
+import resource
 import time
 from collections.abc import Callable
 
@@ -21,31 +23,54 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from data_pipelines import decode
+from data_pipelines.builders.codec import Decoder, Encoder
 from data_pipelines.schema import BatchShape, RawExample, RawInstance
 from data_pipelines.transforms import geometry, row
 from data_pipelines.transforms.prompts import PromptPolicy
+from data_pipelines.vocabulary import build_vocabulary
 
 
-def synthetic_record(num_masks: int, height: int = 1500, width: int = 2250) -> RawExample:
-    """A photo-like JPEG of about 1 MB with `num_masks` ragged blobs."""
-    rng = np.random.default_rng(0)
+def photo(rng: np.random.Generator, height: int, width: int) -> bytes:
+    """A JPEG with smooth colours and camera noise: about 0.3 bytes a pixel."""
     coarse = rng.integers(0, 255, (height // 32, width // 32, 3)).astype(np.uint8)
-    photo = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).astype(np.float32)
-    photo = np.clip(photo + rng.normal(0, 8, photo.shape), 0, 255).astype(np.uint8)
+    smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).astype(np.float32)
+    noisy = np.clip(smooth + rng.normal(0, 8, smooth.shape), 0, 255).astype(np.uint8)
     buffer = io.BytesIO()
-    Image.fromarray(photo).save(buffer, "JPEG", quality=88)
+    Image.fromarray(noisy).save(buffer, "JPEG", quality=88)
+    return buffer.getvalue()
+
+
+def instance(mask: np.ndarray, object_id: int) -> RawInstance:
+    rle = coco_mask.encode(np.asfortranarray(mask))
+    x, y, w, h = (float(value) for value in coco_mask.toBbox(rle))
+    return RawInstance(rle=rle, box=(x, y, x + w, y + h), object_id=object_id)
+
+
+def sa1b_example(num_masks: int, height: int = 1500, width: int = 2250) -> RawExample:
+    """Ragged blobs: most are small, a few cover much of the photo."""
+    rng = np.random.default_rng(0)
     noise = cv2.resize(rng.normal(0, 1, (height // 24, width // 24)), (width, height))
     yy, xx = np.mgrid[:height, :width].astype(np.float32)
     instances = []
     for _ in range(num_masks):
-        # SA-1B: most masks are small, a few cover much of the photo.
         radius = min(height, width) / 2 * float(np.exp(rng.uniform(-4, 0)))
         y, x = rng.uniform(0, height), rng.uniform(0, width)
-        blob = np.hypot(yy - y, xx - x) / radius + 0.15 * noise <= 1
-        instances.append(
-            RawInstance(rle=coco_mask.encode(np.asfortranarray(blob)), box=(0, 0, 1, 1))
-        )
-    return RawExample("sa1b", "synthetic", buffer.getvalue(), height, width, tuple(instances))
+        instances.append(instance(np.hypot(yy - y, xx - x) / radius + 0.15 * noise <= 1, -1))
+    image = photo(rng, height, width)
+    return RawExample("sa1b", "synthetic", image, height, width, tuple(instances))
+
+
+def coco_example(num_segments: int = 20, height: int = 480, width: int = 640) -> RawExample:
+    """Ragged cells that together cover the photo."""
+    rng = np.random.default_rng(0)
+    yy, xx = np.mgrid[:height, :width].astype(np.float32)
+    noise = cv2.resize(rng.normal(0, 25, (height // 8, width // 8)), (width, height))
+    seeds = rng.uniform(0, 1, (num_segments, 2)) * (height, width)
+    distance = [np.hypot(yy - y, xx - x) + noise * rng.uniform(0, 1) for y, x in seeds]
+    owner = np.argmin(distance, axis=0)
+    instances = [instance(owner == i, i) for i in range(num_segments) if (owner == i).any()]
+    image = photo(rng, height, width)
+    return RawExample("coco", "synthetic", image, height, width, tuple(instances))
 
 
 def rate(work: Callable[[], object], repeats: int) -> float:
@@ -57,42 +82,62 @@ def rate(work: Callable[[], object], repeats: int) -> float:
     return repeats / (time.process_time() - start)
 
 
+def make_row(decoder: Decoder, record: bytes, maker: row.RowMaker, rng) -> dict:
+    return maker((decoder(record), "any"), rng)
+
+
+def measure(example: RawExample, augment: geometry.Augment, stride: int, repeats: int) -> Callable:
+    """Prints the rates of one record; returns the work, for a profile."""
+    vocabulary = build_vocabulary(["coco"])
+    maker = row.RowMaker(
+        shape=BatchShape(mask_stride=stride, vocab_size=len(vocabulary)),
+        policy=PromptPolicy(),
+        augments={example.dataset: augment},
+        vocab_valid={example.dataset: vocabulary.valid(example.dataset)},
+        dataset_index={example.dataset: 0},
+    )
+    record = Encoder(example.dataset, vocabulary)(example)
+    decoder, rng = Decoder(example.dataset, vocabulary), np.random.default_rng(0)
+    work = functools.partial(make_row, decoder, record, maker, rng)
+    outlines = sum(len(item.rle["counts"]) for item in example.instances)
+    print(
+        f"{example.dataset}: {example.width}x{example.height}, JPEG "
+        f"{len(example.image) / 1e6:.2f} MB, {len(example.instances)} masks in "
+        f"{outlines / 1e3:.0f} kB of RLE; masks at stride {stride}"
+    )
+    reduction = 2 if augment is geometry.SA1B else 1
+    bound = rate(
+        functools.partial(
+            decode.decode_image, example.image, where="benchmark", reduction=reduction
+        ),
+        repeats,
+    )
+    print(f"  JPEG alone, at 1/{reduction}     {bound:6.1f} images/s")
+    print(f"  record to Example      {rate(functools.partial(decoder, record), repeats):6.1f} /s")
+    rows = rate(work, repeats)
+    print(f"  record to row          {rows:6.1f} images/s, {100 * rows / bound:.0f} % of the bound")
+    return work
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--masks", type=int, default=100)
-    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--profile", action="store_true", help="show where the time goes")
     args = parser.parse_args()
     cv2.setNumThreads(1)
-    record = synthetic_record(args.masks)
-    photo = len(record.image)
-    outlines = sum(len(instance.rle["counts"]) for instance in record.instances)
-    print(
-        f"record: JPEG {photo / 1e6:.2f} MB, {args.masks} masks in {outlines / 1e3:.0f} kB of RLE"
-    )
-    for reduction in (1, 2):
-        work = functools.partial(
-            decode.decode_image, record.image, where="benchmark", reduction=reduction
-        )
-        print(f"decode, 1/{reduction} size              {rate(work, args.repeats):8.1f} /s")
-    for name, augment in (("SA-1B policy", geometry.SA1B), ("large jitter", geometry.LSJ)):
-        for stride in (1, 4):
-            shape = BatchShape(mask_stride=stride)
-            maker = row.RowMaker(
-                shape=shape,
-                policy=PromptPolicy(),
-                augments={"sa1b": augment},
-                vocab_valid={"sa1b": np.zeros(1, bool)},
-                dataset_index={"sa1b": 0},
-            )
-            rng = np.random.default_rng(0)
-            speed = rate(functools.partial(maker, (record, "any"), rng), args.repeats)
-            print(f"row, {name}, stride {stride}  {speed:8.1f} /s")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    coco = coco_example()
+    measure(coco, geometry.LSJ, 1, args.repeats)
+    sa1b = sa1b_example(args.masks)
+    for stride in (4, 1):
+        work = measure(sa1b, geometry.SA1B, stride, args.repeats)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(f"peak memory of the process: {peak / 1e3:.0f} MB ({before / 1e3:.0f} MB after import)")
     if args.profile:
-        maker = dataclasses.replace(maker, shape=BatchShape(), augments={"sa1b": geometry.SA1B})
         profile = cProfile.Profile()
         for _ in range(args.repeats):
-            profile.runcall(maker, (record, "any"), np.random.default_rng(0))
+            profile.runcall(work)
         pstats.Stats(profile).sort_stats("tottime").print_stats(18)
 
 
