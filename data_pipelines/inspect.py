@@ -118,8 +118,11 @@ def _prompt_panel(row: Mapping[str, np.ndarray], vocabulary: Vocabulary, prompt:
         _paint(picture, row, slot, _hue(hue), 0.5)
     _mark_prompt(picture, row, prompt, 2)
     kind = "box" if row["prompt_is_box"][prompt] else "click"
-    labels = dict.fromkeys(_label(row, vocabulary, slot) for slot in targets)
-    text = f"{kind} {prompt}: {len(targets)} targets  {', '.join(filter(None, labels))}"
+    # "dog, ear, nose": the whole is named once.
+    labels = dict.fromkeys(
+        name for slot in targets for name in _label(row, vocabulary, slot).split(": ") if name
+    )
+    text = f"{kind} {prompt}: {len(targets)} targets  {', '.join(labels)}"
     return _titled(Image.fromarray(picture), text)
 
 

@@ -69,7 +69,9 @@ class Encoder:
             "instances": self._columns(example.instances),
             "ignored": self._columns(example.ignored),
         }
-        return self._serializer.serialize_example(self._features.encode_example(fields))
+        record = self._serializer.get_tf_example(self._features.encode_example(fields))
+        # The fields are a map: without this their order, and a file's hash, would vary.
+        return record.SerializeToString(deterministic=True)
 
     def _columns(self, items: Sequence[RawInstance]) -> dict:
         return {
