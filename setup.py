@@ -54,6 +54,7 @@ setup(
     ],
     extras_require={
         "test": [
+            "apache-beam",
             "beartype",
             "faster-coco-eval",
             "gradio>=6",
