@@ -5,7 +5,7 @@ All functions take the records that `segment`, `auto` and `MaskGenerator` give: 
 `predicted_iou` and `level`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import cv2
@@ -44,8 +44,7 @@ def record_mask(record: Record) -> Bool[np.ndarray, "h w"]:
 
 def record_name(record: Record) -> str | None:
     """`object`, `object / part` or None, as the record says."""
-    names = [_name(record, kind) for kind in ("object", "part")]
-    return " / ".join(name for name in names if name) or None
+    return " / ".join(_names(record)) or None
 
 
 def record_score(record: Record) -> float:
@@ -79,33 +78,42 @@ def scale_record(record: Record, height: int, width: int) -> dict:
 
 
 def to_coco(records: Sequence[Record], file_name: str, height: int, width: int) -> dict:
-    """COCO data set of one photo: `images`, `annotations`, `categories`.
+    """COCO data set of one photo: `images`, `annotations`, `categories`; see `to_coco_dataset`."""
+    return to_coco_dataset([(records, file_name, height, width)])
 
-    A category is an `object / part` name; records without a name are `thing`.
+
+def to_coco_dataset(photos: Iterable[tuple[Sequence[Record], str, int, int]]) -> dict:
+    """COCO data set of several photos, each given as (records, file name, height, width).
+
+    A category is an object, or `object:part` as in PACO, so that the file is training data
+    (configs/finetune.py); records without a name are `thing`.
     """
-    names = [record_name(record) or _UNNAMED for record in records]
-    numbers = {name: i for i, name in enumerate(dict.fromkeys(names), start=1)}
-    annotations = []
-    for i, (record, name) in enumerate(zip(records, names, strict=True), start=1):
-        mask = record_mask(record)
-        _check_size(mask, height, width)
-        annotation = {
-            "id": i,
-            "image_id": 1,
-            "category_id": numbers[name],
-            "segmentation": encode_rle(mask),
-            "bbox": box_xywh(mask),
-            "area": int(mask.sum()),
-            "iscrowd": 0,
-            "score": record_score(record),
-        }
-        annotations.append(annotation | _extras(record))
+    numbers: dict[str, int] = {}
+    images, annotations = [], []
+    for records, file_name, height, width in photos:
+        about = {"file_name": file_name, "height": height, "width": width}
+        images.append({"id": len(images) + 1, **about})
+        for record in records:
+            mask = record_mask(record)
+            _check_size(mask, height, width)
+            name = ":".join(_names(record)) or _UNNAMED
+            annotation = {
+                "id": len(annotations) + 1,
+                "image_id": len(images),
+                "category_id": numbers.setdefault(name, len(numbers) + 1),
+                "segmentation": encode_rle(mask),
+                "bbox": box_xywh(mask),
+                "area": int(mask.sum()),
+                "iscrowd": 0,
+                "score": record_score(record),
+            }
+            annotations.append(annotation | _extras(record))
     return {
         "info": {"description": "made by semsam_jax"},
-        "images": [{"id": 1, "file_name": file_name, "height": height, "width": width}],
+        "images": images,
         "annotations": annotations,
         "categories": [
-            {"id": number, "name": name, "supercategory": name.split(" / ")[0]}
+            {"id": number, "name": name, "supercategory": name.split(":")[0]}
             for name, number in numbers.items()
         ],
     }
@@ -194,9 +202,9 @@ def to_supervision(records: Sequence[Record]) -> "supervision.Detections":
     )
 
 
-def _name(record: Record, kind: str) -> str | None:
-    value = record.get(kind)
-    return str(value["name"]) if isinstance(value, Mapping) else None
+def _names(record: Record) -> list[str]:
+    found = [record.get(kind) for kind in ("object", "part")]
+    return [str(name["name"]) for name in found if isinstance(name, Mapping) and name["name"]]
 
 
 def _extras(record: Record) -> dict:

@@ -4,9 +4,13 @@ import sys
 import numpy as np
 import pytest
 import supervision
+from PIL import Image
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from skimage import draw as skimage_draw
 
+from data_pipelines.sources.coco_folder import CocoFolder, read_class_names
+from data_pipelines.vocabulary import build_vocabulary
 from semsam_jax.core.errors import DataError
 from semsam_jax.inference import convert_results as convert
 from semsam_jax.inference.files import encode_rle
@@ -37,6 +41,14 @@ def records(masks):
     return found
 
 
+def uncompressed_counts(mask):
+    """COCO's uncompressed RLE: lengths of the runs down the columns, zeros first."""
+    flat = mask.flatten(order="F")
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    runs = np.diff([0, *edges, flat.size]).tolist()
+    return [0, *runs] if flat[0] else runs
+
+
 def test_all_three_kinds_of_segmentation_are_read(masks):
     for mask in [*masks, np.zeros((HEIGHT, WIDTH), bool), np.ones((HEIGHT, WIDTH), bool)]:
         counts = {"size": [HEIGHT, WIDTH], "counts": uncompressed_counts(mask)}
@@ -52,13 +64,30 @@ def test_coco_file_loads_in_pycocotools(records, masks, tmp_path):
     (tmp_path / "masks.json").write_text(json.dumps(content, allow_nan=False))
     data = COCO(str(tmp_path / "masks.json"))
     assert data.imgs[1] == {"id": 1, "file_name": "a b.jpg", "height": HEIGHT, "width": WIDTH}
-    assert [c["name"] for c in data.loadCats(data.getCatIds())] == ["dog", "dog / head", "thing"]
+    assert [c["name"] for c in data.loadCats(data.getCatIds())] == ["dog", "dog:head", "thing"]
     for mask, annotation in zip(masks, data.loadAnns(data.getAnnIds()), strict=True):
         np.testing.assert_array_equal(data.annToMask(annotation), mask)
         assert annotation["area"] == mask.sum()
-    assert len(data.getAnnIds(catIds=data.getCatIds(["dog / head"]))) == 1
+    assert len(data.getAnnIds(catIds=data.getCatIds(["dog:head"]))) == 1
     results = data.loadRes(content["annotations"])
     assert len(results.anns) == len(records)
+
+
+def test_several_photos_are_one_data_set_that_training_reads(records, masks, tmp_path):
+    photos = [(records, "a.png", HEIGHT, WIDTH), (records[1:2], "b.png", HEIGHT, WIDTH)]
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "train").mkdir()
+    for _, name, height, width in photos:
+        Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(tmp_path / "train" / name)
+    file = tmp_path / "annotations" / "train.json"
+    file.write_text(json.dumps(convert.to_coco_dataset(photos)))
+    vocabulary = build_vocabulary([], extra={"mine": read_class_names(file)})
+    source = CocoFolder(tmp_path, "train", vocabulary, dataset="mine")
+    assert [len(source[i].instances) for i in range(2)] == [3, 1]
+    found = source[0].instances[2]  # parts come after wholes
+    assert vocabulary.entry(found.object_id).text == "dog"
+    assert vocabulary.entry(found.part_id).text == "head"
+    np.testing.assert_array_equal(coco_mask.decode(found.rle), masks[1])
 
 
 def test_labelme_polygons_cover_the_masks(records, masks):

@@ -1,12 +1,15 @@
 """The notebooks of launch/colab, run from a fresh environment with small sizes.
 
-    SEMSAM_JAX_KEEP_NOTEBOOKS=DIR python -m pytest tests/notebooks
+    SEMSAM_JAX_KEEP_NOTEBOOKS=launch/colab SEMSAM_JAX_NOTEBOOK_CHECKPOINT=runs/first \\
+        python -m pytest tests/notebooks -k run
 
-keeps the executed notebooks, with their pictures, in DIR.
+keeps the executed notebooks, with their outputs, in that folder. With a checkpoint they are run
+with it and at their own sizes instead of the small ones.
 """
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -22,6 +25,11 @@ COLAB = Path(__file__).parents[2] / "launch" / "colab"
 NOTEBOOKS = sorted(COLAB.glob("*.ipynb"))
 MAX_CELLS = 15
 MAX_BYTES = 1_500_000
+# In the layout of the released files, with random weights.
+RELEASED = DATA / "tiny_ref.pth"
+KEEP = os.environ.get("SEMSAM_JAX_KEEP_NOTEBOOKS")
+REAL = os.environ.get("SEMSAM_JAX_NOTEBOOK_CHECKPOINT")
+REAL = Path(REAL).resolve() if REAL else None
 TRAIN = [f"--config.{key}={value}" for key, value in SMALL.items() if key != "steps"]
 
 
@@ -31,11 +39,15 @@ def read(path):
 
 def parameters_of(name, checkpoint):
     """Small sizes for each notebook; set in its first cell, like a visitor would."""
+    is_small = REAL is None
     return {
-        "clicks_and_levels": {"CHECKPOINT": str(checkpoint)},
-        "everything_with_names": {"CHECKPOINT": str(checkpoint), "POINTS_PER_SIDE": 4},
-        "train_and_fine_tune": {"STEPS": 4, "MORE_FLAGS": TRAIN},
-        "convert_and_check": {"FILE": str(DATA / "tiny_ref.pth")},
+        "clicks_and_levels": {"CHECKPOINT": str(REAL or checkpoint)},
+        "everything_with_names": {"CHECKPOINT": str(REAL or checkpoint)}
+        | ({"POINTS_PER_SIDE": 4} if is_small else {}),
+        "train_and_fine_tune": {"STEPS": 4, "FINE_TUNE_STEPS": 2, "MORE_FLAGS": TRAIN}
+        if is_small
+        else {},
+        "convert_and_check": {"FILE": RELEASED.name},
     }[name]
 
 
@@ -46,6 +58,15 @@ def with_parameters(notebook, values):
         (at,) = [i for i, line in enumerate(lines) if line.startswith(f"{name} = ")]
         lines[at] = f"{name} = {value!r}"
     notebook.cells[0].source = "\n".join(lines)
+
+
+def keep(notebook, original, target):
+    """Writes the outputs under the cells as they were, without what only this run knows."""
+    for cell, old in zip(notebook.cells, original.cells, strict=True):
+        cell.source = old.source
+        cell.metadata = old.metadata
+    notebook.metadata = original.metadata
+    nbformat.write(notebook, target)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -83,13 +104,13 @@ def test_notebooks_run(path, fresh, checkpoint, tmp_path, monkeypatch):
     with_parameters(notebook, {"SOURCE": str(fresh.wheel), **parameters_of(path.stem, checkpoint)})
     folder = tmp_path / "cwd"
     folder.mkdir()
+    shutil.copy(RELEASED, folder)
     client = NotebookClient(
         notebook, timeout=1500, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
     )
     client.execute()
-    keep = os.environ.get("SEMSAM_JAX_KEEP_NOTEBOOKS")
-    if keep:
-        nbformat.write(notebook, Path(keep) / path.name)
+    if KEEP:
+        keep(notebook, read(path), Path(KEEP) / path.name)
     pictures = [
         output
         for cell in notebook.cells
@@ -99,3 +120,5 @@ def test_notebooks_run(path, fresh, checkpoint, tmp_path, monkeypatch):
     assert pictures
     assert len(nbformat.writes(notebook)) < MAX_BYTES
     assert sys.executable not in nbformat.writes(notebook)
+    outputs = [o for cell in notebook.cells for o in cell.get("outputs", ())]
+    assert not [o for o in outputs if o.output_type == "error"]
