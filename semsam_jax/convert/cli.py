@@ -23,7 +23,11 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "exits with 2 if the model would not be complete.",
     )
     parser.add_argument(
-        "file", nargs="?", metavar="FILE", help=".pth file, or checkpoint folder with --to-torch"
+        "file",
+        nargs="*",
+        metavar="FILE",
+        help=".pth file, or checkpoint folder with --to-torch; of several files that hold parts of "
+        "one model, the last that has a tensor counts",
     )
     parser.add_argument("--out", required=True, metavar="PATH", help="folder, or file to write")
     parser.add_argument(
@@ -69,21 +73,23 @@ def _convert(args: argparse.Namespace) -> None:
     from semsam_jax.convert.from_torch import examine, from_torch
     from semsam_jax.convert.torch_reader import read_state_dict, unwrap
 
-    where = f"checkpoint {args.file}"
-    state = unwrap(read_state_dict(args.file))
+    name = " + ".join(args.file)
+    where, state = f"checkpoint {name}", {}
+    for file in args.file:
+        state |= unwrap(read_state_dict(file))
     if args.model_config:
         preset, config = "custom", load_model_config(args.model_config)
         has_generic = "sem_seg_head.predictor.enc_output.weight" in state
         config = dataclasses.replace(config, has_generic=config.has_generic or has_generic)
     else:
         preset, config = detect_config(state, where)
-    print(f"{args.file}: preset {preset}, {_branches(config)}")
+    print(f"{name}: preset {preset}, {_branches(config)}")
     print(examine(state, config).table())
     conversion = from_torch(state, config, allow_unexpected=args.allow_unexpected, where=where)
     params, config = _replace_parts(args, dict(conversion.params), config)
     num_tokens = config.decoder.num_tokens
     is_released = num_tokens == len(RELEASED_LEVEL_ORDER)
-    meta = _meta(preset, config, str(Path(args.file).name))
+    meta = _meta(preset, config, " + ".join(Path(file).name for file in args.file))
     meta |= {
         "level_order": list(RELEASED_LEVEL_ORDER if is_released else range(num_tokens)),
         "prompt_preset": "released_v1",
@@ -126,11 +132,13 @@ def _write_torch(args: argparse.Namespace) -> None:
     from semsam_jax.convert.to_torch import to_torch
     from semsam_jax.convert.torch_writer import write_state_dict
 
-    if not args.file:
-        raise ConversionError("convert --to-torch: no checkpoint folder given; wanted FILE.")
-    params, meta = checkpoint_io.read_model(args.file)
+    if len(args.file) != 1:
+        raise ConversionError(
+            f"convert --to-torch: got {len(args.file)} checkpoint folders; wanted one."
+        )
+    params, meta = checkpoint_io.read_model(args.file[0])
     config = presets.from_json(meta["model_config"])
-    state = to_torch(params, config, where=f"checkpoint {args.file}")
+    state = to_torch(params, config, where=f"checkpoint {args.file[0]}")
     write_state_dict(args.out, state.tensors, aliases=state.aliases, wrapper="model")
     total = len(state.tensors) + len(state.aliases)
     print(f"wrote {args.out}: {total} names, {len(state.aliases)} of them aliases")

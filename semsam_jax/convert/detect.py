@@ -32,14 +32,20 @@ _FIXED = {
     ("backbone", "qk_scale"): None,
     ("backbone", "ape"): False,
     ("backbone", "patch_norm"): True,
+    ("backbone", "out_features"): ["res2", "res3", "res4", "res5"],
     ("pixel_decoder", "norm"): "GN(32 groups)",
-    ("pixel_decoder", "total_num_feature_levels"): 4,
+    ("pixel_decoder", "in_features"): ["res2", "res3", "res4", "res5"],
     ("pixel_decoder", "num_fpn_levels"): 1,
     ("pixel_decoder", "common_stride"): 4,
-    ("decoder", "num_feature_levels"): 4,
     ("text", "name"): "transformer",
     ("text", "autoregressive_causal_mask"): True,
+    ("preprocess", "channel_order"): "RGB",
+    ("preprocess", "size_divisibility"): 32,
+    ("preprocess", "pad_value_after_normalisation"): 0.0,
+    ("preprocess", "pad_side"): "right and bottom",
 }
+# Backbone maps that enter the deformable encoder -> how many of the last ones they are.
+_NUM_INPUTS = {("res3", "res4", "res5"): 3, ("res2", "res3", "res4", "res5"): 4}
 
 
 def detect_config(
@@ -68,14 +74,18 @@ def detect_config(
 
 
 def with_branches_of(state: Mapping[str, np.ndarray], config: ModelConfig) -> ModelConfig:
-    """Returns `config` with a text tower and a generic branch only if the file has them."""
+    """Returns `config` with what only the file tells: text tower, generic branch, tokens."""
     has_text = any(key.startswith(f"{_TOWER}.") for key in state)
     text = config.text
     if has_text and text is None:
         prefix = f"{_PREDICTOR}.lang_encoder."
         text = text_config_of({k.removeprefix(prefix): v for k, v in state.items()})
+    decoder, tokens = config.decoder, state.get(f"{_PREDICTOR}.mask_tokens.weight")
+    if tokens is not None and tokens.ndim == 2:
+        decoder = dataclasses.replace(decoder, num_tokens=tokens.shape[0])
     return dataclasses.replace(
         config,
+        decoder=decoder,
         text=text if has_text else None,
         has_generic=f"{_PREDICTOR}.enc_output.weight" in state,
     )
@@ -124,6 +134,7 @@ def measure(state: Mapping[str, np.ndarray], where: str = "checkpoint") -> dict[
             "window_size": (math.isqrt(tables[0][0]) + 1) // 2,
             "pixel_decoder_dim": state[f"{_PIXEL_DECODER}.mask_features.weight"].shape[1],
             "mask_dim": state[f"{_PIXEL_DECODER}.mask_features.weight"].shape[0],
+            "levels": state[f"{_PIXEL_DECODER}.transformer.level_embed"].shape[0],
             "encoder_layers": _count(
                 state, rf"{re.escape(_PIXEL_DECODER)}\.transformer\.encoder\.layers\.(\d+)\."
             ),
@@ -144,7 +155,9 @@ def load_model_config(path: str | os.PathLike) -> ModelConfig:
     """Reads sizes from a JSON file with the sections backbone, pixel_decoder, decoder, text.
 
     The sections use the reference's own names (embed_dim, conv_dim, dim_feedforward, ...).
-    `text` may be absent or null. `decoder.two_stage` says whether there is a generic branch.
+    `text` may be absent or null. `decoder.two_stage` says whether there is a generic branch; its
+    number of queries is `decoder.num_object_queries`, or that of a section `generic` (or
+    `generic_...`). `preprocess` may give pixel_mean and pixel_std.
 
     Raises:
         ConfigError: unreadable, or a number is missing or of another type.
@@ -168,6 +181,19 @@ def load_model_config(path: str | os.PathLike) -> ModelConfig:
     decoder = _Section(file, tree, "decoder")
     has_generic = bool(decoder.values.get("two_stage", False))
     defaults = DecoderConfig()
+    num_levels = pixel.integer("total_num_feature_levels", PixelDecoderConfig.num_levels)
+    if decoder.integer("num_feature_levels", num_levels) != num_levels:
+        raise ConfigError(
+            f"model config {file}: decoder.num_feature_levels: got "
+            f"{decoder.values['num_feature_levels']}, wanted {num_levels} as in "
+            f"pixel_decoder.total_num_feature_levels."
+        )
+    num_inputs = _num_inputs(file, pixel.values)
+    if num_levels not in (num_inputs, num_inputs + 1):
+        raise ConfigError(
+            f"model config {file}: pixel_decoder.total_num_feature_levels: got {num_levels}, "
+            f"wanted {num_inputs} or {num_inputs + 1} with {num_inputs} deform_in_features."
+        )
     return ModelConfig(
         backbone=SwinConfig(
             embed_dim=backbone.integer("embed_dim"),
@@ -181,6 +207,8 @@ def load_model_config(path: str | os.PathLike) -> ModelConfig:
             ),
         ),
         pixel_decoder=PixelDecoderConfig(
+            num_inputs=num_inputs,
+            num_levels=num_levels,
             dim=pixel.integer("conv_dim"),
             mask_dim=pixel.integer("mask_dim"),
             num_layers=pixel.integer("enc_layers"),
@@ -196,8 +224,7 @@ def load_model_config(path: str | os.PathLike) -> ModelConfig:
             feedforward_dim=decoder.integer("dim_feedforward"),
             num_tokens=decoder.integer("num_mask_tokens"),
             text_dim=decoder.integer("dim_proj"),
-            num_queries=decoder.integer("num_object_queries", defaults.num_queries)
-            or defaults.num_queries,
+            num_queries=_num_queries(file, tree) or defaults.num_queries,
             noise_scale=decoder.number("dn_noise_scale", defaults.noise_scale),
             point_noise_factor=decoder.number(
                 "point_noise_extra_factor", defaults.point_noise_factor
@@ -205,7 +232,43 @@ def load_model_config(path: str | os.PathLike) -> ModelConfig:
         ),
         text=_text_config(file, tree),
         has_generic=has_generic,
+        **_pixel_statistics(file, tree),
     )
+
+
+def _num_inputs(file: Path, pixel_decoder: Mapping) -> int:
+    names = pixel_decoder.get("deform_in_features", ["res3", "res4", "res5"])
+    key = tuple(names) if isinstance(names, list) else names
+    if not isinstance(key, tuple) or key not in _NUM_INPUTS:
+        known = " or ".join(str(list(names)) for names in _NUM_INPUTS)
+        raise ConfigError(
+            f"model config {file}: pixel_decoder.deform_in_features: got {names!r}, wanted {known}."
+        )
+    return _NUM_INPUTS[key]
+
+
+def _num_queries(file: Path, tree: Mapping) -> int:
+    generic = [name for name, values in tree.items() if re.fullmatch("generic(_.*)?", name)]
+    sections = [_Section(file, tree, name) for name in ("decoder", *generic)]
+    return max(section.integer("num_object_queries", 0) for section in sections)
+
+
+def _pixel_statistics(file: Path, tree: Mapping) -> dict[str, tuple[float, ...]]:
+    if tree.get("preprocess") is None:
+        return {}
+    section = _Section(file, tree, "preprocess")
+    found = {}
+    for key in ("pixel_mean", "pixel_std"):
+        values = section.values.get(key)
+        if values is None:
+            continue
+        is_triple = isinstance(values, list) and len(values) == 3
+        if not is_triple or not all(type(v) in (int, float) for v in values):
+            raise ConfigError(
+                f"model config {file}: preprocess.{key}: got {values!r}, wanted three numbers."
+            )
+        found[key] = tuple(float(v) for v in values)
+    return found
 
 
 def _text_config(file: Path, tree: Mapping) -> TextConfig | None:
@@ -266,6 +329,7 @@ def _measures(config: ModelConfig) -> dict[str, object]:
         "window_size": swin.window_size,
         "pixel_decoder_dim": config.pixel_decoder.dim,
         "mask_dim": config.pixel_decoder.mask_dim,
+        "levels": config.pixel_decoder.num_levels,
         "encoder_layers": config.pixel_decoder.num_layers,
         "decoder_dim": config.decoder.dim,
         "text_dim": config.decoder.text_dim,

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from semsam_jax.convert.report import Report
+from semsam_jax.convert.rows import Rule
 from semsam_jax.convert.rules import (
     PARTS,
-    Rule,
     backbone_rules,
     ignored_reason,
     rules_for,

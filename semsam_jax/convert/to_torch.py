@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from semsam_jax.convert.from_torch import relative_position_index
-from semsam_jax.convert.rules import Rule, rules_for
+from semsam_jax.convert.rows import Rule
+from semsam_jax.convert.rules import rules_for
+from semsam_jax.convert.tree import flatten
 from semsam_jax.core.errors import ConversionError
 from semsam_jax.models.presets import ModelConfig
 
@@ -32,7 +34,7 @@ def to_torch(params: Mapping, config: ModelConfig, *, where: str = "params") -> 
     Raises:
         ConversionError: parameters are missing, misshaped or left over; lists all of them.
     """
-    leaves = flatten(params)
+    leaves = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
     rules = rules_for(config)
     problems = [f"{path}: unexpected" for path in sorted(set(leaves) - {r.path for r in rules})]
     tensors: dict[str, np.ndarray] = {}
@@ -56,17 +58,6 @@ def to_torch(params: Mapping, config: ModelConfig, *, where: str = "params") -> 
             name = f"model.backbone.layers.{stage}.blocks.{block}.attn.relative_position_index"
             tensors[name] = index
     return TorchState(tensors, aliases)
-
-
-def flatten(params: Mapping, prefix: str = "") -> dict[str, np.ndarray]:
-    """Nested dicts as one dict; keys are paths joined by "/"."""
-    leaves: dict[str, np.ndarray] = {}
-    for name, value in params.items():
-        if isinstance(value, Mapping):
-            leaves |= flatten(value, f"{prefix}{name}/")
-        else:
-            leaves[f"{prefix}{name}"] = np.asarray(value)
-    return leaves
 
 
 def _is_left_out(rule: Rule, array: np.ndarray, config: ModelConfig) -> bool:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int32, UInt8
 
+from semsam_jax.convert.tree import check_tree
 from semsam_jax.core import checkpoint_io
 from semsam_jax.core.compilation import use_compilation_cache
 from semsam_jax.core.errors import CheckpointError
@@ -137,6 +138,7 @@ def load_model(
         prompt_preset=prompt_preset,
         canvas_multiple=canvas_multiple,
         precision=precision,
+        where=f"checkpoint {path}",
     )
 
 
@@ -148,6 +150,7 @@ def model_from_params(
     prompt_preset: PromptPreset | None = None,
     canvas_multiple: int = STRIDE,
     precision: str = "highest",
+    where: str = "checkpoint",
 ) -> LoadedModel:
     """Makes a `LoadedModel` of parameters in memory; `meta` as `core.checkpoint_io` stores it."""
     missing = [key for key in ("model_config", "level_order", "prompt_preset") if key not in meta]
@@ -155,7 +158,14 @@ def model_from_params(
         raise CheckpointError(
             f"checkpoint meta: no {', '.join(missing)}; write it with semsam_jax convert or train."
         )
-    config = presets.from_json(meta["model_config"])
+    try:
+        config = presets.from_json(meta["model_config"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{where}: its model_config is not one of this release ({type(error).__name__}: "
+            f"{error}); convert or train it again."
+        ) from error
+    check_tree(params, config, where)
     prompt_preset = prompt_preset or meta["prompt_preset"]
     if prompt_preset not in _PROMPT_PRESETS:
         raise CheckpointError(

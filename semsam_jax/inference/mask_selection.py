@@ -46,6 +46,9 @@ class Filters:
         """Raises PromptError for a value without meaning."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            # A predicted IoU is a plain number of the network: it may well be below 0.
+            if field.name == "pred_iou_thresh" and not np.isnan(value):
+                continue
             if not (np.isfinite(value) and value >= 0):
                 raise PromptError(f"{field.name}: got {value}; wanted a number of at least 0.")
 

@@ -28,9 +28,6 @@ from semsam_jax.models.presets import DecoderConfig
 from semsam_jax.ops.boxes import inverse_sigmoid
 from semsam_jax.ops.positional import sine_boxes
 
-# Levels of the pyramid, fixed by the released weights.
-_NUM_LEVELS = 4
-
 LevelShapes = tuple[tuple[int, int], ...]
 
 
@@ -71,6 +68,23 @@ def make_memory(levels: Sequence[Float[Array, "b _h _w c"]]) -> Memory:
         tokens=jnp.concatenate([level.reshape(b, -1, c) for level in reverse], axis=1),
         shapes=tuple(level.shape[1:3] for level in reverse),
     )
+
+
+class MemoryProjection(nn.Module):
+    """Takes every level to the decoder's width, where that differs from the pixel decoder's."""
+
+    dim: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, levels: Sequence[Float[Array, "b _h _w c"]]
+    ) -> tuple[Float[Array, "b _h _w d"], ...]:
+        """One linear layer for each level, given from high to low resolution."""
+        return tuple(
+            nn.Dense(self.dim, dtype=self.dtype, kernel_init=linear_init, name=f"level{i}")(x)
+            for i, x in enumerate(levels)
+        )
 
 
 class DecoderLayer(nn.Module):
@@ -131,25 +145,27 @@ class Decoder(nn.Module):
     Attributes:
         config: sizes.
         mask_dim: channels of the mask features.
+        num_levels: levels of the memory.
         dtype: compute dtype of layers; boxes are refined in float32.
         remat: key of `layers.REMAT_POLICIES`, for each layer.
     """
 
     config: DecoderConfig
     mask_dim: int
+    num_levels: int = 4
     dtype: Any = jnp.float32
     remat: str = "none"
 
     def setup(self) -> None:
         """Declares the stacked layers and everything that all layers share."""
-        config = self.config
+        config, num_levels = self.config, self.num_levels
         self.heads = Heads(config, self.mask_dim, dtype=self.dtype)
         nn.share_scope(self, self.heads)
         self.ref_point_head = MLP(config.dim, config.dim, 2, dtype=self.dtype)
         tokens = jax.ShapeDtypeStruct((1, 2, config.dim), self.dtype)
         boxes = jax.ShapeDtypeStruct((1, 2, 4), jnp.float32)
-        memory = jax.ShapeDtypeStruct((1, _NUM_LEVELS, config.dim), self.dtype)
-        layer = self._layer(((1, 1),) * _NUM_LEVELS, None)
+        memory = jax.ShapeDtypeStruct((1, num_levels, config.dim), self.dtype)
+        layer = self._layer(((1, 1),) * num_levels, None)
         self.layers = stacked_params(
             self, "layers", layer, config.num_layers, tokens, tokens, boxes, memory, None
         )

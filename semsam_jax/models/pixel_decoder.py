@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from semsam_jax.core.errors import ConfigError
 from semsam_jax.core.structs import Pyramid
 from semsam_jax.models.deformable import DeformableAttention
 from semsam_jax.models.layers import (
@@ -149,15 +150,24 @@ class PixelDecoder(nn.Module):
             maps: backbone maps, high to low resolution.
 
         Returns:
-            Pyramid with levels at strides 8, 16, 32, 64 and float32 mask features.
+            Pyramid with levels of strides 8, 16, 32, 64 (those of the configuration) and
+            float32 mask features.
+
+        Raises:
+            ConfigError: numbers of inputs and levels that do not fit.
         """
         config = self.config
-        stride4, *inputs = maps
+        if not 0 <= config.num_levels - config.num_inputs <= 1 or config.num_inputs > len(maps):
+            raise ConfigError(
+                f"model.pixel_decoder: got {config.num_inputs} inputs and {config.num_levels} "
+                f"levels; wanted 1..{len(maps)} inputs, and as many levels or one more."
+            )
+        inputs = list(maps[-config.num_inputs :])
         # The extra level comes straight from the backbone's last map.
-        inputs.append(inputs[-1])
+        inputs += inputs[-1:] * (config.num_levels - config.num_inputs)
         levels = []
         for i, x in enumerate(inputs):
-            is_extra = i == 3
+            is_extra = i == config.num_inputs
             levels.append(
                 _ConvNorm(
                     config.dim,
@@ -171,7 +181,7 @@ class PixelDecoder(nn.Module):
             )
             self.sow("intermediates", f"input_proj{i}_out", levels[-1])
         levels = self._refine(levels)
-        return Pyramid(levels=tuple(levels), mask_features=self._to_stride4(stride4, levels[0]))
+        return Pyramid(levels=tuple(levels), mask_features=self._to_stride4(maps[0], levels[0]))
 
     def _refine(self, levels: list[Array]) -> list[Array]:
         """Runs the encoder over all levels as one sequence."""
@@ -190,16 +200,16 @@ class PixelDecoder(nn.Module):
         return [p.reshape(b, *shape, c) for p, shape in zip(parts, shapes, strict=True)]
 
     def _to_stride4(
-        self, stride4: Float[Array, "b h w c"], stride8: Float[Array, "b h8 w8 d"]
+        self, stride4: Float[Array, "b h w c"], finest: Float[Array, "b h2 w2 d"]
     ) -> Float[Array, "b h w m"]:
-        """One feature pyramid step, then the projection to mask features."""
+        """One feature pyramid step from the finest level, then the projection to mask features."""
         config = self.config
         lateral = _ConvNorm(
             config.dim, 1, config.norm_groups, use_bias=False, dtype=self.dtype, name="adapter"
         )(stride4)
         self.sow("intermediates", "adapter_out", lateral)
         b, h, w, _ = stride4.shape
-        x = lateral + jax.image.resize(stride8, (b, h, w, config.dim), "bilinear")
+        x = lateral + jax.image.resize(finest, (b, h, w, config.dim), "bilinear")
         x = _ConvNorm(
             config.dim, 3, config.norm_groups, use_bias=False, dtype=self.dtype, name="fpn"
         )(x)

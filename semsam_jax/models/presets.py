@@ -51,7 +51,11 @@ class EfficientNetLiteConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PixelDecoderConfig:
-    """Deformable encoder over strides 8..64 and one FPN step to stride 4."""
+    """Deformable encoder over strides 8..64 and one FPN step to stride 4.
+
+    `num_inputs` of the backbone's last maps enter the encoder, and `num_levels` leave it:
+    as many, or one more (half the resolution of the last).
+    """
 
     dim: int = 256
     mask_dim: int = 256
@@ -60,6 +64,8 @@ class PixelDecoderConfig:
     num_points: int = 4
     feedforward_dim: int = 2048
     norm_groups: int = 32
+    num_inputs: int = 3
+    num_levels: int = 4
 
 
 @dataclasses.dataclass(frozen=True)

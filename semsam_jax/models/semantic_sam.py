@@ -19,7 +19,13 @@ from semsam_jax.core.structs import (
     Pyramid,
     TextTable,
 )
-from semsam_jax.models.decoder import Decoder, DecoderStates, make_memory
+from semsam_jax.models.decoder import (
+    Decoder,
+    DecoderStates,
+    Memory,
+    MemoryProjection,
+    make_memory,
+)
 from semsam_jax.models.denoising import Denoising, DenoisingTargets, attention_mask
 from semsam_jax.models.efficientnet_lite import EfficientNetLite
 from semsam_jax.models.pixel_decoder import PixelDecoder
@@ -57,7 +63,10 @@ class SemanticSAM(nn.Module):
         self.prompt_encoder = PromptEncoder(
             decoder.dim, decoder.num_tokens, decoder.noise_scale, decoder.point_noise_factor
         )
-        self.decoder = Decoder(decoder, config.pixel_decoder.mask_dim, **common)
+        pixel_decoder = config.pixel_decoder
+        self.decoder = Decoder(decoder, pixel_decoder.mask_dim, pixel_decoder.num_levels, **common)
+        if pixel_decoder.dim != decoder.dim:
+            self.memory_projection = MemoryProjection(decoder.dim, dtype=self.dtype)
         if config.has_generic:
             self.query_selector = QuerySelector(decoder.num_queries, dtype=self.dtype)
             self.denoising = Denoising(decoder.dim, decoder.text_dim, decoder.noise_scale)
@@ -135,7 +144,7 @@ class SemanticSAM(nn.Module):
         states = self.decoder(
             tokens.content.reshape(b, p * k, c),
             jnp.repeat(tokens.references, k, axis=1),
-            make_memory(pyramid.levels),
+            self._memory(pyramid),
             group=k if isolate else None,
             blocked=blocked,
         )
@@ -172,7 +181,7 @@ class SemanticSAM(nn.Module):
                 "SemanticSAM.decode_generic: this model has no generic branch "
                 "(model.has_generic is False); set it to True and train the branch."
             )
-        memory = make_memory(pyramid.levels)
+        memory = self._memory(pyramid)
         selected = self.query_selector(
             memory.tokens,
             memory.shapes,
@@ -215,6 +224,11 @@ class SemanticSAM(nn.Module):
                 "None); choose a preset with one, or pass a stored table of names."
             )
         return self.text_encoder(token_ids)
+
+    def _memory(self, pyramid: Pyramid) -> Memory:
+        is_as_wide = self.config.pixel_decoder.dim == self.config.decoder.dim
+        levels = pyramid.levels
+        return make_memory(levels if is_as_wide else self.memory_projection(levels))
 
     def init_all(self) -> None:
         """Touches every parameter once on a small canvas; used by `init_params`."""

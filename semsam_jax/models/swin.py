@@ -1,7 +1,8 @@
 """Swin transformer backbone: four maps at strides 4, 8, 16 and 32.
 
 Blocks come in pairs, one with regular and one with shifted windows. A stage scans over
-its pairs, so its size in the program does not grow with its depth.
+its pairs, so its size in the program does not grow with its depth; an odd block, `last`, comes
+after them.
 """
 
 from typing import Any
@@ -12,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from semsam_jax.core.errors import ConfigError
-from semsam_jax.models.layers import LayerNorm, scan_layers, stacked_params
+from semsam_jax.models.layers import REMAT_POLICIES, LayerNorm, scan_layers, stacked_params
 from semsam_jax.models.presets import SwinConfig
 from semsam_jax.ops.windows import (
     from_windows,
@@ -176,6 +176,25 @@ class _Stage(nn.Module):
         self, x: Float[Array, "b h w c"], scales: Float[Array, "r b"] | None
     ) -> tuple[Float[Array, "b h w c"], Float[Array, "b h2 w2 c2"] | None]:
         """Returns the map of this stage and the input of the next."""
+        if self.depth > 1:
+            x = self._pairs(x, None if scales is None else scales[: self.depth // 2 * 4])
+        if self.depth % 2:
+            config = self.config
+            block = SwinBlock
+            if self.remat != "none":
+                block = nn.remat(SwinBlock, policy=REMAT_POLICIES[self.remat])
+            last = block(
+                self.num_heads, config.window_size, 0, config.mlp_ratio, self.dtype, name="last"
+            )
+            x = last(x, None if scales is None else scales[-2:])
+            self.sow("intermediates", "last_block", x)
+        if not self.has_downsample:
+            return x, None
+        return x, PatchMerging(self.dtype, name="downsample")(x)
+
+    def _pairs(
+        self, x: Float[Array, "b h w c"], scales: Float[Array, "r b"] | None
+    ) -> Float[Array, "b h w c"]:
         pairs = self.depth // 2
         pair = _BlockPair(self.num_heads, self.config, self.dtype, parent=None)
         params = stacked_params(self, "pairs", pair, pairs, x)
@@ -190,9 +209,7 @@ class _Stage(nn.Module):
         x, outputs = scan_layers(body, params, x, scales, remat=self.remat)
         if is_captured:
             self.sow("intermediates", "blocks", outputs)
-        if not self.has_downsample:
-            return x, None
-        return x, PatchMerging(self.dtype, name="downsample")(x)
+        return x
 
 
 class _PatchEmbed(nn.Module):
@@ -213,7 +230,7 @@ class Swin(nn.Module):
     """The backbone.
 
     Attributes:
-        config: sizes; every depth is even.
+        config: sizes.
         dtype: compute dtype.
         remat: key of `layers.REMAT_POLICIES`, for each pair of blocks.
 
@@ -241,16 +258,8 @@ class Swin(nn.Module):
 
         Returns:
             Normed maps at strides 4, 8, 16, 32 (sides rounded up).
-
-        Raises:
-            ConfigError: a stage has an odd number of blocks.
         """
         config = self.config
-        if any(depth % 2 for depth in config.depths):
-            raise ConfigError(
-                f"model.backbone.depths: got {config.depths}; regular and shifted blocks "
-                "come in pairs, so use even numbers."
-            )
         scales = None
         if train and config.drop_path_rate > 0:
             rates = np.linspace(0, config.drop_path_rate, sum(config.depths)).repeat(2)

@@ -11,9 +11,10 @@ import pytest
 from semsam_jax.convert.detect import detect_config, load_model_config
 from semsam_jax.convert.from_torch import examine, from_torch, relative_position_index
 from semsam_jax.convert.rules import PARTS, rules_for
-from semsam_jax.convert.to_torch import flatten, to_torch
+from semsam_jax.convert.to_torch import to_torch
 from semsam_jax.convert.torch_reader import read_state_dict, unwrap
 from semsam_jax.convert.torch_writer import write_state_dict
+from semsam_jax.convert.tree import flatten
 from semsam_jax.core.errors import ConfigError, ConversionError
 from semsam_jax.models.presets import PRESETS
 

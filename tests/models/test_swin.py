@@ -10,7 +10,6 @@ import pytest
 
 from semsam_jax.convert.from_torch import from_torch
 from semsam_jax.convert.torch_reader import read_state_dict, unwrap
-from semsam_jax.core.errors import ConfigError
 from semsam_jax.models.presets import PRESETS, SwinConfig
 from semsam_jax.models.swin import PatchMerging, Swin, drop_path_scales
 
@@ -126,7 +125,16 @@ def test_parameter_count_of_real_sizes(preset: str, size: int) -> None:
     assert count == pytest.approx(size, rel=0 if preset == "swin_t" else 1e-3)
 
 
-def test_odd_depth_is_refused() -> None:
-    model = Swin(SwinConfig(depths=(2, 3, 2, 2)))
-    with pytest.raises(ConfigError, match="come in pairs"):
-        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+def test_odd_depth_drops_and_recomputes_paths_like_an_even_one() -> None:
+    config = SwinConfig(embed_dim=8, depths=(3,), num_heads=(2,), window_size=3)
+    image = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+    params = jax.jit(Swin(config).init)(jax.random.key(0), image)
+
+    def loss(params, remat):
+        rngs = {"drop_path": jax.random.key(2)}
+        maps = Swin(config, remat=remat).apply(params, image, train=True, rngs=rngs)
+        return sum(jnp.sum(jnp.sin(x)) for x in maps)
+
+    plain, again = (jax.jit(jax.grad(loss), static_argnums=1)(params, r) for r in ("none", "full"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), plain, again)
+    assert set(params["params"]["stage0"]) == {"pairs", "last"}

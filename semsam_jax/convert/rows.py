@@ -1,0 +1,162 @@
+"""Rows and rules: how one family of reference tensors becomes leaves of our tree."""
+
+import enum
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+class Layout(enum.Enum):
+    """How a reference tensor becomes our array; the way back is its inverse."""
+
+    SAME = "same"
+    DENSE = "[out, in] -> [in, out]"
+    CONV = "[out, in, kh, kw] -> [kh, kw, in, out]"
+    POINTWISE = "[out, in, 1, 1] -> [in, out]"
+
+    def to_ours(self, array: np.ndarray) -> np.ndarray:
+        """Reorders a reference tensor into flax's layout (a view)."""
+        if self is Layout.DENSE:
+            return array.T
+        if self is Layout.POINTWISE:
+            return array[:, :, 0, 0].T
+        return array.transpose(2, 3, 1, 0) if self is Layout.CONV else array
+
+    def to_reference(self, array: np.ndarray) -> np.ndarray:
+        """Reorders our array into PyTorch's layout (a view)."""
+        if self is Layout.DENSE:
+            return array.T
+        if self is Layout.POINTWISE:
+            return array.T[:, :, None, None]
+        return array.transpose(3, 2, 0, 1) if self is Layout.CONV else array
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One leaf of our tree and the reference tensors that make it up.
+
+    Attributes:
+        path: place in our tree, parts joined by "/".
+        keys: reference names; they are stacked in this order if `is_stacked`.
+        layout: reordering of each tensor's axes.
+        shape: shape of each reference tensor.
+        is_stacked: whether our leaf has a leading axis over `keys`.
+        aliases: for each key, the other names under which files repeat the same tensor.
+        is_required: whether the model lacks something without it.
+        initial: value of a scalar that files may lack.
+    """
+
+    path: str
+    keys: tuple[str, ...]
+    layout: Layout
+    shape: tuple[int, ...]
+    is_stacked: bool = False
+    aliases: tuple[tuple[str, ...], ...] = ()
+    is_required: bool = True
+    initial: float | None = None
+
+    @property
+    def part(self) -> str:
+        """First component of the path, one of `PARTS`."""
+        return self.path.split("/", 1)[0]
+
+    @property
+    def our_shape(self) -> tuple[int, ...]:
+        """Shape of our leaf."""
+        one = self.layout.to_ours(np.broadcast_to(np.float32(0), self.shape)).shape
+        return (len(self.keys), *one) if self.is_stacked else one
+
+
+@dataclass(frozen=True)
+class Row:
+    """One reference parameter inside a module; names are relative to the module."""
+
+    key: str
+    path: str
+    layout: Layout
+    shape: tuple[int, ...]
+
+
+def mlp_rows(key: str, path: str, sizes: Sequence[int]) -> list[Row]:
+    """Linear layers `KEY.layers.0`, `.1`, ... of the given widths."""
+    rows: list[Row] = []
+    for layer, (n_in, n_out) in enumerate(itertools.pairwise(sizes)):
+        name, place = join(".", key, f"layers.{layer}"), join("/", path, f"layers_{layer}")
+        rows += dense(name, place, n_in, n_out)
+    return rows
+
+
+def dense(
+    key: str, path: str, n_in: int, n_out: int, *, bias: bool = True, joint: str = "."
+) -> list[Row]:
+    """A linear layer; `joint` stands between its name and `weight`."""
+    rows = [Row(f"{key}{joint}weight", f"{path}/kernel", Layout.DENSE, (n_out, n_in))]
+    if bias:
+        rows.append(Row(f"{key}{joint}bias", f"{path}/bias", Layout.SAME, (n_out,)))
+    return rows
+
+
+def conv(key: str, path: str, n_in: int, n_out: int, size: int, *, bias: bool = True) -> list[Row]:
+    """A square convolution."""
+    rows = [Row(f"{key}.weight", f"{path}/kernel", Layout.CONV, (n_out, n_in, size, size))]
+    if bias:
+        rows.append(Row(f"{key}.bias", f"{path}/bias", Layout.SAME, (n_out,)))
+    return rows
+
+
+def pointwise(key: str, path: str, n_in: int, n_out: int) -> list[Row]:
+    """A convolution of one pixel that is a linear layer here."""
+    return [
+        Row(f"{key}.weight", f"{path}/kernel", Layout.POINTWISE, (n_out, n_in, 1, 1)),
+        Row(f"{key}.bias", f"{path}/bias", Layout.SAME, (n_out,)),
+    ]
+
+
+def norm(key: str, path: str, dim: int) -> list[Row]:
+    """Scale and bias of a norm."""
+    return [
+        Row(join(".", key, "weight"), join("/", path, "scale"), Layout.SAME, (dim,)),
+        Row(join(".", key, "bias"), join("/", path, "bias"), Layout.SAME, (dim,)),
+    ]
+
+
+def tensor(key: str, path: str, *shape: int) -> list[Row]:
+    """A parameter that keeps its axes."""
+    return [Row(key, path, Layout.SAME, shape)]
+
+
+def single(
+    rows: Iterable[Row], prefix: str, place: str, other_prefixes: Sequence[str] = ()
+) -> list[Rule]:
+    """Rules of a module that occurs once; its tensors may repeat under other prefixes."""
+    return [
+        Rule(
+            f"{place}/{row.path}",
+            (join(".", prefix, row.key),),
+            row.layout,
+            row.shape,
+            aliases=(tuple(f"{other}.{row.key}" for other in other_prefixes),),
+        )
+        for row in rows
+    ]
+
+
+def stacked(rows: Iterable[Row], prefixes: Sequence[str], place: str) -> list[Rule]:
+    """Rules of equal modules whose tensors are stacked in the order of `prefixes`."""
+    return [
+        Rule(
+            f"{place}/{row.path}",
+            tuple(f"{prefix}.{row.key}" for prefix in prefixes),
+            row.layout,
+            row.shape,
+            is_stacked=True,
+        )
+        for row in rows
+    ]
+
+
+def join(joint: str, *names: str) -> str:
+    """Joins the names that are not empty."""
+    return joint.join(name for name in names if name)

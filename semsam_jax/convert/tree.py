@@ -1,0 +1,56 @@
+"""Whether a parameter tree belongs to a model: by its rules, without building the model."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from semsam_jax.convert.rules import backbone_rules, rules_without_backbone
+from semsam_jax.core.errors import CheckpointError
+from semsam_jax.models.presets import ModelConfig, SwinConfig
+
+_MAX_PROBLEMS = 3
+
+
+def check_tree(params: Mapping, config: ModelConfig, where: str) -> None:
+    """Compares parameters with what a model of these sizes has.
+
+    The tree of a backbone that the original does not know is not compared.
+
+    Raises:
+        CheckpointError: something is missing, misshaped or left over; one line.
+    """
+    rules = list(rules_without_backbone(config))
+    if isinstance(config.backbone, SwinConfig):
+        rules += backbone_rules(config.backbone, prefix="backbone.")
+    wanted = {rule.path: rule for rule in rules}
+    compared = {path.split("/", 1)[0] for path in wanted}
+    found = {
+        path: np.shape(leaf)
+        for path, leaf in flatten(params).items()
+        if path.split("/", 1)[0] in compared
+    }
+    problems = [
+        f"{path} is {found[path]}, wanted {rule.our_shape}"
+        for path, rule in wanted.items()
+        if path in found and found[path] != rule.our_shape
+    ]
+    problems += [f"no {p}" for p, rule in wanted.items() if rule.is_required and p not in found]
+    problems += [f"unknown {path}" for path in found if path not in wanted]
+    if problems:
+        more = len(problems) - _MAX_PROBLEMS
+        raise CheckpointError(
+            f"{where}: its parameters do not fit its own model_config: "
+            f"{'; '.join(problems[:_MAX_PROBLEMS])}{f'; and {more} more' if more > 0 else ''}. "
+            f"Convert it with the right --model-config, or train it again with this release."
+        )
+
+
+def flatten(params: Mapping, prefix: str = "") -> dict[str, object]:
+    """Nested dicts as one dict; keys are paths joined by "/"."""
+    leaves: dict[str, object] = {}
+    for name, value in params.items():
+        if isinstance(value, Mapping):
+            leaves |= flatten(value, f"{prefix}{name}/")
+        else:
+            leaves[f"{prefix}{name}"] = value
+    return leaves
