@@ -2,15 +2,10 @@
 
 import argparse
 import dataclasses
-import json
-from pathlib import Path
 
 from semsam_jax.core import checkpoint_io
 from semsam_jax.core.errors import ConversionError
 from semsam_jax.models import presets
-
-# Token index of level 1..6 in the released weights (DESIGN: Levels).
-RELEASED_LEVEL_ORDER = (3, 2, 0, 4, 1, 5)
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -69,33 +64,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _convert(args: argparse.Namespace) -> None:
-    from semsam_jax.convert.detect import detect_config, load_model_config
-    from semsam_jax.convert.from_torch import examine, from_torch
-    from semsam_jax.convert.torch_reader import read_state_dict, unwrap
+    from semsam_jax.convert.released import make_meta, read_released
 
-    name = " + ".join(args.file)
-    where, state = f"checkpoint {name}", {}
-    for file in args.file:
-        state |= unwrap(read_state_dict(file))
-    if args.model_config:
-        preset, config = "custom", load_model_config(args.model_config)
-        has_generic = "sem_seg_head.predictor.enc_output.weight" in state
-        config = dataclasses.replace(config, has_generic=config.has_generic or has_generic)
-    else:
-        preset, config = detect_config(state, where)
-    print(f"{name}: preset {preset}, {_branches(config)}")
-    print(examine(state, config).table())
-    conversion = from_torch(state, config, allow_unexpected=args.allow_unexpected, where=where)
-    params, config = _replace_parts(args, dict(conversion.params), config)
-    num_tokens = config.decoder.num_tokens
-    is_released = num_tokens == len(RELEASED_LEVEL_ORDER)
-    meta = _meta(preset, config, " + ".join(Path(file).name for file in args.file))
-    meta |= {
-        "level_order": list(RELEASED_LEVEL_ORDER if is_released else range(num_tokens)),
-        "prompt_preset": "released_v1",
-        # The original trains them only together with its own text tower.
-        "class_heads_trained": "text_encoder" in conversion.params or config.has_generic,
-    }
+    found = read_released(
+        args.file, args.model_config, allow_unexpected=args.allow_unexpected, tell=print
+    )
+    params, config = _replace_parts(args, found.params, found.config)
+    meta = found.meta | make_meta(found.meta["preset"], config, found.meta["source"])
     step = checkpoint_io.write_model(args.out, params, meta)
     print(f"wrote {step}")
 
@@ -110,6 +85,7 @@ def _start(args: argparse.Namespace) -> None:
     import jax
     import numpy as np
 
+    from semsam_jax.convert.released import make_meta
     from semsam_jax.models.semantic_sam import SemanticSAM, init_params
 
     config = presets.model_config(args.preset)
@@ -118,7 +94,7 @@ def _start(args: argparse.Namespace) -> None:
     model = SemanticSAM(config=config)
     params = jax.jit(lambda key: init_params(model, key))(jax.random.key(0))
     params, config = _replace_parts(args, jax.tree.map(np.asarray, dict(params)), config)
-    meta = _meta(args.preset, config, "random")
+    meta = make_meta(args.preset, config, "random")
     meta |= {
         "level_order": list(range(config.decoder.num_tokens)),
         "prompt_preset": "own",
@@ -164,22 +140,3 @@ def _replace_parts(
             params["decoder"] = params["decoder"] | {"logit_scale": scale}
         print(f"text tower from {args.text}")
     return params, config
-
-
-def _meta(preset: str, config: presets.ModelConfig, source: str) -> dict:
-    has_text = config.text is not None
-    text = {"source": "none", "table": None}
-    if has_text:
-        text = {"source": "encoder", "table": None, "context_length": config.text.context_length}
-    return {
-        "preset": preset,
-        "model_config": json.loads(presets.to_json(config)),
-        "source": source,
-        "text": text,
-        "vocabulary": {"objects": [], "parts": []},
-    }
-
-
-def _branches(config: presets.ModelConfig) -> str:
-    text = "a text tower" if config.text is not None else "no text tower"
-    return f"{text}, {'a' if config.has_generic else 'no'} generic branch"

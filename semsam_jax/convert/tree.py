@@ -19,9 +19,9 @@ def check_tree(params: Mapping, config: ModelConfig, where: str) -> None:
     Raises:
         CheckpointError: something is missing, misshaped or left over; one line.
     """
-    rules = list(rules_without_backbone(config))
-    if isinstance(config.backbone, SwinConfig):
-        rules += backbone_rules(config.backbone, prefix="backbone.")
+    is_swin = isinstance(config.backbone, SwinConfig)
+    rules = backbone_rules(config.backbone, prefix="backbone.") if is_swin else []
+    rules += rules_without_backbone(config)
     wanted = {rule.path: rule for rule in rules}
     compared = {path.split("/", 1)[0] for path in wanted}
     found = {

@@ -9,12 +9,17 @@ from semsam_jax.core.errors import PromptError
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds --checkpoint, --prompt-preset and --dtype."""
+    """Adds --checkpoint, --model-config, --prompt-preset and --dtype."""
     parser.add_argument(
         "--checkpoint",
         metavar="DIR",
-        help="workdir of a training run, or folder of a converted checkpoint "
-        "(default: the last finished training run)",
+        help="workdir of a training run, folder of a converted checkpoint, or a .pth file of the "
+        "original (default: the last finished training run)",
+    )
+    parser.add_argument(
+        "--model-config",
+        metavar="FILE.json",
+        help="sizes of a .pth file that no preset describes",
     )
     parser.add_argument(
         "--prompt-preset",
@@ -63,6 +68,7 @@ def load_from_args(args: argparse.Namespace, canvas_multiple: int = 32):
 
     return load_model(
         args.checkpoint,
+        model_config=args.model_config,
         dtype=args.dtype,
         prompt_preset=args.prompt_preset,
         canvas_multiple=canvas_multiple,

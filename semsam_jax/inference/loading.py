@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int32, UInt8
 
+from semsam_jax.convert.released import read_released
 from semsam_jax.convert.tree import check_tree
 from semsam_jax.core import checkpoint_io
 from semsam_jax.core.compilation import use_compilation_cache
@@ -105,6 +106,7 @@ class LoadedModel:
 def load_model(
     path: str | os.PathLike | None = None,
     *,
+    model_config: str | os.PathLike | None = None,
     dtype: str = "float32",
     prompt_preset: PromptPreset | None = None,
     canvas_multiple: int = STRIDE,
@@ -114,7 +116,9 @@ def load_model(
 
     Args:
         path: a training workdir, a checkpoint folder or a converted folder (its newest
-            complete step is read). None takes the last finished run of the main job.
+            complete step is read), or a `.pth` file of the original, which is converted in
+            memory. None takes the last finished run of the main job.
+        model_config: JSON file with the sizes of a `.pth` file that no preset describes.
         dtype: compute dtype, `float32` (exact) or `bfloat16`.
         prompt_preset: `own` or `released_v1`; None takes the checkpoint's own.
         canvas_multiple: multiple of 32; larger values mean fewer compiled programs for
@@ -123,6 +127,7 @@ def load_model(
 
     Raises:
         CheckpointError: nothing there, or it does not describe a model.
+        ConversionError: a file that is no complete model of the original.
     """
     if dtype not in _DTYPES:
         raise CheckpointError(f"dtype: got {dtype!r}; wanted one of {', '.join(_DTYPES)}.")
@@ -130,7 +135,15 @@ def load_model(
         raise CheckpointError(f"canvas_multiple: got {canvas_multiple}; wanted 32, 64, 96, ...")
     path = default_checkpoint() if path is None else Path(path)
     use_compilation_cache()
-    params, meta = checkpoint_io.read_model(path)
+    if path.is_file():
+        found = read_released([path], model_config)
+        params, meta = found.params, found.meta
+    elif model_config is not None:
+        raise CheckpointError(
+            f"model_config: {path} is no file; a checkpoint folder knows its own sizes."
+        )
+    else:
+        params, meta = checkpoint_io.read_model(path)
     return model_from_params(
         params,
         meta,

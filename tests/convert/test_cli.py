@@ -113,7 +113,7 @@ def test_unexpected_tensors_need_consent(tmp_path, capsys):
     [
         (["none.pth"], "cannot be read"),
         ([], "wanted a .pth file"),
-        (["--to-torch"], "no checkpoint folder"),
+        (["--to-torch"], "got 0 checkpoint folders"),
         (["none", "--to-torch"], "no such folder"),
         ([REF, "--model-config", "none.json"], "cannot be read as JSON"),
     ],

@@ -7,10 +7,12 @@ photo is 45 x 77. Recorded from the original on a CPU, like the rest of `data`.
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from semsam_jax.__main__ import main
+from semsam_jax.core.errors import ConversionError
 from semsam_jax.inference.loading import load_model
 from semsam_jax.inference.mask_generator import MaskGenerator
 from semsam_jax.inference.predictor import Predictor
@@ -85,3 +87,12 @@ def test_everything(model, data):
     for key, atol in (("predicted_iou", 5e-5), ("stability_score", 2e-3), ("bbox", 0)):
         got = np.array([np.ravel(record[key]) for record in found])
         np.testing.assert_allclose(got, data[f"amg/{key}"], atol=atol, err_msg=key)
+
+
+def test_the_file_itself_is_a_checkpoint(model):
+    path = DATA / "second_ref.pth"
+    direct = load_model(path, model_config=DATA / "second_config.json")
+    jax.tree.map(np.testing.assert_array_equal, direct.params, model.params)
+    assert direct.meta == {k: v for k, v in model.meta.items() if k != "schema_version"}
+    with pytest.raises(ConversionError, match=r"no preset has these sizes.*--model-config"):
+        load_model(path)

@@ -1,0 +1,94 @@
+"""A whole model of the original, from its file or files to parameters and meta."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from semsam_jax.convert.detect import detect_config, load_model_config
+from semsam_jax.convert.from_torch import examine, from_torch
+from semsam_jax.convert.torch_reader import read_state_dict, unwrap
+from semsam_jax.models import presets
+
+# Token index of level 1..6 in the released weights (DESIGN: Levels).
+RELEASED_LEVEL_ORDER = (3, 2, 0, 4, 1, 5)
+_GENERIC = "sem_seg_head.predictor.enc_output.weight"
+
+
+@dataclasses.dataclass(frozen=True)
+class Released:
+    """What a file of the original holds.
+
+    Attributes:
+        params: our tree, float32.
+        config: sizes of the model.
+        meta: as `core.checkpoint_io` stores it.
+    """
+
+    params: dict
+    config: presets.ModelConfig
+    meta: dict
+
+
+def read_released(
+    files: Sequence[str | os.PathLike],
+    model_config: str | os.PathLike | None = None,
+    *,
+    allow_unexpected: bool = False,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Released:
+    """Reads and converts a model.
+
+    Args:
+        files: `.pth` files that hold parts of one model; the last that has a tensor counts.
+        model_config: JSON file of the sizes (`detect.load_model_config`); None takes the preset
+            that has the shapes of the tensors.
+        allow_unexpected: accept tensors that the model does not know.
+        tell: gets the report, also if the model is not complete.
+
+    Raises:
+        ConversionError: unreadable, no preset, or not complete.
+        ConfigError: an unreadable model config.
+    """
+    name = " + ".join(str(file) for file in files)
+    where, state = f"checkpoint {name}", {}
+    for file in files:
+        state |= unwrap(read_state_dict(file))
+    if model_config is None:
+        preset, config = detect_config(state, where)
+    else:
+        preset, config = "custom", load_model_config(model_config)
+        has_generic = config.has_generic or _GENERIC in state
+        config = dataclasses.replace(config, has_generic=has_generic)
+    tell(f"{name}: preset {preset}, {_branches(config)}\n{examine(state, config).table()}")
+    params = from_torch(state, config, allow_unexpected=allow_unexpected, where=where).params
+    num_tokens = config.decoder.num_tokens
+    is_released = num_tokens == len(RELEASED_LEVEL_ORDER)
+    meta = make_meta(preset, config, " + ".join(Path(file).name for file in files))
+    meta |= {
+        "level_order": list(RELEASED_LEVEL_ORDER if is_released else range(num_tokens)),
+        "prompt_preset": "released_v1",
+        # The original trains them only together with its own text tower.
+        "class_heads_trained": "text_encoder" in params or config.has_generic,
+    }
+    return Released(dict(params), config, meta)
+
+
+def make_meta(preset: str, config: presets.ModelConfig, source: str) -> dict:
+    """The part of the meta that follows from the sizes."""
+    text: dict = {"source": "none", "table": None}
+    if config.text is not None:
+        text = {"source": "encoder", "table": None, "context_length": config.text.context_length}
+    return {
+        "preset": preset,
+        "model_config": json.loads(presets.to_json(config)),
+        "source": source,
+        "text": text,
+        "vocabulary": {"objects": [], "parts": []},
+    }
+
+
+def _branches(config: presets.ModelConfig) -> str:
+    text = "a text tower" if config.text is not None else "no text tower"
+    return f"{text}, {'a' if config.has_generic else 'no'} generic branch"

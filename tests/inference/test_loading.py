@@ -1,0 +1,46 @@
+"""Checkpoints that do not describe a model: one line that names the thing and the way out."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from semsam_jax.core import checkpoint_io
+from semsam_jax.core.errors import CheckpointError
+from semsam_jax.inference.loading import load_model, model_from_params
+from semsam_jax.models.presets import PRESETS
+from tests.inference.conftest import tiny_meta
+
+
+def test_parameters_of_another_architecture(tiny_params, tmp_path):
+    config, params = tiny_params
+    other = dataclasses.replace(config, backbone=PRESETS["swin_t"].backbone)
+    checkpoint_io.write_model(tmp_path, params, tiny_meta(other))
+    with pytest.raises(CheckpointError) as caught:
+        load_model(tmp_path)
+    message = str(caught.value)
+    assert str(tmp_path) in message
+    assert "backbone/patch_embed/proj/kernel is (4, 4, 3, 24), wanted (4, 4, 3, 96)" in message
+    assert "--model-config" in message
+    assert message.count("\n") == 0
+
+
+def test_a_tree_with_a_leaf_too_few_and_one_too_many(tiny_params):
+    config, params = tiny_params
+    decoder = {k: v for k, v in params["decoder"].items() if k != "iou_head"}
+    decoder["quality_head"] = np.zeros(3, np.float32)
+    with pytest.raises(CheckpointError, match=r"no decoder/iou_head.*4 more"):
+        model_from_params({**params, "decoder": decoder}, tiny_meta(config))
+
+
+def test_a_model_config_of_another_release(tiny_params):
+    config, params = tiny_params
+    meta = tiny_meta(config)
+    meta["model_config"]["decoder"]["magic"] = 3
+    with pytest.raises(CheckpointError, match=r"model_config is not one of this release.*magic"):
+        model_from_params(params, meta)
+
+
+def test_sizes_belong_to_files_only(tiny_checkpoint):
+    with pytest.raises(CheckpointError, match="knows its own sizes"):
+        load_model(tiny_checkpoint, model_config="sizes.json")
