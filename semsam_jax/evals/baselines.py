@@ -8,6 +8,7 @@ model; `Max` takes one fixed level (there is no predicted quality), `Oracle` the
 Source: SLIC, Achanta et al. 2012; merging by mean colour as in hierarchical segmentation.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
@@ -15,11 +16,12 @@ import cv2
 import numpy as np
 from skimage import segmentation
 
-from semsam_jax.evals.clicks import centre_click
+from semsam_jax.evals.driver import Driver, OneByOne
 from semsam_jax.evals.one_click import (
     ClickTable,
     OneClickEvaluator,
     OneClickResult,
+    clicks_of,
     empty_table,
     scored_masks,
 )
@@ -41,10 +43,8 @@ def evaluate_baseline(
     kind: Literal["blob", "superpixels"], samples: Iterable[EvalSample]
 ) -> OneClickResult:
     """Scores a baseline with the 1-click protocol (same clicks, crowd left out)."""
-    evaluator = OneClickEvaluator()
-    for sample in samples:
-        evaluator.process(*score_baseline(kind, sample))
-    return evaluator.result()
+    scorer = OneByOne(functools.partial(score_baseline, kind))
+    return Driver().run(f"baseline_{kind}", OneClickEvaluator(), samples, scorer).result()
 
 
 def score_baseline(
@@ -57,14 +57,13 @@ def score_baseline(
         return empty_table(), skipped
     h, w = sample.size_hw
     levels = superpixel_levels(sample.image[:h, :w]) if kind == "superpixels" else None
-    clicks, iou, areas = [], [], []
-    for row, truth in zip(rows, truths, strict=True):
-        given = sample.clicks_xy is not None
-        click = tuple(sample.clicks_xy[row]) if given else centre_click(truth)
+    clicks_xy = clicks_of(sample, rows, truths)
+    iou, areas = [], []
+    for click, truth in zip(clicks_xy, truths, strict=True):
         masks = blob_masks((h, w), click) if levels is None else masks_at(levels, click)
+        masks = _in_frame(masks, truth.shape)
         shared = (masks & truth).sum((1, 2))
         area = masks.sum((1, 2))
-        clicks.append(click)
         iou.append(shared / np.maximum(area + truth.sum() - shared, 1))
         areas.append(area / truth.size)
     quality = np.zeros((len(rows), len(areas[0])), np.float32)
@@ -75,14 +74,25 @@ def score_baseline(
         dataset=np.full(len(rows), sample.dataset, dtype=object),
         instance_id=sample.ids()[rows],
         is_thing=sample.flags("is_thing", True)[rows],
-        click_xy=np.asarray(clicks, np.int64),
+        click_xy=clicks_xy,
         iou=np.asarray(iou),
         pred_iou=quality,
         pred_area=np.asarray(areas),
-        area=truth_area / (h * w),
-        area_px=truth_area / sample.scale**2,
+        area=truth_area / np.prod(sample.frame_hw),
+        area_px=sample.photo_area(truth_area),
     )
     return table, skipped
+
+
+def _in_frame(masks: np.ndarray, frame_hw: tuple[int, int]) -> np.ndarray:
+    """Masks of the canvas in the scored frame, by nearest neighbour."""
+    if masks.shape[1:] == frame_hw:
+        return masks
+    resized = [
+        cv2.resize(mask.astype(np.uint8), frame_hw[::-1], interpolation=cv2.INTER_NEAREST)
+        for mask in masks
+    ]
+    return np.stack(resized) > 0
 
 
 def blob_masks(size_hw: tuple[int, int], click_xy: tuple[int, int]) -> np.ndarray:

@@ -6,20 +6,21 @@ Source: arXiv 2307.04767, ablation on box prompts (SPEC section 0b: 76.1 on COCO
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 
 import numpy as np
 from flax import linen as nn
 
-from semsam_jax.evals.clicks import centre_click
+from semsam_jax.evals.driver import Driver
 from semsam_jax.evals.one_click import (
-    ClickTable,
     OneClickEvaluator,
     OneClickResult,
-    score_prompts,
+    clicks_of,
     scored_masks,
+    tabulate,
 )
-from semsam_jax.evals.prompt_scores import PromptRunner
+from semsam_jax.evals.prompt_runner import PromptRunner, Work
 from semsam_jax.evals.samples import EvalSample
 
 
@@ -49,23 +50,20 @@ def evaluate_box_prompt(
     """Prompts every instance with its tight box; arguments as `evaluate_one_click`."""
     protocol = protocol or BoxProtocol()
     runner = PromptRunner(model, params, prompts_per_call, isolate=protocol.isolate)
-    evaluator = OneClickEvaluator()
-    for sample in samples:
-        evaluator.process(*score_boxes(runner, sample, protocol))
-    return evaluator.result()
+    scorer = runner.scorer(functools.partial(box_all, protocol=protocol))
+    return Driver().run("box", OneClickEvaluator(), samples, scorer).result()
 
 
-def score_boxes(
-    runner: PromptRunner, sample: EvalSample, protocol: BoxProtocol
-) -> tuple[ClickTable, int]:
-    """Rows of one image and the number of its masks that were not scored."""
+def box_all(sample: EvalSample, protocol: BoxProtocol) -> Work:
+    """Gives the rows of one image and the number of its masks that were not scored."""
     rows, masks = scored_masks(sample, protocol.skip_crowd)
     boxes = np.asarray([tight_box(mask) for mask in masks], np.float64).reshape(-1, 4)
-    height, width = sample.image.shape[:2]
-    boxes = (boxes / [width, height, width, height]).astype(np.float32)
-    clicks = np.asarray([centre_click(mask) for mask in masks], np.int64).reshape(-1, 2)
+    # Pixels of the scored frame, to pixels of the valid canvas, to fractions of the canvas.
+    share = np.asarray(sample.size_hw) / sample.frame_hw / sample.image.shape[:2]
+    boxes = (boxes * np.tile(share[::-1], 2)).astype(np.float32)
     types = np.full(len(rows), protocol.box_type)
-    table = score_prompts(runner, sample, rows, masks, clicks, boxes, types)
+    clicks_xy = clicks_of(sample, rows, masks)
+    table = yield from tabulate(sample, rows, masks, clicks_xy, boxes, types)
     return table, len(sample.masks) - len(rows)
 
 

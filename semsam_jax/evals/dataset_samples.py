@@ -1,39 +1,79 @@
-"""Datasets on disk to `EvalSample`s; used by the command line only."""
+"""Datasets on disk to `EvalSample`s."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from data_pipelines import decode
 from data_pipelines import sample as embedded
-from data_pipelines.schema import DATASETS
+from data_pipelines.schema import DATASETS, RawExample
 from data_pipelines.sources import Source, open_source
 from data_pipelines.sources.alone import own_classes
+from data_pipelines.transforms import geometry
 from data_pipelines.transforms.evaluation import evaluation_rows
+from data_pipelines.transforms.row import in_view
 from data_pipelines.vocabulary import Vocabulary, build_vocabulary
 from semsam_jax.core.errors import DataError
 from semsam_jax.evals.generic import ClassList
+from semsam_jax.evals.options import CANVAS_MULTIPLE
 from semsam_jax.evals.part_ap import build_pairs
 from semsam_jax.evals.samples import EvalSample
-
-CANVAS_MULTIPLE = 32
 
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """How photos are brought to the canvas.
+    """How photos are brought to the canvas, and where prompts are scored.
 
     Attributes:
         image_size: side of the square canvas; the long side is resized to it.
         short_side: resize the short side to this instead, as far as the long side fits.
+        long_side: the long side is at most this (default: the canvas).
         is_tight: cut the canvas to multiples of 32 around the photo (the published
             protocol; one program is compiled per canvas size).
+        in_photo_frame: prompts are scored in the stored photo's pixels, not the canvas's.
     """
 
     image_size: int
     short_side: int | None = None
+    long_side: int | None = None
     is_tight: bool = False
+    in_photo_frame: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class PhotoSet:
+    """Photos of a dataset, read on demand (`driver.Samples`).
+
+    Attributes:
+        source: the reader.
+        count: number of photos.
+        make: reads the photos at some positions.
+    """
+
+    source: Source
+    count: int
+    make: Callable[[Sequence[int]], Iterator[EvalSample]]
+
+    def __len__(self) -> int:
+        """Number of photos."""
+        return self.count
+
+    def __iter__(self) -> Iterator[EvalSample]:
+        """Reads all photos."""
+        return self.read(range(self.count))
+
+    def read(self, positions: Sequence[int]) -> Iterator[EvalSample]:
+        """Reads some photos in the given order."""
+        return self.make(positions)
+
+    def named(self, image_ids: Collection[str]) -> Iterator[EvalSample]:
+        """Reads the photos with some ids."""
+        wanted = set(image_ids)
+        return self.read(
+            [at for at in range(self.count) if self.source[at].example_id in wanted]
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,49 +97,23 @@ class EvalDataset:
         """Name of the dataset."""
         return self.source.dataset
 
-    def samples(self, view: str = "any") -> Iterator[EvalSample]:
-        """Photos with masks on the canvas, for prompts; `view` any, object or part."""
-        for row in self._rows(view):
-            has_mask = row["has_mask"]
-            masks = np.unpackbits(row["mask_bits"], axis=-1).astype(bool)[has_mask]
-            image, size_hw = self._cut(row)
-            height, width = image.shape[:2]
-            yield EvalSample(
-                image=image,
-                size_hw=size_hw,
-                masks=[mask[:height, :width] for mask in masks],
-                image_id=row["example_id"],
-                instance_ids=row["instance"][has_mask],
-                dataset=row["dataset"],
-                is_thing=row["is_thing"][has_mask],
-                object_ids=row["object_id"][has_mask],
-                part_ids=row["part_id"][has_mask],
-                scale=max(size_hw) / max(row["photo_hw"]),
-            )
+    def samples(self, view: str = "any") -> PhotoSet:
+        """Photos with masks for prompts, in the frame that is scored; `view` any, object, part."""
+        if self.frame.in_photo_frame:
+            return self.photo_samples(view)
+        return self.canvas_samples(view)
 
-    def photo_samples(self) -> Iterator[EvalSample]:
-        """Photos with masks in the photo's own frame, for the generic tasks."""
-        for position, row in enumerate(self._rows("any")):
-            example = self.source[position]
-            kept = [
-                (number, item)
-                for number, item in enumerate(example.instances)
-                if item.rle is not None and not item.is_pseudo
-            ]
-            image, size_hw = self._cut(row)
-            yield EvalSample(
-                image=image,
-                size_hw=size_hw,
-                masks=[item.rle for _, item in kept],
-                image_id=example.example_id,
-                instance_ids=[number for number, _ in kept],
-                dataset=example.dataset,
-                is_thing=[item.is_thing for _, item in kept],
-                object_ids=[item.object_id for _, item in kept],
-                part_ids=[item.part_id for _, item in kept],
-                scale=max(size_hw) / max(example.height, example.width),
-                truth_hw=(example.height, example.width),
-            )
+    def canvas_samples(self, view: str = "any") -> PhotoSet:
+        """Photos with masks on the canvas."""
+        return PhotoSet(self.source, self._count(), lambda at: self._read_on_canvas(at, view))
+
+    def photo_samples(self, view: str = "any") -> PhotoSet:
+        """Photos with masks in the stored photo's own pixels."""
+
+        def read(positions: Sequence[int]) -> Iterator[EvalSample]:
+            return (self._in_photo_frame(self.source[at], view) for at in positions)
+
+        return PhotoSet(self.source, self._count(), read)
 
     def class_list(self) -> tuple[ClassList, list[str], list[str]]:
         """Classes of the dataset with the names of objects and of parts.
@@ -116,7 +130,8 @@ class EvalDataset:
         pairs = set()
         if len(parts):
             for position in range(self._count()):
-                for item in self.source[position].instances:
+                example = self.source[position]
+                for item in (*example.instances, *example.ignored):
                     if item.part_id >= 0 and not item.is_pseudo:
                         pairs.add((item.object_id - objects[0], item.part_id - parts[0]))
         classes = ClassList(
@@ -131,23 +146,101 @@ class EvalDataset:
     def _count(self) -> int:
         return len(self.source) if self.limit is None else min(self.limit, len(self.source))
 
-    def _rows(self, view: str) -> Iterator[dict]:
+    def _read_on_canvas(self, positions: Sequence[int], view: str) -> Iterator[EvalSample]:
         frame = self.frame
-        return evaluation_rows(
-            self.source,
+        rows = evaluation_rows(
+            _Some(self.source, positions),
             frame.image_size,
             short_side=frame.short_side,
-            limit=self.limit,
+            long_side=frame.long_side,
             view=view,
         )
+        for row in rows:
+            has_mask = row["has_mask"]
+            image, size_hw = self._cut(row["image"], row["size_hw"])
+            height, width = image.shape[:2]
+            crowds = row["ignore_bits"].any((1, 2))  # others have only a box
+            bits = np.concatenate([row["mask_bits"][has_mask], row["ignore_bits"][crowds]])
+            masks = np.unpackbits(bits, axis=-1).astype(bool)[:, :height, :width]
+            count, num_crowds = int(has_mask.sum()), int(crowds.sum())
+            # Numbers of crowd regions go on after those of the instances.
+            numbers = _first_free(row["instance"]) + np.flatnonzero(crowds)
+            yield EvalSample(
+                image=image,
+                size_hw=size_hw,
+                masks=list(masks),
+                image_id=row["example_id"],
+                instance_ids=np.concatenate([row["instance"][has_mask], numbers]),
+                dataset=row["dataset"],
+                is_thing=np.concatenate([row["is_thing"][has_mask], np.ones(num_crowds, bool)]),
+                is_crowd=np.arange(count + num_crowds) >= count,
+                object_ids=np.concatenate(
+                    [row["object_id"][has_mask], row["ignore_object_id"][crowds]]
+                ),
+                part_ids=np.concatenate([row["part_id"][has_mask], row["ignore_part_id"][crowds]]),
+                scale=max(size_hw) / max(row["photo_hw"]),
+            )
 
-    def _cut(self, row: dict) -> tuple[np.ndarray, tuple[int, int]]:
-        h, w = (int(side) for side in row["size_hw"])
-        image = row["image"]
+    def _in_photo_frame(self, example: RawExample, view: str) -> EvalSample:
+        frame = self.frame
+        placement = geometry.fit_placement(
+            example.height, example.width, frame.image_size, frame.short_side, frame.long_side
+        )
+        where = f"{example.dataset}/{example.example_id}"
+        image = decode.place_image(example.image, placement, where=where)
+        image, size_hw = self._cut(image, placement.size_hw)
+        kept = [
+            (number, item)
+            for number, item in enumerate(example.instances)
+            if item.rle is not None
+            and not item.is_pseudo
+            and in_view(item.object_id, item.part_id, view)
+        ]
+        crowds = [
+            (number, item)
+            for number, item in enumerate(example.ignored, start=len(example.instances))
+            if item.rle is not None
+        ]
+        items = [item for _, item in kept + crowds]
+        return EvalSample(
+            image=image,
+            size_hw=size_hw,
+            masks=[item.rle for item in items],
+            image_id=example.example_id,
+            instance_ids=[number for number, _ in kept + crowds],
+            dataset=example.dataset,
+            is_thing=[item.is_thing for item in items],
+            is_crowd=[False] * len(kept) + [True] * len(crowds),
+            object_ids=[item.object_id for item in items],
+            part_ids=[item.part_id for item in items],
+            scale=max(size_hw) / max(example.height, example.width),
+            truth_hw=(example.height, example.width),
+        )
+
+    def _cut(self, image: np.ndarray, size_hw: Sequence[int]) -> tuple[np.ndarray, tuple[int, int]]:
+        h, w = (int(side) for side in size_hw)
         if self.frame.is_tight:
             multiple = CANVAS_MULTIPLE
             image = image[: -(-h // multiple) * multiple, : -(-w // multiple) * multiple]
         return image, (h, w)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Some:
+    """Some photos of a source, in a given order."""
+
+    source: Source
+    positions: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, index: int) -> RawExample:
+        return self.source[self.positions[index]]
+
+
+def _first_free(numbers: np.ndarray) -> int:
+    return int(numbers.max(initial=-1)) + 1
 
 
 def open_dataset(

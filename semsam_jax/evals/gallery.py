@@ -8,7 +8,7 @@ import numpy as np
 
 from semsam_jax.evals.clicks import click_boxes
 from semsam_jax.evals.one_click import ClickProtocol, ClickTable
-from semsam_jax.evals.prompt_scores import PromptRunner
+from semsam_jax.evals.prompt_runner import Ask, PromptRunner
 from semsam_jax.evals.samples import EvalSample
 
 _TILE = 240
@@ -69,14 +69,14 @@ def _draw_row(
     click = table.click_xy[row]
     boxes = click_boxes(click[None], sample.image.shape[:2], protocol.click_box_px)
     types = np.full(1, protocol.point_type)
-    answer = runner.masks(runner.encode(sample), sample, boxes, types)
+    answer = runner.ask(sample, Ask(boxes, types))
     chosen, best = int(table.chosen[row]), int(table.iou[row].argmax())
     index = int(np.flatnonzero(sample.ids() == table.instance_id[row])[0])
     h, w = sample.size_hw
     photo = sample.image[:h, :w]
     tiles = [
         _tile(photo, None, None, click, f"{group}: {sample.image_id}"),
-        _tile(photo, sample.mask(index), "truth", click, f"truth {table.instance_id[row]}"),
+        _tile(photo, sample.truth_mask(index), "truth", click, f"truth {table.instance_id[row]}"),
         _tile(
             photo,
             answer.masks[0, chosen],

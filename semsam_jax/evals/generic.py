@@ -8,13 +8,14 @@ Source: SPEC section (xiii), inference; arXiv 2307.04767, tables 2 and 3.
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-import jax
 import numpy as np
 from flax import linen as nn
 
 from semsam_jax.core.structs import TextTable
+from semsam_jax.evals.driver import Driver
+from semsam_jax.evals.evaluator import Evaluator
 from semsam_jax.evals.generic_runner import GenericAnswer, GenericRunner
 from semsam_jax.evals.instance_ap import InstanceEvaluator, InstanceResult, InstanceSet
 from semsam_jax.evals.panoptic import PanopticEvaluator, PanopticResult, PanopticSegments
@@ -80,7 +81,7 @@ class GenericResult:
         return out
 
 
-class GenericEvaluator:
+class GenericEvaluator(Evaluator):
     """Scores answers of the generic branch, for all tasks at once.
 
     Args:
@@ -131,10 +132,14 @@ class GenericEvaluator:
                 "part_mask_ap", "part_box_ap", sample, answer, truth, self._part_instances(answer)
             )
 
-    def merge(self, other: "GenericEvaluator") -> None:
-        """Adds everything that another evaluator has processed."""
+    def state(self) -> dict:
+        """The state of every task's evaluator."""
+        return {name: part.state() for name, part in self._parts.items()}
+
+    def add(self, state: Mapping) -> None:
+        """Adds what another evaluator has processed, task by task."""
         for name, part in self._parts.items():
-            part.merge(other._parts[name])
+            part.add(state[name])
 
     def result(self) -> GenericResult:
         """Computes the results of everything processed so far."""
@@ -287,8 +292,6 @@ def evaluate_generic(
         tasks: some of `TASKS`.
         protocol: thresholds.
     """
-    runner = GenericRunner(model, params, jax.tree.map(np.asarray, text))
+    runner = GenericRunner(model, params, text)
     evaluator = GenericEvaluator(classes, tasks, protocol)
-    for sample in samples:
-        evaluator.process(sample, runner.answer(sample))
-    return evaluator.result()
+    return Driver().run("generic", evaluator, samples, runner).result()

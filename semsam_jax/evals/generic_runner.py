@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import cv2
 import jax
@@ -13,6 +14,7 @@ from semsam_jax.core.structs import Predictions, Pyramid, TextTable
 from semsam_jax.evals.prompt_scores import upsample_masks
 from semsam_jax.evals.samples import EvalSample
 from semsam_jax.models.heads import mask_logits
+from semsam_jax.parallel.mesh import batch_sharding, build_mesh, replicated
 
 _MASKS_PER_CALL = 8
 
@@ -57,49 +59,94 @@ class GenericAnswer:
         return out
 
 
-@dataclasses.dataclass(frozen=True)
 class GenericRunner:
-    """Runs the generic branch with a fixed list of names.
+    """Runs the generic branch with a fixed list of names, a group of photos at a time.
 
-    Attributes:
+    Args:
         model: `SemanticSAM` with a generic branch.
         params: its parameters.
         text: unit embeddings of the names.
+        devices: of this process; its first one by default.
+        photos_per_device: photos that a device works on at a time.
     """
 
-    model: nn.Module
-    params: dict
-    text: TextTable
+    def __init__(
+        self,
+        model: nn.Module,
+        params: dict,
+        text: TextTable,
+        devices: Sequence[jax.Device] | None = None,
+        photos_per_device: int = 1,
+    ):
+        devices = jax.local_devices()[:1] if devices is None else list(devices)
+        mesh = build_mesh(devices=devices)
+        self._model, self._rows = model, batch_sharding(mesh)
+        self._params, self._text = jax.device_put((params, text), replicated(mesh))
+        self.batch_size = len(devices) * photos_per_device
 
-    def answer(self, sample: EvalSample) -> GenericAnswer:
-        """One forward; masks are made later, only for the queries that need one."""
-        size_hw = np.asarray([sample.size_hw], np.int32)
-        last, features = _forward(self.model, self.params, sample.image[None], size_hw, self.text)
-        frame = tuple(sample.truth_hw or sample.size_hw)
-        boxes = np.asarray(last.boxes, np.float64)
-        corners = np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]], axis=1)
-        height, width = sample.image.shape[:2]
-        scale_y, scale_x = frame[0] / sample.size_hw[0], frame[1] / sample.size_hw[1]
-        corners *= [width * scale_x, height * scale_y, width * scale_x, height * scale_y]
-        return GenericAnswer(
-            object_logits=np.asarray(last.object_logits, np.float32),
-            part_logits=np.asarray(last.part_logits, np.float32),
-            boxes_xywh=corners,
-            size_hw=frame,
-            valid_hw=tuple(sample.size_hw),
-            mask_embed=last.mask_embed,
-            features=features,
+    def key(self, sample: EvalSample) -> tuple[int, int]:
+        """Photos of one canvas share a program."""
+        return tuple(sample.image.shape[:2])
+
+    def prepare(self, sample: EvalSample) -> EvalSample:
+        """Nothing to prepare."""
+        return sample
+
+    def score(self, prepared: list[EvalSample]) -> list[tuple]:
+        """Photos with their answers, as `generic.GenericEvaluator.process` takes them."""
+        return list(zip(prepared, self.answer(prepared), strict=True))
+
+    def answer(self, samples: list[EvalSample]) -> list["GenericAnswer"]:
+        """One forward of at most `batch_size` photos of one canvas; masks are made later, only
+        for the queries that need one, each on the device that holds its photo.
+        """
+        height, width = samples[0].image.shape[:2]
+        image = np.zeros((self.batch_size, height, width, 3), np.uint8)
+        size_hw = np.full((self.batch_size, 2), (height, width), np.int32)
+        for row, sample in enumerate(samples):
+            image[row], size_hw[row] = sample.image, sample.size_hw
+        image, size_hw = jax.device_put((image, size_hw), self._rows)
+        last, features = _forward(self._model, self._params, image, size_hw, self._text)
+        embeds, features = _by_photo(last.mask_embed), _by_photo(features)
+        objects, parts, boxes = (
+            np.asarray(x, np.float32) for x in (last.object_logits, last.part_logits, last.boxes)
         )
+        return [
+            GenericAnswer(
+                object_logits=objects[row],
+                part_logits=parts[row],
+                boxes_xywh=_boxes_xywh(boxes[row], sample),
+                size_hw=sample.frame_hw,
+                valid_hw=tuple(sample.size_hw),
+                mask_embed=embeds[row],
+                features=features[row],
+            )
+            for row, sample in enumerate(samples)
+        ]
+
+
+def _by_photo(array: Array) -> list[Array]:
+    """Rows of an array that is split over devices, each on its own device."""
+    shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    return [shard.data[row] for shard in shards for row in range(shard.data.shape[0])]
+
+
+def _boxes_xywh(boxes: np.ndarray, sample: EvalSample) -> np.ndarray:
+    """Boxes cxcywh in fractions of the canvas as pixels of the scored frame, float64."""
+    boxes = np.asarray(boxes, np.float64)
+    corners = np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]], axis=1)
+    share = np.asarray(sample.frame_hw) / sample.size_hw * sample.image.shape[:2]
+    return corners * np.tile(share[::-1], 2)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _forward(
     model: nn.Module, params: dict, image: Array, size_hw: Array, text: TextTable
-) -> tuple[Predictions, Float[Array, "h w d"]]:
+) -> tuple[Predictions, Float[Array, "b h w d"]]:
     variables = {"params": params}
     pyramid: Pyramid = model.apply(variables, image, size_hw, method="encode_image")
     answers = model.apply(variables, pyramid, text, method="decode_generic")
-    return jax.tree.map(lambda x: x[-1, 0], answers.layers), pyramid.mask_features[0]
+    return jax.tree.map(lambda x: x[-1], answers.layers), pyramid.mask_features
 
 
 @jax.jit

@@ -14,6 +14,7 @@ this is the definition in the paper's words: arXiv 2307.04767, section 4.2 and t
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 
 import numpy as np
@@ -21,13 +22,11 @@ from flax import linen as nn
 from scipy.optimize import linear_sum_assignment
 
 from semsam_jax.evals.clicks import CLICK_BOX_PX, centre_click, click_boxes, distance_inside
-from semsam_jax.evals.evaluator import exact_mean
+from semsam_jax.evals.driver import Driver
+from semsam_jax.evals.evaluator import Evaluator, exact_mean
 from semsam_jax.evals.one_click import scored_masks
-from semsam_jax.evals.prompt_scores import PromptRunner
+from semsam_jax.evals.prompt_runner import Ask, PromptRunner, Work
 from semsam_jax.evals.samples import EvalSample
-
-TARGETS_STEP = 8
-"""The target axis is padded to a multiple of this, so that few programs are compiled."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +75,7 @@ class GranularityResult:
         }
 
 
-class GranularityEvaluator:
+class GranularityEvaluator(Evaluator):
     """Collects the assigned IoUs of clicks."""
 
     def __init__(self) -> None:
@@ -86,14 +85,25 @@ class GranularityEvaluator:
         """Forgets everything that was processed."""
         self._clicks: list[tuple[int, np.ndarray]] = []
 
-    def process(self, iou: np.ndarray) -> None:
-        """Takes one click: IoU [outputs, targets] of all its outputs with all its targets."""
-        outputs, targets = linear_sum_assignment(iou, maximize=True)
-        self._clicks.append((iou.shape[1], iou[outputs, targets]))
+    def process(self, *ious: np.ndarray) -> None:
+        """Takes clicks: per click IoU [outputs, targets] of its outputs with its targets."""
+        for iou in ious:
+            outputs, targets = linear_sum_assignment(iou, maximize=True)
+            self._clicks.append((iou.shape[1], iou[outputs, targets]))
 
-    def merge(self, other: "GranularityEvaluator") -> None:
-        """Adds everything that another evaluator has processed."""
-        self._clicks += other._clicks
+    def state(self) -> dict:
+        """Number of targets, number of pairs and the IoUs of the pairs of every click."""
+        return {
+            "num_targets": np.asarray([count for count, _ in self._clicks], np.int64),
+            "num_pairs": np.asarray([len(iou) for _, iou in self._clicks], np.int64),
+            "iou": np.concatenate([np.zeros(0), *(iou for _, iou in self._clicks)]),
+        }
+
+    def add(self, state: Mapping) -> None:
+        """Adds the clicks of another evaluator."""
+        ends = np.cumsum(state["num_pairs"])
+        matched = np.split(state["iou"], ends[:-1]) if len(ends) else []
+        self._clicks += list(zip(state["num_targets"].tolist(), matched, strict=True))
 
     def result(self) -> GranularityResult:
         """Computes the means."""
@@ -124,17 +134,12 @@ def evaluate_granularity(
     """Clicks the centre of every mask once; equal clicks of an image count once."""
     protocol = protocol or GranularityProtocol()
     runner = PromptRunner(model, params, prompts_per_call, isolate=protocol.isolate)
-    evaluator = GranularityEvaluator()
-    for sample in samples:
-        for iou in click_ious(runner, sample, protocol):
-            evaluator.process(iou)
-    return evaluator.result()
+    scorer = runner.scorer(functools.partial(click_ious, protocol=protocol))
+    return Driver().run("granularity", GranularityEvaluator(), samples, scorer).result()
 
 
-def click_ious(
-    runner: PromptRunner, sample: EvalSample, protocol: GranularityProtocol
-) -> list[np.ndarray]:
-    """IoU [outputs, targets] of every distinct click of one image."""
+def click_ious(sample: EvalSample, protocol: GranularityProtocol) -> Work:
+    """Gives IoU [outputs, targets] of every distinct click of one image."""
     _, masks = scored_masks(sample, protocol.skip_crowd)
     groups: dict[tuple, list[np.ndarray]] = {}
     for mask in masks:
@@ -142,25 +147,21 @@ def click_ious(
         x, y = clicks[0]
         groups.setdefault(tuple(clicks), [m for m in masks if m[y, x]])
     if not groups:
-        return []
-    clicks_xy = np.asarray([click for clicks in groups for click in clicks])
+        return ()
+    clicks_xy = sample.on_canvas([click for clicks in groups for click in clicks])
     owner = np.repeat(np.arange(len(groups)), [len(clicks) for clicks in groups])
     targets = list(groups.values())
-    most = max(len(masks) for masks in targets)
-    scores = runner.score(
-        runner.encode(sample),
-        sample,
+    scores = yield Ask(
         click_boxes(clicks_xy, sample.image.shape[:2], protocol.click_box_px),
         np.full(len(clicks_xy), protocol.point_type),
         [targets[group] for group in owner],
-        max_targets=-(-most // TARGETS_STEP) * TARGETS_STEP,
     )
     best = np.argsort(-scores.pred_ious, axis=1, kind="stable")[:, : protocol.outputs_per_click]
     kept = np.take_along_axis(scores.iou, best[..., None], axis=1)
-    return [
+    return tuple(
         kept[owner == group].reshape(-1, kept.shape[-1])[:, : len(masks)]
         for group, masks in enumerate(targets)
-    ]
+    )
 
 
 def pooled_clicks(mask: np.ndarray, count: int) -> list[tuple[int, int]]:

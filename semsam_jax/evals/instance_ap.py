@@ -13,7 +13,7 @@ Source: COCO detection challenge, https://cocodataset.org/#detection-eval.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -21,7 +21,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 from pycocotools import mask as rle_codec
 
 from semsam_jax.core.errors import DataError
-from semsam_jax.evals.evaluator import exact_mean
+from semsam_jax.evals.evaluator import Evaluator, exact_mean
 from semsam_jax.evals.samples import SIZE_NAMES
 
 AREA_NAMES = ("all", *SIZE_NAMES)
@@ -86,7 +86,7 @@ class InstanceResult:
         return {name: 100 * value for name, value in out.items()}
 
 
-class InstanceEvaluator:
+class InstanceEvaluator(Evaluator):
     """Collects instances image by image.
 
     Args:
@@ -131,10 +131,18 @@ class InstanceEvaluator:
             self._check(f"{where} of {image_id!r}", instances)
         self._images[image_id] = (size_hw, truth, detected)
 
-    def merge(self, other: "InstanceEvaluator") -> None:
-        """Adds everything that another evaluator has processed."""
-        for image_id, row in other._images.items():
-            self.process(image_id, *row)
+    def state(self) -> dict:
+        """Truth and detections of every image, masks as run lengths."""
+        return {
+            image_id: {"size_hw": list(size_hw), "truth": vars(truth), "detected": vars(detected)}
+            for image_id, (size_hw, truth, detected) in self._images.items()
+        }
+
+    def add(self, state: Mapping) -> None:
+        """Adds the images of another evaluator."""
+        for image_id, row in state.items():
+            truth, detected = InstanceSet(**row["truth"]), InstanceSet(**row["detected"])
+            self.process(image_id, tuple(row["size_hw"]), truth, detected)
 
     def result(self) -> InstanceResult:
         """Matches everything; ties in score are settled by image id, then by given order."""

@@ -17,6 +17,7 @@ Source: RITM (arXiv 2102.06583); thresholds 0.80, 0.85, 0.90 and 20 clicks are c
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
@@ -24,9 +25,10 @@ import numpy as np
 from flax import linen as nn
 
 from semsam_jax.evals.clicks import CLICK_BOX_PX, centre_click, click_boxes, next_click
-from semsam_jax.evals.evaluator import exact_mean
+from semsam_jax.evals.driver import Driver
+from semsam_jax.evals.evaluator import Evaluator, exact_mean
 from semsam_jax.evals.one_click import scored_masks
-from semsam_jax.evals.prompt_scores import PromptRunner
+from semsam_jax.evals.prompt_runner import Ask, PromptRunner, Work
 from semsam_jax.evals.samples import EvalSample
 
 THRESHOLDS = (0.80, 0.85, 0.90)
@@ -76,7 +78,7 @@ class InteractiveResult:
         return out | {"num_instances": float(self.num_instances)}
 
 
-class InteractiveEvaluator:
+class InteractiveEvaluator(Evaluator):
     """Collects one curve of IoUs per instance."""
 
     def __init__(self, protocol: InteractiveProtocol) -> None:
@@ -87,17 +89,22 @@ class InteractiveEvaluator:
         """Forgets everything that was processed."""
         self._curves: list[np.ndarray] = []
 
-    def process(self, curve: np.ndarray | Sequence[float]) -> None:
-        """Takes the IoU of one instance after each click, float [<= max_clicks].
+    def process(self, *curves: np.ndarray | Sequence[float]) -> None:
+        """Takes the IoU of instances after each click, per instance float [<= max_clicks].
 
         A shorter curve holds its last value (the clicking had stopped).
         """
-        missing = self._protocol.max_clicks - len(curve)
-        self._curves.append(np.pad(np.asarray(curve, np.float64), (0, missing), mode="edge"))
+        for curve in curves:
+            missing = self._protocol.max_clicks - len(curve)
+            self._curves.append(np.pad(np.asarray(curve, np.float64), (0, missing), mode="edge"))
 
-    def merge(self, other: "InteractiveEvaluator") -> None:
-        """Adds everything that another evaluator has processed."""
-        self._curves += other._curves
+    def state(self) -> dict:
+        """The curve of every instance."""
+        return {"curves": np.asarray(self._curves).reshape(-1, self._protocol.max_clicks)}
+
+    def add(self, state: Mapping) -> None:
+        """Adds the curves of another evaluator."""
+        self._curves += list(state["curves"])
 
     def result(self) -> InteractiveResult:
         """Computes the means; nan without instances."""
@@ -123,29 +130,24 @@ def evaluate_interactive(
     """Clicks every instance until its mask is good; arguments as `evaluate_one_click`."""
     protocol = protocol or InteractiveProtocol()
     runner = PromptRunner(model, params, prompts_per_call, isolate=protocol.isolate)
+    scorer = runner.scorer(functools.partial(click_curves, protocol=protocol))
     evaluator = InteractiveEvaluator(protocol)
-    for sample in samples:
-        for curve in click_curves(runner, sample, protocol):
-            evaluator.process(curve)
-    return evaluator.result()
+    return Driver().run("interactive", evaluator, samples, scorer).result()
 
 
-def click_curves(
-    runner: PromptRunner, sample: EvalSample, protocol: InteractiveProtocol
-) -> list[np.ndarray]:
-    """IoU after each click, for every scored instance of one image."""
+def click_curves(sample: EvalSample, protocol: InteractiveProtocol) -> Work:
+    """Gives the IoU after each click, for every scored instance of one image."""
     _, truths = scored_masks(sample, protocol.skip_crowd)
     curves: list[list[float]] = [[] for _ in truths]
-    current = [np.zeros(sample.size_hw, bool) for _ in truths]
+    current = [np.zeros(sample.frame_hw, bool) for _ in truths]
     clicks = {i: (*centre_click(truth), True) for i, truth in enumerate(truths)}
-    pyramid = runner.encode(sample) if truths else None
     for _ in range(protocol.max_clicks):
         active = sorted(clicks)
         if not active:
             break
-        xy = np.asarray([clicks[i][:2] for i in active])
+        xy = sample.on_canvas([clicks[i][:2] for i in active])
         boxes = click_boxes(xy, sample.image.shape[:2], protocol.click_box_px)
-        answers = runner.masks(pyramid, sample, boxes, np.full(len(active), protocol.point_type))
+        answers = yield Ask(boxes, np.full(len(active), protocol.point_type))
         for row, i in enumerate(active):
             is_positive = clicks.pop(i)[2]
             masks = answers.masks[row]
@@ -157,7 +159,7 @@ def click_curves(
             curves[i].append(float(ious[token]))
             if ious[token] < max(protocol.thresholds):
                 clicks[i] = next_click(truths[i], current[i])
-    return [np.asarray(curve) for curve in curves]
+    return tuple(np.asarray(curve) for curve in curves)
 
 
 def mask_iou(a: np.ndarray, b: np.ndarray) -> float:

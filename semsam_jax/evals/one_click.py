@@ -1,21 +1,28 @@
 """1-click IoU: one click per ground-truth mask, `Max` and `Oracle` over the tokens.
 
-    IoU(P, G) = |P n G| / |P u G|,  thresholded at logit 0, at the canvas resolution
+    IoU(P, G) = |P n G| / |P u G|,  thresholded at logit 0
     Max    = mean over instances of IoU of the token with the highest predicted quality
     Oracle = mean over instances of the best IoU of all tokens
+
+Two frames can be scored. `released_v1`, the published one: photo and masks resized to the
+canvas, clicks and IoU there. `original_size`: masks in the stored photo's pixels; clicks are
+found there and moved to the canvas, and mask logits are resized bilinearly to the photo.
+The frame is the samples' (`EvalSample.truth_hw`).
 
 Source: SPEC section (x); arXiv 2307.04767, table 4 and section 4.2; SAM arXiv 2304.02643.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 
 import numpy as np
 from flax import linen as nn
 
 from semsam_jax.evals.clicks import CLICK_BOX_PX, centre_click, click_boxes
-from semsam_jax.evals.evaluator import exact_mean
-from semsam_jax.evals.prompt_scores import PromptRunner
+from semsam_jax.evals.driver import Driver
+from semsam_jax.evals.evaluator import Evaluator, exact_mean
+from semsam_jax.evals.prompt_runner import Ask, PromptRunner, Work
 from semsam_jax.evals.samples import SIZE_NAMES, EvalSample, size_class
 
 
@@ -131,7 +138,7 @@ class OneClickResult:
         return out
 
 
-class OneClickEvaluator:
+class OneClickEvaluator(Evaluator):
     """Collects `ClickTable` rows image by image; see `evaluate_one_click` for the driver."""
 
     def __init__(self) -> None:
@@ -148,14 +155,24 @@ class OneClickEvaluator:
         if len(table):
             self._tables.append(table)
 
-    def merge(self, other: "OneClickEvaluator") -> None:
-        """Adds everything that another evaluator has processed."""
-        self._tables += other._tables
-        self._skipped += other._skipped
+    def state(self) -> dict:
+        """All rows, column by column, and the number of masks that were skipped."""
+        table = _joined(self._tables)
+        columns = {f.name: getattr(table, f.name) for f in dataclasses.fields(table)}
+        for name in _TEXT_COLUMNS:
+            columns[name] = columns[name].tolist()
+        return {"columns": columns, "skipped": self._skipped}
+
+    def add(self, state: Mapping) -> None:
+        """Adds the rows of another evaluator."""
+        columns = dict(state["columns"])
+        for name in _TEXT_COLUMNS:
+            columns[name] = np.asarray(columns[name], object)
+        self.process(ClickTable(**columns), state["skipped"])
 
     def result(self) -> OneClickResult:
         """Computes the means; nan figures if no instance was scored."""
-        table = _sorted(self._tables)
+        table = _sorted(_joined(self._tables))
         size = np.asarray(SIZE_NAMES)[size_class(table.area_px)] if len(table) else np.zeros(0)
         kind = np.where(table.is_thing, "thing", "stuff")
         tokens = range(table.iou.shape[1])
@@ -193,26 +210,25 @@ def evaluate_one_click(
     """
     protocol = protocol or ClickProtocol()
     runner = PromptRunner(model, params, prompts_per_call, isolate=protocol.isolate)
-    evaluator = OneClickEvaluator()
-    for sample in samples:
-        evaluator.process(*score_clicks(runner, sample, protocol))
-    return evaluator.result()
+    scorer = runner.scorer(functools.partial(click_all, protocol=protocol))
+    return Driver().run("one_click", OneClickEvaluator(), samples, scorer).result()
 
 
-def score_clicks(
-    runner: PromptRunner, sample: EvalSample, protocol: ClickProtocol
-) -> tuple[ClickTable, int]:
-    """Clicks every instance of one image; returns its rows and the number of masks skipped."""
+def click_all(sample: EvalSample, protocol: ClickProtocol) -> Work:
+    """Clicks every instance of one image; gives its rows and the number of masks skipped."""
     rows, masks = scored_masks(sample, protocol.skip_crowd)
-    clicks = []
-    for row, mask in zip(rows, masks, strict=True):
-        given = sample.clicks_xy is not None
-        clicks.append(tuple(sample.clicks_xy[row]) if given else centre_click(mask))
-    clicks_xy = np.asarray(clicks, np.int64).reshape(-1, 2)
+    clicks_xy = clicks_of(sample, rows, masks)
     boxes = click_boxes(clicks_xy, sample.image.shape[:2], protocol.click_box_px)
     types = np.full(len(rows), protocol.point_type)
-    table = score_prompts(runner, sample, rows, masks, clicks_xy, boxes, types)
+    table = yield from tabulate(sample, rows, masks, clicks_xy, boxes, types)
     return table, len(sample.masks) - len(rows)
+
+
+def clicks_of(sample: EvalSample, rows: list[int], masks: list[np.ndarray]) -> np.ndarray:
+    """Given clicks, or the centres of non-empty masks of the scored frame, on the canvas."""
+    if sample.clicks_xy is not None:
+        return np.asarray(sample.clicks_xy, np.int64).reshape(-1, 2)[rows]
+    return sample.on_canvas([centre_click(mask) for mask in masks])
 
 
 def scored_masks(sample: EvalSample, skip_crowd: bool) -> tuple[list[int], list[np.ndarray]]:
@@ -222,26 +238,24 @@ def scored_masks(sample: EvalSample, skip_crowd: bool) -> tuple[list[int], list[
     for index in range(len(sample.masks)):
         if crowd[index] and skip_crowd:
             continue
-        mask = sample.mask(index)
+        mask = sample.truth_mask(index)
         if mask.any():
             rows.append(index)
             masks.append(mask)
     return rows, masks
 
 
-def score_prompts(
-    runner: PromptRunner,
+def tabulate(
     sample: EvalSample,
     rows: list[int],
     masks: list[np.ndarray],
     clicks_xy: np.ndarray,
     boxes: np.ndarray,
     types: np.ndarray,
-) -> ClickTable:
-    """Answers one prompt per instance and tabulates the scores.
+) -> Work:
+    """Asks one prompt per instance and gives a `ClickTable` of the scores.
 
     Args:
-        runner: the model.
         sample: the image.
         rows: indices of the scored instances of the sample, n of them.
         masks: their masks, bool [h, w].
@@ -251,8 +265,8 @@ def score_prompts(
     """
     if not rows:
         return empty_table()
-    scores = runner.score(runner.encode(sample), sample, boxes, types, [[m] for m in masks])
-    pixels = float(np.prod(sample.size_hw))
+    scores = yield Ask(boxes, types, [[mask] for mask in masks])
+    pixels = float(np.prod(sample.frame_hw))
     area = scores.target_area[:, 0]
     return ClickTable(
         image_id=np.full(len(rows), sample.image_id, dtype=object),
@@ -264,7 +278,7 @@ def score_prompts(
         pred_iou=scores.pred_ious,
         pred_area=scores.pred_area / pixels,
         area=area / pixels,
-        area_px=area / sample.scale**2,
+        area_px=sample.photo_area(area),
     )
 
 
@@ -284,12 +298,17 @@ def empty_table() -> ClickTable:
     )
 
 
-def _sorted(tables: list[ClickTable]) -> ClickTable:
-    """One table in an order that does not depend on how the rows arrived."""
+def _joined(tables: list[ClickTable]) -> ClickTable:
     if not tables:
         return empty_table()
     names = [field.name for field in dataclasses.fields(ClickTable)]
-    joined = ClickTable(**{n: np.concatenate([getattr(t, n) for t in tables]) for n in names})
+    return ClickTable(**{n: np.concatenate([getattr(t, n) for t in tables]) for n in names})
+
+
+def _sorted(joined: ClickTable) -> ClickTable:
+    """The rows in an order that does not depend on how they arrived."""
+    if not len(joined):
+        return joined
     keys = (joined.instance_id, joined.image_id.astype(str), joined.dataset.astype(str))
     return joined.select(np.lexsort(keys))
 

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Int
 
 from semsam_jax.core.errors import DataError
-from semsam_jax.evals.evaluator import exact_mean
+from semsam_jax.evals.evaluator import Evaluator, add_sparse, exact_mean, sparse
 
 VOID = 0
 """Id of pixels without a segment."""
@@ -81,7 +81,7 @@ class PanopticResult:
         }
 
 
-class PanopticEvaluator:
+class PanopticEvaluator(Evaluator):
     """Sums matches, false positives and false negatives per class.
 
     Args:
@@ -142,13 +142,24 @@ class PanopticEvaluator:
         np.add.at(self._fp, pred_classes[wrong], 1)
         self._images += 1
 
-    def merge(self, other: "PanopticEvaluator") -> None:
-        """Adds everything that another evaluator has processed."""
-        for own, added in zip(self._matched_iou, other._matched_iou, strict=True):
-            own.extend(added)
-        self._fp += other._fp
-        self._fn += other._fn
-        self._images += other._images
+    def state(self) -> dict:
+        """IoU and class of every match, false positives and false negatives by class."""
+        tp = [len(ious) for ious in self._matched_iou]
+        return {
+            "match_class": np.repeat(np.arange(len(tp)), tp),
+            "match_iou": np.asarray([iou for ious in self._matched_iou for iou in ious]),
+            "fp": sparse(self._fp),
+            "fn": sparse(self._fn),
+            "images": self._images,
+        }
+
+    def add(self, state: Mapping) -> None:
+        """Adds the matches and counts of another evaluator."""
+        for index, iou in zip(state["match_class"], state["match_iou"], strict=True):
+            self._matched_iou[index].append(float(iou))
+        add_sparse(self._fp, state["fp"])
+        add_sparse(self._fn, state["fn"])
+        self._images += state["images"]
 
     def result(self) -> PanopticResult:
         """Computes the qualities of everything processed so far."""

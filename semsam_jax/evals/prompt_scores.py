@@ -2,6 +2,9 @@
 
 Masks never leave the device: what comes back are pixel counts per prompt and token, or,
 where an evaluation needs the shapes themselves, masks packed to bits.
+
+Axis letters: `b` photos, `p` prompts of a photo, `k` tokens, `t` targets of a prompt, `h w`
+canvas, `y x` the frame that is scored: the canvas, or a bucket that holds the stored photo.
 """
 
 import dataclasses
@@ -14,7 +17,6 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from semsam_jax.core.structs import Prompts, Pyramid
-from semsam_jax.evals.samples import EvalSample
 from semsam_jax.models.heads import mask_logits
 
 MASK_STRIDE = 4
@@ -50,125 +52,11 @@ class PromptMasks:
 
     Attributes:
         pred_ious: float32 [p, k].
-        masks: bool [p, k, h, w], valid pixels of the canvas.
+        masks: bool [p, k, h, w] in the frame of the ground truth.
     """
 
     pred_ious: np.ndarray
     masks: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class PromptRunner:
-    """Answers prompts on one image after the other with one compiled program per canvas.
-
-    Attributes:
-        model: `SemanticSAM` (or any linen module with its two methods).
-        params: its parameters.
-        prompts_per_call: prompts are padded to a multiple of this; it does not change a
-            result, only speed and memory.
-        masks_per_chunk: prompts whose full-size masks are alive at the same time.
-        isolate: whether prompts of a call see each other (False: the released demo).
-    """
-
-    model: nn.Module
-    params: dict
-    prompts_per_call: int = 16
-    masks_per_chunk: int = 4
-    isolate: bool = True
-
-    def encode(self, sample: EvalSample) -> Pyramid:
-        """Runs the image half once; the pyramid stays on the device."""
-        size_hw = np.asarray([sample.size_hw], np.int32)
-        return _encode(self.model, self.params, sample.image[None], size_hw)
-
-    def score(
-        self,
-        pyramid: Pyramid,
-        sample: EvalSample,
-        boxes: np.ndarray,
-        type_index: np.ndarray,
-        targets: list[list[np.ndarray]],
-        max_targets: int = 1,
-    ) -> PromptScores:
-        """Counts pixels between every token's mask and every target of its prompt.
-
-        Args:
-            pyramid: result of `encode` for the same sample.
-            sample: gives canvas and valid size.
-            boxes: float32 [p, 4] cxcywh, fractions of the canvas.
-            type_index: int [p].
-            targets: per prompt at most `max_targets` masks, bool [h, w] of the valid size.
-            max_targets: static width of the target axis.
-        """
-        if len(boxes) == 0:
-            zero = np.zeros((0, 0, max_targets))
-            return PromptScores(zero[..., 0].astype(np.float32), zero, zero[..., 0], zero[:, 0])
-        height, width = sample.image.shape[:2]
-        parts = []
-        for first in range(0, len(boxes), self.prompts_per_call):
-            rows = slice(first, first + self.prompts_per_call)
-            bits = np.zeros((self.prompts_per_call, max_targets, height, width // 8), np.uint8)
-            for row, masks in enumerate(targets[rows]):
-                for column, mask in enumerate(masks[:max_targets]):
-                    bits[row, column] = pack_on_canvas(mask, (height, width))
-            parts.append(
-                _score(
-                    self.model,
-                    self.params,
-                    pyramid,
-                    self._prompts(boxes[rows], type_index[rows]),
-                    np.asarray(sample.size_hw, np.int32),
-                    bits,
-                    self._chunk(),
-                    self.isolate,
-                )
-            )
-        pred_ious, inter, pred, target = (np.concatenate(x) for x in zip(*parts, strict=True))
-        count = len(boxes)
-        as_float = [x[:count].astype(np.float64) for x in (inter, pred, target)]
-        return PromptScores(pred_ious[:count], *as_float)
-
-    def masks(
-        self, pyramid: Pyramid, sample: EvalSample, boxes: np.ndarray, type_index: np.ndarray
-    ) -> PromptMasks:
-        """Returns the thresholded masks themselves, for clicks that depend on them."""
-        size = self.prompts_per_call
-        h, w = sample.size_hw
-        ious, shapes = [], []
-        for first in range(0, len(boxes), size):
-            rows = slice(first, first + size)
-            prompts = self._prompts(boxes[rows], type_index[rows])
-            valid_hw = np.asarray(sample.size_hw, np.int32)
-            got_ious, bits = _masks(
-                self.model, self.params, pyramid, prompts, valid_hw, self._chunk(), self.isolate
-            )
-            count = len(boxes[rows])
-            ious.append(np.asarray(got_ious)[:count])
-            unpacked = np.unpackbits(np.asarray(bits)[:count, :, :h], axis=-1)
-            shapes.append(unpacked[..., :w].astype(bool))
-        return PromptMasks(np.concatenate(ious), np.concatenate(shapes))
-
-    def _prompts(self, boxes: np.ndarray, type_index: np.ndarray) -> Prompts:
-        size = self.prompts_per_call
-        padded = np.full((1, size, 4), 0.5, np.float32)
-        padded[0, : len(boxes)] = boxes
-        types = np.zeros((1, size), np.int32)
-        types[0, : len(boxes)] = type_index
-        return Prompts(boxes=padded, type_index=types, valid=np.arange(size)[None] < len(boxes))
-
-    def _chunk(self) -> int:
-        """Largest divisor of `prompts_per_call` not above `masks_per_chunk`."""
-        limit = min(self.masks_per_chunk, self.prompts_per_call)
-        return next(n for n in range(limit, 0, -1) if self.prompts_per_call % n == 0)
-
-
-def pack_on_canvas(mask: np.ndarray, canvas_hw: tuple[int, int]) -> np.ndarray:
-    """Packs a bool mask of the valid size along x, zero-padded to the canvas: uint8 [H, W/8]."""
-    height, width = canvas_hw
-    bits = np.zeros((height, width // 8), np.uint8)
-    packed = np.packbits(mask, axis=-1)
-    bits[: packed.shape[0], : packed.shape[1]] = packed
-    return bits
 
 
 def upsample_masks(logits: Float[Array, "*n h w"]) -> Float[Array, "*n h2 w2"]:
@@ -197,73 +85,143 @@ def _upsample_axis(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _encode(
-    model: nn.Module, params: dict, image: UInt8[Array, "1 h w 3"], size_hw: Int[Array, "1 2"]
+def encode(
+    model: nn.Module, params: dict, image: UInt8[Array, "b h w 3"], size_hw: Int[Array, "b 2"]
 ) -> Pyramid:
+    """Runs the image half."""
     return model.apply({"params": params}, image, size_hw, method="encode_image")
 
 
-@functools.partial(jax.jit, static_argnums=(0, 6, 7))
-def _score(
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is fixed when a program is compiled.
+
+    Attributes:
+        chunk: prompts of a photo whose full-size masks are alive at the same time.
+        isolate: prompts of a photo do not see each other.
+        frame_hw: size of the scored frame; None scores the canvas itself.
+    """
+
+    chunk: int
+    isolate: bool
+    frame_hw: tuple[int, int] | None
+
+
+@functools.partial(jax.jit, static_argnums=(0, 6))
+def count_pixels(
     model: nn.Module,
     params: dict,
     pyramid: Pyramid,
     prompts: Prompts,
-    size_hw: Int[Array, "2"],
-    bits: UInt8[Array, "p t h w8"],
-    chunk: int,
-    isolate: bool,
-) -> tuple[Float[Array, "p k"], Float[Array, "p k t"], Float[Array, "p k"], Float[Array, "p t"]]:
-    embed, pred_ious = _decode(model, params, pyramid, prompts, isolate)
+    sizes: Int[Array, "2 b 2"],
+    bits: UInt8[Array, "b p t y x8"],
+    plan: Plan,
+) -> tuple[
+    Float[Array, "b p k"], Float[Array, "b p k t"], Float[Array, "b p k"], Float[Array, "b p t"]
+]:
+    """Pixels of every token's mask, of its targets and of what they share.
+
+    Args:
+        model: `SemanticSAM`.
+        params: its parameters.
+        pyramid: result of `encode`.
+        prompts: [b, p].
+        sizes: valid pixels of the canvas, and of the scored frame.
+        bits: targets packed along x, zero outside the photo.
+        plan: what is fixed.
+
+    Returns:
+        Predicted quality, intersections, areas of masks, areas of targets.
+    """
+    embed, pred_ious = _decode(model, params, pyramid, prompts, plan.isolate)
 
     def count(block):
         embed, bits = block
-        predicted = _thresholded(embed, pyramid, size_hw)
-        truth = jnp.unpackbits(bits, axis=-1).astype(bool)
-        flat = predicted.reshape(*predicted.shape[:2], -1).astype(jnp.float32)
-        target = truth.reshape(*truth.shape[:2], -1).astype(jnp.float32)
+        predicted = _thresholded(embed, pyramid, sizes, plan.frame_hw)
+        truth = jnp.unpackbits(bits, axis=-1)
+        flat = predicted.reshape(*predicted.shape[:3], -1).astype(jnp.float32)
+        target = truth.reshape(*truth.shape[:3], -1).astype(jnp.float32)
         # Sums of zeros and ones below 2^24 are exact in float32.
-        inter = jnp.einsum("ckx,ctx->ckt", flat, target, preferred_element_type=jnp.float32)
+        inter = jnp.einsum("bckx,bctx->bckt", flat, target, preferred_element_type=jnp.float32)
         return inter, flat.sum(-1), target.sum(-1)
 
-    blocks = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), (embed, bits))
-    counts = jax.lax.map(count, blocks)
-    return pred_ious, *(x.reshape(-1, *x.shape[2:]) for x in counts)
+    counts = jax.lax.map(count, (_in_chunks(embed, plan.chunk), _in_chunks(bits, plan.chunk)))
+    return pred_ious, *(_from_chunks(x) for x in counts)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5, 6))
-def _masks(
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def draw_masks(
     model: nn.Module,
     params: dict,
     pyramid: Pyramid,
     prompts: Prompts,
-    size_hw: Int[Array, "2"],
-    chunk: int,
-    isolate: bool,
-) -> tuple[Float[Array, "p k"], UInt8[Array, "p k h w8"]]:
-    embed, pred_ious = _decode(model, params, pyramid, prompts, isolate)
-    blocks = embed.reshape(-1, chunk, *embed.shape[1:])
-    bits = jax.lax.map(
-        lambda block: jnp.packbits(_thresholded(block, pyramid, size_hw), axis=-1), blocks
-    )
-    return pred_ious, bits.reshape(-1, *bits.shape[2:])
+    sizes: Int[Array, "2 b 2"],
+    plan: Plan,
+) -> tuple[Float[Array, "b p k"], UInt8[Array, "b p k y x8"]]:
+    """Predicted quality and masks, packed along x; arguments as `count_pixels`."""
+    embed, pred_ious = _decode(model, params, pyramid, prompts, plan.isolate)
+
+    def draw(embed):
+        return jnp.packbits(_thresholded(embed, pyramid, sizes, plan.frame_hw), axis=-1)
+
+    return pred_ious, _from_chunks(jax.lax.map(draw, _in_chunks(embed, plan.chunk)))
+
+
+def _in_chunks(x: Array, chunk: int) -> Array:
+    """[b, p, ...] to [p / chunk, b, chunk, ...]."""
+    return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
+
+
+def _from_chunks(x: Array) -> Array:
+    """[p / chunk, b, chunk, ...] to [b, p, ...]."""
+    return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])
 
 
 def _decode(
     model: nn.Module, params: dict, pyramid: Pyramid, prompts: Prompts, isolate: bool
-) -> tuple[Float[Array, "p k d"], Float[Array, "p k"]]:
+) -> tuple[Float[Array, "b p k d"], Float[Array, "b p k"]]:
     answers = model.apply(
         {"params": params}, pyramid, prompts, isolate=isolate, method="decode_prompts"
     )
-    return answers.mask_embed[-1, 0], answers.pred_ious[-1, 0].astype(jnp.float32)
+    return answers.mask_embed[-1], answers.pred_ious[-1].astype(jnp.float32)
 
 
 def _thresholded(
-    embed: Float[Array, "c k d"], pyramid: Pyramid, size_hw: Int[Array, "2"]
-) -> Bool[Array, "c k h w"]:
-    logits = mask_logits(embed[None], pyramid.mask_features)[0]
-    on = upsample_masks(logits) > 0
-    height, width = on.shape[-2:]
-    rows = jnp.arange(height)[:, None] < size_hw[0]
-    columns = jnp.arange(width)[None, :] < size_hw[1]
-    return on & (rows & columns)[None, None]
+    embed: Float[Array, "b c k d"],
+    pyramid: Pyramid,
+    sizes: Int[Array, "2 b 2"],
+    frame_hw: tuple[int, int] | None,
+) -> Bool[Array, "b c k y x"]:
+    logits = upsample_masks(mask_logits(embed, pyramid.mask_features))
+    if frame_hw is not None:
+        logits = jax.vmap(functools.partial(resize_valid, frame_hw=frame_hw))(logits, *sizes)
+    height, width = logits.shape[-2:]
+    is_row = jnp.arange(height)[None, :, None] < sizes[1, :, 0, None, None]
+    is_column = jnp.arange(width)[None, None, :] < sizes[1, :, 1, None, None]
+    return (logits > 0) & (is_row & is_column)[:, None, None]
+
+
+def resize_valid(
+    logits: Float[Array, "*n h w"],
+    from_hw: Int[Array, "2"],
+    to_hw: Int[Array, "2"],
+    frame_hw: tuple[int, int],
+) -> Float[Array, "*n y x"]:
+    """Bilinear resize of the valid pixels of a canvas to the first pixels of a frame.
+
+    Half-pixel centres and clamped borders, no smoothing, as `cv2.resize` and PyTorch do it;
+    both sizes may change without compiling anew. What lies beyond `to_hw` is meaningless.
+    """
+    for axis, size in ((-2, frame_hw[0]), (-1, frame_hw[1])):
+        old, new = from_hw[axis], to_hw[axis]
+        place = (jnp.arange(size) + 0.5) * (old / new) - 0.5
+        place = jnp.clip(place, 0, old - 1)
+        low = jnp.floor(place).astype(jnp.int32)
+        high = jnp.minimum(low + 1, old - 1)
+        share = place - low
+        if axis == -2:
+            share = share[:, None]
+        share = share.reshape((1,) * (logits.ndim - share.ndim) + share.shape)
+        lower, upper = jnp.take(logits, low, axis=axis), jnp.take(logits, high, axis=axis)
+        logits = lower * (1 - share) + upper * share
+    return logits

@@ -32,8 +32,7 @@ class EvalSample:
         clicks_xy: optional given clicks, integer pixels [n, 2]; else computed from the masks.
         scale: canvas pixels per pixel of the original photo, for the size classes.
         truth_hw: set when the masks are in another frame than the canvas, usually that of
-            the original photo; the generic tasks are scored there. Prompt evaluations need
-            masks on the canvas.
+            the original photo; everything is scored there.
     """
 
     image: np.ndarray
@@ -92,6 +91,25 @@ class EvalSample:
                 f"{self.image.shape[:2]} or the valid size {(h, w)}."
             )
         return decoded[:h, :w]
+
+    @property
+    def frame_hw(self) -> tuple[int, int]:
+        """Size of the frame that is scored: `truth_hw`, or the valid pixels of the canvas."""
+        return tuple(self.size_hw if self.truth_hw is None else self.truth_hw)
+
+    def on_canvas(self, xy: np.ndarray) -> np.ndarray:
+        """Pixels (x, y) of the scored frame as pixels of the canvas, int64 [n, 2]."""
+        xy = np.asarray(xy, np.int64).reshape(-1, 2)
+        if self.truth_hw is None:
+            return xy
+        ratio = np.asarray(self.size_hw[::-1]) / np.asarray(self.truth_hw[::-1])
+        return np.floor((xy + 0.5) * ratio).astype(np.int64)
+
+    def photo_area(self, area: np.ndarray) -> np.ndarray:
+        """Areas in the scored frame as pixels of the original photo."""
+        if self.truth_hw is None:
+            return area / self.scale**2
+        return area * (np.prod(self.size_hw) / np.prod(self.truth_hw)) / self.scale**2
 
     def truth_mask(self, index: int) -> np.ndarray:
         """Ground-truth mask in its own frame: `truth_hw`, or the valid pixels of the canvas."""

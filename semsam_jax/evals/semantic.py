@@ -9,12 +9,13 @@ Source: PASCAL VOC and ADE20k benchmarks.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Int
 
 from semsam_jax.core.errors import DataError
-from semsam_jax.evals.evaluator import exact_mean
+from semsam_jax.evals.evaluator import Evaluator, add_sparse, exact_mean, sparse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,7 @@ class SemanticResult:
         return {"miou": 100 * self.miou, "pixel_accuracy": 100 * self.pixel_accuracy}
 
 
-class SemanticEvaluator:
+class SemanticEvaluator(Evaluator):
     """Sums the confusion matrix.
 
     Args:
@@ -70,9 +71,13 @@ class SemanticEvaluator:
         counts = np.bincount(true * columns + pred, minlength=self._size * columns)
         self._confusion += counts.reshape(self._size, columns)
 
-    def merge(self, other: "SemanticEvaluator") -> None:
-        """Adds everything that another evaluator has processed."""
-        self._confusion += other._confusion
+    def state(self) -> dict:
+        """Entries of the confusion matrix that are not zero."""
+        return {"confusion": sparse(self._confusion)}
+
+    def add(self, state: Mapping) -> None:
+        """Adds the confusion matrix of another evaluator."""
+        add_sparse(self._confusion, state["confusion"])
 
     def result(self) -> SemanticResult:
         """Computes the means of everything processed so far."""

@@ -17,7 +17,7 @@ from semsam_jax.evals.levels import calibrate_levels
 from semsam_jax.evals.names import embed_classes, text_table
 from semsam_jax.evals.one_click import OneClickResult, evaluate_one_click
 from semsam_jax.evals.part_ap import PairVocabulary
-from semsam_jax.evals.prompt_scores import PromptRunner
+from semsam_jax.evals.prompt_runner import PromptRunner
 from semsam_jax.evals.proposals import evaluate_proposals
 from semsam_jax.evals.report import Row
 from semsam_jax.evals.samples import EvalSample

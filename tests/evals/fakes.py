@@ -39,12 +39,13 @@ class ReadingModel(nn.Module):
         height, width = features.shape[1:3]
         x = jnp.floor(prompts.boxes[..., 0] * width).astype(jnp.int32)
         y = jnp.floor(prompts.boxes[..., 1] * height).astype(jnp.int32)
-        clicked = features[0, y[0], x[0]].argmax(-1)
+        photo = jnp.arange(len(features))[:, None]
+        clicked = features[photo, y, x].argmax(-1)
         embeds = []
         for offsets in self.token_segments:
             on = sum(jax.nn.one_hot((clicked + o) % NUM_SEGMENTS, NUM_SEGMENTS) for o in offsets)
             embeds.append(jnp.where(on > 0, 1.0, -1.0))
-        embed = jnp.stack(embeds, axis=1)[None, None]
+        embed = jnp.stack(embeds, axis=2)[None]
         quality = jnp.broadcast_to(jnp.asarray(self.token_quality), embed.shape[:-1])
         return Predictions(
             mask_embed=embed, boxes=jnp.zeros((*embed.shape[:-1], 4)), pred_ious=quality
@@ -76,7 +77,10 @@ class ReadingGeneric(nn.Module):
         return read_segments(image)
 
     def decode_generic(self, pyramid, text):
-        features = pyramid.mask_features[0]
+        answers = jax.vmap(lambda features: self._read(features, text))(pyramid.mask_features)
+        return GenericPredictions(layers=jax.tree.map(lambda x: x[None], answers), proposals=None)
+
+    def _read(self, features, text):
         width = features.shape[1]
         numbers = jnp.arange(NUM_SEGMENTS)
         classes = numbers - 1
@@ -93,12 +97,9 @@ class ReadingGeneric(nn.Module):
         x1 = width - columns[:, ::-1].argmax(-1)
         full = jnp.ones_like(x0 / width)
         boxes = jnp.stack([(x0 + x1) / 2 / width, full / 2, (x1 - x0) / width, full], axis=-1)
-        answers = Predictions(
+        return Predictions(
             mask_embed=20.0 * (2 * jnp.eye(NUM_SEGMENTS) - 1),
             boxes=boxes,
             object_logits=logits(text.objects),
             part_logits=logits(text.parts),
-        )
-        return GenericPredictions(
-            layers=jax.tree.map(lambda x: x[None, None], answers), proposals=None
         )

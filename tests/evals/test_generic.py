@@ -89,7 +89,7 @@ def test_order_and_merging_change_nothing():
     merged = GenericEvaluator(CLASSES, TASKS, GenericProtocol())
     for sample in samples[::-1]:
         part = GenericEvaluator(CLASSES, TASKS)
-        part.process(sample, runner.answer(sample))
+        part.process(sample, *runner.answer([sample]))
         merged.merge(part)
     assert merged.result().scalars() == pytest.approx(forward, nan_ok=True, abs=0, rel=0)
     merged.reset()

@@ -11,7 +11,7 @@ from semsam_jax.evals import gallery, plots, report
 from semsam_jax.evals.generic import evaluate_generic
 from semsam_jax.evals.interactive import evaluate_interactive
 from semsam_jax.evals.one_click import evaluate_one_click
-from semsam_jax.evals.prompt_scores import PromptRunner
+from semsam_jax.evals.prompt_runner import PromptRunner
 from tests.evals.fakes import ReadingGeneric, ReadingModel, reading_sample
 from tests.evals.test_generic import CLASSES, TEXT, labelled
 from tests.evals.test_one_click import SEGMENTS

@@ -1,0 +1,27 @@
+"""python -m semsam_jax calibrate: measures which token is which level, and remembers it."""
+
+import argparse
+
+from semsam_jax.evals import cli
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Adds the parser of `calibrate`."""
+    parser = commands.add_parser(
+        "calibrate",
+        help="the order of a checkpoint's levels, measured and written into it",
+        description="Clicks every mask of the given photos, orders the tokens by the mean area "
+        "of their masks, level 1 the coarsest, writes the order into the checkpoint's meta, and "
+        "reports how well the levels are ordered (Kendall's tau) and which sizes of masks each "
+        "level is best at. Training does the same with its held-back photos.",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="report only, leave the checkpoint as it is"
+    )
+    cli.add_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures, writes the order into the checkpoint; returns 0."""
+    options = cli.options_of(args, suites=("levels",), write_levels=not args.dry_run)
+    return cli.run_options(options)

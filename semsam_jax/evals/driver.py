@@ -1,0 +1,228 @@
+"""Runs a measurement over many photos: spread over processes, resumable, with a progress bar.
+
+Process i of n takes the photos i, i + n, i + 2n, ...; each works on its own devices without
+waiting for the others, and at the end every process gets the result of all photos. Reading
+photos and finding clicks happens in a thread beside the devices' work.
+"""
+
+import copy
+import dataclasses
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from flax import serialization
+from jax.experimental import multihost_utils
+from tqdm import tqdm
+
+from semsam_jax.evals.evaluator import Evaluator
+from semsam_jax.evals.journal import Journal
+from semsam_jax.evals.samples import EvalSample
+
+_AHEAD = 4
+_GATHER_BYTES = 2**26
+
+
+class Samples(Protocol):
+    """Photos of a dataset, read on demand."""
+
+    def __len__(self) -> int:
+        """Number of photos."""
+
+    def read(self, positions: Sequence[int]) -> Iterator[EvalSample]:
+        """Reads some photos in the given order."""
+
+
+class Scorer(Protocol):
+    """How a measurement turns photos into what its evaluator processes.
+
+    Attributes:
+        batch_size: photos that are scored together.
+    """
+
+    batch_size: int
+
+    def key(self, sample: EvalSample) -> Hashable:
+        """Photos with equal keys can be scored together."""
+
+    def prepare(self, sample: EvalSample) -> Any:
+        """The part that needs no device; runs in the reading thread."""
+
+    def score(self, prepared: list) -> list[tuple]:
+        """Arguments of `Evaluator.process` for each photo."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OneByOne:
+    """Scorer of a function that takes one photo."""
+
+    function: Callable[[EvalSample], tuple]
+    batch_size: int = 1
+
+    def key(self, sample: EvalSample) -> Hashable:
+        """Any photos."""
+        return None
+
+    def prepare(self, sample: EvalSample) -> EvalSample:
+        """Nothing to prepare."""
+        return sample
+
+    def score(self, prepared: list[EvalSample]) -> list[tuple]:
+        """The function's answers."""
+        return [self.function(sample) for sample in prepared]
+
+
+@dataclasses.dataclass
+class Driver:
+    """Where and how measurements run.
+
+    Attributes:
+        folder: for the records that an interrupted measurement goes on from; None keeps
+            none.
+        settings: what the numbers depend on beside the name of the measurement.
+        show_progress: draw a bar on the terminal.
+        process_index, process_count: which share of the photos is this process's; those of
+            the running program by default.
+        seconds: time spent waiting for photos ("wait"), in the scorers ("score") and in the
+            evaluators ("measure"), of this process, all measurements together.
+    """
+
+    folder: Path | None = None
+    settings: Mapping = dataclasses.field(default_factory=dict)
+    show_progress: bool = False
+    process_index: int | None = None
+    process_count: int | None = None
+    seconds: Counter = dataclasses.field(default_factory=Counter)
+
+    def run(
+        self, name: str, evaluator: Evaluator, samples: Samples | Iterable, scorer: Scorer
+    ) -> Evaluator:
+        """Scores all photos; returns the evaluator, which then holds those of all processes.
+
+        Args:
+            name: of the measurement, unique within `folder`.
+            evaluator: an empty one.
+            samples: photos, equal in all processes.
+            scorer: what turns photos into the evaluator's food.
+        """
+        index = jax.process_index() if self.process_index is None else self.process_index
+        count = jax.process_count() if self.process_count is None else self.process_count
+        journal, done = None, {}
+        if self.folder is not None:
+            journal = Journal(self.folder, name, self.settings, index)
+            done = journal.finished()
+        single = copy.deepcopy(evaluator)
+        own = {position: state for position, state in done.items() if position % count == index}
+        for position in sorted(own):
+            evaluator.add(own[position])
+        size = len(samples) if hasattr(samples, "__len__") else None
+        bar = tqdm(
+            total=None if size is None else len(range(index, size, count)),
+            initial=len(own),
+            desc=name,
+            unit="photo",
+            disable=None if self.show_progress and index == 0 else True,
+        )
+        try:
+            photos = _chosen(samples, index, count, own)
+            prepared = ((at, scorer.key(s), scorer.prepare(s)) for at, s in photos)
+            for batch in _batches(self._timed(_ahead(prepared)), scorer.batch_size):
+                start = time.perf_counter()
+                outcomes = scorer.score([item for _, item in batch])
+                middle = time.perf_counter()
+                for (position, _), outcome in zip(batch, outcomes, strict=True):
+                    single.reset()
+                    single.process(*outcome)
+                    state = single.state()
+                    evaluator.add(state)
+                    if journal is not None:
+                        journal.write(position, state)
+                self.seconds["score"] += middle - start
+                self.seconds["measure"] += time.perf_counter() - middle
+                bar.update(len(batch))
+        except BaseException:
+            if journal is not None:
+                journal.close()
+            raise
+        finally:
+            bar.close()
+        if self.process_count is None and count > 1:
+            _exchange(evaluator, index)
+        if journal is not None:
+            journal.remove()
+        return evaluator
+
+    def _timed(self, items: Iterator) -> Iterator:
+        """Counts the time that `items` keeps us waiting."""
+        while True:
+            start = time.perf_counter()
+            item = next(items, None)
+            self.seconds["wait"] += time.perf_counter() - start
+            if item is None:
+                return
+            yield item
+
+
+def gather_bytes(payload: bytes) -> list[bytes]:
+    """What each process of the run passed in, in the order of the processes."""
+    sizes = np.asarray(multihost_utils.process_allgather(np.asarray([len(payload)], np.int64)))
+    sizes = sizes.reshape(-1).tolist()
+    pieces: list[list[bytes]] = [[] for _ in sizes]
+    for first in range(0, max(sizes), _GATHER_BYTES):
+        width = min(_GATHER_BYTES, max(sizes) - first)
+        own = np.zeros(width, np.uint8)
+        part = np.frombuffer(payload[first : first + width], np.uint8)
+        own[: len(part)] = part
+        rows = np.asarray(multihost_utils.process_allgather(own)).reshape(len(sizes), -1)
+        for row, size, kept in zip(rows, sizes, pieces, strict=True):
+            kept.append(row[: max(0, size - first)].tobytes())
+    return [b"".join(kept) for kept in pieces]
+
+
+def _exchange(evaluator: Evaluator, index: int) -> None:
+    """Adds what the other processes have measured."""
+    states = gather_bytes(serialization.msgpack_serialize(evaluator.state()))
+    for process, payload in enumerate(states):
+        if process != index:
+            evaluator.add(serialization.msgpack_restore(payload))
+
+
+def _chosen(
+    samples: Samples | Iterable, index: int, count: int, done: Mapping[int, dict]
+) -> Iterator[tuple[int, EvalSample]]:
+    """Photos of this process that are still to do, with their positions."""
+    if hasattr(samples, "read"):
+        positions = [at for at in range(index, len(samples), count) if at not in done]
+        yield from zip(positions, samples.read(positions), strict=True)
+        return
+    for position, sample in enumerate(samples):
+        if position % count == index and position not in done:
+            yield position, sample
+
+
+def _ahead(items: Iterator) -> Iterator:
+    """The same items, computed in a thread a few steps ahead."""
+    end = object()
+    with ThreadPoolExecutor(1, "evaluation-input") as pool:
+        waiting = deque(pool.submit(next, items, end) for _ in range(_AHEAD))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(pool.submit(next, items, end))
+            yield item
+
+
+def _batches(
+    items: Iterable[tuple[int, Hashable, Any]], size: int
+) -> Iterator[list[tuple[int, Any]]]:
+    """Groups (position, key, item) by key; what is left comes in smaller groups at the end."""
+    waiting: dict[Hashable, list[tuple[int, Any]]] = {}
+    for position, key, item in items:
+        group = waiting.setdefault(key, [])
+        group.append((position, item))
+        if len(group) == size:
+            yield waiting.pop(key)
+    yield from waiting.values()

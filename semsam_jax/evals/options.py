@@ -1,0 +1,102 @@
+"""What `evaluate` and `configs/eval_only.py` can be asked for."""
+
+import dataclasses
+
+from semsam_jax.core.errors import ConfigError
+
+SUITE_NAMES = (
+    "one_click",
+    "levels",
+    "box",
+    "granularity",
+    "interactive",
+    "generic",
+    "part",
+    "proposals",
+    "baselines",
+)
+PROTOCOLS = ("own", "released_v1", "original_size")
+VIEWS = ("any", "object", "part")
+CANVASES = ("square", "tight")
+CANVAS_MULTIPLE = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalOptions:
+    """One evaluation of one checkpoint on one dataset; "" and 0 take the default.
+
+    Attributes:
+        checkpoint: workdir of a training run, or folder of a converted checkpoint; the last
+            finished training run by default.
+        suites: what to measure, some of `SUITE_NAMES`.
+        out: folder for tables and pictures; CHECKPOINT/evaluation/DATASET by default.
+        root: holds one folder per dataset; the embedded sample by default.
+        dataset, split: which photos.
+        limit: number of photos, all by default.
+        view: which masks are prompted: any, object or part.
+        protocol: frame of the scores. `own`: the square canvas of training. `released_v1`:
+            short side 800, long side at most 1333, tight canvas, scores at that size.
+            `original_size`: the checkpoint's own canvas, scores of prompts in the stored
+            photo's pixels. By default released_v1 for released weights, else own.
+        image_size: side of the canvas, a multiple of 32.
+        short_side: resize the short side to this, as far as the long side fits.
+        canvas: square, or tight (padded to multiples of 32 only).
+        prompts_per_call: prompts of a photo decoded together; changes no result.
+        photos_per_device: photos that a device works on at a time; changes no result.
+        points_per_side: grid of the suite `proposals`.
+        write_levels: write the measured order of levels into the checkpoint's meta.
+    """
+
+    checkpoint: str = ""
+    suites: tuple[str, ...] = ("one_click", "baselines")
+    out: str = ""
+    root: str = ""
+    dataset: str = "coco"
+    split: str = "val"
+    limit: int = 0
+    view: str = "any"
+    protocol: str = ""
+    image_size: int = 0
+    short_side: int = 0
+    canvas: str = ""
+    prompts_per_call: int = 16
+    photos_per_device: int = 1
+    points_per_side: int = 32
+    write_levels: bool = False
+
+    def __post_init__(self):
+        """Checks everything that needs no data and no checkpoint."""
+        unknown = [name for name in self.suites if name not in SUITE_NAMES]
+        if unknown or not self.suites:
+            raise ConfigError(
+                f"--suite: got {', '.join(unknown) or 'nothing'}; wanted one or more of "
+                f"{', '.join(SUITE_NAMES)}."
+            )
+        for flag, value, allowed in (
+            ("--data.view", self.view, VIEWS),
+            ("--protocol", self.protocol, ("", *PROTOCOLS)),
+            ("--data.canvas", self.canvas, ("", *CANVASES)),
+        ):
+            if value not in allowed:
+                raise ConfigError(f"{flag} {value!r}: wanted {', '.join(filter(None, allowed))}.")
+        for flag, value, least in (
+            ("--data.limit", self.limit, 0),
+            ("--data.image-size", self.image_size, 0),
+            ("--data.short-side", self.short_side, 0),
+            ("--prompts-per-call", self.prompts_per_call, 1),
+            ("--photos-per-device", self.photos_per_device, 1),
+            ("--points-per-side", self.points_per_side, 1),
+        ):
+            if value < least:
+                raise ConfigError(f"{flag} {value}: wanted at least {least}.")
+        if self.image_size % CANVAS_MULTIPLE:
+            rounded = -(-self.image_size // CANVAS_MULTIPLE) * CANVAS_MULTIPLE
+            raise ConfigError(
+                f"--data.image-size {self.image_size}: wanted a multiple of {CANVAS_MULTIPLE}, "
+                f"such as {rounded}."
+            )
+
+
+def parse_suites(text: str) -> tuple[str, ...]:
+    """Splits the value of --suite."""
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
