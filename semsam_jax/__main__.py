@@ -1,4 +1,4 @@
-"""python -m semsam_jax segment | auto | evaluate | convert | export | demo.
+"""python -m semsam_jax segment | auto | evaluate | calibrate | convert | export | demo.
 
 Each command lives in a module with `add_parser(commands)`, which adds its parser, and
 `run(args) -> int | None`; only the module of the command that is asked for is imported.
@@ -16,6 +16,7 @@ _COMMANDS = {
     "segment": ("semsam_jax.inference.segment", "masks of a photo from clicks, boxes or names"),
     "auto": ("semsam_jax.inference.auto", "all masks of a photo or of a folder of photos"),
     "evaluate": ("semsam_jax.evals.cli", "scores of a checkpoint on annotated data"),
+    "calibrate": ("semsam_jax.evals.calibrate", "which token is which level, measured"),
     "convert": ("semsam_jax.convert.cli", "released PyTorch weights to a checkpoint and back"),
     "export": ("semsam_jax.inference.export", "a checkpoint as self-contained compiled programs"),
     "demo": ("semsam_jax.demo.cli", "a web page to click on photos"),

@@ -12,8 +12,12 @@ from collections.abc import Mapping
 from ml_collections import ConfigDict
 
 from semsam_jax.core.errors import ConfigError
+from semsam_jax.evals.options import SUITE_NAMES, EvalOptions
 from semsam_jax.models import presets
 from semsam_jax.models.layers import REMAT_POLICIES
+
+TRAINING_SUITES = tuple(name for name in SUITE_NAMES if name not in ("levels", "proposals"))
+"""What a run can measure on its held-back photos."""
 
 CHECKPOINT = "checkpoint"
 """In the place of a value: the one of the checkpoint that the run starts from."""
@@ -189,6 +193,8 @@ class RunConfig:
         accumulate: micro-batches per step; the host matches one while the device runs the
             next. The quotas stay those of the whole step.
         eval_dataset: whose validation photos they are.
+        eval_suites: what is measured on them: one_click, and others of
+            `evals.options.SUITE_NAMES` that need no pictures of their own.
         keep_best: keep the model with the best one-click IoU in WORKDIR/best.
         streams_apart: every stream is a micro-batch of its own, which halves the memory.
     """
@@ -210,6 +216,7 @@ class RunConfig:
     accumulate: int = 1
     streams_apart: bool = False
     eval_dataset: str = "coco"
+    eval_suites: tuple[str, ...] = ("one_click",)
     keep_best: bool = False
 
     def to_dict(self) -> dict:
@@ -233,6 +240,22 @@ def build(config: Mapping | ConfigDict) -> RunConfig:
             "--config.model.warm_start=DIR (a workdir, or the --out of semsam_jax convert)."
         )
     return run
+
+
+def build_evaluation(config: Mapping | ConfigDict, out: str) -> EvalOptions:
+    """Makes checked options of a config with the one group `evaluate` (configs/eval_only.py).
+
+    Raises:
+        ConfigError: unknown key, wrong type, or values that do not go together.
+    """
+    values = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+    group = values.pop("evaluate")
+    if values:
+        raise ConfigError(
+            f"config.{next(iter(values))}: an evaluation has only the group evaluate; training "
+            f"is another config."
+        )
+    return dataclasses.replace(_build(EvalOptions, group, "config.evaluate"), out=out)
 
 
 def model_config(choice: ModelChoice) -> presets.ModelConfig:
@@ -321,6 +344,8 @@ def _check(run: RunConfig) -> None:
     for name in ("steps", "log_every", "save_every", "keep", "accumulate"):
         if getattr(run, name) < 1:
             raise ConfigError(f"{name}: {getattr(run, name)}; must be at least 1.")
+    for name in run.eval_suites:
+        _one_of("eval_suites", name, TRAINING_SUITES)
     if run.loss.many_to_one and data.max_targets != 1:
         raise ConfigError(
             f"loss.many_to_one: wants one target per prompt, got data.max_targets "

@@ -45,6 +45,10 @@ def main(argv: list[str]) -> int:
     from semsam_jax.core.compilation import use_compilation_cache
     from semsam_jax.parallel import distributed
 
+    if "evaluate" in _CONFIG.value:
+        from semsam_jax.evals.cli import run_options
+
+        return run_options(config.build_evaluation(_CONFIG.value, _WORKDIR.value))
     run = config.build(_CONFIG.value)
     if _COMPILE_ONLY.value:
         from semsam_jax.train.compile_only import compile_only

@@ -96,6 +96,9 @@ def base() -> ConfigDict:
             "streams_apart": False,
             # Whose validation photos; keep the best model by them in WORKDIR/best.
             "eval_dataset": "coco",
+            # What is measured on them, beside one_click: box, granularity, interactive,
+            # generic, part, baselines.
+            "eval_suites": ("one_click",),
             "keep_best": False,
         }
     )

@@ -15,6 +15,7 @@ def evaluation_rows(
     image_size: int,
     *,
     short_side: int | None = None,
+    long_side: int | None = None,
     limit: int | None = None,
     view: str = "any",
 ) -> Iterator[dict]:
@@ -29,6 +30,7 @@ def evaluation_rows(
         image_size: side of the square canvas; the photo's long side is resized to it and
             the right or bottom is zero padding.
         short_side: resize the short side to this instead, as far as the long side fits.
+        long_side: pixels of the long side at most, default the canvas.
         limit: number of photos, None for all.
         view: only instances of this granularity (`any`, `object`, `part`).
 
@@ -45,14 +47,14 @@ def evaluation_rows(
     """
     count = len(source) if limit is None else min(limit, len(source))
     for position in range(count):
-        yield _evaluation_row(source[position], image_size, short_side, view)
+        example = source[position]
+        sizes = (image_size, short_side, long_side)
+        placement = geometry.fit_placement(example.height, example.width, *sizes)
+        yield _evaluation_row(example, placement, view)
 
 
-def _evaluation_row(
-    example: RawExample, image_size: int, short_side: int | None, view: str
-) -> dict:
+def _evaluation_row(example: RawExample, placement: geometry.Placement, view: str) -> dict:
     where = f"{example.dataset}/{example.example_id}"
-    placement = geometry.fit_placement(example.height, example.width, image_size, short_side)
     wanted = [not item.is_pseudo and row.in_view(item, view) for item in example.instances]
     kept, mask_bits, boxes = _draw(example.instances, wanted, example, placement, where)
     crowds = example.ignored

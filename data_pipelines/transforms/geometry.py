@@ -109,7 +109,13 @@ class Placement:
         )
 
 
-def fit_placement(height: int, width: int, canvas: int, short_side: int | None = None) -> Placement:
+def fit_placement(
+    height: int,
+    width: int,
+    canvas: int,
+    short_side: int | None = None,
+    long_side: int | None = None,
+) -> Placement:
     """Whole photo, unflipped, long side on the canvas (evaluation; also the fallback).
 
     Args:
@@ -117,8 +123,9 @@ def fit_placement(height: int, width: int, canvas: int, short_side: int | None =
         width: columns of the stored photo.
         canvas: side of the canvas, pixels.
         short_side: wanted short side in pixels; the long side still has to fit.
+        long_side: pixels of the long side at most, default the canvas.
     """
-    scale = canvas / max(height, width)
+    scale = min(canvas, long_side or canvas) / max(height, width)
     if short_side is not None:
         scale = min(short_side / min(height, width), scale)
     return _place(height, width, scale, canvas)

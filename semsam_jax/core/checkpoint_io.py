@@ -144,6 +144,26 @@ def write_model(path: str | os.PathLike, params: Mapping, meta: Mapping) -> Path
     return root / FOLDER / "0"
 
 
+def write_level_order(path: str | os.PathLike, level_order: list[int]) -> None:
+    """Writes the token of level 1, 2, ... into the meta of the newest complete step."""
+    meta = read_meta(path)
+    file = newest_step(path) / "meta" / "metadata"
+    wanted = list(range(len(meta["level_order"])))
+    if sorted(level_order) != wanted:
+        raise CheckpointError(
+            f"checkpoint {file}: level order {level_order} does not name each of {wanted} once."
+        )
+    partial = file.with_name(".metadata.partial")
+    try:
+        partial.write_text(json.dumps(meta | {"level_order": level_order}))
+        os.replace(partial, file)
+    except OSError as error:
+        raise CheckpointError(
+            f"checkpoint {file}: cannot be written ({error.strerror or error}); check its "
+            f"permissions, or copy the checkpoint."
+        ) from error
+
+
 def cache_dir() -> Path:
     """Folder for caches of this user; SEMSAM_JAX_CACHE overrides it."""
     override = os.environ.get("SEMSAM_JAX_CACHE")

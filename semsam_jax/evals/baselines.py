@@ -40,11 +40,14 @@ Answer = Callable[[np.ndarray, tuple[int, int]], Sequence[np.ndarray]]
 
 
 def evaluate_baseline(
-    kind: Literal["blob", "superpixels"], samples: Iterable[EvalSample]
+    kind: Literal["blob", "superpixels"],
+    samples: Iterable[EvalSample],
+    driver: Driver | None = None,
 ) -> OneClickResult:
     """Scores a baseline with the 1-click protocol (same clicks, crowd left out)."""
     scorer = OneByOne(functools.partial(score_baseline, kind))
-    return Driver().run(f"baseline_{kind}", OneClickEvaluator(), samples, scorer).result()
+    driver = driver or Driver()
+    return driver.run(f"baseline_{kind}", OneClickEvaluator(), samples, scorer).result()
 
 
 def score_baseline(
@@ -59,8 +62,8 @@ def score_baseline(
     levels = superpixel_levels(sample.image[:h, :w]) if kind == "superpixels" else None
     clicks_xy = clicks_of(sample, rows, truths)
     iou, areas = [], []
-    for click, truth in zip(clicks_xy, truths, strict=True):
-        masks = blob_masks((h, w), click) if levels is None else masks_at(levels, click)
+    for (x, y), truth in zip(clicks_xy.tolist(), truths, strict=True):
+        masks = blob_masks((h, w), (x, y)) if levels is None else masks_at(levels, (x, y))
         masks = _in_frame(masks, truth.shape)
         shared = (masks & truth).sum((1, 2))
         area = masks.sum((1, 2))

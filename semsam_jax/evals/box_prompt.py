@@ -46,12 +46,22 @@ def evaluate_box_prompt(
     *,
     prompts_per_call: int = 16,
     protocol: BoxProtocol | None = None,
+    driver: Driver | None = None,
+    name: str = "box",
 ) -> OneClickResult:
     """Prompts every instance with its tight box; arguments as `evaluate_one_click`."""
     protocol = protocol or BoxProtocol()
-    runner = PromptRunner(model, params, prompts_per_call, isolate=protocol.isolate)
+    driver = driver or Driver()
+    runner = PromptRunner(
+        model,
+        params,
+        prompts_per_call,
+        isolate=protocol.isolate,
+        devices=driver.devices,
+        photos_per_device=driver.photos_per_device,
+    )
     scorer = runner.scorer(functools.partial(box_all, protocol=protocol))
-    return Driver().run("box", OneClickEvaluator(), samples, scorer).result()
+    return driver.run(name, OneClickEvaluator(), samples, scorer).result()
 
 
 def box_all(sample: EvalSample, protocol: BoxProtocol) -> Work:

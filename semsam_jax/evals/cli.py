@@ -78,8 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="image_size",
         type=int,
         metavar="PX",
-        help="side of the canvas, a multiple of 32 (default: as in training; 1344 for "
-        "released_v1)",
+        help="side of the canvas, a multiple of 32 (default: as in training; 1344 for released_v1)",
     )
     add(
         "--data.short-side",
@@ -133,4 +132,3 @@ def run_options(options: EvalOptions) -> int:
     use_compilation_cache()
     evaluate(options)
     return 0
-

@@ -71,9 +71,7 @@ class PhotoSet:
     def named(self, image_ids: Collection[str]) -> Iterator[EvalSample]:
         """Reads the photos with some ids."""
         wanted = set(image_ids)
-        return self.read(
-            [at for at in range(self.count) if self.source[at].example_id in wanted]
-        )
+        return self.read([at for at in range(self.count) if self.source[at].example_id in wanted])
 
 
 @dataclasses.dataclass(frozen=True)

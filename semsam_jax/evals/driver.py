@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -28,6 +28,7 @@ _AHEAD = 4
 _GATHER_BYTES = 2**26
 
 
+@runtime_checkable
 class Samples(Protocol):
     """Photos of a dataset, read on demand."""
 
@@ -38,6 +39,7 @@ class Samples(Protocol):
         """Reads some photos in the given order."""
 
 
+@runtime_checkable
 class Scorer(Protocol):
     """How a measurement turns photos into what its evaluator processes.
 
@@ -86,6 +88,8 @@ class Driver:
             none.
         settings: what the numbers depend on beside the name of the measurement.
         show_progress: draw a bar on the terminal.
+        devices: of this process, for the runners; its first one by default.
+        photos_per_device: photos that a device works on at a time.
         process_index, process_count: which share of the photos is this process's; those of
             the running program by default.
         seconds: time spent waiting for photos ("wait"), in the scorers ("score") and in the
@@ -95,6 +99,8 @@ class Driver:
     folder: Path | None = None
     settings: Mapping = dataclasses.field(default_factory=dict)
     show_progress: bool = False
+    devices: tuple[jax.Device, ...] | None = None
+    photos_per_device: int = 1
     process_index: int | None = None
     process_count: int | None = None
     seconds: Counter = dataclasses.field(default_factory=Counter)
@@ -126,7 +132,7 @@ class Driver:
             initial=len(own),
             desc=name,
             unit="photo",
-            disable=None if self.show_progress and index == 0 else True,
+            disable=not self.show_progress or index != 0,
         )
         try:
             photos = _chosen(samples, index, count, own)

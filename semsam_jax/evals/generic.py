@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from flax import linen as nn
+from pycocotools import mask as rle_codec
 
 from semsam_jax.core.structs import TextTable
 from semsam_jax.evals.driver import Driver
@@ -155,10 +156,10 @@ class GenericEvaluator(Evaluator):
         found: InstanceSet,
     ) -> None:
         image = f"{sample.dataset}/{sample.image_id}"
-        self._parts[mask_name].process(
-            image, answer.size_hw, truth, dataclasses.replace(found, boxes_xywh=None)
-        )
-        self._parts[box_name].process(image, answer.size_hw, truth, found)
+        with_masks = [dataclasses.replace(one, boxes_xywh=None) for one in (truth, found)]
+        with_boxes = [dataclasses.replace(one, rles=None) for one in (truth, found)]
+        self._parts[mask_name].process(image, answer.size_hw, *with_masks)
+        self._parts[box_name].process(image, answer.size_hw, *with_boxes)
 
     def _true_segments(self, sample: EvalSample, size_hw: tuple[int, int]) -> PanopticSegments:
         pixels, classes, crowd = np.zeros(size_hw, np.int32), {}, set()
@@ -209,10 +210,14 @@ class GenericEvaluator(Evaluator):
         masks = [sample.truth_mask(index) for index, _ in rows]
         kept = [k for k, mask in enumerate(masks) if mask.any()]
         crowd = sample.flags("is_crowd", False)
+        rles = encode_masks([masks[k] for k in kept])
+        # As in COCO's files, the size class of a true box is that of its mask.
         return InstanceSet(
             classes=np.asarray([rows[k][1] for k in kept], np.int64),
-            rles=encode_masks([masks[k] for k in kept]),
+            rles=rles,
+            boxes_xywh=rle_codec.toBbox(rles).reshape(-1, 4) if kept else np.zeros((0, 4)),
             is_crowd=crowd[[rows[k][0] for k in kept]] if kept else None,
+            areas=rle_codec.area(rles).astype(np.float64) if kept else None,
         )
 
     def _predicted_segments(self, answer: GenericAnswer) -> PanopticSegments:
@@ -280,6 +285,8 @@ def evaluate_generic(
     *,
     tasks: Sequence[str] = ("panoptic", "semantic", "instance"),
     protocol: GenericProtocol | None = None,
+    driver: Driver | None = None,
+    name: str = "generic",
 ) -> GenericResult:
     """Runs the generic branch over all images and scores it.
 
@@ -291,7 +298,10 @@ def evaluate_generic(
         classes: what the dataset annotates.
         tasks: some of `TASKS`.
         protocol: thresholds.
+        driver: devices, progress and records; one device and no records by default.
+        name: of the driver's records.
     """
-    runner = GenericRunner(model, params, text)
+    driver = driver or Driver()
+    runner = GenericRunner(model, params, text, driver.devices, driver.photos_per_device)
     evaluator = GenericEvaluator(classes, tasks, protocol)
-    return Driver().run("generic", evaluator, samples, runner).result()
+    return driver.run(name, evaluator, samples, runner).result()

@@ -107,7 +107,9 @@ class GenericRunner:
             image[row], size_hw[row] = sample.image, sample.size_hw
         image, size_hw = jax.device_put((image, size_hw), self._rows)
         last, features = _forward(self._model, self._params, image, size_hw, self._text)
-        embeds, features = _by_photo(last.mask_embed), _by_photo(features)
+        # The compiler may choose to leave an output whole on every device.
+        on_rows = jax.device_put((last.mask_embed, features), self._rows)
+        embeds, features = (_by_photo(array) for array in on_rows)
         objects, parts, boxes = (
             np.asarray(x, np.float32) for x in (last.object_logits, last.part_logits, last.boxes)
         )

@@ -15,7 +15,7 @@ this is the definition in the paper's words: arXiv 2307.04767, section 4.2 and t
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from flax import linen as nn
@@ -130,12 +130,22 @@ def evaluate_granularity(
     *,
     prompts_per_call: int = 16,
     protocol: GranularityProtocol | None = None,
+    driver: Driver | None = None,
+    name: str = "granularity",
 ) -> GranularityResult:
     """Clicks the centre of every mask once; equal clicks of an image count once."""
     protocol = protocol or GranularityProtocol()
-    runner = PromptRunner(model, params, prompts_per_call, isolate=protocol.isolate)
+    driver = driver or Driver()
+    runner = PromptRunner(
+        model,
+        params,
+        prompts_per_call,
+        isolate=protocol.isolate,
+        devices=driver.devices,
+        photos_per_device=driver.photos_per_device,
+    )
     scorer = runner.scorer(functools.partial(click_ious, protocol=protocol))
-    return Driver().run("granularity", GranularityEvaluator(), samples, scorer).result()
+    return driver.run(name, GranularityEvaluator(), samples, scorer).result()
 
 
 def click_ious(sample: EvalSample, protocol: GranularityProtocol) -> Work:

@@ -18,7 +18,7 @@ Source: RITM (arXiv 2102.06583); thresholds 0.80, 0.85, 0.90 and 20 clicks are c
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -126,13 +126,23 @@ def evaluate_interactive(
     *,
     prompts_per_call: int = 16,
     protocol: InteractiveProtocol | None = None,
+    driver: Driver | None = None,
+    name: str = "interactive",
 ) -> InteractiveResult:
     """Clicks every instance until its mask is good; arguments as `evaluate_one_click`."""
     protocol = protocol or InteractiveProtocol()
-    runner = PromptRunner(model, params, prompts_per_call, isolate=protocol.isolate)
+    driver = driver or Driver()
+    runner = PromptRunner(
+        model,
+        params,
+        prompts_per_call,
+        isolate=protocol.isolate,
+        devices=driver.devices,
+        photos_per_device=driver.photos_per_device,
+    )
     scorer = runner.scorer(functools.partial(click_curves, protocol=protocol))
     evaluator = InteractiveEvaluator(protocol)
-    return Driver().run("interactive", evaluator, samples, scorer).result()
+    return driver.run(name, evaluator, samples, scorer).result()
 
 
 def click_curves(sample: EvalSample, protocol: InteractiveProtocol) -> Work:

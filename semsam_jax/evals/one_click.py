@@ -14,7 +14,7 @@ Source: SPEC section (x); arXiv 2307.04767, table 4 and section 4.2; SAM arXiv 2
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from flax import linen as nn
@@ -24,6 +24,8 @@ from semsam_jax.evals.driver import Driver
 from semsam_jax.evals.evaluator import Evaluator, exact_mean
 from semsam_jax.evals.prompt_runner import Ask, PromptRunner, Work
 from semsam_jax.evals.samples import SIZE_NAMES, EvalSample, size_class
+
+_TEXT_COLUMNS = ("image_id", "dataset")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,6 +200,8 @@ def evaluate_one_click(
     *,
     prompts_per_call: int = 16,
     protocol: ClickProtocol | None = None,
+    driver: Driver | None = None,
+    name: str = "one_click",
 ) -> OneClickResult:
     """Runs the 1-click protocol.
 
@@ -207,11 +211,21 @@ def evaluate_one_click(
         samples: images with masks; equal canvas sizes share one compiled program.
         prompts_per_call: clicks per decoder call (padded; no influence on the result).
         protocol: how clicks are made; the published protocol by default.
+        driver: devices, progress and records; one device and no records by default.
+        name: of the driver's records.
     """
     protocol = protocol or ClickProtocol()
-    runner = PromptRunner(model, params, prompts_per_call, isolate=protocol.isolate)
+    driver = driver or Driver()
+    runner = PromptRunner(
+        model,
+        params,
+        prompts_per_call,
+        isolate=protocol.isolate,
+        devices=driver.devices,
+        photos_per_device=driver.photos_per_device,
+    )
     scorer = runner.scorer(functools.partial(click_all, protocol=protocol))
-    return Driver().run("one_click", OneClickEvaluator(), samples, scorer).result()
+    return driver.run(name, OneClickEvaluator(), samples, scorer).result()
 
 
 def click_all(sample: EvalSample, protocol: ClickProtocol) -> Work:

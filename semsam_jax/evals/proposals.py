@@ -6,10 +6,12 @@
 Source: SAM (arXiv 2304.02643), section 7.3, and COCO's average recall.
 """
 
+import functools
 from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from semsam_jax.evals.driver import Driver, OneByOne
 from semsam_jax.evals.instance_ap import InstanceEvaluator, InstanceResult, InstanceSet
 from semsam_jax.evals.rle import encode_masks
 from semsam_jax.evals.samples import EvalSample
@@ -20,6 +22,7 @@ MAX_PROPOSALS = (10, 100, 1000)
 def evaluate_proposals(
     generate: Callable[[EvalSample], tuple[list[dict], np.ndarray]],
     samples: Iterable[EvalSample],
+    driver: Driver | None = None,
 ) -> InstanceResult:
     """Average recall of a mask generator.
 
@@ -27,21 +30,27 @@ def evaluate_proposals(
         generate: returns the RLEs of all masks of an image, in the frame of the ground truth,
             and their scores, float [n].
         samples: images with masks; crowd regions are ignored as in COCO.
+        driver: progress and records; no records by default.
 
     Returns:
         `ar` holds AR@10, 100 and 1000, `ar_by_size` AR@1000; AP is class-agnostic.
     """
     evaluator = InstanceEvaluator(1, "mask", is_class_agnostic=True, max_detections=MAX_PROPOSALS)
-    for sample in samples:
-        masks = [sample.truth_mask(index) for index in range(len(sample.masks))]
-        kept = [index for index, mask in enumerate(masks) if mask.any()]
-        frame = tuple(sample.truth_hw or sample.size_hw)
-        truth = InstanceSet(
-            classes=np.zeros(len(kept), np.int64),
-            rles=encode_masks([masks[index] for index in kept]),
-            is_crowd=sample.flags("is_crowd", False)[kept] if kept else None,
-        )
-        rles, scores = generate(sample)
-        found = InstanceSet(np.zeros(len(rles), np.int64), rles=rles, scores=np.asarray(scores))
-        evaluator.process(f"{sample.dataset}/{sample.image_id}", frame, truth, found)
-    return evaluator.result()
+    scorer = OneByOne(functools.partial(_compare, generate))
+    return (driver or Driver()).run("proposals", evaluator, samples, scorer).result()
+
+
+def _compare(
+    generate: Callable[[EvalSample], tuple[list[dict], np.ndarray]], sample: EvalSample
+) -> tuple:
+    """What `InstanceEvaluator.process` takes of one image."""
+    masks = [sample.truth_mask(index) for index in range(len(sample.masks))]
+    kept = [index for index, mask in enumerate(masks) if mask.any()]
+    truth = InstanceSet(
+        classes=np.zeros(len(kept), np.int64),
+        rles=encode_masks([masks[index] for index in kept]),
+        is_crowd=sample.flags("is_crowd", False)[kept] if kept else None,
+    )
+    rles, scores = generate(sample)
+    found = InstanceSet(np.zeros(len(rles), np.int64), rles=rles, scores=np.asarray(scores))
+    return f"{sample.dataset}/{sample.image_id}", sample.frame_hw, truth, found

@@ -29,11 +29,36 @@ class Row:
     note: str = ""
 
 
-def write_json(path: Path, meta: Mapping, scalars: Mapping[str, float]) -> None:
-    """Writes {"meta": ..., "scores": ...}; nan becomes null, so that any reader takes it."""
-    scores = {k: None if math.isnan(v) else round(float(v), 6) for k, v in scalars.items()}
-    text = json.dumps({"meta": dict(meta), "scores": scores}, indent=1, default=_plain)
+def write_json(
+    path: Path,
+    meta: Mapping,
+    notes: Mapping[str, str],
+    rows: Sequence[Row],
+    scalars: Mapping[str, float],
+) -> None:
+    """Writes meta, notes, the rows of the table and the scores; nan becomes null, so that any
+    reader takes it.
+    """
+    content = {
+        "meta": dict(meta),
+        "notes": dict(notes),
+        "rows": [vars(row) | {"value": _number(row.value)} for row in rows],
+        "scores": {name: _number(value) for name, value in scalars.items()},
+    }
+    text = json.dumps(content, indent=1, default=_plain)
     path.write_text(text + "\n", encoding="utf-8")
+
+
+def write_summary(path: Path, folder: Path, meta: Mapping) -> None:
+    """Writes one table of all suites in `folder` that were measured with the same `meta`."""
+    rows = []
+    for file in sorted(folder.glob("*.json")):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content.get("meta") == json.loads(json.dumps(dict(meta), default=_plain)):
+            for row in content["rows"]:
+                value = math.nan if row["value"] is None else row["value"]
+                rows.append(Row(row["name"], value, row["published"], row["note"]))
+    write_markdown(path, "Evaluation: all suites", rows, meta)
 
 
 def write_markdown(path: Path, title: str, rows: Sequence[Row], about: Mapping[str, str]) -> None:
@@ -70,6 +95,10 @@ def write_click_table(path: Path, table: ClickTable) -> None:
             for values in (table.iou, table.pred_iou, table.pred_area):
                 row += [f"{float(v):.4f}" for v in values[i]]
             writer.writerow(row)
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else round(float(value), 6)
 
 
 def _plain(value: object) -> object:

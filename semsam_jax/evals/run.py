@@ -13,7 +13,7 @@ from semsam_jax.evals import report
 from semsam_jax.evals.dataset_samples import EvalDataset, Frame, open_dataset
 from semsam_jax.evals.driver import Driver
 from semsam_jax.evals.options import EvalOptions
-from semsam_jax.evals.suites import SUITES, Outcome, Setting, proposal_maker
+from semsam_jax.evals.suites import SUITES, Outcome, Setting
 from semsam_jax.models.presets import from_json
 from semsam_jax.models.semantic_sam import SemanticSAM
 from semsam_jax.parallel.peers import PeerWatch
@@ -118,11 +118,10 @@ def _setting(
         photos=dataset.photo_samples(),
         whole=dataset.canvas_samples(options.view),
         class_list=dataset.class_list,
-        generate=proposal_maker(params, meta, options.points_per_side),
+        driver=driver,
         out=out,
         prompts_per_call=options.prompts_per_call,
-        is_released=meta.get("prompt_preset") == "released_v1",
-        driver=driver,
+        points_per_side=options.points_per_side,
     )
 
 

@@ -97,7 +97,7 @@ class EvalSample:
         """Size of the frame that is scored: `truth_hw`, or the valid pixels of the canvas."""
         return tuple(self.size_hw if self.truth_hw is None else self.truth_hw)
 
-    def on_canvas(self, xy: np.ndarray) -> np.ndarray:
+    def on_canvas(self, xy: np.ndarray | Sequence) -> np.ndarray:
         """Pixels (x, y) of the scored frame as pixels of the canvas, int64 [n, 2]."""
         xy = np.asarray(xy, np.int64).reshape(-1, 2)
         if self.truth_hw is None:

@@ -1,19 +1,23 @@
 """The suites of `python -m semsam_jax evaluate`: each measures, draws and returns table rows."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import jax
 import numpy as np
 from flax import linen as nn
 
 from semsam_jax.evals import gallery, plots, report
 from semsam_jax.evals.baselines import evaluate_baseline
 from semsam_jax.evals.box_prompt import BoxProtocol, evaluate_box_prompt
+from semsam_jax.evals.dataset_samples import PhotoSet
+from semsam_jax.evals.driver import Driver
 from semsam_jax.evals.generic import ClassList, evaluate_generic
 from semsam_jax.evals.granularity import GranularityProtocol, evaluate_granularity
 from semsam_jax.evals.interactive import InteractiveProtocol, evaluate_interactive
-from semsam_jax.evals.levels import calibrate_levels
+from semsam_jax.evals.levels import LevelCalibration, calibrate_levels
 from semsam_jax.evals.names import embed_classes, text_table
 from semsam_jax.evals.one_click import OneClickResult, evaluate_one_click
 from semsam_jax.evals.part_ap import PairVocabulary
@@ -21,35 +25,64 @@ from semsam_jax.evals.prompt_runner import PromptRunner
 from semsam_jax.evals.proposals import evaluate_proposals
 from semsam_jax.evals.report import Row
 from semsam_jax.evals.samples import EvalSample
+from semsam_jax.inference.loading import model_from_params
+from semsam_jax.inference.mask_generator import MaskGenerator
 
 _LEFT_OUT = "left out, no embedding of the name"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Setting:
     """What a suite works on.
 
     Attributes:
         model, params, meta: the checkpoint.
-        click_samples: photos with masks on the canvas, anew on each call.
-        photo_samples: photos with masks in the photo's frame, anew on each call.
+        clicked: photos with masks for prompts, in the frame that is scored.
+        photos: photos with masks in the stored photo's pixels.
+        whole: photos with masks on the canvas.
         class_list: classes of the dataset with the names of objects and of parts.
-        generate: all masks of an image, for `proposals`.
-        out: folder for plots and tables.
+        driver: devices, processes, records and progress.
+        out: folder for pictures and the table of clicks; None draws nothing.
         prompts_per_call: prompts decoded together.
-        is_released: the checkpoint was converted from released weights.
+        points_per_side: grid of `proposals`.
     """
 
     model: nn.Module
     params: dict
     meta: Mapping
-    click_samples: Callable[[], Iterator[EvalSample]]
-    photo_samples: Callable[[], Iterator[EvalSample]]
+    clicked: PhotoSet
+    photos: PhotoSet
+    whole: PhotoSet
     class_list: Callable[[], tuple[ClassList, list[str], list[str]]]
-    generate: Callable[[EvalSample], tuple[list[dict], np.ndarray]]
-    out: Path
-    prompts_per_call: int
-    is_released: bool
+    driver: Driver
+    out: Path | None = None
+    prompts_per_call: int = 16
+    points_per_side: int = 32
+
+    @functools.cached_property
+    def clicks(self) -> OneClickResult:
+        """One click per mask; measured once for all suites that want it."""
+        return evaluate_one_click(
+            self.model,
+            self.params,
+            self.clicked,
+            prompts_per_call=self.prompts_per_call,
+            driver=self.driver,
+        )
+
+    def levels(self) -> LevelCalibration:
+        """What the clicks say of the tokens."""
+        return calibrate_levels(self.clicks.table)
+
+    @property
+    def draws(self) -> bool:
+        """Whether this process draws the pictures."""
+        return self.out is not None and jax.process_index() == 0
+
+    @property
+    def is_released(self) -> bool:
+        """Whether the checkpoint was converted from released weights."""
+        return self.meta.get("prompt_preset") == "released_v1"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,33 +104,53 @@ class Outcome:
 
 def one_click(setting: Setting) -> Outcome:
     """1-click IoU with levels, reliability and a gallery."""
-    result = evaluate_one_click(
-        setting.model,
-        setting.params,
-        setting.click_samples(),
-        prompts_per_call=setting.prompts_per_call,
-    )
+    result = setting.clicks
     notes = {}
     if len(result.table):
-        levels = calibrate_levels(result.table)
-        notes["level order (token of level 1..6)"] = str(list(levels.level_order))
-        notes["Kendall tau of levels and areas"] = f"{levels.kendall_tau:.2f}"
-        out = setting.out
-        report.write_click_table(out / "one_click.csv", result.table)
-        plots.plot_iou_by_size(out / "iou_by_size.png", result.table)
-        plots.plot_levels(out / "levels.png", result.table, levels.level_order)
-        plots.plot_reliability(out / "reliability.png", result.table)
-        picked = np.concatenate(list(gallery.pick_rows(result.table).values()))
-        wanted = {(result.table.dataset[row], result.table.image_id[row]) for row in picked}
-        samples = {
-            (s.dataset, s.image_id): s
-            for s in setting.click_samples()
-            if (s.dataset, s.image_id) in wanted
-        }
-        runner = PromptRunner(setting.model, setting.params, prompts_per_call=1)
-        gallery.draw_gallery(out / "gallery.png", runner, samples, result.table)
+        order = setting.levels().level_order
+        notes = _level_notes(setting.levels())
+        if setting.draws:
+            out, table = setting.out, result.table
+            report.write_click_table(out / "one_click.csv", table)
+            plots.plot_iou_by_size(out / "iou_by_size.png", table)
+            plots.plot_levels(out / "levels.png", table, order)
+            plots.plot_reliability(out / "reliability.png", table)
+            picked = np.concatenate(list(gallery.pick_rows(table).values()))
+            wanted = set(table.image_id[picked].tolist())
+            samples = {(s.dataset, s.image_id): s for s in setting.clicked.named(wanted)}
+            runner = PromptRunner(setting.model, setting.params, prompts_per_call=1)
+            gallery.draw_gallery(out / "gallery.png", runner, samples, table)
     rows = _click_rows("1-click IoU", result, ("54.5 (T), 57.0 (L)", "73.8 (T), 74.2 (L)"))
     return Outcome(rows, _prefixed("one_click", result.scalars()), notes)
+
+
+def levels(setting: Setting) -> Outcome:
+    """Which token is which level, and how well the levels are ordered by size."""
+    found, result = setting.levels(), setting.clicks
+    rows, scalars = [], {"levels/kendall_tau": found.kendall_tau}
+    for level, token in enumerate(found.level_order, start=1):
+        area, iou = 100 * found.mean_area[token], 100 * float(result.token_iou[token])
+        rows.append(
+            Row(f"level {level}, mean mask area, % of the image", area, "", f"token {token}")
+        )
+        rows.append(Row(f"level {level}, mean IoU", iou))
+        scalars[f"levels/area/{level}"] = area
+        scalars[f"levels/iou/{level}"] = iou
+        for size, shares in found.coverage.items():
+            best = 100 * float(shares[level - 1])
+            rows.append(Row(f"level {level} is the best for {size} masks, %", best))
+            scalars[f"levels/best/{level}/{size}"] = best
+    rows.append(Row("Kendall tau x 100", 100 * found.kendall_tau, "", "100: always ordered"))
+    if setting.draws:
+        plots.plot_levels(setting.out / "levels.png", result.table, found.level_order)
+    return Outcome(rows, scalars, _level_notes(found))
+
+
+def _level_notes(found: LevelCalibration) -> dict[str, str]:
+    return {
+        "level order (token of level 1..6)": str(list(found.level_order)),
+        "Kendall tau of levels and areas": f"{found.kendall_tau:.2f}, {found.num_clicks} clicks",
+    }
 
 
 def box(setting: Setting) -> Outcome:
@@ -105,8 +158,9 @@ def box(setting: Setting) -> Outcome:
     result = evaluate_box_prompt(
         setting.model,
         setting.params,
-        setting.click_samples(),
+        setting.clicked,
         prompts_per_call=setting.prompts_per_call,
+        driver=setting.driver,
         protocol=BoxProtocol(box_type=0 if setting.is_released else 1),
     )
     rows = _click_rows("box prompt IoU", result, ("76.1 (T)", ""))
@@ -130,9 +184,11 @@ def granularity(setting: Setting) -> Outcome:
         result = evaluate_granularity(
             setting.model,
             setting.params,
-            setting.click_samples(),
+            setting.clicked,
             prompts_per_call=setting.prompts_per_call,
             protocol=GranularityProtocol(**options),
+            driver=setting.driver,
+            name=key,
         )
         note = f"{result.num_pairs} of {result.num_targets} masks matched"
         rows.append(
@@ -150,11 +206,13 @@ def interactive(setting: Setting) -> Outcome:
         result = evaluate_interactive(
             setting.model,
             setting.params,
-            setting.click_samples(),
+            setting.clicked,
             prompts_per_call=setting.prompts_per_call,
             protocol=InteractiveProtocol(choice=choice),
+            driver=setting.driver,
+            name=f"interactive_{choice}",
         )
-        if choice == "predicted" and result.num_instances:
+        if choice == "predicted" and result.num_instances and setting.draws:
             plots.plot_clicks(setting.out / "clicks.png", result)
         scalars |= _prefixed(f"interactive_{choice}", result.scalars())
         for q, value in result.noc.items():
@@ -169,10 +227,13 @@ def generic(setting: Setting) -> Outcome:
     """PQ, mIoU, mask and box AP with the dataset's own names."""
     classes, object_names, _ = setting.class_list()
     classes, text, names, notes = _with_text(setting, classes, object_names, [])
-    result = evaluate_generic(setting.model, setting.params, text, setting.photo_samples(), classes)
-    if result.panoptic.by_class:
-        plots.plot_class_quality(setting.out / "pq_by_class.png", result.panoptic, names)
-    plots.plot_precision_recall(setting.out / "precision_recall.png", result.mask_ap, names)
+    result = evaluate_generic(
+        setting.model, setting.params, text, setting.photos, classes, driver=setting.driver
+    )
+    if setting.draws:
+        if result.panoptic.by_class:
+            plots.plot_class_quality(setting.out / "pq_by_class.png", result.panoptic, names)
+        plots.plot_precision_recall(setting.out / "precision_recall.png", result.mask_ap, names)
     panoptic = result.panoptic
     rows = [
         Row("PQ", 100 * panoptic.all["pq"], "54.6 (T, COCO), 55.2 (T, +SA-1B)"),
@@ -192,7 +253,14 @@ def part(setting: Setting) -> Outcome:
     classes, object_names, part_names = setting.class_list()
     classes, text, _, notes = _with_text(setting, classes, object_names, part_names)
     result = evaluate_generic(
-        setting.model, setting.params, text, setting.photo_samples(), classes, tasks=("part",)
+        setting.model,
+        setting.params,
+        text,
+        setting.photos,
+        classes,
+        tasks=("part",),
+        driver=setting.driver,
+        name="part",
     )
     mask_ap, box_ap = result.part_mask_ap, result.part_box_ap
     rows = [
@@ -205,7 +273,8 @@ def part(setting: Setting) -> Outcome:
 
 def proposals(setting: Setting) -> Outcome:
     """Average recall of all masks of an image."""
-    result = evaluate_proposals(setting.generate, setting.click_samples())
+    generate = _proposal_maker(setting.params, setting.meta, setting.points_per_side)
+    result = evaluate_proposals(generate, setting.whole, setting.driver)
     rows = [Row(f"AR@{count}", 100 * value) for count, value in result.ar.items()]
     rows += [Row(f"AR@1000 {name}", 100 * v) for name, v in result.ar_by_size.items()]
     return Outcome(rows, _prefixed("proposals", result.scalars()))
@@ -215,7 +284,7 @@ def baselines(setting: Setting) -> Outcome:
     """What a click scores without a model, on the same clicks."""
     rows, scalars = [], {}
     for kind in ("blob", "superpixels"):
-        result = evaluate_baseline(kind, setting.click_samples())
+        result = evaluate_baseline(kind, setting.clicked, setting.driver)
         rows += _click_rows(f"baseline {kind}, 1-click IoU", result, ("", ""))
         scalars |= _prefixed(f"baseline_{kind}", result.scalars())
     return Outcome(rows, scalars)
@@ -223,6 +292,7 @@ def baselines(setting: Setting) -> Outcome:
 
 SUITES: dict[str, Callable[[Setting], Outcome]] = {
     "one_click": one_click,
+    "levels": levels,
     "box": box,
     "granularity": granularity,
     "interactive": interactive,
@@ -231,6 +301,36 @@ SUITES: dict[str, Callable[[Setting], Outcome]] = {
     "proposals": proposals,
     "baselines": baselines,
 }
+
+
+def _proposal_maker(
+    params: dict, meta: Mapping, points_per_side: int
+) -> Callable[[EvalSample], tuple[list[dict], np.ndarray]]:
+    """All masks of the valid part of the canvas, from the mask generator of the inference.
+
+    The quality filters are opened and duplicates kept longer, since recall at 1,000 wants
+    many candidates in the right order (SAM's protocol for proposals).
+    """
+
+    @functools.cache
+    def generator() -> MaskGenerator:
+        return MaskGenerator(
+            model_from_params(params, meta),
+            points_per_side=points_per_side,
+            pred_iou_thresh=0.0,
+            stability_score_thresh=0.0,
+            box_nms_thresh=0.9,
+            output_mode="coco_rle",
+            size="native",
+        )
+
+    def generate(sample: EvalSample) -> tuple[list[dict], np.ndarray]:
+        h, w = sample.size_hw
+        records = generator().generate(sample.image[:h, :w])
+        scores = [r["predicted_iou"] + r["stability_score"] for r in records]
+        return [r["segmentation"] for r in records], np.asarray(scores, np.float64)
+
+    return generate
 
 
 def _click_rows(name: str, result: OneClickResult, published: tuple[str, str]) -> list[Row]:

@@ -1,6 +1,5 @@
 """From the config to batches on the mesh: sources, vocabulary, mixture, evaluation photos."""
 
-import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -17,14 +16,12 @@ from data_pipelines.recipe import pipeline_config
 from data_pipelines.schema import DATASETS
 from data_pipelines.sources import Source, open_source
 from data_pipelines.sources.alone import own_classes, reader_options
-from data_pipelines.sources.base import encode_mask
 from data_pipelines.vocabulary import Vocabulary, build_vocabulary
 from semsam_jax.config import RunConfig
 from semsam_jax.core.checkpoint_io import cache_dir
 from semsam_jax.core.errors import DataError
 from semsam_jax.core.structs import Batch, StreamBatch
 from semsam_jax.evals.dataset_samples import EvalDataset, Frame
-from semsam_jax.evals.samples import EvalSample
 from semsam_jax.parallel.mesh import batch_sharding
 
 OWN = "own"
@@ -178,14 +175,9 @@ def index_cache() -> Path:
     return cache_dir() / "index"
 
 
-def evaluation_samples(run: RunConfig, vocabulary: Vocabulary) -> list[EvalSample]:
+def evaluation_data(run: RunConfig, vocabulary: Vocabulary) -> EvalDataset | None:
     """Held-back photos with their human-made masks, letterboxed to the training canvas."""
     if not run.eval_photos:
-        return []
+        return None
     source = open_sources(run, (run.eval_dataset,), "val", vocabulary)[run.eval_dataset]
-    photos = EvalDataset(source, Frame(run.data.image_size), run.eval_photos, not run.data.root)
-    # Hundreds of photos stay in memory for the whole run: masks as RLE take kilobytes.
-    return [
-        dataclasses.replace(photo, masks=[encode_mask(mask) for mask in photo.masks])
-        for photo in photos.samples()
-    ]
+    return EvalDataset(source, Frame(run.data.image_size), run.eval_photos, not run.data.root)

@@ -74,7 +74,8 @@ def _train(run: RunConfig, workdir: Path, profile: tuple[int, int] | None) -> di
     model_config = config_lib.model_config(run.model)
     text = build_text(run, model_config, vocabulary.names, vocabulary.num_objects, mesh)
     data = input_lib.build_input(run, vocabulary, text.name_mask, mesh)
-    samples = input_lib.evaluation_samples(run, vocabulary)
+    held_back = input_lib.evaluation_data(run, vocabulary)
+    samples = [] if held_back is None else held_back.samples()
     report.announce(run, data.text, len(samples), mesh, workdir)
 
     model = build_model(run)
@@ -94,7 +95,7 @@ def _train(run: RunConfig, workdir: Path, profile: tuple[int, int] | None) -> di
         report.say(f"resumed at step {int(state.step)} of {run.steps}")
 
     step_fn = build_step(run, model, tx, mesh, vocabulary.num_objects)
-    evaluator = Evaluator(model, samples)
+    evaluator = Evaluator(model, held_back, meta, run.eval_suites)
     writer, progress = MetricWriter(workdir), ProgressLine(run.steps)
     meter = hooks.Meter(rows=run.data.interactive_batch + run.data.generic_batch)
     watch = hooks.NonFiniteWatch(data.describe)

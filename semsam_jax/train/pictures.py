@@ -1,5 +1,6 @@
 """The picture that a run leaves behind: one click at every level, on held-back photos."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from semsam_jax.inference.visualize import level_strip
 _NUM_PHOTOS = 6
 
 
-def draw_predictions(workdir: Path, samples: list[EvalSample]) -> np.ndarray | None:
+def draw_predictions(workdir: Path, samples: Iterable[EvalSample]) -> np.ndarray | None:
     """Draws one click at all levels for some photos and writes WORKDIR/predictions.png.
 
     The clicked instance is the largest countable one of each photo.

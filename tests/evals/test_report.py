@@ -31,10 +31,24 @@ def is_picture(path):
 
 def test_json_writes_nan_as_null(tmp_path):
     path = tmp_path / "a.json"
-    report.write_json(path, {"x": np.float32(2), "y": np.arange(2)}, {"a": 1.5, "b": float("nan")})
+    rows = [report.Row("PQ", float("nan"))]
+    scores = {"a": 1.5, "b": float("nan")}
+    report.write_json(path, {"x": np.float32(2), "y": np.arange(2)}, {"n": "m"}, rows, scores)
     content = json.loads(path.read_text())
     assert content["scores"] == {"a": 1.5, "b": None}
+    assert content["rows"] == [{"name": "PQ", "value": None, "published": "", "note": ""}]
     assert content["meta"] == {"x": 2.0, "y": [0, 1]}
+
+
+def test_summary_joins_suites_of_one_setting(tmp_path):
+    for name, step, value in (("a", "1", 10.0), ("b", "1", float("nan")), ("c", "2", 30.0)):
+        row = report.Row(f"row {name}", value)
+        report.write_json(tmp_path / f"{name}.json", {"step": step}, {}, [row], {})
+    report.write_summary(tmp_path / "results.md", tmp_path, {"step": "1"})
+    text = (tmp_path / "results.md").read_text()
+    assert "| row a | 10.0 |" in text
+    assert "| row b | - |" in text
+    assert "row c" not in text
 
 
 def test_markdown_has_a_line_per_row():

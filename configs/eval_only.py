@@ -1,0 +1,50 @@
+r"""Evaluation alone, through the same launcher as a training run.
+
+    python -m semsam_jax.main --config=configs/eval_only.py --workdir=OUT \
+        --config.evaluate.checkpoint=DIR --config.evaluate.root=DIR
+    python -m semsam_jax.main --config=configs/eval_only.py:generic --workdir=OUT \
+        --config.evaluate.checkpoint=DIR --config.evaluate.root=DIR \
+        --config.evaluate.dataset=ade20k
+
+Tables and pictures go to OUT. On several hosts every process takes its share of the photos;
+the same command goes on where an interrupted one stopped. `python -m semsam_jax evaluate` is
+the same with shorter flags. Which command gives which row of the paper:
+semsam_jax/evals/README.md.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(suites: str = "one_click,baselines") -> ConfigDict:
+    """Returns an evaluation of some suites, separated by commas."""
+    return ConfigDict(
+        {
+            "evaluate": {
+                # Workdir of a run or a converted checkpoint; "" is the last finished run.
+                "checkpoint": "",
+                "suites": tuple(suites.split(",")),
+                # One sub-folder per dataset; "" is the embedded sample.
+                "root": "",
+                "dataset": "coco",
+                "split": "val",
+                # Photos, 0 for all.
+                "limit": 0,
+                # Which masks are prompted: "any", "object" or "part".
+                "view": "any",
+                # Frame of the scores: "own", "released_v1" or "original_size"; "" is
+                # released_v1 for released weights and own for others.
+                "protocol": "",
+                # Frame of the photo; 0 and "" as the protocol says.
+                "image_size": 0,
+                "short_side": 0,
+                "canvas": "",
+                # Speed and memory only.
+                "prompts_per_call": 16,
+                "photos_per_device": 1,
+                # Grid of the suite `proposals`.
+                "points_per_side": 32,
+                # Write the measured order of levels into the checkpoint.
+                "write_levels": False,
+            }
+        }
+    )
