@@ -17,7 +17,7 @@ from pycocotools import mask as rle_codec
 from semsam_jax.core.structs import TextTable
 from semsam_jax.evals.driver import Driver
 from semsam_jax.evals.evaluator import Evaluator
-from semsam_jax.evals.generic_runner import GenericAnswer, GenericRunner
+from semsam_jax.evals.generic_runner import GenericAnswer, GenericProtocol, GenericRunner
 from semsam_jax.evals.instance_ap import InstanceEvaluator, InstanceResult, InstanceSet
 from semsam_jax.evals.panoptic import PanopticEvaluator, PanopticResult, PanopticSegments
 from semsam_jax.evals.part_ap import PairVocabulary, pair_scores, top_pairs
@@ -44,21 +44,6 @@ class ClassList:
     is_thing: np.ndarray
     part_ids: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
     pairs: PairVocabulary | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class GenericProtocol:
-    """Thresholds of the inference (defaults as published for the sister model).
-
-    Attributes:
-        score_threshold, overlap_threshold, temperature: see `ops.panoptic.panoptic_map`.
-        max_instances: detections per image.
-    """
-
-    score_threshold: float = 0.25
-    overlap_threshold: float = 0.8
-    temperature: float = 0.06
-    max_instances: int = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +108,7 @@ class GenericEvaluator(Evaluator):
             self._parts["panoptic"].process(segments, self._predicted_segments(answer))
         if "semantic" in self._tasks:
             truth = self._true_semantic(sample, answer.size_hw)
-            self._parts["semantic"].process(truth, self._predicted_semantic(answer))
+            self._parts["semantic"].process(truth, answer.maps.semantic)
         if "instance" in self._tasks:
             truth = self._true_instances(sample)
             self._add("mask_ap", "box_ap", sample, answer, truth, self._instances(answer))
@@ -223,20 +208,20 @@ class GenericEvaluator(Evaluator):
     def _predicted_segments(self, answer: GenericAnswer) -> PanopticSegments:
         protocol = self._protocol
         kept = maps.confident_queries(answer.object_logits, protocol.score_threshold)
-        found = maps.panoptic_map(
-            answer.object_logits[kept],
-            answer.mask_logits(kept),
+        if not len(kept):
+            return PanopticSegments(np.zeros(answer.size_hw, np.int32), {})
+        sharp = maps.sharpened_probabilities(answer.object_logits[kept], protocol.temperature)
+        slot = np.zeros(len(answer.object_logits), np.int64)
+        slot[kept] = np.arange(len(kept))
+        found = maps.segments_of(
+            slot[answer.maps.winner],
+            answer.maps.masks(kept),
+            sharp.max(1),
+            sharp.argmax(1),
             set(np.flatnonzero(self._classes.is_thing).tolist()),
-            score_threshold=protocol.score_threshold,
-            overlap_threshold=protocol.overlap_threshold,
-            temperature=protocol.temperature,
+            protocol.overlap_threshold,
         )
         return PanopticSegments(found.segment_map, {s.id: s.category for s in found.segments})
-
-    def _predicted_semantic(self, answer: GenericAnswer) -> np.ndarray:
-        everything = answer.mask_logits(np.arange(len(answer.object_logits)))
-        scores = maps.semantic_map(answer.object_logits, everything, self._protocol.temperature)
-        return scores.argmax(0)
 
     def _instances(self, answer: GenericAnswer) -> InstanceSet:
         things = np.flatnonzero(self._classes.is_thing)
@@ -261,18 +246,12 @@ def _detections(
 ) -> InstanceSet:
     """Masks, boxes and final scores (class score times mean mask probability)."""
     unique, slot = np.unique(queries, return_inverse=True)
-    logits = answer.mask_logits(unique)
-    masks = logits > 0
-    probability = np.asarray(
-        [maps.sigmoid(x[m]).sum() / (m.sum() + 1e-6) for x, m in zip(logits, masks, strict=True)],
-        np.float64,
-    )
-    rles = encode_masks(list(masks))
+    rles = encode_masks(list(answer.maps.masks(unique)))
     return InstanceSet(
         classes=classes,
         rles=[rles[s] for s in slot],
         boxes_xywh=answer.boxes_xywh[queries],
-        scores=scores * probability[slot] if len(slot) else np.zeros(0),
+        scores=scores * answer.maps.quality[queries].astype(np.float64),
     )
 
 
@@ -302,6 +281,6 @@ def evaluate_generic(
         name: of the driver's records.
     """
     driver = driver or Driver()
-    runner = GenericRunner(model, params, text, driver.devices, driver.photos_per_device)
+    runner = GenericRunner(model, params, text, protocol, driver.devices, driver.photos_per_device)
     evaluator = GenericEvaluator(classes, tasks, protocol)
     return driver.run(name, evaluator, samples, runner).result()

@@ -1,22 +1,35 @@
-"""Device half of the generic evaluations: one forward per image, masks on demand."""
+"""Device half of the generic evaluations: a forward per group of photos, then their maps."""
 
 import dataclasses
 import functools
 from collections.abc import Sequence
 
-import cv2
 import jax
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 from semsam_jax.core.structs import Predictions, Pyramid, TextTable
-from semsam_jax.evals.prompt_scores import upsample_masks
+from semsam_jax.evals.generic_maps import PhotoMaps, draw_maps
+from semsam_jax.evals.prompt_runner import frame_key
 from semsam_jax.evals.samples import EvalSample
-from semsam_jax.models.heads import mask_logits
+from semsam_jax.ops import panoptic as maps
 from semsam_jax.parallel.mesh import batch_sharding, build_mesh, replicated
 
-_MASKS_PER_CALL = 8
+
+@dataclasses.dataclass(frozen=True)
+class GenericProtocol:
+    """Thresholds of the inference (defaults as published for the sister model).
+
+    Attributes:
+        score_threshold, overlap_threshold, temperature: see `ops.panoptic.panoptic_map`.
+        max_instances: detections per image.
+    """
+
+    score_threshold: float = 0.25
+    overlap_threshold: float = 0.8
+    temperature: float = 0.06
+    max_instances: int = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,36 +40,19 @@ class GenericAnswer:
         object_logits: float32 [q, o] before the sigmoid.
         part_logits: float32 [q, r] before the sigmoid.
         boxes_xywh: float64 [q, 4] pixels of the truth's frame.
-        size_hw: that frame.
-        valid_hw: valid pixels of the canvas.
-        mask_embed, features: what masks are made of, on the device.
+        maps: its masks; queries compete with their sharpened class scores, those below the
+            score threshold never win.
     """
 
     object_logits: np.ndarray
     part_logits: np.ndarray
     boxes_xywh: np.ndarray
-    size_hw: tuple[int, int]
-    valid_hw: tuple[int, int]
-    mask_embed: Array
-    features: Array
+    maps: PhotoMaps
 
-    def mask_logits(self, queries: np.ndarray) -> np.ndarray:
-        """Mask logits float32 [n, h, w] of some queries: bilinear to the canvas, the padding
-        cropped off, bilinear to the frame of the ground truth (SPEC section xiii).
-        """
-        height, width = self.size_hw
-        out = np.empty((len(queries), height, width), np.float32)
-        h, w = self.valid_hw
-        for first in range(0, len(queries), _MASKS_PER_CALL):
-            rows = np.asarray(queries[first : first + _MASKS_PER_CALL])
-            padded = np.resize(rows, _MASKS_PER_CALL)
-            maps = np.asarray(_upsampled(self.mask_embed, self.features, padded))
-            for slot in range(len(rows)):
-                crop = maps[slot, :h, :w]
-                if crop.shape != (height, width):
-                    crop = cv2.resize(crop, (width, height), interpolation=cv2.INTER_LINEAR)
-                out[first + slot] = crop
-        return out
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Size of the truth's frame."""
+        return self.maps.semantic.shape
 
 
 class GenericRunner:
@@ -66,6 +62,7 @@ class GenericRunner:
         model: `SemanticSAM` with a generic branch.
         params: its parameters.
         text: unit embeddings of the names.
+        protocol: thresholds; the published ones by default.
         devices: of this process; its first one by default.
         photos_per_device: photos that a device works on at a time.
     """
@@ -75,12 +72,14 @@ class GenericRunner:
         model: nn.Module,
         params: dict,
         text: TextTable,
+        protocol: GenericProtocol | None = None,
         devices: Sequence[jax.Device] | None = None,
         photos_per_device: int = 1,
     ):
         devices = jax.local_devices()[:1] if devices is None else list(devices)
         mesh = build_mesh(devices=devices)
         self._model, self._rows = model, batch_sharding(mesh)
+        self._protocol = protocol or GenericProtocol()
         self._params, self._text = jax.device_put((params, text), replicated(mesh))
         self.batch_size = len(devices) * photos_per_device
 
@@ -96,9 +95,9 @@ class GenericRunner:
         """Photos with their answers, as `generic.GenericEvaluator.process` takes them."""
         return list(zip(prepared, self.answer(prepared), strict=True))
 
-    def answer(self, samples: list[EvalSample]) -> list["GenericAnswer"]:
-        """One forward of at most `batch_size` photos of one canvas; masks are made later, only
-        for the queries that need one, each on the device that holds its photo.
+    def answer(self, samples: list[EvalSample]) -> list[GenericAnswer]:
+        """One forward of at most `batch_size` photos of one canvas, then the maps of each on
+        the device that holds it.
         """
         height, width = samples[0].image.shape[:2]
         image = np.zeros((self.batch_size, height, width, 3), np.uint8)
@@ -118,13 +117,21 @@ class GenericRunner:
                 object_logits=objects[row],
                 part_logits=parts[row],
                 boxes_xywh=_boxes_xywh(boxes[row], sample),
-                size_hw=sample.frame_hw,
-                valid_hw=tuple(sample.size_hw),
-                mask_embed=embeds[row],
-                features=features[row],
+                maps=self._maps(embeds[row], features[row], objects[row], sample),
             )
             for row, sample in enumerate(samples)
         ]
+
+    def _maps(
+        self, embed: Array, features: Array, logits: np.ndarray, sample: EvalSample
+    ) -> PhotoMaps:
+        sharp = maps.sharpened_probabilities(logits, self._protocol.temperature)
+        kept = maps.confident_queries(logits, self._protocol.score_threshold)
+        weights = np.full(len(logits), -1.0, np.float32)
+        weights[kept] = sharp[kept].max(1)
+        canvas, frame = frame_key(sample)
+        valid_hw, size_hw = tuple(sample.size_hw), sample.frame_hw
+        return draw_maps(embed, features, sharp, weights, valid_hw, size_hw, frame or canvas)
 
 
 def _by_photo(array: Array) -> list[Array]:
@@ -149,10 +156,3 @@ def _forward(
     pyramid: Pyramid = model.apply(variables, image, size_hw, method="encode_image")
     answers = model.apply(variables, pyramid, text, method="decode_generic")
     return jax.tree.map(lambda x: x[-1], answers.layers), pyramid.mask_features
-
-
-@jax.jit
-def _upsampled(
-    embed: Float[Array, "q d"], features: Float[Array, "h w d"], queries: Array
-) -> Float[Array, "n h2 w2"]:
-    return upsample_masks(mask_logits(embed[queries][None], features[None])[0])

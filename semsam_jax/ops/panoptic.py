@@ -99,18 +99,37 @@ def panoptic_map(
         overlap_threshold: smallest share of a mask (probability >= 0.5) that must be won.
         temperature: of the sharpening.
     """
-    segment_map = np.zeros(mask_logits.shape[1:], np.int32)
     kept = confident_queries(class_logits, score_threshold)
     if not len(kept):
-        return PanopticMap(segment_map, ())
+        return PanopticMap(np.zeros(mask_logits.shape[1:], np.int32), ())
     sharp = sharpened_probabilities(class_logits[kept], temperature)
-    scores, categories = sharp.max(1), sharp.argmax(1)
+    scores = sharp.max(1)
     masks = sigmoid(mask_logits[kept])
     winner = (scores[:, None, None] * masks).argmax(0)
+    return segments_of(winner, masks >= 0.5, scores, sharp.argmax(1), things, overlap_threshold)
+
+
+def segments_of(
+    winner: Int[np.ndarray, "h w"],
+    masks: Bool[np.ndarray, "m h w"],
+    scores: Float[np.ndarray, " m"],
+    categories: Int[np.ndarray, " m"],
+    things: Collection[int],
+    overlap_threshold: float,
+) -> PanopticMap:
+    """Segments of queries that have competed for the pixels.
+
+    Args:
+        winner: query 0..m-1 that won each pixel.
+        masks: where each query is present.
+        scores, categories: of each query.
+        things, overlap_threshold: see `panoptic_map`.
+    """
+    segment_map = np.zeros(winner.shape, np.int32)
     segments: list[Segment] = []
     stuff_ids: dict[int, int] = {}
     for i, category in enumerate(categories.tolist()):
-        present = masks[i] >= 0.5
+        present = masks[i]
         won = winner == i
         mask = won & present
         if not mask.any() or won.sum() / present.sum() < overlap_threshold:

@@ -1,16 +1,25 @@
 """The command line on the embedded sample with an untrained tiny model."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from configs import eval_only
+from data_pipelines.transforms import geometry
+from semsam_jax import config
 from semsam_jax.__main__ import main
 from semsam_jax.core import checkpoint_io
-from semsam_jax.core.errors import ConfigError, DataError
-from semsam_jax.evals.cli import SUITE_NAMES, parse_suites
+from semsam_jax.core.errors import CheckpointError, ConfigError, DataError
 from semsam_jax.evals.dataset_samples import Frame, open_dataset
+from semsam_jax.evals.options import SUITE_NAMES, EvalOptions, parse_suites
+from semsam_jax.evals.run import choose_frame
 from semsam_jax.evals.suites import SUITES
 from semsam_jax.models import presets
 from semsam_jax.models.semantic_sam import SemanticSAM, init_params
@@ -74,9 +83,81 @@ def test_mistakes_are_told_in_one_line(checkpoint, tmp_path, capsys):
 
 def test_suite_names_are_those_of_the_suites():
     assert tuple(SUITES) == SUITE_NAMES
-    assert parse_suites("box, box,one_click") == ["box", "one_click"]
-    with pytest.raises(ConfigError):
-        parse_suites(" , ")
+    assert parse_suites("box, box,one_click") == ("box", "one_click")
+    with pytest.raises(ConfigError, match="got nothing"):
+        EvalOptions(suites=parse_suites(" , "))
+
+
+def test_calibration_writes_the_order_it_measured(checkpoint, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(checkpoint, copy)
+    arguments = ["calibrate", "--checkpoint", str(copy), "--data.limit", "2"]
+    arguments += ["--prompts-per-call", "4"]
+    assert main([*arguments, "--dry-run"]) == 0
+    assert checkpoint_io.read_meta(copy)["level_order"] == list(range(6))
+    assert "wrote" not in capsys.readouterr().out
+    assert main(arguments) == 0
+    order = checkpoint_io.read_meta(copy)["level_order"]
+    folder = copy / "evaluation" / "coco"
+    scores = json.loads((folder / "levels.json").read_text())["scores"]
+    areas = [scores[f"levels/area/{level}"] for level in range(1, 7)]
+    assert areas == sorted(areas, reverse=True)
+    assert f"wrote the order of levels {order}" in capsys.readouterr().out
+    assert -1 <= scores["levels/kendall_tau"] <= 1
+    assert (folder / "levels.png").exists()
+    assert "| level 1, mean mask area" in (folder / "results.md").read_text()
+    checkpoint_io.read_model(copy)  # still whole
+
+
+def test_level_order_names_every_token_once(checkpoint):
+    with pytest.raises(CheckpointError, match="each of"):
+        checkpoint_io.write_level_order(checkpoint, [0, 0, 1, 2, 3, 4])
+
+
+def test_eval_only_config_is_the_same_evaluation(checkpoint, tmp_path):
+    command = [sys.executable, "-m", "semsam_jax.main", "--config=configs/eval_only.py:one_click"]
+    command += [f"--workdir={tmp_path}", f"--config.evaluate.checkpoint={checkpoint}"]
+    command += ["--config.evaluate.limit=1", "--config.evaluate.protocol=original_size"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    content = json.loads((tmp_path / "one_click.json").read_text())
+    assert "scored in the photo's pixels" in content["meta"]["frame"]
+    assert content["scores"]["one_click/num_instances"] > 0
+    assert not list((tmp_path / "progress").iterdir())
+
+
+def test_every_option_is_in_the_eval_only_config():
+    group = eval_only.get_config("box,generic").evaluate.to_dict()
+    fields = EvalOptions.__dataclass_fields__
+    assert set(group) | {"out"} == set(fields)
+    options = config.build_evaluation(eval_only.get_config("box,generic"), "x")
+    assert options == EvalOptions(suites=("box", "generic"), out="x")
+    with pytest.raises(ConfigError, match="only the group evaluate"):
+        config.build_evaluation({"evaluate": {}, "steps": 3}, "x")
+    with pytest.raises(ConfigError, match="--protocol 'mine'"):
+        config.build_evaluation({"evaluate": {"protocol": "mine"}}, "x")
+
+
+def test_frames_of_the_protocols():
+    own, released = {"image_size": 256, "prompt_preset": "own"}, {"prompt_preset": "released_v1"}
+    published = Frame(1344, 800, 1333, is_tight=True)
+    assert choose_frame(EvalOptions(), own) == Frame(256)
+    assert choose_frame(EvalOptions(), released) == published
+    assert choose_frame(EvalOptions(protocol="released_v1"), own) == published
+    in_photo = choose_frame(EvalOptions(protocol="original_size"), own)
+    assert in_photo == Frame(256, in_photo_frame=True)
+    assert choose_frame(EvalOptions(protocol="own"), released) == Frame(1344)
+    small = choose_frame(EvalOptions(image_size=512, canvas="square"), released)
+    assert small == Frame(512)
+
+
+def test_published_frame_is_the_original_resize():
+    # detectron2's ResizeShortestEdge(800, 1333): 480 x 640 and a panorama.
+    for photo, want in (((480, 640), (800, 1067)), ((300, 1000), (400, 1333))):
+        placement = geometry.fit_placement(*photo, 1344, 800, 1333)
+        assert placement.size_hw == want
 
 
 def test_samples_of_both_frames_agree():

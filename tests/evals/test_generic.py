@@ -1,12 +1,16 @@
 """The generic branch's scores on strips whose classes are known."""
 
+import cv2
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from semsam_jax.core.structs import TextTable
-from semsam_jax.evals.generic import ClassList, GenericEvaluator, GenericProtocol, evaluate_generic
-from semsam_jax.evals.generic_runner import GenericRunner
+from semsam_jax.evals.generic import ClassList, GenericEvaluator, evaluate_generic
+from semsam_jax.evals.generic_maps import draw_maps
+from semsam_jax.evals.generic_runner import GenericProtocol, GenericRunner
 from semsam_jax.evals.part_ap import build_pairs
+from semsam_jax.ops import panoptic
 from tests.evals.fakes import ReadingGeneric, reading_sample
 from tests.evals.test_one_click import SEGMENTS
 
@@ -39,6 +43,18 @@ def test_perfect_answers_score_one():
     assert result.box_ap.ap == 1.0
     assert result.part_mask_ap is None
     assert result.scalars()["mask_ap/ap"] == pytest.approx(100)
+
+
+def test_shifted_masks_score_what_arithmetic_says():
+    # Strip 2 is 20 pixels wide; a mask that is 4 pixels off shares 16 of 24.
+    blocks = np.kron(TALL, np.ones((4, 4), int))
+    shifted = np.roll(blocks == 2, 4, axis=1)
+    result = evaluate([labelled(masks=[shifted], object_ids=[11], is_thing=[True])])
+    assert result.panoptic.by_class[1].sq == pytest.approx(16 / 20)  # void pixels are free
+    assert result.panoptic.by_class[1].pq == pytest.approx(16 / 20)
+    assert result.semantic.class_iou[1] == pytest.approx(16 / 20)
+    assert result.mask_ap.ap == pytest.approx(0.4)  # found at IoU .50, .55, .60 and .65
+    assert result.box_ap.ap == pytest.approx(0.4)
 
 
 def test_swapped_classes_score_zero_where_swapped():
@@ -94,3 +110,25 @@ def test_order_and_merging_change_nothing():
     assert merged.result().scalars() == pytest.approx(forward, nan_ok=True, abs=0, rel=0)
     merged.reset()
     assert merged.result().panoptic.num_images == 0
+
+
+@pytest.mark.parametrize(("photo", "frame"), [((45, 83), (64, 96)), ((96, 128), (96, 128))])
+def test_maps_on_the_device_are_those_of_the_host(rng, photo, frame):
+    valid = (83, 120)  # of a canvas of 96 x 128
+    embed = rng.normal(size=(6, 5)).astype(np.float32)
+    features = rng.normal(size=(24, 32, 5)).astype(np.float32)
+    class_logits = rng.normal(size=(6, 4)).astype(np.float32)
+    low = np.einsum("qd,hwd->qhw", embed, features)
+    canvas = [cv2.resize(one, (128, 96)) for one in low]
+    logits = np.stack([cv2.resize(one[: valid[0], : valid[1]], photo[::-1]) for one in canvas])
+    sharp = panoptic.sharpened_probabilities(class_logits)
+    weights = np.asarray([0.3, -1, 0.9, 0.5, -1, 0.7], np.float32)
+    got = draw_maps(jnp.asarray(embed), jnp.asarray(features), sharp, weights, valid, photo, frame)
+    wanted = panoptic.semantic_map(class_logits, logits).argmax(0)
+    assert (got.semantic == wanted).mean() > 0.999  # ties of rounding
+    probability = panoptic.sigmoid(logits)
+    winner = (weights[:, None, None] * probability).argmax(0)
+    assert (got.winner == winner).mean() > 0.999
+    assert (got.masks(np.arange(6)) == (logits > 0)).mean() > 0.999
+    quality = [p[m].sum() / m.sum() for p, m in zip(probability, logits > 0, strict=True)]
+    np.testing.assert_allclose(got.quality, quality, rtol=1e-3)

@@ -1,5 +1,6 @@
 """1-click evaluation on pictures whose answers are known by arithmetic."""
 
+import cv2
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from pycocotools import mask as rle_codec
 
 from semsam_jax.core.errors import DataError
 from semsam_jax.evals.one_click import ClickProtocol, OneClickEvaluator, evaluate_one_click
-from semsam_jax.evals.prompt_scores import upsample_masks
+from semsam_jax.evals.prompt_scores import resize_valid, upsample_masks
 from semsam_jax.evals.samples import EvalSample, decode_rle, size_class
 from tests.evals.fakes import ReadingModel, reading_sample
 
@@ -37,6 +38,36 @@ def test_perfect_model_scores_one():
     model = ReadingModel(token_segments=((0,),), token_quality=(1.0,))
     result = evaluate([reading_sample(SEGMENTS)], model)
     assert (result.iou_max, result.iou_oracle) == (1.0, 1.0)
+
+
+def test_shifted_masks_score_what_arithmetic_says():
+    # Strip 2 is 20 pixels wide; a mask that is 4 pixels off shares 16 of 24.
+    blocks = np.kron(SEGMENTS, np.ones((4, 4), int))
+    sample = reading_sample(SEGMENTS, masks=[np.roll(blocks == 2, 4, axis=1)])
+    result = evaluate([sample], ReadingModel(token_segments=((0,),), token_quality=(1.0,)))
+    assert result.iou_max == 16 / 24
+
+
+def test_masks_in_the_frame_of_the_photo():
+    # The photo has three times as many pixels a side; only rows at the edges are uncertain.
+    blocks = np.kron(SEGMENTS, np.ones((4, 4), int))
+    large = [np.kron(blocks == s, np.ones((3, 3), int)) > 0 for s in (1, 2, 3)]
+    sample = reading_sample(SEGMENTS, masks=large, truth_hw=(108, 144), scale=1 / 3)
+    result = evaluate([sample], prompts_per_call=2)
+    plain = evaluate([reading_sample(SEGMENTS, scale=1 / 3)])
+    np.testing.assert_allclose(result.table.iou, plain.table.iou, atol=0.02)
+    np.testing.assert_allclose(result.table.area, plain.table.area)
+    np.testing.assert_allclose(result.table.area_px, plain.table.area_px)
+    assert np.abs(result.table.click_xy - plain.table.click_xy).max() <= 1
+
+
+def test_resize_to_the_photo_is_that_of_opencv(rng):
+    logits = rng.normal(size=(40, 64)).astype(np.float32)
+    for valid, photo in (((40, 64), (97, 120)), ((33, 50), (20, 31)), ((33, 50), (33, 50))):
+        want = cv2.resize(logits[: valid[0], : valid[1]], photo[::-1])
+        sizes = (jnp.asarray(valid), jnp.asarray(photo))
+        got = np.asarray(resize_valid(jnp.asarray(logits), *sizes, (128, 128)))
+        np.testing.assert_allclose(got[: photo[0], : photo[1]], want, atol=2e-4)
 
 
 def test_result_does_not_depend_on_order_or_batch():

@@ -1,12 +1,15 @@
 """1-click evaluation against the numbers that the original evaluation code produced."""
 
 import dataclasses
+import functools
 
+import jax
 import numpy as np
 import pytest
 
 from semsam_jax.convert.from_torch import from_torch
 from semsam_jax.convert.torch_reader import read_state_dict, unwrap
+from semsam_jax.evals.driver import Driver
 from semsam_jax.evals.one_click import evaluate_one_click
 from semsam_jax.evals.samples import EvalSample
 from semsam_jax.models.presets import PRESETS
@@ -18,8 +21,8 @@ CONFIG = dataclasses.replace(PRESETS["tiny"], has_generic=False)
 IOU_TOLERANCE = 1e-3
 
 
-@pytest.fixture(scope="module")
-def result():
+@functools.cache
+def evaluate(devices: int = 1, photos_per_device: int = 1, prompts_per_call: int = 4):
     state = unwrap(read_state_dict(DATA / "tiny_ref.pth"))
     params = from_torch(state, CONFIG).params
     recorded = golden("tiny_eval_amg")
@@ -33,16 +36,37 @@ def result():
         image_id="b",
         clicks_xy=recorded["eval/click_xy_pixels"],
     )
-    return evaluate_one_click(SemanticSAM(CONFIG), params, [sample], prompts_per_call=4)
+    darker = dataclasses.replace(sample, image=canvas // 2, image_id="c")
+    driver = Driver(
+        devices=tuple(jax.local_devices()[:devices]), photos_per_device=photos_per_device
+    )
+    model = SemanticSAM(CONFIG)
+    samples = [sample, darker]
+    return evaluate_one_click(
+        model, params, samples, prompts_per_call=prompts_per_call, driver=driver
+    ).table
 
 
-def test_iou_of_the_chosen_token(result):
-    compare("tiny_eval_amg", "eval/iou_max", result.table.iou_max, IOU_TOLERANCE)
+@pytest.fixture(scope="module")
+def table():
+    whole = evaluate()
+    return whole.select(whole.image_id == "b")
 
 
-def test_iou_of_the_best_token(result):
-    compare("tiny_eval_amg", "eval/iou_oracle", result.table.iou_oracle, IOU_TOLERANCE)
+def test_iou_of_the_chosen_token(table):
+    compare("tiny_eval_amg", "eval/iou_max", table.iou_max, IOU_TOLERANCE)
 
 
-def test_predicted_quality(result):
-    compare("tiny_eval_amg", "eval/pred_ious", result.table.pred_iou[None], 5e-5)
+def test_iou_of_the_best_token(table):
+    compare("tiny_eval_amg", "eval/iou_oracle", table.iou_oracle, IOU_TOLERANCE)
+
+
+def test_predicted_quality(table):
+    compare("tiny_eval_amg", "eval/pred_ious", table.pred_iou[None], 5e-5)
+
+
+@pytest.mark.parametrize("options", [(2, 1, 4), (1, 2, 4), (1, 1, 3)])
+def test_numbers_do_not_depend_on_devices_or_batch(options):
+    one, other = evaluate(), evaluate(*options)
+    np.testing.assert_array_equal(other.iou, one.iou)
+    np.testing.assert_allclose(other.pred_iou, one.pred_iou, atol=1e-6)
