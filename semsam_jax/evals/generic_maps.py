@@ -57,7 +57,8 @@ def draw_maps(
     rest is resized bilinearly to the photo (SPEC section xiii).
 
     Args:
-        mask_embed, features: what mask logits are made of.
+        mask_embed: with `features`, what mask logits are made of.
+        features: at stride 4 of the canvas.
         class_weights: how much each query's probability counts for each class.
         query_weights: factor of each query's probability where queries compete; negative
             keeps a query from winning against any other.

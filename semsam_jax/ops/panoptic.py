@@ -122,8 +122,10 @@ def segments_of(
     Args:
         winner: query 0..m-1 that won each pixel.
         masks: where each query is present.
-        scores, categories: of each query.
-        things, overlap_threshold: see `panoptic_map`.
+        scores: of each query.
+        categories: of each query.
+        things: see `panoptic_map`.
+        overlap_threshold: see `panoptic_map`.
     """
     segment_map = np.zeros(winner.shape, np.int32)
     segments: list[Segment] = []
