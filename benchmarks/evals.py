@@ -1,20 +1,35 @@
 """Speed of the metrics on data of COCO's size, synthetic and seeded.
 
     python -m benchmarks.evals [--images 5000] [--detections 100]
+    python -m benchmarks.evals --preset swin_t [--photos 3]
 
 Goals for 5,000 images of 480 x 640 with 100 detections each: instance AP below 30 s,
 panoptic quality below 60 s (the time inside the metric; making the data is not counted).
+With `--preset`, whole evaluations are timed instead: how much of one-click and of generic
+evaluation is the network, and how much is everything else (goal: at most a tenth). The
+network's share is the time of its own program alone: image and prompts to mask logits at
+stride 4 for clicks, to mask embeddings for the generic branch.
 """
 
 import argparse
+import dataclasses
 import json
 import time
 
+import cv2
+import jax
 import numpy as np
 from pycocotools import mask as rle_codec
 
+from semsam_jax.core.structs import Prompts, TextTable
+from semsam_jax.evals.generic import ClassList, evaluate_generic
 from semsam_jax.evals.instance_ap import InstanceEvaluator, InstanceSet
+from semsam_jax.evals.one_click import evaluate_one_click
 from semsam_jax.evals.panoptic import PanopticEvaluator, PanopticSegments
+from semsam_jax.evals.samples import EvalSample, decode_rle
+from semsam_jax.models import presets
+from semsam_jax.models.heads import mask_logits
+from semsam_jax.models.semantic_sam import SemanticSAM, init_params
 
 SIZE = (480, 640)
 NUM_CLASSES = 80
@@ -80,12 +95,109 @@ def time_panoptic(num_images: int, rng: np.random.Generator) -> dict:
     return {"seconds": time.perf_counter() - start, "pq": result.all["pq"]}
 
 
+def photos_of(num_photos: int, rng: np.random.Generator) -> list[EvalSample]:
+    """Photos of 480 x 640 at short side 800, with 20 masks each, in the published frame."""
+    height, width = 800, 1067
+    samples = []
+    for number in range(num_photos):
+        image = np.zeros((800, 1088, 3), np.uint8)
+        image[:height, :width] = rng.integers(0, 256, (height, width, 3))
+        small = [decode_rle(random_ellipse(rng)).astype(np.uint8) for _ in range(20)]
+        samples.append(
+            EvalSample(
+                image=image,
+                size_hw=(height, width),
+                masks=[cv2.resize(mask, (width, height)) > 0 for mask in small],
+                image_id=str(number),
+                object_ids=rng.integers(0, 133, 20),
+                scale=800 / 480,
+            )
+        )
+    return samples
+
+
+def in_photo_pixels(sample: EvalSample) -> EvalSample:
+    """The same photo with its masks in the stored photo's frame."""
+    masks = [cv2.resize(mask.astype(np.uint8), SIZE[::-1]) > 0 for mask in sample.masks]
+    return dataclasses.replace(sample, masks=masks, truth_hw=SIZE)
+
+
+def random_params(model: SemanticSAM, rng: np.random.Generator) -> dict:
+    """Small random parameters of the right shapes, without compiling an initialisation."""
+    shapes = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
+    return jax.tree.map(lambda x: 0.02 * rng.normal(size=x.shape).astype(np.float32), shapes)
+
+
+def time_evaluations(preset: str, num_photos: int, rng: np.random.Generator) -> dict:
+    config = presets.PRESETS[preset]
+    model = SemanticSAM(config)
+    params = jax.device_put(random_params(model, rng))
+    samples = photos_of(num_photos + 1, rng)
+    size_hw = np.asarray([samples[0].size_hw], np.int32)
+
+    @jax.jit
+    def click_network(params, image):
+        pyramid = model.apply({"params": params}, image, size_hw, method="encode_image")
+        prompts = Prompts(np.full((1, 20, 4), 0.5, np.float32), np.zeros((1, 20), np.int32), valid)
+        answers = model.apply({"params": params}, pyramid, prompts, method="decode_prompts")
+        return mask_logits(answers.mask_embed[-1], pyramid.mask_features), answers.pred_ious
+
+    valid = np.ones((1, 20), bool)
+    classes = ClassList(np.arange(133), np.arange(133) < NUM_CLASSES)
+    rows = rng.normal(size=(133, config.decoder.text_dim)).astype(np.float32)
+    text = TextTable(rows / np.linalg.norm(rows, axis=1, keepdims=True), rows[:0])
+
+    @jax.jit
+    def generic_network(params, image):
+        pyramid = model.apply({"params": params}, image, size_hw, method="encode_image")
+        answers = model.apply({"params": params}, pyramid, text, method="decode_generic")
+        return jax.tree.map(lambda x: x[-1], answers.layers), pyramid.mask_features
+
+    def timed_network(network):
+        spent = []
+        for sample in samples:
+            start = time.perf_counter()
+            jax.block_until_ready(network(params, sample.image[None]))
+            spent.append(time.perf_counter() - start)
+        return float(np.mean(spent[1:]))
+
+    def timed_evaluation(evaluate):
+        evaluate(samples[:1])  # compiles
+        start = time.perf_counter()
+        evaluate(samples[1:])
+        return (time.perf_counter() - start) / num_photos
+
+    def clicks(photos):
+        evaluate_one_click(model, params, photos, prompts_per_call=20)
+
+    def generic(photos):
+        evaluate_generic(model, params, text, map(in_photo_pixels, photos), classes)
+
+    report = {}
+    for name, network, evaluate in (
+        ("one_click", click_network, clicks),
+        ("generic", generic_network, generic),
+    ):
+        whole, alone = timed_evaluation(evaluate), timed_network(network)
+        report[name] = {
+            "sec_per_photo": whole,
+            "network_sec": alone,
+            "share_of_the_rest": 1 - alone / whole,
+        }
+    return report
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--detections", type=int, default=100)
+    parser.add_argument("--preset", choices=sorted(presets.PRESETS))
+    parser.add_argument("--photos", type=int, default=3)
     args = parser.parse_args()
     rng = np.random.default_rng(0)
+    if args.preset:
+        print(json.dumps(time_evaluations(args.preset, args.photos, rng), indent=1))
+        return
     report = {
         "images": args.images,
         "detections": args.detections,
