@@ -16,10 +16,10 @@ def evaluation_rows(
     *,
     short_side: int | None = None,
     long_side: int | None = None,
-    limit: int | None = None,
+    positions: Sequence[int] | None = None,
     view: str = "any",
 ) -> Iterator[dict]:
-    """Yields one dict per photo, in the source's order, nothing random.
+    """Yields one dict per photo, nothing random.
 
     Machine-made instances (`is_pseudo`) are left out, as are instances without a pixel on the
     canvas; a photo that keeps none is still yielded, with n = 0. Crowd regions (c of them,
@@ -31,7 +31,7 @@ def evaluation_rows(
             the right or bottom is zero padding.
         short_side: resize the short side to this instead, as far as the long side fits.
         long_side: pixels of the long side at most, default the canvas.
-        limit: number of photos, None for all.
+        positions: which photos, in which order; None for all in the source's order.
         view: only instances of this granularity (`any`, `object`, `part`).
 
     Yields:
@@ -45,8 +45,7 @@ def evaluation_rows(
     Raises:
         DataError: a record is broken.
     """
-    count = len(source) if limit is None else min(limit, len(source))
-    for position in range(count):
+    for position in range(len(source)) if positions is None else positions:
         example = source[position]
         sizes = (image_size, short_side, long_side)
         placement = geometry.fit_placement(example.height, example.width, *sizes)

@@ -147,10 +147,11 @@ class EvalDataset:
     def _read_on_canvas(self, positions: Sequence[int], view: str) -> Iterator[EvalSample]:
         frame = self.frame
         rows = evaluation_rows(
-            _Some(self.source, positions),
+            self.source,
             frame.image_size,
             short_side=frame.short_side,
             long_side=frame.long_side,
+            positions=positions,
             view=view,
         )
         for row in rows:
@@ -190,9 +191,7 @@ class EvalDataset:
         kept = [
             (number, item)
             for number, item in enumerate(example.instances)
-            if item.rle is not None
-            and not item.is_pseudo
-            and in_view(item.object_id, item.part_id, view)
+            if item.rle is not None and not item.is_pseudo and in_view(item, view)
         ]
         crowds = [
             (number, item)
@@ -215,26 +214,14 @@ class EvalDataset:
             truth_hw=(example.height, example.width),
         )
 
-    def _cut(self, image: np.ndarray, size_hw: Sequence[int]) -> tuple[np.ndarray, tuple[int, int]]:
+    def _cut(
+        self, image: np.ndarray, size_hw: Sequence[int] | np.ndarray
+    ) -> tuple[np.ndarray, tuple[int, int]]:
         h, w = (int(side) for side in size_hw)
         if self.frame.is_tight:
             multiple = CANVAS_MULTIPLE
             image = image[: -(-h // multiple) * multiple, : -(-w // multiple) * multiple]
         return image, (h, w)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Some:
-    """Some photos of a source, in a given order."""
-
-    source: Source
-    positions: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def __getitem__(self, index: int) -> RawExample:
-        return self.source[self.positions[index]]
 
 
 def _first_free(numbers: np.ndarray) -> int:

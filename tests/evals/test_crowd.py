@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.schema import RawExample
+from data_pipelines.sources.base import Source
 from semsam_jax.core.structs import TextTable
 from semsam_jax.evals.dataset_samples import EvalDataset, Frame
 from semsam_jax.evals.generic import evaluate_generic
@@ -17,18 +18,14 @@ STRIPS = np.repeat(np.kron([0, 1, 1, 2, 2, 0, 0, 0], np.ones(4, int))[None], 32,
 TEXT = TextTable(objects=np.zeros((2, 4), np.float32), parts=np.zeros((0, 4), np.float32))
 
 
-@dataclasses.dataclass
-class Photos:
+class Photos(Source):
     """A cat, and a crowd of dogs, as a reader gives them."""
 
-    has_crowd: bool
-    dataset: str = "coco"
-    vocabulary = VOCABULARY
+    def __init__(self, has_crowd: bool):
+        super().__init__("coco", ".", "val", VOCABULARY)
+        self.example_ids, self.has_crowd = ["1"], has_crowd
 
-    def __len__(self) -> int:
-        return 1
-
-    def __getitem__(self, index: int) -> RawExample:
+    def _read(self, position: int) -> RawExample:
         dogs = mask_instance(STRIPS == 2, object_id=1)
         return RawExample(
             dataset="coco",
