@@ -40,9 +40,10 @@ def embed_classes(
     if source == "table":
         return NameTable.load(text.get("table") or None).lookup(names)
     if source == "encoder":
-        encode = jax.jit(lambda ids: model.apply({"params": params}, ids, method="encode_text"))
+        params = jax.device_put(params)
+        encode = jax.jit(lambda p, ids: model.apply({"params": p}, ids, method="encode_text"))
         tokenizer = Tokenizer(model.config.text.context_length)
-        rows = embed_names(lambda ids: np.asarray(encode(ids)), names, tokenizer)
+        rows = embed_names(lambda ids: np.asarray(encode(params, ids)), names, tokenizer)
         return rows, np.ones(len(names), bool)
     raise CheckpointError(
         f"evaluate: the checkpoint's text source is {source!r}, wanted table or encoder; train or "

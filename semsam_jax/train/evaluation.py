@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+from flax import linen as nn
 
 from semsam_jax.core import lora
 from semsam_jax.evals.dataset_samples import EvalDataset
@@ -11,7 +12,6 @@ from semsam_jax.evals.driver import Driver
 from semsam_jax.evals.levels import calibrate_levels
 from semsam_jax.evals.one_click import OneClickResult
 from semsam_jax.evals.suites import SUITES, Setting
-from semsam_jax.models.semantic_sam import SemanticSAM
 from semsam_jax.train.state import TrainState
 from semsam_jax.train.writers import MetricWriter
 
@@ -32,7 +32,7 @@ class Evaluator:
 
     def __init__(
         self,
-        model: SemanticSAM,
+        model: nn.Module,
         data: EvalDataset | None,
         meta: Mapping,
         suites: Sequence[str] = ("one_click",),
@@ -56,9 +56,11 @@ class Evaluator:
         scalars = {f"one_click/{name}": value for name, value in self.result.scalars().items()}
         for name in self._suites:
             scalars |= SUITES[name](setting).scalars
-        # The figures of one click keep the short names that dashboards show first.
+        # The figures of one click keep the short names that dashboards show first; what the
+        # photos say nothing about (no such size or class among them) is left out.
         named = {f"eval/{k.removeprefix('one_click/')}": v for k, v in scalars.items()}
-        writer.write_scalars(int(state.step), named)
+        known = {name: value for name, value in named.items() if not np.isnan(value)}
+        writer.write_scalars(int(state.step), known)
         return {
             "iou_max": float(np.round(self.result.iou_max, 6)),
             "iou_oracle": float(np.round(self.result.iou_oracle, 6)),

@@ -115,16 +115,16 @@ def test_level_order_names_every_token_once(checkpoint):
 
 
 def test_eval_only_config_is_the_same_evaluation(checkpoint, tmp_path):
-    command = [sys.executable, "-m", "semsam_jax.main", "--config=configs/eval_only.py:one_click"]
+    command = [sys.executable, "-m", "semsam_jax.main", "--config=configs/eval_only.py:baselines"]
     command += [f"--workdir={tmp_path}", f"--config.evaluate.checkpoint={checkpoint}"]
     command += ["--config.evaluate.limit=1", "--config.evaluate.protocol=original_size"]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     root = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    content = json.loads((tmp_path / "one_click.json").read_text())
+    content = json.loads((tmp_path / "baselines.json").read_text())
     assert "scored in the photo's pixels" in content["meta"]["frame"]
-    assert content["scores"]["one_click/num_instances"] > 0
+    assert content["scores"]["baseline_blob/num_instances"] > 0
     assert not list((tmp_path / "progress").iterdir())
 
 

@@ -1,0 +1,52 @@
+"""Evaluation within a run: any suite, on photos that are read anew each time."""
+
+import json
+
+import jax.numpy as jnp
+import pytest
+
+from semsam_jax.config import build
+from semsam_jax.core.errors import ConfigError
+from semsam_jax.train.evaluation import Evaluator
+from semsam_jax.train.state import TrainState
+from semsam_jax.train.writers import MetricWriter
+from tests.evals.fakes import ReadingGeneric, ReadingModel
+from tests.evals.test_crowd import dataset
+
+META = {"class_heads_trained": True, "text": {"source": "table"}, "prompt_preset": "own"}
+
+
+class Reading(ReadingModel, ReadingGeneric):
+    """Both streams."""
+
+
+def test_suites_are_measured_and_logged(tmp_path):
+    suites = ("one_click", "box", "granularity", "generic", "baselines")
+    evaluator = Evaluator(Reading(), dataset(has_crowd=True), META, suites)
+    writer = MetricWriter(tmp_path)
+    state = TrainState(params={"w": jnp.zeros(3)}, opt_state=(), step=jnp.int32(7))
+    found = evaluator.run(state, writer)
+    writer.close()
+    assert found == {"iou_max": 0.5, "iou_oracle": 1.0, "num_instances": 1}
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    record = json.loads(line)
+    assert record["step"] == 7
+    assert record["eval/iou_max"] == 50.0
+    assert record["eval/generic/panoptic/pq"] == 100.0
+    assert record["eval/generic/mask_ap/ap"] == 100.0
+    assert record["eval/granularity/iou"] == 100.0
+    assert 0 < record["eval/baseline_blob/iou_oracle"] < 100
+    assert "NaN" not in line
+    assert evaluator.level_order([5, 6, 7]) == [2, 1, 0]
+
+
+def test_no_photos_no_evaluation(tmp_path):
+    evaluator = Evaluator(Reading(), None, META)
+    state = TrainState(params={}, opt_state=(), step=jnp.int32(0))
+    assert evaluator.run(state, MetricWriter(tmp_path)) is None
+    assert evaluator.level_order([1, 0]) == [1, 0]
+
+
+def test_unknown_suites_are_told():
+    with pytest.raises(ConfigError, match="eval_suites: 'proposals'; use one of one_click"):
+        build({"eval_suites": ("one_click", "proposals")})
