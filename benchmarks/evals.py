@@ -23,10 +23,11 @@ import numpy as np
 from pycocotools import mask as rle_codec
 
 from semsam_jax.core.structs import Prompts, TextTable
-from semsam_jax.evals.generic import ClassList, evaluate_generic
+from semsam_jax.evals.generic import evaluate_generic
 from semsam_jax.evals.instance_ap import InstanceEvaluator, InstanceSet
 from semsam_jax.evals.one_click import evaluate_one_click
 from semsam_jax.evals.panoptic import PanopticEvaluator, PanopticSegments
+from semsam_jax.evals.part_ap import ClassList
 from semsam_jax.evals.samples import EvalSample, decode_rle
 from semsam_jax.models import presets
 from semsam_jax.models.heads import mask_logits

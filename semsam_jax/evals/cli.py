@@ -125,8 +125,11 @@ def options_of(args: argparse.Namespace, **values: object) -> EvalOptions:
 def run_options(options: EvalOptions) -> int:
     """Joins the other processes of a distributed evaluation, if any, and evaluates."""
     from semsam_jax.core.compilation import use_compilation_cache
-    from semsam_jax.evals.run import evaluate
+    from semsam_jax.evals.extra import load_suites
     from semsam_jax.parallel import distributed
+
+    load_suites()
+    from semsam_jax.evals.run import evaluate
 
     distributed.initialize()
     use_compilation_cache()

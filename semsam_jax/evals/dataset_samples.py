@@ -16,9 +16,8 @@ from data_pipelines.transforms.evaluation import evaluation_rows
 from data_pipelines.transforms.row import in_view
 from data_pipelines.vocabulary import Vocabulary, build_vocabulary
 from semsam_jax.core.errors import DataError
-from semsam_jax.evals.generic import ClassList
 from semsam_jax.evals.options import CANVAS_MULTIPLE
-from semsam_jax.evals.part_ap import build_pairs
+from semsam_jax.evals.part_ap import ClassList, build_pairs
 from semsam_jax.evals.samples import EvalSample
 
 

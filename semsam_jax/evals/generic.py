@@ -20,30 +20,13 @@ from semsam_jax.evals.evaluator import Evaluator
 from semsam_jax.evals.generic_runner import GenericAnswer, GenericProtocol, GenericRunner
 from semsam_jax.evals.instance_ap import InstanceEvaluator, InstanceResult, InstanceSet
 from semsam_jax.evals.panoptic import PanopticEvaluator, PanopticResult, PanopticSegments
-from semsam_jax.evals.part_ap import PairVocabulary, pair_scores, top_pairs
+from semsam_jax.evals.part_ap import ClassList, pair_scores, top_pairs
 from semsam_jax.evals.rle import encode_masks
 from semsam_jax.evals.samples import EvalSample
 from semsam_jax.evals.semantic import SemanticEvaluator, SemanticResult
 from semsam_jax.ops import panoptic as maps
 
 TASKS = ("panoptic", "semantic", "instance", "part")
-
-
-@dataclasses.dataclass(frozen=True)
-class ClassList:
-    """What one dataset annotates; rows of the text tables in the same order.
-
-    Attributes:
-        object_ids: int [o] index of each object class in the samples' `object_ids`.
-        is_thing: bool [o].
-        part_ids: int [r] index of each part class in the samples' `part_ids`.
-        pairs: which parts (0..r-1) of which objects (0..o-1) are annotated, for part AP.
-    """
-
-    object_ids: np.ndarray
-    is_thing: np.ndarray
-    part_ids: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
-    pairs: PairVocabulary | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -44,6 +44,23 @@ class PairVocabulary:
         return np.asarray([known[pair] for pair in pairs], np.int64)
 
 
+@dataclasses.dataclass(frozen=True)
+class ClassList:
+    """What one dataset annotates; rows of the text tables in the same order.
+
+    Attributes:
+        object_ids: int [o] index of each object class in the samples' `object_ids`.
+        is_thing: bool [o].
+        part_ids: int [r] index of each part class in the samples' `part_ids`.
+        pairs: which parts (0..r-1) of which objects (0..o-1) are annotated, for part AP.
+    """
+
+    object_ids: np.ndarray
+    is_thing: np.ndarray
+    part_ids: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
+    pairs: PairVocabulary | None = None
+
+
 def build_pairs(pairs: Iterable[tuple[int, int]]) -> PairVocabulary:
     """Vocabulary of all (object, part) pairs that occur, sorted."""
     listed = sorted({(int(o), int(p)) for o, p in pairs})

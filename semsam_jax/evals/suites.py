@@ -14,13 +14,13 @@ from semsam_jax.evals.baselines import evaluate_baseline
 from semsam_jax.evals.box_prompt import BoxProtocol, evaluate_box_prompt
 from semsam_jax.evals.dataset_samples import PhotoSet
 from semsam_jax.evals.driver import Driver
-from semsam_jax.evals.generic import ClassList, evaluate_generic
+from semsam_jax.evals.generic import evaluate_generic
 from semsam_jax.evals.granularity import GranularityProtocol, evaluate_granularity
 from semsam_jax.evals.interactive import InteractiveProtocol, evaluate_interactive
 from semsam_jax.evals.levels import LevelCalibration, calibrate_levels
 from semsam_jax.evals.names import embed_classes, text_table
 from semsam_jax.evals.one_click import OneClickResult, evaluate_one_click
-from semsam_jax.evals.part_ap import PairVocabulary
+from semsam_jax.evals.part_ap import ClassList, PairVocabulary
 from semsam_jax.evals.prompt_runner import PromptRunner
 from semsam_jax.evals.proposals import evaluate_proposals
 from semsam_jax.evals.report import Row

@@ -9,9 +9,9 @@ from flax import linen as nn
 from semsam_jax.core import lora
 from semsam_jax.evals.dataset_samples import EvalDataset
 from semsam_jax.evals.driver import Driver
+from semsam_jax.evals.extra import load_suites
 from semsam_jax.evals.levels import calibrate_levels
-from semsam_jax.evals.one_click import OneClickResult
-from semsam_jax.evals.suites import SUITES, Setting
+from semsam_jax.evals.one_click import OneClickResult, evaluate_one_click
 from semsam_jax.train.state import TrainState
 from semsam_jax.train.writers import MetricWriter
 
@@ -51,11 +51,12 @@ class Evaluator:
 
             params = multihost_utils.process_allgather(params, tiled=True)
         self.params = lora.merged(params)
-        setting = self._setting()
-        self.result = setting.clicks
+        photos = self._data.samples()
+        count = max(1, min(len(photos), len(jax.local_devices())))
+        driver = Driver(devices=tuple(jax.local_devices()[:count]))
+        self.result = evaluate_one_click(self._model, self.params, photos, driver=driver)
         scalars = {f"one_click/{name}": value for name, value in self.result.scalars().items()}
-        for name in self._suites:
-            scalars |= SUITES[name](setting).scalars
+        scalars |= self._others(driver)
         # The figures of one click keep the short names that dashboards show first; what the
         # photos say nothing about (no such size or class among them) is left out.
         named = {f"eval/{k.removeprefix('one_click/')}": v for k, v in scalars.items()}
@@ -73,16 +74,21 @@ class Evaluator:
             return current
         return list(calibrate_levels(self.result.table).level_order)
 
-    def _setting(self) -> Setting:
-        data = self._data
-        count = min(len(data.samples()), len(jax.local_devices()))
-        return Setting(
+    def _others(self, driver: Driver) -> dict[str, float]:
+        """Scalars of the suites beside one click; their libraries are an extra."""
+        names = [name for name in self._suites if name != "one_click"]
+        if not names:
+            return {}
+        suites = load_suites()
+        setting = suites.Setting(
             model=self._model,
             params=self.params,
             meta=self._meta,
-            clicked=data.samples(),
-            photos=data.photo_samples(),
-            whole=data.canvas_samples(),
-            class_list=data.class_list,
-            driver=Driver(devices=tuple(jax.local_devices()[: max(1, count)])),
+            clicked=self._data.samples(),
+            photos=self._data.photo_samples(),
+            whole=self._data.canvas_samples(),
+            class_list=self._data.class_list,
+            driver=driver,
         )
+        found = [suites.SUITES[name](setting).scalars for name in names]
+        return {name: value for scalars in found for name, value in scalars.items()}

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from semsam_jax.core.structs import TextTable
-from semsam_jax.evals.generic import ClassList, GenericEvaluator, evaluate_generic
+from semsam_jax.evals.generic import GenericEvaluator, evaluate_generic
 from semsam_jax.evals.generic_maps import draw_maps
 from semsam_jax.evals.generic_runner import GenericProtocol, GenericRunner
-from semsam_jax.evals.part_ap import build_pairs
+from semsam_jax.evals.part_ap import ClassList, build_pairs
 from semsam_jax.ops import panoptic
 from tests.evals.fakes import ReadingGeneric, reading_sample
 from tests.evals.test_one_click import SEGMENTS

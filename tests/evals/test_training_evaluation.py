@@ -1,6 +1,9 @@
 """Evaluation within a run: any suite, on photos that are read anew each time."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
@@ -50,3 +53,17 @@ def test_no_photos_no_evaluation(tmp_path):
 def test_unknown_suites_are_told():
     with pytest.raises(ConfigError, match="eval_suites: 'proposals'; use one of one_click"):
         build({"eval_suites": ("one_click", "proposals")})
+
+
+def test_training_needs_no_extra():
+    code = (
+        "import sys\n"
+        "for name in ('faster_coco_eval', 'matplotlib', 'skimage'): sys.modules[name] = None\n"
+        "import semsam_jax.train.loop\n"
+        "from semsam_jax.evals.extra import load_suites\n"
+        "load_suites()\n"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert "ConfigError: evaluate: " in done.stderr
+    assert "pip install 'semsam_jax[eval]'" in done.stderr
