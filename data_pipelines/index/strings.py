@@ -30,11 +30,10 @@ class StringTable(Sequence[str]):
     @classmethod
     def of(cls, texts: Iterable[str]) -> "StringTable":
         """Collects texts; none of them is kept as an object."""
-        letters, ends = bytearray(), array.array("q")
+        collector = StringCollector()
         for text in texts:
-            letters += text.encode("utf-8", "surrogateescape")
-            ends.append(len(letters))
-        return cls(np.frombuffer(bytes(letters), np.uint8), np.array(ends, np.int64))
+            collector.add(text)
+        return collector.table()
 
     @classmethod
     def load(cls, folder: pathlib.Path, name: str) -> "StringTable":
@@ -81,3 +80,21 @@ class StringTable(Sequence[str]):
         files = state.get("files")
         arrays = state.get("arrays") or tuple(np.load(file, mmap_mode="r") for file in files)
         self.__init__(*arrays, files)
+
+
+class StringCollector:
+    """A growing table: letters and ends, no text is kept as an object."""
+
+    def __init__(self):
+        self._letters, self._ends = bytearray(), array.array("q")
+
+    def add(self, text: str) -> None:
+        """Appends a text."""
+        self._letters += text.encode("utf-8", "surrogateescape")
+        self._ends.append(len(self._letters))
+
+    def table(self) -> StringTable:
+        """Returns the table; the collector must not grow any more."""
+        return StringTable(
+            np.frombuffer(self._letters, np.uint8), np.frombuffer(self._ends, np.int64)
+        )

@@ -12,8 +12,9 @@ import os
 import pathlib
 
 from data_pipelines.schema import DATASETS, RawExample
-from data_pipelines.sources.base import ExampleBuilder, Source, first_existing, read_json
+from data_pipelines.sources.base import ExampleBuilder, Source, first_existing
 from data_pipelines.sources.coco_json import add_annotations, load_table
+from data_pipelines.sources.json_stream import read_elements
 from data_pipelines.sources.paco import whole_part_labels
 from data_pipelines.vocabulary import Vocabulary
 from semsam_jax.core.errors import ConfigError, DataError
@@ -93,12 +94,13 @@ def read_class_names(annotations: str | pathlib.Path) -> tuple[tuple[str, ...], 
         DataError: the file is not COCO-format or lists no categories.
     """
     path = pathlib.Path(annotations)
-    content = read_json(path, "coco_folder")
-    if not content.get("categories"):
+    categories: list[dict] = []
+    read_elements(path, "coco_folder", {"categories": categories.append})
+    if not categories:
         raise DataError(f"coco_folder: {path} lists no categories; wanted a COCO-format file")
     pairs = [
         str(category.get("name") or f"class {category.get('id')}").partition(":")
-        for category in content["categories"]
+        for category in categories
     ]
     objects = dict.fromkeys(whole for whole, _, _ in pairs)
     parts = dict.fromkeys(part for _, _, part in pairs if part)

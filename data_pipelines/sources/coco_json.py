@@ -1,10 +1,11 @@
 """COCO-style annotation files as flat arrays, shared by every dataset that ships them.
 
-One parsed file can hold tens of millions of annotations. Kept as Python dictionaries it would
-not fit beside the readers of the other datasets, so boxes, classes and links become arrays
-sorted by photo, and each outline stays a short piece of JSON text until its photo is read.
+One file can hold tens of millions of annotations. Kept as Python dictionaries it would not fit
+beside the readers of the other datasets, so boxes, classes and links become arrays sorted by
+photo, and each outline stays a short piece of JSON text until its photo is read.
 """
 
+import array
 import dataclasses
 import json
 import pathlib
@@ -12,8 +13,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from data_pipelines.index.strings import StringTable
-from data_pipelines.sources.base import ExampleBuilder, read_json, to_rle
+from data_pipelines.index.strings import StringCollector, StringTable
+from data_pipelines.sources.base import ExampleBuilder, to_rle
+from data_pipelines.sources.json_stream import read_elements
 from semsam_jax.core.errors import DataError
 
 
@@ -42,7 +44,8 @@ class CocoTable:
         is_crowd: bool [a].
         is_pseudo: bool [a], from an optional key `is_pseudo` of an annotation.
         links: int64 [a] id of the whole that a part belongs to (`obj_ann_id`), -1 none.
-        outlines: JSON text of each segmentation; empty where there is none.
+        outlines: JSON text of each segmentation, in the file's order; empty where there is none.
+        outline_at: int64 [a] place of an annotation's outline in `outlines`.
         category_names: native category id -> name.
         num_orphans: annotations whose photo is not in the file; they are left out.
     """
@@ -60,6 +63,7 @@ class CocoTable:
     is_pseudo: np.ndarray
     links: np.ndarray
     outlines: StringTable
+    outline_at: np.ndarray
     category_names: dict[int, str]
     num_orphans: int
 
@@ -75,44 +79,88 @@ def load_table(path: pathlib.Path, dataset: str, *, with_outlines: bool = True) 
     Raises:
         DataError: the file is missing, cut off, or lacks images, annotations or categories.
     """
-    content = read_json(path, dataset)
-    lacking = [k for k in ("images", "annotations", "categories") if k not in content]
-    if lacking:
-        raise DataError(
-            f"{dataset}: {path} has no {lacking}; found keys {sorted(content)[:12]}; wanted a "
-            "COCO-style annotation file"
-        )
+    photos, notes, names = _Photos(), _Notes(with_outlines), {}
+
+    def add_class(category: dict) -> None:
+        names[int(category["id"])] = _category_name(category)
+
+    wanted = {"images": photos.add, "annotations": notes.add, "categories": add_class}
     try:
-        images = sorted(content["images"], key=lambda image: image["id"])
-        names = {int(c["id"]): _category_name(c) for c in content["categories"]}
-    except (KeyError, TypeError, ValueError) as error:
+        read_elements(path, dataset, wanted)
+        order = sorted(range(len(photos.ids)), key=photos.ids.__getitem__)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(
             f"{dataset}: {path}: an image or category record is damaged "
             f"({type(error).__name__}: {error}); wanted ids of one type in each"
         ) from error
-    order = {image["id"]: position for position, image in enumerate(images)}
-    if len(order) != len(images):
+    place = {photos.ids[number]: position for position, number in enumerate(order)}
+    if len(place) != len(order):
         raise DataError(f"{dataset}: {path}: image ids repeat; wanted one record for each photo")
-    owners = np.asarray([order.get(a.get("image_id"), -1) for a in content["annotations"]], int)
-    by_photo = np.argsort(owners, kind="stable")[int((owners < 0).sum()) :]
-    rows = [content["annotations"][i] for i in by_photo]
+    owners = np.fromiter((place.get(i, -1) for i in notes.image_ids), np.int64)
+    num_orphans = int((owners < 0).sum())
+    by_photo = np.argsort(owners, kind="stable")[num_orphans:]
+    columns = {name: np.array(column)[by_photo] for name, column in notes.columns.items()}
+    names_in_file = StringTable.of(photos.names)
     return CocoTable(
         path=path,
-        image_ids=StringTable.of(str(image["id"]) for image in images),
-        file_names=StringTable.of(str(image.get("file_name") or "") for image in images),
-        heights=np.asarray([image.get("height") or 0 for image in images], np.int32),
-        widths=np.asarray([image.get("width") or 0 for image in images], np.int32),
-        starts=np.searchsorted(owners[by_photo], np.arange(len(images) + 1)),
-        ids=np.asarray([_number(row, "id") for row in rows], np.int64),
-        categories=np.asarray([_number(row, "category_id") for row in rows], np.int64),
-        boxes=np.asarray([_box(row) for row in rows], np.float64).reshape(-1, 4),
-        is_crowd=np.asarray([bool(row.get("iscrowd", 0)) for row in rows], np.bool_),
-        is_pseudo=np.asarray([bool(row.get("is_pseudo", 0)) for row in rows], np.bool_),
-        links=np.asarray([_number(row, "obj_ann_id") for row in rows], np.int64),
-        outlines=StringTable.of(_outline(row) if with_outlines else "" for row in rows),
+        image_ids=StringTable.of(str(photos.ids[number]) for number in order),
+        file_names=StringTable.of(names_in_file[number] for number in order),
+        heights=np.array(photos.heights, np.int32)[order],
+        widths=np.array(photos.widths, np.int32)[order],
+        starts=np.searchsorted(owners[by_photo], np.arange(len(order) + 1)),
+        ids=columns["ids"],
+        categories=columns["categories"],
+        boxes=np.array(notes.boxes, np.float64).reshape(-1, 4)[by_photo],
+        is_crowd=columns["is_crowd"].astype(np.bool_),
+        is_pseudo=columns["is_pseudo"].astype(np.bool_),
+        links=columns["links"],
+        outlines=notes.outlines.table(),
+        outline_at=by_photo,
         category_names=names,
-        num_orphans=len(content["annotations"]) - len(rows),
+        num_orphans=num_orphans,
     )
+
+
+class _Photos:
+    """The file's images, in its order."""
+
+    def __init__(self):
+        self.ids: list[int | str] = []
+        self.names: list[str] = []
+        self.heights, self.widths = array.array("i"), array.array("i")
+
+    def add(self, image: dict) -> None:
+        self.ids.append(image["id"])
+        self.names.append(str(image.get("file_name") or ""))
+        self.heights.append(int(image.get("height") or 0))
+        self.widths.append(int(image.get("width") or 0))
+
+
+class _Notes:
+    """The file's annotations, in its order: a few numbers each, and the text of the outline."""
+
+    def __init__(self, with_outlines: bool):
+        self.image_ids: list[int | str] | array.array = array.array("q")
+        self.columns = {name: array.array("q") for name in ("ids", "categories", "links")}
+        self.columns |= {name: array.array("b") for name in ("is_crowd", "is_pseudo")}
+        self.boxes = array.array("d")
+        self.outlines = StringCollector()
+        self._with_outlines = with_outlines
+
+    def add(self, row: dict) -> None:
+        image_id = row.get("image_id", -1)
+        if not isinstance(image_id, int) and isinstance(self.image_ids, array.array):
+            self.image_ids = list(self.image_ids)  # ids may be texts, which take more room
+        self.image_ids.append(image_id)
+        self.columns["ids"].append(_number(row, "id"))
+        self.columns["categories"].append(_number(row, "category_id"))
+        self.columns["links"].append(_number(row, "obj_ann_id"))
+        self.columns["is_crowd"].append(bool(row.get("iscrowd", 0)))
+        self.columns["is_pseudo"].append(bool(row.get("is_pseudo", 0)))
+        self.boxes.extend(_box(row))
+        self.outlines.add(_outline(row) if self._with_outlines else "")
 
 
 def add_annotations(
@@ -167,7 +215,7 @@ def _add_row(
 ) -> int:
     if boxes_only:
         return builder.add_box(table.boxes[row].tolist(), **fields)
-    outline = table.outlines[row]
+    outline = table.outlines[int(table.outline_at[row])]
     try:
         rle = to_rle(json.loads(outline or "[]"), builder.height, builder.width)
     except (ValueError, TypeError, KeyError) as error:

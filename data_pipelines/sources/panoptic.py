@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.index.strings import StringTable
-from data_pipelines.sources.base import ExampleBuilder, read_json
+from data_pipelines.sources.base import ExampleBuilder
 from data_pipelines.sources.coco_json import ClassLabel
+from data_pipelines.sources.json_stream import read_elements
 from data_pipelines.vocabulary import Vocabulary
 from semsam_jax.core.errors import DataError
 
@@ -26,21 +27,25 @@ class PanopticFile:
     """
 
     def __init__(self, path: pathlib.Path, dataset: str, vocabulary: Vocabulary):
-        content = read_json(path, dataset)
-        lacking = [k for k in ("images", "annotations", "categories") if k not in content]
-        if lacking:
-            raise DataError(
-                f"{dataset}: {path} has no {lacking}; found keys {sorted(content)[:12]}; wanted a "
-                "panoptic annotation file"
-            )
+        images: dict[int | str, str] = {}
+        records: dict[int | str, str] = {}
+        names: dict[int, str] = {}
+
+        def add_image(image: dict) -> None:
+            images[image["id"]] = _text({key: image.get(key) for key in _PHOTO_KEYS})
+
+        def add_record(record: dict) -> None:
+            records[record["image_id"]] = _text(_slim(record))
+
+        def add_class(category: dict) -> None:
+            names[int(category["id"])] = str(category["name"])
+
+        wanted = {"images": add_image, "annotations": add_record, "categories": add_class}
         try:
-            keys = ("file_name", "height", "width")
-            images = {
-                image["id"]: {key: image.get(key) for key in keys} for image in content["images"]
-            }
-            records = {record["image_id"]: record for record in content["annotations"]}
-            names = {int(c["id"]): str(c["name"]) for c in content["categories"]}
-        except (KeyError, TypeError, ValueError) as error:
+            read_elements(path, dataset, wanted)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            if isinstance(error, DataError):
+                raise
             raise DataError(
                 f"{dataset}: {path}: an image, annotation or category record is damaged "
                 f"({type(error).__name__}: {error})"
@@ -50,9 +55,7 @@ class PanopticFile:
         order = sorted(records)
         self.image_ids = StringTable.of(str(i) for i in order)
         # Short JSON texts: a million small dictionaries would weigh on every worker process.
-        self._rows = StringTable.of(
-            json.dumps([images.get(i), _slim(records[i])], separators=(",", ":")) for i in order
-        )
+        self._rows = StringTable.of(f"[{images.get(i, 'null')},{records[i]}]" for i in order)
 
     def file_names(self, position: int) -> tuple[str, str]:
         """Returns the file names of the photo and of the PNG.
@@ -93,6 +96,13 @@ class PanopticFile:
                 f"image_id {self.image_ids[position]} has no entry in images of {self.path}"
             )
         return image, record
+
+
+_PHOTO_KEYS = ("file_name", "height", "width")
+
+
+def _text(content: dict) -> str:
+    return json.dumps(content, separators=(",", ":"))
 
 
 def _slim(record: Mapping) -> dict:

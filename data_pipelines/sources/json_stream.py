@@ -1,0 +1,138 @@
+"""Reading annotation files of many gigabytes without holding them in memory.
+
+Parsed at once, the 25 million boxes of Objects365 take some twenty gigabytes of Python objects in
+every process that reads them. Here the arrays of the file's outermost object pass by one element
+at a time; whoever asks keeps what it needs.
+"""
+
+import json
+import pathlib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, TextIO
+
+from semsam_jax.core.errors import DataError
+
+_CHUNK = 2**22  # letters read at a time
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+def read_elements(
+    path: pathlib.Path, dataset: str, wanted: Mapping[str, Callable[[dict], object]]
+) -> None:
+    """Calls `wanted[key]` with every element of the array under each key, in the file's order.
+
+    Args:
+        path: a JSON file whose outermost value is an object.
+        dataset: for messages.
+        wanted: key -> what to do with an element; elements of these arrays are objects.
+
+    Raises:
+        DataError: the file is missing, cut off, no JSON object, or lacks one of the keys.
+    """
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            found = _Parser(file).run(path, dataset, wanted)
+    except OSError as error:
+        raise DataError(
+            f"{dataset}: cannot read {path}: {error.strerror or error}; check root and split"
+        ) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{dataset}: {path} is not complete JSON ({error}); download it again"
+        ) from error
+    lacking = [key for key in wanted if key not in found]
+    if lacking:
+        raise DataError(
+            f"{dataset}: {path} has no {lacking}; found keys {sorted(found)[:12]}; wanted a "
+            "COCO-style annotation file"
+        )
+
+
+class _Parser:
+    """A window that moves over the text; every value in it is read by the standard parser."""
+
+    def __init__(self, file: TextIO):
+        self._file = file
+        self._text, self._at, self._is_end = "", 0, False
+        self._decode = json.JSONDecoder().raw_decode
+
+    def run(
+        self, path: pathlib.Path, dataset: str, wanted: Mapping[str, Callable[[dict], object]]
+    ) -> list[str]:
+        """Reads the whole file; returns the outermost keys."""
+        if self._next() != "{":
+            raise DataError(
+                f"{dataset}: {path} holds a {type(self._value()).__name__}; wanted an object with "
+                "keys"
+            )
+        keys: list[str] = []
+        for _ in self._items("}"):
+            keys.append(str(self._value()))
+            self._expect(":")
+            if self._next() != "[":
+                self._value()
+                continue
+            use = wanted.get(keys[-1])
+            for _ in self._items("]"):
+                element = self._value()
+                if use is None:
+                    continue
+                if not isinstance(element, dict):
+                    raise DataError(
+                        f"{dataset}: {path}: {keys[-1]} holds a {type(element).__name__} "
+                        f"({str(element)[:40]}); wanted objects"
+                    )
+                use(element)
+        if self._next():
+            raise json.JSONDecodeError("text after the end", self._text, self._at)
+        return keys
+
+    def _items(self, closing: str):
+        """Yields before every item of the object or array that begins here."""
+        self._at += 1
+        if self._next() == closing:
+            self._at += 1
+            return
+        while True:
+            yield
+            if self._next() == closing:
+                self._at += 1
+                return
+            self._expect(",")
+
+    def _next(self) -> str:
+        """The next letter that is no space, "" at the end."""
+        while True:
+            self._at = _SPACE.match(self._text, self._at).end()
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if self._is_end:
+                return ""
+            self._read_on()
+
+    def _expect(self, letter: str) -> None:
+        if self._next() != letter:
+            raise json.JSONDecodeError(f"wanted {letter!r}", self._text, self._at)
+        self._at += 1
+
+    def _value(self) -> Any:
+        self._next()
+        while True:
+            try:
+                value, end = self._decode(self._text, self._at)
+            except json.JSONDecodeError:
+                if self._is_end:
+                    raise
+            else:
+                # A number at the edge may go on behind it.
+                if end < len(self._text) or self._is_end:
+                    self._at = end
+                    return value
+            self._read_on()
+
+    def _read_on(self) -> None:
+        """Forgets what is read and reads as much again as is left, a chunk at least."""
+        rest = self._text[self._at :]
+        more = self._file.read(max(_CHUNK, len(rest)))
+        self._text, self._at, self._is_end = rest + more, 0, not more
