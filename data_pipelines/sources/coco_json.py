@@ -45,7 +45,8 @@ class CocoTable:
         is_pseudo: bool [a], from an optional key `is_pseudo` of an annotation.
         links: int64 [a] id of the whole that a part belongs to (`obj_ann_id`), -1 none.
         outlines: JSON text of each segmentation, in the file's order; empty where there is none.
-        outline_at: int64 [a] place of an annotation's outline in `outlines`.
+        outline_at: int64 [a] place of an annotation's outline in `outlines`. Both are empty if
+            outlines were not asked for.
         category_names: native category id -> name.
         num_orphans: annotations whose photo is not in the file; they are left out.
     """
@@ -101,7 +102,8 @@ def load_table(path: pathlib.Path, dataset: str, *, with_outlines: bool = True) 
     owners = np.fromiter((place.get(i, -1) for i in notes.image_ids), np.int64)
     num_orphans = int((owners < 0).sum())
     by_photo = np.argsort(owners, kind="stable")[num_orphans:]
-    columns = {name: np.array(column)[by_photo] for name, column in notes.columns.items()}
+    # Only views of the columns: what is sorted is copied once.
+    columns = {name: np.asarray(column)[by_photo] for name, column in notes.columns.items()}
     names_in_file = StringTable.of(photos.names)
     return CocoTable(
         path=path,
@@ -112,12 +114,12 @@ def load_table(path: pathlib.Path, dataset: str, *, with_outlines: bool = True) 
         starts=np.searchsorted(owners[by_photo], np.arange(len(order) + 1)),
         ids=columns["ids"],
         categories=columns["categories"],
-        boxes=np.array(notes.boxes, np.float64).reshape(-1, 4)[by_photo],
+        boxes=np.asarray(notes.boxes).reshape(-1, 4)[by_photo],
         is_crowd=columns["is_crowd"].astype(np.bool_),
         is_pseudo=columns["is_pseudo"].astype(np.bool_),
         links=columns["links"],
         outlines=notes.outlines.table(),
-        outline_at=by_photo,
+        outline_at=by_photo if with_outlines else by_photo[:0],
         category_names=names,
         num_orphans=num_orphans,
     )
@@ -160,7 +162,8 @@ class _Notes:
         self.columns["is_crowd"].append(bool(row.get("iscrowd", 0)))
         self.columns["is_pseudo"].append(bool(row.get("is_pseudo", 0)))
         self.boxes.extend(_box(row))
-        self.outlines.add(_outline(row) if self._with_outlines else "")
+        if self._with_outlines:
+            self.outlines.add(_outline(row))
 
 
 def add_annotations(
