@@ -45,6 +45,8 @@ def pipeline_config(
         augments={"sa1b": _jitter(data["sa1b_jitter"], flip), "ade20k": ade20k},
         default_augment=_jitter(data["scale_jitter"], flip),
         num_workers=data["num_workers"],
+        # Threads are a process' own: many workers with many each would hold many rows.
+        num_threads=2 if data["num_workers"] else 8,
         total_steps=total_steps,
     )
 

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
+from concurrent import futures
 from pathlib import Path
 
 import jax
@@ -29,7 +30,7 @@ OWN = "own"
 
 
 class Input:
-    """Batches of a run, already on the mesh.
+    """Batches of a run, already on the mesh; the next one travels while a step computes.
 
     Attributes:
         tables: mixture text of each stream.
@@ -39,6 +40,8 @@ class Input:
     def __init__(self, rows: InputIterator, mesh: Mesh):
         self._rows = rows
         self._sharding = batch_sharding(mesh)
+        self._hand_over = futures.ThreadPoolExecutor(1)
+        self._ahead: futures.Future[StreamBatch] | None = None
         self.mixture = {name: table.to_dict() for name, table in rows.tables.items()}
         self.text = "\n".join(
             f"{name} stream\n{table.format()}" for name, table in rows.tables.items()
@@ -46,10 +49,9 @@ class Input:
 
     def __next__(self) -> StreamBatch:
         """Returns the next global batch; each process puts its own rows on its devices."""
-        batch = next(self._rows)
-        return StreamBatch(
-            *(self._on_mesh(batch[name]) if name in batch else None for name in _STREAMS)
-        )
+        batch = (self._ahead or self._hand_over.submit(self._fetch)).result()
+        self._ahead = self._hand_over.submit(self._fetch)
+        return batch
 
     def describe(self, step: int, streams: Sequence[str]) -> str:
         """Says which examples of this process some streams held in a batch, for messages."""
@@ -62,11 +64,26 @@ class Input:
 
     def restore(self, state: Mapping) -> None:
         """Goes to a stored position."""
+        self._forget()
         self._rows.set_state(json.dumps(state).encode())
 
     def close(self) -> None:
         """Stops the input's threads and processes."""
+        self._forget()
+        self._hand_over.shutdown()
         self._rows.close()
+
+    def _fetch(self) -> StreamBatch:
+        batch = next(self._rows)
+        return StreamBatch(
+            *(self._on_mesh(batch[name]) if name in batch else None for name in _STREAMS)
+        )
+
+    def _forget(self) -> None:
+        """Drops the batch made ahead; a broken record in it belongs to no step."""
+        if self._ahead is not None and not self._ahead.cancel():
+            futures.wait([self._ahead])
+        self._ahead = None
 
     def _on_mesh(self, rows: Mapping[str, np.ndarray]) -> Batch:
         return Batch(

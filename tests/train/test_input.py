@@ -49,8 +49,11 @@ def test_records_native_folders_and_own_sets_feed_one_run(root, tmp_path):
     mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
     valid = np.ones(len(vocabulary), bool)
     data = input_lib.build_input(run, vocabulary, valid, mesh)
-    batch = next(data)
-    assert batch.interactive.image.shape == (2, 64, 64, 3)
+    batches = [next(data) for _ in range(4)]
+    assert batches[0].interactive.image.shape == (2, 64, 64, 3)
+    data.restore(data.state(1))  # the batch made ahead is forgotten
+    for wanted in batches[1:3]:
+        jax.tree.map(np.testing.assert_array_equal, next(data), wanted)
     data.close()
     kept = {path.parent.name.split("-")[0] for path in tmp_path.glob("cache/index/*/report.json")}
     assert kept == {"paco", "mine"}  # records bring theirs
