@@ -1,30 +1,40 @@
 """How fast one core turns records into training rows, and how much memory a worker needs.
 
     python -m benchmarks.input
+    python -m benchmarks.input --workers 2
 
 Two records, as `data_pipelines.build` writes them: one like SA-1B's (a 2250x1500 JPEG with
 camera-like detail, 100 ragged masks of all sizes) and one like COCO's panoptic (640x480, 20
 segments that cover the photo). Decoding the JPEG alone is the bound that no amount of work on the
-masks can pass; it is given at the reduced scale at which the row decodes it.
+masks can pass; it is given at the reduced scale at which the row decodes it. With --workers the
+SA-1B record is read by worker processes, as training does, and their memory is watched.
 """
 
 import argparse
 import cProfile
 import functools
 import io
+import json
+import pathlib
 import pstats
 import resource
+import tempfile
 import time
 from collections.abc import Callable
 
 import cv2
 import numpy as np
+import psutil
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from data_pipelines import decode
 from data_pipelines.builders.codec import Decoder, Encoder
+from data_pipelines.builders.tfds_builder import RecordsBuilder
+from data_pipelines.mixture import Mixture
+from data_pipelines.pipeline import PipelineConfig, StreamConfig, make_iterator
 from data_pipelines.schema import BatchShape, RawExample, RawInstance
+from data_pipelines.sources import open_source
 from data_pipelines.transforms import geometry, row
 from data_pipelines.transforms.prompts import PromptPolicy
 from data_pipelines.vocabulary import build_vocabulary
@@ -119,12 +129,59 @@ def measure(example: RawExample, augment: geometry.Augment, stride: int, repeats
     return work
 
 
+def measure_workers(example: RawExample, workers: int, batches: int) -> None:
+    """Prints the rows a second of some worker processes, and the most memory one of them held."""
+    config = PipelineConfig(
+        shape=BatchShape(),
+        interactive=StreamConfig(4, Mixture({"sa1b": 1.0})),
+        generic=StreamConfig(0, Mixture({})),
+        num_workers=workers,
+        num_threads=2,
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        root = pathlib.Path(scratch)
+        write_photos(example, root / "native", count=8)
+        RecordsBuilder("sa1b", root / "native", "train", root, num_threads=1).download_and_prepare()
+        vocabulary = build_vocabulary([])
+        source = open_source("sa1b", root / "sa1b", "train", vocabulary)
+        rows = make_iterator(config, {"sa1b": source}, vocabulary)
+        next(rows)
+        start, largest = time.perf_counter(), 0
+        for _ in range(batches):
+            next(rows)
+            for child in psutil.Process().children(recursive=True):
+                largest = max(largest, child.memory_full_info().uss)
+        seconds = time.perf_counter() - start
+        rows.close()
+    speed = 4 * batches / seconds
+    print(f"{workers} workers: {speed:.1f} rows/s, each at most {largest / 1e6:.0f} MB")
+
+
+def write_photos(example: RawExample, folder: pathlib.Path, count: int) -> None:
+    """The example some times over, as unpacked SA-1B."""
+    folder.mkdir()
+    annotations = [
+        {"segmentation": {"size": item.rle["size"], "counts": item.rle["counts"].decode()}}
+        for item in example.instances
+    ]
+    content = {"image": {"height": example.height, "width": example.width}}
+    for number in range(count):
+        (folder / f"sa_{number}.jpg").write_bytes(example.image)
+        (folder / f"sa_{number}.json").write_text(
+            json.dumps(content | {"annotations": annotations})
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--masks", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--profile", action="store_true", help="show where the time goes")
+    parser.add_argument("--workers", type=int, default=0, help="watch so many worker processes")
     args = parser.parse_args()
+    if args.workers:
+        measure_workers(sa1b_example(args.masks), args.workers, args.repeats)
+        return
     cv2.setNumThreads(1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     coco = coco_example()
