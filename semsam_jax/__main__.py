@@ -16,7 +16,7 @@ _COMMANDS = {
     "segment": ("semsam_jax.inference.segment", "masks of a photo from clicks, boxes or names"),
     "auto": ("semsam_jax.inference.auto", "all masks of a photo or of a folder of photos"),
     "evaluate": ("semsam_jax.evals.cli", "scores of a checkpoint on annotated data"),
-    "calibrate": ("semsam_jax.evals.calibrate", "which token is which level, measured"),
+    "calibrate": ("semsam_jax.evals.calibrate", "the order of a checkpoint's levels, measured"),
     "convert": ("semsam_jax.convert.cli", "released PyTorch weights to a checkpoint and back"),
     "export": ("semsam_jax.inference.export", "a checkpoint as self-contained compiled programs"),
     "demo": ("semsam_jax.demo.cli", "a web page to click on photos"),

@@ -9,7 +9,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the parser of `calibrate`."""
     parser = commands.add_parser(
         "calibrate",
-        help="the order of a checkpoint's levels, measured and written into it",
+        help="the order of a checkpoint's levels, measured",
         description="Clicks every mask of the given photos, orders the tokens by the mean area "
         "of their masks, level 1 the coarsest, writes the order into the checkpoint's meta, and "
         "reports how well the levels are ordered (Kendall's tau) and which sizes of masks each "

@@ -1,5 +1,6 @@
 """From the config to batches on the mesh: sources, vocabulary, mixture, evaluation photos."""
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
