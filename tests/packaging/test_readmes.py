@@ -26,6 +26,7 @@ LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 # Written by a run, brought by the user, or of another project.
 ELSEWHERE = {
     "SUITE.md",
+    "results.md",
     "one_click.csv",
     "parameters.txt",
     "mixture.txt",
