@@ -50,8 +50,8 @@ def plot_levels(path: Path, table: ClickTable, level_order: Sequence[int]) -> No
     boxes = [np.maximum(100 * table.pred_area[:, token], 1e-3) for token in order]
     second.boxplot(boxes, positions=levels, showfliers=False, widths=0.6)
     second.set(title="mask area, % of the image", xlabel="level", yscale="log")
-    third.bar(levels - 0.2, 100 * best, 0.4, color=_ORANGE, label="is the best")
-    third.bar(levels + 0.2, 100 * chosen, 0.4, color=_BLUE, label="is chosen")
+    third.bar(levels - 0.2, best, 0.4, color=_ORANGE, label="is the best")
+    third.bar(levels + 0.2, chosen, 0.4, color=_BLUE, label="is chosen")
     third.set(title="share of the clicks, %", xlabel="level")
     third.set_ylim(0, 1.25 * max(best.max(), chosen.max()))
     third.legend(loc="upper center", ncols=2, fontsize=8)
