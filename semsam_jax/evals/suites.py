@@ -24,7 +24,7 @@ from semsam_jax.evals.part_ap import ClassList, PairVocabulary
 from semsam_jax.evals.prompt_runner import PromptRunner
 from semsam_jax.evals.proposals import evaluate_proposals
 from semsam_jax.evals.report import Row
-from semsam_jax.evals.samples import EvalSample
+from semsam_jax.evals.samples import SIZE_NAMES, EvalSample
 from semsam_jax.inference.loading import model_from_params
 from semsam_jax.inference.mask_generator import MaskGenerator
 
@@ -339,9 +339,11 @@ def _click_rows(name: str, result: OneClickResult, published: tuple[str, str]) -
         Row(f"{name}, Max", 100 * result.iou_max, published[0], note),
         Row(f"{name}, Oracle", 100 * result.iou_oracle, published[1], note),
     ]
-    for size, group in result.by_size.items():
-        count = f"{group['count']} masks"
-        rows.append(Row(f"{name}, Max, {size}", 100 * group["iou_max"], "", count))
+    for size in SIZE_NAMES:
+        if size in result.by_size:
+            group = result.by_size[size]
+            count = f"{group['count']} masks"
+            rows.append(Row(f"{name}, Max, {size}", 100 * group["iou_max"], "", count))
     return rows
 
 
