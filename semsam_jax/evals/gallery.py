@@ -19,13 +19,15 @@ _GAP, _CAPTION = 6, 22
 def pick_rows(table: ClickTable, count: int = 4) -> dict[str, np.ndarray]:
     """Row indices of the best, the median and the worst clicks by IoU of the chosen mask.
 
-    Ties go to the earlier row; a row appears in one group only, so small tables give less.
+    Ties go to the larger instance, which shows more; a row appears in one group only, so small
+    tables give less.
     """
-    order = np.argsort(-table.iou_max, kind="stable")
+    order = np.lexsort((-table.area, -table.iou_max))
     best, rest = order[:count], order[count:]
-    worst, rest = rest[max(0, len(rest) - count) :], rest[: max(0, len(rest) - count)]
+    worst = rest[np.lexsort((-table.area[rest], table.iou_max[rest]))][:count]
+    rest = rest[~np.isin(rest, worst)]
     middle = max(0, (len(rest) - count) // 2)
-    return {"best": best, "median": rest[middle : middle + count], "worst": worst[::-1]}
+    return {"best": best, "median": rest[middle : middle + count], "worst": worst}
 
 
 def draw_gallery(

@@ -25,7 +25,8 @@ class LevelCalibration:
             areas of that click's own masks: 1 if areas never grow with the level, 0 by
             chance, -1 if reversed.
         coverage: size class -> float64 [k], share of the instances of that size whose best
-            mask comes from the token of level 1..k.
+            mask comes from the token of level 1..k; instances that no mask touches count for
+            no level, so that the shares add up to the share of those that were touched.
         num_clicks: how many clicks it was measured on.
     """
 
@@ -55,10 +56,12 @@ def calibrate_levels(table: ClickTable) -> LevelCalibration:
     best_level = np.argsort(order)[table.iou.argmax(1)]
     coverage = {}
     sizes = size_class(table.area_px)
+    is_touched = table.iou.max(1) > 0
     for index, name in enumerate(SIZE_NAMES):
-        levels = best_level[sizes == index]
-        if len(levels):
-            coverage[name] = np.bincount(levels, minlength=num_tokens) / len(levels)
+        is_size = sizes == index
+        if is_size.any():
+            levels = best_level[is_size & is_touched]
+            coverage[name] = np.bincount(levels, minlength=num_tokens) / is_size.sum()
     return LevelCalibration(
         level_order=tuple(int(token) for token in order),
         mean_area=mean_area,

@@ -42,7 +42,9 @@ def plot_levels(path: Path, table: ClickTable, level_order: Sequence[int]) -> No
     order = list(level_order)
     levels = np.arange(1, len(order) + 1)
     per_click = 100 / len(table)
-    best = np.bincount(table.iou.argmax(1), minlength=len(order))[order] * per_click
+    is_touched = table.iou.max(1) > 0
+    best_token = table.iou.argmax(1)[is_touched]
+    best = np.bincount(best_token, minlength=len(order))[order] * per_click
     chosen = np.bincount(table.chosen, minlength=len(order))[order] * per_click
     figure, (first, second, third) = _figure(1, 3, size=(11, 3.4))
     first.bar(levels, 100 * table.iou.mean(0)[order], color=_BLUE)
