@@ -42,13 +42,23 @@ def cosine_logits(
 ) -> Float[Array, "*q v"]:
     """exp(logit_scale) times the cosine between projected content and unit names.
 
+    Many queries against names in a space wider than their own are compared in their own
+    space, where the names are brought first: the product is the same.
+
     Source: SPEC (v); 1e-7 is added to the norm of the content.
     """
-    x = content.astype(jnp.float32) @ projection
+    content = content.astype(jnp.float32)
+    names = names.astype(jnp.float32)
+    x = content @ projection
     square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
     # The square root has no gradient at zero; a zero vector keeps logit zero.
     norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
-    return jnp.exp(logit_scale) * ((x / (norm + _COSINE_EPS)) @ names.astype(jnp.float32).T)
+    (dim, text_dim), num_queries = projection.shape, content.size // content.shape[-1]
+    if num_queries * (text_dim - dim) > dim * text_dim:
+        cosine = (content / (norm + _COSINE_EPS)) @ (projection @ names.T)
+    else:
+        cosine = (x / (norm + _COSINE_EPS)) @ names.T
+    return jnp.exp(logit_scale) * cosine
 
 
 class Heads(nn.Module):

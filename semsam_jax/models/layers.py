@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from semsam_jax.ops.convolution import convolve, embed_patches
+
 # Uniform in +-1/sqrt(fan_in), the usual start of a linear layer.
 linear_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 xavier_init = nn.initializers.xavier_uniform()
@@ -41,6 +43,60 @@ with recomputation only what is dear to compute (products, sums, gathers)."""
 
 def _broadcast(vector: Float[Array, " c"], ndim: int) -> Float[Array, "..."]:
     return vector.reshape((1,) * (ndim - 1) + (-1,))
+
+
+class Conv(nn.Module):
+    """Convolution with k // 2 zeros of padding on every side (`ops.convolution`).
+
+    Attributes:
+        features: channels out.
+        kernel_size: k, odd.
+        stride: of both axes.
+        use_bias: whether a bias is added.
+        kernel_init: start of the kernel [k, k, in, out].
+        dtype: compute dtype.
+    """
+
+    features: int
+    kernel_size: int
+    stride: int = 1
+    use_bias: bool = True
+    kernel_init: Any = nn.initializers.lecun_normal()
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        """Convolves, then adds the bias."""
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
+        if not self.use_bias:
+            return y
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        return y + _broadcast(bias.astype(self.dtype), y.ndim)
+
+
+class PatchProjection(nn.Module):
+    """A linear layer on k x k patches side by side.
+
+    Attributes:
+        features: channels out.
+        patch_size: k; divides both sides of the input.
+        dtype: compute dtype.
+    """
+
+    features: int
+    patch_size: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        """Projects every patch, then adds the bias."""
+        shape = (self.patch_size, self.patch_size, image.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        y = embed_patches(image.astype(self.dtype), kernel.astype(self.dtype))
+        return y + _broadcast(bias.astype(self.dtype), y.ndim)
 
 
 class LayerNorm(nn.Module):

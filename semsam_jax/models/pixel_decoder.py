@@ -12,6 +12,7 @@ from semsam_jax.core.errors import ConfigError
 from semsam_jax.core.structs import Pyramid
 from semsam_jax.models.deformable import DeformableAttention
 from semsam_jax.models.layers import (
+    Conv,
     GroupNorm,
     LayerNorm,
     scan_layers,
@@ -112,11 +113,10 @@ class _ConvNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
-        x = nn.Conv(
+        x = Conv(
             self.features,
-            (self.kernel_size, self.kernel_size),
-            strides=self.strides,
-            padding=self.kernel_size // 2,
+            self.kernel_size,
+            self.strides,
             use_bias=self.use_bias,
             dtype=self.dtype,
             kernel_init=self.init,
@@ -215,7 +215,7 @@ class PixelDecoder(nn.Module):
         )(x)
         x = nn.relu(x)
         self.sow("intermediates", "fpn_out", x)
-        x = nn.Conv(
-            config.mask_dim, (1, 1), dtype=self.dtype, kernel_init=_conv_init, name="mask_features"
+        x = Conv(
+            config.mask_dim, 1, dtype=self.dtype, kernel_init=_conv_init, name="mask_features"
         )(x)
         return x.astype(jnp.float32)

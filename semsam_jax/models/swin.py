@@ -13,7 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from semsam_jax.models.layers import REMAT_POLICIES, LayerNorm, scan_layers, stacked_params
+from semsam_jax.models.layers import (
+    REMAT_POLICIES,
+    LayerNorm,
+    PatchProjection,
+    scan_layers,
+    stacked_params,
+)
 from semsam_jax.models.presets import SwinConfig
 from semsam_jax.ops.windows import (
     from_windows,
@@ -25,6 +31,7 @@ from semsam_jax.ops.windows import (
 
 # What the reference adds to logits between regions; finite, so it only nearly blocks.
 _BLOCKED_LOGIT = -100.0
+_PATCH = 4
 
 _init = nn.initializers.truncated_normal(0.02)
 
@@ -219,11 +226,10 @@ class _PatchEmbed(nn.Module):
     @nn.compact
     def __call__(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b h4 w4 c"]:
         _, h, w, _ = image.shape
-        image = jnp.pad(image, ((0, 0), (0, -h % 4), (0, -w % 4), (0, 0)))
-        conv = nn.Conv(
-            self.features, (4, 4), strides=4, padding="VALID", dtype=self.dtype, name="proj"
+        image = jnp.pad(image, ((0, 0), (0, -h % _PATCH), (0, -w % _PATCH), (0, 0)))
+        return LayerNorm(dtype=self.dtype, name="norm")(
+            PatchProjection(self.features, _PATCH, dtype=self.dtype, name="proj")(image)
         )
-        return LayerNorm(dtype=self.dtype, name="norm")(conv(image))
 
 
 class Swin(nn.Module):

@@ -27,6 +27,23 @@ def test_cosine_logits():
     np.testing.assert_allclose(out, want, atol=1e-5)
 
 
+def test_many_queries_are_compared_in_their_own_space():
+    """The other order of the products gives the same logits and gradients."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    content = jax.random.normal(keys[0], (40, 4))
+    projection = jax.random.normal(keys[1], (4, 12))
+    names = jax.random.normal(keys[2], (5, 12))
+
+    def loss(rows, projection):
+        logits = [cosine_logits(x, projection, names, jnp.float32(0.3)) for x in rows]
+        return jnp.sum(jnp.sin(jnp.concatenate(logits)))
+
+    together = jax.value_and_grad(lambda c, p: loss([c], p), (0, 1))(content, projection)
+    apart = jax.value_and_grad(lambda c, p: loss(jnp.split(c, 20), p), (0, 1))(content, projection)
+    for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(apart), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
 def test_cosine_of_a_zero_vector_is_zero_with_finite_gradient():
     names = jnp.eye(3)
 
