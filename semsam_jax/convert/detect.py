@@ -171,6 +171,8 @@ def load_model_config(path: str | os.PathLike) -> ModelConfig:
         raise ConfigError(f"model config {file}: got a {type(tree).__name__}, wanted an object.")
     for (section, key), wanted in _FIXED.items():
         values = tree.get(section) or {}
+        if key == "norm" and isinstance(values, dict) and values.get(key) == "GN":
+            continue  # the original's own spelling
         if isinstance(values, dict) and values.get(key, wanted) != wanted:
             raise ConfigError(
                 f"model config {file}: {section}.{key}: got {values[key]!r}, only {wanted!r} is "
@@ -272,7 +274,7 @@ def _pixel_statistics(file: Path, tree: Mapping) -> dict[str, tuple[float, ...]]
 
 
 def _text_config(file: Path, tree: Mapping) -> TextConfig | None:
-    if tree.get("text") is None:
+    if tree.get("text") is None or tree["text"] == {} or _arch(tree) == "noencoder":
         return None
     text = _Section(file, tree, "text")
     return TextConfig(
@@ -282,6 +284,10 @@ def _text_config(file: Path, tree: Mapping) -> TextConfig | None:
         num_layers=text.integer("layers"),
         vocab_size=text.integer("vocab_size", TextConfig.vocab_size),
     )
+
+
+def _arch(tree: Mapping) -> object:
+    return tree["text"].get("arch") if isinstance(tree["text"], dict) else None
 
 
 class _Section:

@@ -228,11 +228,22 @@ def test_model_config_file(tmp_path):
         return tmp_path / "c.json"
 
     assert load_model_config(written("decoder", two_stage=True)).has_generic
+    assert load_model_config(written("text", arch="noencoder")).text is None
+    assert load_model_config(written("pixel_decoder", norm="GN")) == config
+    assert (
+        load_model_config(written("generic_tiny", num_object_queries=33)).decoder.num_queries == 33
+    )
+    levels = {"total_num_feature_levels": 5, "deform_in_features": ["res2", "res3", "res4", "res5"]}
+    with pytest.raises(ConfigError, match=r"decoder\.num_feature_levels: got 4, wanted 5"):
+        load_model_config(written("pixel_decoder", **levels))
     for section, change, message in [
         ("backbone", {"embed_dim": None}, r"backbone\.embed_dim: missing"),
         ("backbone", {"embed_dim": "24"}, r"backbone\.embed_dim: got '24'"),
         ("backbone", {"depths": [2, 2]}, r"backbone\.depths: got \[2, 2\]"),
         ("backbone", {"ape": True}, r"backbone\.ape: got True, only False"),
+        ("pixel_decoder", {"deform_in_features": ["res5"]}, r"deform_in_features: got \['res5'\]"),
+        ("pixel_decoder", {"deform_in_features": 3}, r"deform_in_features: got 3"),
+        ("preprocess", {"pixel_mean": [1, 2]}, r"pixel_mean: got \[1, 2\], wanted three"),
         ("decoder", {"dim_proj": 1.5}, r"decoder\.dim_proj"),
     ]:
         with pytest.raises(ConfigError, match=message):
