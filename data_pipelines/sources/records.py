@@ -122,7 +122,8 @@ class Records(Source):
         if manifest["format"] != FORMAT or manifest["dataset"] != dataset:
             raise DataError(
                 f"{dataset}: {file} describes {manifest['dataset']} in format "
-                f"{manifest['format']}, wanted {dataset} in format {FORMAT}; check the root"
+                f"{manifest['format']}, wanted {dataset} in format {FORMAT}; check the root, or "
+                "build the records again"
             )
         return manifest
 

@@ -218,8 +218,12 @@ def test_too_many_broken_records_stop_the_build_and_a_repair_finishes_it(coco, t
     assert (report.dropped, report.examples) == ({}, 12)
 
 
-def test_another_build_in_the_same_place_is_refused(coco, tmp_path):
+def test_another_build_in_the_same_place_is_refused(coco, tmp_path, monkeypatch):
     make("coco", coco, tmp_path, shard_records=3).download_and_prepare()
+    with monkeypatch.context() as newer:
+        newer.setattr(records_module, "FORMAT", 99)
+        with pytest.raises(DataError, match=r"wanted coco in format 99.*build the records again"):
+            open_source("coco", tmp_path / "coco", "train", UNION)
     with pytest.raises(DataError, match=r"holds another build: shards is 4 there, 2 here"):
         make("coco", coco, tmp_path, shard_records=6).download_and_prepare()
     with pytest.raises(DataError, match="inside the data's own folder"):

@@ -8,6 +8,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from data_pipelines import check
+from data_pipelines.index import build_index
 from data_pipelines.schema import DATASETS
 from data_pipelines.sources import SA1B, CocoFolder, open_source
 from data_pipelines.sources.alone import open_alone
@@ -253,6 +254,9 @@ def test_ade20k_part_levels(folder, split, parents, union):
     assert wholes == plain.instances
     assert [part.parent for part in parts] == parents
     assert {(part.object_id, part.part_id) for part in parts} == {(-1, -1)}
+    assert {part.kind for part in parts} == {"part"}
+    index = build_index(source)
+    assert index.view("part").tolist() == index.view("object").tolist() == [0]
 
 
 def test_ade20k_parts_need_the_full_release(tmp_path, union):
