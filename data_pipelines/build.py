@@ -12,28 +12,24 @@ command runs again. Exits with 2 if the folder cannot be read or too many record
 """  # noqa: E501
 
 import argparse
-import json
-import pathlib
 import sys
 
 from absl import logging
 
+from data_pipelines.arguments import add_source_arguments, at_least, share
 from data_pipelines.builders.tfds_builder import RecordsBuilder, beam_config
-from data_pipelines.schema import DATASETS
 from semsam_jax.core.errors import SemSamError
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the build from the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dataset", required=True, help=f"one of {', '.join(DATASETS)}, or own")
-    parser.add_argument("--root", required=True, type=pathlib.Path, help="its native folder")
+    add_source_arguments(parser)
     parser.add_argument("--out", required=True, help="folder or bucket (gs://...) of all records")
     parser.add_argument("--split", nargs="+", default=["train"], help="one or more (train)")
-    parser.add_argument("--options", default="{}", help="reader options as JSON")
-    parser.add_argument("--shard-records", type=int, default=1000, help="photos of one file")
-    parser.add_argument("--max-broken", type=float, default=0.01, help="share that may be broken")
-    parser.add_argument("--threads", type=int, default=4, help="readers, without a runner")
+    parser.add_argument("--shard-records", type=at_least(1), default=1000, help="photos of a file")
+    parser.add_argument("--max-broken", type=share, default=0.01, help="share that may be broken")
+    parser.add_argument("--threads", type=at_least(1), default=4, help="readers, without a runner")
     parser.add_argument("--verify", action="store_true", help="hash finished files again")
     parser.add_argument(
         "--retry-broken", action="store_true", help="shards that had broken records"
@@ -49,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
                 args.root,
                 split,
                 args.out,
-                options=json.loads(args.options),
+                options=args.options,
                 shard_records=args.shard_records,
                 max_broken_share=args.max_broken,
                 num_threads=args.threads,
@@ -62,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{builder.plan.folder}: {report.examples} examples of {report.records} records")
             for reason, count in sorted(report.dropped.items()):
                 print(f"  dropped {count}: {reason}, e.g. {report.named[reason][0]}")
-    except (SemSamError, ValueError) as error:
+    except (SemSamError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

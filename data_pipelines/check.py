@@ -10,16 +10,15 @@ Exits with 1 if a record is broken, with 2 if the folder cannot be read at all.
 import argparse
 import collections
 import dataclasses
-import json
-import pathlib
 import sys
 
 import numpy as np
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
+from data_pipelines.arguments import add_source_arguments, at_least, png_file
 from data_pipelines.decode import decode_image
-from data_pipelines.schema import DATASETS, RawExample
+from data_pipelines.schema import RawExample
 from data_pipelines.sources import Source
 from data_pipelines.sources.alone import open_alone
 from data_pipelines.vocabulary import Vocabulary
@@ -189,18 +188,16 @@ def _box_area(box: tuple[float, float, float, float]) -> float:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the check from the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dataset", required=True, help=f"one of {', '.join(DATASETS)}, or own")
-    parser.add_argument("--root", required=True, type=pathlib.Path, help="the dataset's folder")
+    add_source_arguments(parser)
     parser.add_argument("--split", default="train", help="such as train or val (train)")
-    parser.add_argument("--options", default="{}", help="reader options as JSON")
-    parser.add_argument("--limit", type=int, help="read at most so many, evenly spread")
-    parser.add_argument("--sheet", type=pathlib.Path, help="write a contact sheet (PNG) here")
-    parser.add_argument("--count", type=int, default=12, help="photos on the sheet")
+    parser.add_argument("--limit", type=at_least(1), help="read at most so many, evenly spread")
+    parser.add_argument("--sheet", type=png_file, help="write a contact sheet (PNG) here")
+    parser.add_argument("--count", type=at_least(1), default=12, help="photos on the sheet")
     args = parser.parse_args(arguments)
     try:
-        source = open_alone(args.dataset, args.root, args.split, json.loads(args.options))
+        source = open_alone(args.dataset, args.root, args.split, args.options)
         report = check(source, args.limit)
-    except (SemSamError, ValueError) as error:
+    except (SemSamError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for field in dataclasses.fields(report):

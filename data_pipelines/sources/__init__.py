@@ -1,5 +1,6 @@
 """Readers of datasets in their native layouts and of built records, one file each."""
 
+import inspect
 import os
 from typing import Any
 
@@ -100,8 +101,18 @@ def open_native(
             f"{dataset} {split}: no records in {root}, and native layouts are read from file "
             "systems only; mount the bucket, or build records into it (data_pipelines.build)"
         )
-    if dataset == "sa1b":
-        options["cache"] = cache
-    if dataset not in SOURCES:
-        return CocoFolder(root, split, vocabulary, dataset=dataset, **options)
-    return SOURCES[dataset](root, split, vocabulary, **options)
+    reader = SOURCES.get(dataset, CocoFolder)
+    own = {"dataset": dataset} if reader is CocoFolder else {}
+    own |= {"cache": cache} if reader is SA1B else {}
+    known = [
+        name
+        for name, parameter in inspect.signature(reader).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and name not in own
+    ]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ConfigError(
+            f"{dataset}: unknown option {', '.join(unknown)}; its reader has "
+            f"{', '.join(known) or 'none'}"
+        )
+    return reader(root, split, vocabulary, **own, **options)

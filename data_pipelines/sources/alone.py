@@ -11,7 +11,7 @@ from data_pipelines.sources.base import first_existing
 from data_pipelines.sources.coco_folder import annotation_places, read_class_names
 from data_pipelines.sources.records import find_records, read_classes, read_options
 from data_pipelines.vocabulary import build_vocabulary
-from semsam_jax.core.errors import DataError
+from semsam_jax.core.errors import ConfigError, DataError
 
 
 def open_alone(
@@ -33,7 +33,11 @@ def open_alone(
 
     Raises:
         DataError: the folder has another layout.
+        ConfigError: an option that the reader does not have.
     """
+    taken = sorted({"dataset", "root", "split", "vocabulary", "cache"} & set(options))
+    if taken:
+        raise ConfigError(f"{dataset}: {', '.join(taken)} cannot be options of a reader")
     if dataset in DATASETS:
         built = None if is_native else find_records(root, split)
         parts = (options if built is None else read_options(built)).get("parts")

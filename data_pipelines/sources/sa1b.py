@@ -14,6 +14,7 @@ from data_pipelines.schema import RawExample
 from data_pipelines.sources.base import ExampleBuilder, Source, read_json, to_rle
 from data_pipelines.sources.sa1b_listing import read_listing
 from data_pipelines.vocabulary import Vocabulary
+from semsam_jax.core.errors import ConfigError
 
 
 class SA1B(Source):
@@ -42,6 +43,9 @@ class SA1B(Source):
             "min_predicted_iou": min_predicted_iou,
             "min_stability_score": min_stability_score,
         }
+        for name, value in limits.items():
+            if not isinstance(value, int | float):
+                raise ConfigError(f"sa1b: {name}={value!r}; wanted a number")
         super().__init__("sa1b", root, split, vocabulary, **limits)
         self._min_iou = min_predicted_iou
         self._min_stability = min_stability_score

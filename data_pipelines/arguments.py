@@ -1,0 +1,55 @@
+"""Command-line values that are checked before any data is touched."""
+
+import argparse
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from data_pipelines.schema import DATASETS
+
+
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what says which native data is meant, except the split."""
+    parser.add_argument("--dataset", required=True, help=f"one of {', '.join(DATASETS)}, or own")
+    parser.add_argument("--root", required=True, type=pathlib.Path, help="the dataset's folder")
+    parser.add_argument("--options", default={}, type=options, help="reader options as JSON")
+
+
+def options(text: str) -> dict[str, Any]:
+    """A JSON object, such as {"parts": true}."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f'{text!r} is no JSON object such as {{"parts": true}}')
+    return value
+
+
+def at_least(lowest: int) -> Callable[[str], int]:
+    """A whole number from `lowest` on."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if value < lowest:
+            raise argparse.ArgumentTypeError(f"{value}; wanted {lowest} or more")
+        return value
+
+    return number
+
+
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{value}; wanted a share from 0 to 1")
+    return value
+
+
+def png_file(text: str) -> pathlib.Path:
+    """A PNG file in a folder that is there."""
+    path = pathlib.Path(text)
+    if path.suffix.lower() != ".png" or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r}; wanted a .png in a folder that exists")
+    return path

@@ -1,0 +1,64 @@
+"""Wrong values on the command line end with one line and exit code 2, before data is touched."""
+
+import pytest
+
+from data_pipelines import build, check, sample
+
+COCO = ["--dataset", "coco", "--root", str(sample.roots()["coco"])]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--options", "{bad"], "is not JSON"),
+        (["--options", "[1]"], "no JSON object"),
+        (["--limit", "0"], "0; wanted 1 or more"),
+        (["--count", "-1"], "-1; wanted 1 or more"),
+        (["--limit", "two"], "invalid number value: 'two'"),
+        (["--sheet", "nowhere/sheet.png"], "wanted a .png in a folder that exists"),
+        (["--sheet", "sheet.tiff"], "wanted a .png in a folder that exists"),
+    ],
+)
+def test_check_refuses(arguments, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        check.main([*COCO, *arguments])
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shard-records", "0"], "0; wanted 1 or more"),
+        (["--threads", "0"], "0; wanted 1 or more"),
+        (["--max-broken", "7"], "wanted a share from 0 to 1"),
+        (["--options", "3"], "no JSON object"),
+    ],
+)
+def test_build_refuses(arguments, message, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        build.main([*COCO, "--out", str(tmp_path / "out"), *arguments])
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "options", "message"),
+    [
+        ("coco", '{"foo": 1}', "coco: unknown option foo; its reader has annotations"),
+        ("objects365", '{"a": 1, "b": 2}', "unknown option a, b; its reader has none"),
+        ("sa1b", '{"cache": "x", "split": "val"}', "sa1b: cache, split cannot be options"),
+        ("coco", '{"annotations": "stuff"}', "'stuff'; wanted 'panoptic' or 'instances'"),
+    ],
+)
+def test_reader_options_are_checked(dataset, options, message, capsys):
+    root = str(sample.roots()[dataset])
+    assert check.main(["--dataset", dataset, "--root", root, "--options", options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def test_a_place_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    assert build.main([*COCO, "--out", str(tmp_path / "file")]) == 2
+    assert str(tmp_path / "file") in capsys.readouterr().err.splitlines()[-1]
