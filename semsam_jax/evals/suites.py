@@ -263,9 +263,11 @@ def part(setting: Setting) -> Outcome:
         name="part",
     )
     mask_ap, box_ap = result.part_mask_ap, result.part_box_ap
+    if not mask_ap.num_truths:
+        notes["nothing to score"] = "no human-made masks of parts among these photos"
     rows = [
-        Row("part box AP", 100 * box_ap.ap, "27.0 (T), 28.0 (T, +SA-1B)", "PASCAL Part"),
-        Row("part mask AP", 100 * mask_ap.ap, "30.5 (T), 31.4 (T, +SA-1B)", "PASCAL Part"),
+        Row("part box AP", 100 * box_ap.ap, "27.0 (T), 28.0 (T, +SA-1B)"),
+        Row("part mask AP", 100 * mask_ap.ap, "30.5 (T), 31.4 (T, +SA-1B)"),
         Row("part mask AP50", 100 * mask_ap.ap50),
     ]
     return Outcome(rows, _prefixed("part", result.scalars()), notes, _LEFT_OUT not in notes)
