@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from flax import linen as nn
-from pycocotools import mask as rle_codec
 
 from semsam_jax.core.structs import TextTable
 from semsam_jax.evals.driver import Driver
@@ -21,7 +20,7 @@ from semsam_jax.evals.generic_runner import GenericAnswer, GenericProtocol, Gene
 from semsam_jax.evals.instance_ap import InstanceEvaluator, InstanceResult, InstanceSet
 from semsam_jax.evals.panoptic import PanopticEvaluator, PanopticResult, PanopticSegments
 from semsam_jax.evals.part_ap import ClassList, pair_scores, top_pairs
-from semsam_jax.evals.rle import encode_masks
+from semsam_jax.evals.rle import encode_masks, mask_areas, mask_boxes
 from semsam_jax.evals.samples import EvalSample
 from semsam_jax.evals.semantic import SemanticEvaluator, SemanticResult
 from semsam_jax.ops import panoptic as maps
@@ -183,9 +182,9 @@ class GenericEvaluator(Evaluator):
         return InstanceSet(
             classes=np.asarray([rows[k][1] for k in kept], np.int64),
             rles=rles,
-            boxes_xywh=rle_codec.toBbox(rles).reshape(-1, 4) if kept else np.zeros((0, 4)),
+            boxes_xywh=mask_boxes(rles),
             is_crowd=crowd[[rows[k][0] for k in kept]] if kept else None,
-            areas=rle_codec.area(rles).astype(np.float64) if kept else None,
+            areas=mask_areas(rles),
         )
 
     def _predicted_segments(self, answer: GenericAnswer) -> PanopticSegments:

@@ -18,10 +18,10 @@ from typing import Literal
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
-from pycocotools import mask as rle_codec
 
 from semsam_jax.core.errors import DataError
 from semsam_jax.evals.evaluator import Evaluator, exact_mean
+from semsam_jax.evals.rle import mask_areas, mask_boxes
 from semsam_jax.evals.samples import SIZE_NAMES
 
 AREA_NAMES = ("all", *SIZE_NAMES)
@@ -188,11 +188,11 @@ class InstanceEvaluator(Evaluator):
             return []
         boxes = instances.boxes_xywh
         if boxes is None:
-            boxes = rle_codec.toBbox(list(instances.rles)).reshape(-1, 4)
+            boxes = mask_boxes(instances.rles)
         boxes = np.asarray(boxes, np.float64)
         areas = instances.areas
         if areas is None and self._kind == "mask":
-            areas = rle_codec.area(list(instances.rles))
+            areas = mask_areas(instances.rles)
         elif areas is None:
             areas = boxes[:, 2] * boxes[:, 3]
         crowd = np.zeros(count, bool) if instances.is_crowd is None else instances.is_crowd

@@ -28,6 +28,16 @@ def test_one_of_three():
     assert result.ar[1000] == pytest.approx(1 / 3)
 
 
+def test_hundreds_of_masks_of_one_photo():
+    def many(sample):
+        rles, scores = truth_of(sample)
+        return rles * 100, np.concatenate([scores - k for k in range(100)])
+
+    result = evaluate_proposals(many, [reading_sample(SEGMENTS)])
+    assert result.num_detections == 300
+    assert result.ar == {10: 1.0, 100: 1.0, 1000: 1.0}
+
+
 def test_nothing_found_and_nothing_there():
     def nothing(sample):
         return [], np.zeros(0)
