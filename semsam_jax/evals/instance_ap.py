@@ -196,23 +196,19 @@ class InstanceEvaluator(Evaluator):
         elif areas is None:
             areas = boxes[:, 2] * boxes[:, 3]
         crowd = np.zeros(count, bool) if instances.is_crowd is None else instances.is_crowd
-        classes = np.asarray(instances.classes)
-        records = []
-        for i in range(count):
-            record = {
-                "id": first + i + 1,
-                "image_id": image,
-                "category_id": int(classes[i]) + 1,
-                "bbox": boxes[i].tolist(),
-                "area": float(areas[i]),
-                "iscrowd": int(crowd[i]),
-            }
-            if self._kind == "mask":
-                record["segmentation"] = instances.rles[i]
-            if instances.scores is not None:
-                record["score"] = float(instances.scores[i])
-            records.append(record)
-        return records
+        columns = {
+            "id": range(first + 1, first + count + 1),
+            "image_id": [image] * count,
+            "category_id": (np.asarray(instances.classes) + 1).tolist(),
+            "bbox": boxes.tolist(),
+            "area": np.asarray(areas, np.float64).tolist(),
+            "iscrowd": np.asarray(crowd, np.int64).tolist(),
+        }
+        if self._kind == "mask":
+            columns["segmentation"] = list(instances.rles)
+        if instances.scores is not None:
+            columns["score"] = np.asarray(instances.scores, np.float64).tolist()
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def _summary(
         self, evaluation: COCOeval_faster, images: int, truths: int, detections: int
