@@ -185,7 +185,9 @@ class RunConfig:
     Attributes:
         steps: optimiser steps.
         seed: of everything random.
-        fsdp: devices that share one copy of the parameters, -1 for all.
+        fsdp: devices that share one copy of the parameters, -1 for all of a slice.
+        slices: slices joined by the data-centre network (or nodes by a slower one); 0 takes
+            what the devices say. `fsdp` never reaches from one to another.
         log_every, save_every, eval_every: steps; 0 turns evaluation within the run off.
         keep: checkpoints kept.
         eval_photos: held-back photos of the one-click evaluation, 0 for none.
@@ -207,6 +209,7 @@ class RunConfig:
     steps: int = 1
     seed: int = 0
     fsdp: int = 1
+    slices: int = 0
     log_every: int = 20
     save_every: int = 500
     eval_every: int = 0
@@ -356,6 +359,8 @@ def _check(run: RunConfig) -> None:
             f"data.max_targets: {data.max_targets}; a prompt has 1 to "
             f"{model.decoder.num_tokens} tokens to give to targets."
         )
+    if run.slices < 0:
+        raise ConfigError(f"slices: {run.slices}; must not be negative (0: as the devices say).")
     for name in ("interactive_batch", "generic_batch"):
         if getattr(data, name) < 0:
             raise ConfigError(f"data.{name}: {getattr(data, name)}; must not be negative.")

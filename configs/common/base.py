@@ -84,7 +84,10 @@ def base() -> ConfigDict:
             },
             "steps": 1,
             "seed": 0,
+            # Devices that share one copy of the parameters; slices on a slower network, 0: as
+            # the devices say.
             "fsdp": 1,
+            "slices": 0,
             "log_every": 20,
             "save_every": 500,
             "eval_every": 0,

@@ -1,6 +1,7 @@
 """The only place that builds a mesh and says how arrays lie on it.
 
 Two axes: `data` replicates parameters, `fsdp` splits them; the batch is split over both.
+With several slices `data` has two tiers: the slices, and the devices of a slice.
 Axes are `Auto`: explicit axes (the default of `jax.make_mesh`) break ordinary gathers.
 """
 
@@ -13,25 +14,50 @@ from semsam_jax.core.errors import ConfigError
 BATCH_AXES = ("data", "fsdp")
 
 
-def build_mesh(fsdp: int = 1, devices: list | None = None) -> Mesh:
+def build_mesh(fsdp: int = 1, devices: list | None = None, slices: int = 0) -> Mesh:
     """Builds a (data, fsdp) mesh over all devices.
 
+    Several slices are joined by the data-centre network, which is far slower than what joins
+    the chips of one. So `fsdp` stays within a slice, and slices lie one behind the other along
+    `data`: all that crosses the slow network is the sum of the gradients.
+
     Args:
-        fsdp: number of devices that share one copy of the parameters; -1 means all.
+        fsdp: number of devices that share one copy of the parameters; -1 means all of a slice.
         devices: devices to use, default all of the run.
+        slices: number of slices; 0 takes what the devices say, and one where they say nothing.
 
     Raises:
-        ConfigError: when the number of devices is not a multiple of `fsdp`.
+        ConfigError: when `fsdp` or `slices` does not divide the devices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    fsdp = len(devices) if fsdp == -1 else fsdp
-    if fsdp < 1 or len(devices) % fsdp:
+    tiers = _slices(devices, slices)
+    size = len(tiers[0])
+    fsdp = size if fsdp == -1 else fsdp
+    if fsdp < 1 or size % fsdp:
+        of = f" of a slice ({len(tiers)} slices)" if len(tiers) > 1 else ""
         raise ConfigError(
-            f"mesh.fsdp: {fsdp} does not divide the {len(devices)} devices; use one of "
-            f"{[n for n in range(1, len(devices) + 1) if len(devices) % n == 0]} or -1 for all."
+            f"fsdp: {fsdp} does not divide the {size} devices{of}; use one of "
+            f"{[n for n in range(1, size + 1) if size % n == 0]} or -1 for all."
         )
-    grid = np.asarray(devices).reshape(len(devices) // fsdp, fsdp)
+    grid = np.asarray(tiers).reshape(len(devices) // fsdp, fsdp)
     return Mesh(grid, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def _slices(devices: list, wanted: int) -> list[list]:
+    """The devices of each slice, in the order of `devices`."""
+    found: dict[int, list] = {}
+    for device in devices:
+        found.setdefault(getattr(device, "slice_index", 0), []).append(device)
+    if wanted and len(found) == 1 and len(devices) % wanted == 0:
+        size = len(devices) // wanted  # Devices that say nothing, such as those of GPU nodes.
+        return [devices[start : start + size] for start in range(0, len(devices), size)]
+    if wanted not in (0, len(found)) or len({len(tier) for tier in found.values()}) > 1:
+        sizes = ", ".join(f"slice {index}: {len(tier)}" for index, tier in sorted(found.items()))
+        raise ConfigError(
+            f"slices: {wanted} does not fit the {len(devices)} devices ({sizes}); all slices "
+            f"have the same size; 0 takes the slices that are there."
+        )
+    return [found[index] for index in sorted(found)]
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

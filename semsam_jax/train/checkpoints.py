@@ -44,7 +44,9 @@ class Checkpoints:
         self._last: int | None = None
         self._manager = ocp.CheckpointManager(
             self._root,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=False),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep, create=False, cleanup_tmp_directories=True
+            ),
             item_names=("state", "data", "meta"),
             item_handlers={
                 "state": ocp.StandardCheckpointHandler(),

@@ -29,7 +29,7 @@ from semsam_jax.train.halves import Half
 from semsam_jax.train.optimizer import build_optimizer
 
 _MEGACORE = ("v4", "v5p")  # two cores of a chip are one device
-_TOPOLOGY = re.compile(r"(?P<kind>v\d\w*):(?P<sides>\d+(x\d+)+)$")
+_TOPOLOGY = re.compile(r"(?:(?P<slices>[1-9]\d*)\*)?(?P<shape>(?P<kind>v\d\w*):\d+(x\d+)+)$")
 _GIB = 2**30
 
 
@@ -129,14 +129,14 @@ def compile_only(run: RunConfig, topology: str, workdir: str | os.PathLike | Non
 
     Args:
         run: the run; quotas are those of the whole slice.
-        topology: such as "v5e:4x4", "v5e:16x16" or "v4:2x2x4".
+        topology: such as "v5e:4x4", "v4:2x2x4", or "2*v5e:16x16" for two slices.
         workdir: where compile_only.json is written, None to print only.
 
     Raises:
         ConfigError: libtpu is missing, the slice is unknown, or the quotas do not divide.
     """
     start = time.perf_counter()
-    mesh = build_mesh(run.fsdp, slice_devices(topology))
+    mesh = build_mesh(run.fsdp, slice_devices(topology), run.slices)
     config_lib.check_batch(run, num_batch_shards(mesh))
     vocabulary = input_lib.open_vocabulary(run, input_lib.used_datasets(run))
     model = loop.build_model(run)
@@ -183,7 +183,8 @@ def slice_devices(topology: str) -> list[jax.Device]:
     match = _TOPOLOGY.match(topology)
     if not match:
         raise ConfigError(
-            f"--topology: got {topology!r}, wanted KIND:SIDES such as v5e:4x4 or v4:2x2x4."
+            f"--topology: got {topology!r}, wanted KIND:SIDES such as v5e:4x4 or v4:2x2x4, "
+            f"or SLICES*KIND:SIDES."
         )
     # The compiler needs no TPU, no metadata server, and no lock against other users.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -192,11 +193,13 @@ def slice_devices(topology: str) -> list[jax.Device]:
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
     from jax.experimental import topologies
 
-    options = {"chips_per_host_bounds": [2, 2, 1]}
+    options = {"chips_per_host_bounds": [2, 2, 1], "num_slices": int(match["slices"] or 1)}
     if match["kind"] in _MEGACORE:
         options["chip_config_name"] = "megacore"
     try:
-        described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
+        described = topologies.get_topology_desc(
+            platform="tpu", topology_name=match["shape"], **options
+        )
     except (RuntimeError, ValueError, NotImplementedError) as error:
         raise ConfigError(
             f"--topology {topology}: {str(error).splitlines()[0]}; sides must be a slice that "

@@ -66,7 +66,7 @@ def _train(run: RunConfig, workdir: Path, profile: tuple[int, int] | None) -> di
     if config_lib.needs_checkpoint(run):
         run = config_lib.follow(run, checkpoint_io.read_meta(run.model.warm_start))
     clock, guard = hooks.Clock(), hooks.PreemptionGuard()
-    mesh = build_mesh(run.fsdp)
+    mesh = build_mesh(run.fsdp, slices=run.slices)
     config_lib.check_batch(run, num_batch_shards(mesh))
     checkpoints = Checkpoints(workdir, run.keep)
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+TIMEOUT_SEC = 2400
 ROOT = Path(__file__).parents[2]
 SMALL = {
     "model.preset": "tiny",
@@ -49,8 +50,40 @@ def run(workdir: Path, cache: Path, **changes) -> subprocess.CompletedProcess:
         env=environment(cache),
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=TIMEOUT_SEC,
     )
+
+
+def start(workdir: Path, cache: Path, env: dict[str, str] | None = None, **changes):
+    """Starts a run whose output, errors included, is a pipe of text."""
+    return subprocess.Popen(
+        command(workdir, **changes),
+        cwd=ROOT,
+        env=environment(cache, **(env or {})),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def start_pair(workdir: Path, cache: Path, **changes) -> list[subprocess.Popen]:
+    """Starts two processes of one run, as two hosts would, over loopback."""
+    port = free_port()
+    together = {"SEMSAM_COORDINATOR": f"127.0.0.1:{port}", "SEMSAM_NUM_PROCESSES": "2"}
+    return [
+        start(workdir, cache, together | {"SEMSAM_PROCESS_ID": str(index)}, **changes)
+        for index in range(2)
+    ]
+
+
+def read_until(process: subprocess.Popen, step: int) -> None:
+    """Reads the output of a run up to the progress line of a step."""
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if line.startswith("step") and int(line.split()[1].split("/")[0]) >= step:
+            return
+    raise AssertionError("".join(said))
 
 
 def losses(workdir: Path) -> dict[int, float]:

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -5,7 +7,7 @@ from jax.sharding import PartitionSpec as P
 
 from semsam_jax.core.errors import ConfigError
 from semsam_jax.parallel import distributed
-from semsam_jax.parallel.mesh import batch_sharding, build_mesh, num_batch_shards
+from semsam_jax.parallel.mesh import _slices, batch_sharding, build_mesh, num_batch_shards
 from semsam_jax.parallel.sharding import parameter_spec, state_shardings
 
 
@@ -15,6 +17,36 @@ def test_mesh_shapes():
     assert num_batch_shards(build_mesh(4)) == 8
     with pytest.raises(ConfigError, match=r"3 does not divide the 8 devices; use one of \[1, 2"):
         build_mesh(3)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chip:
+    """What a device says of a machine with several slices."""
+
+    id: int
+    slice_index: int
+
+
+def test_parameters_never_cross_from_one_slice_to_another():
+    chips = [_Chip(i, i % 2) for i in range(8)]
+    tiers = _slices(chips, 0)
+    assert [[chip.slice_index for chip in tier] for tier in tiers] == [[0] * 4, [1] * 4]
+    assert [[chip.id for chip in tier] for tier in tiers] == [[0, 2, 4, 6], [1, 3, 5, 7]]
+    mesh = build_mesh(-1, slices=2)
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 4}
+    assert [[d.id for d in row] for row in mesh.devices] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert dict(build_mesh(2, slices=2).shape) == {"data": 4, "fsdp": 2}
+
+
+def test_slices_that_do_not_fit_are_an_error():
+    with pytest.raises(ConfigError, match=r"fsdp: 8 does not divide the 4 devices of a slice"):
+        build_mesh(8, slices=2)
+    with pytest.raises(ConfigError, match=r"slices: 3 does not fit the 8 devices \(slice 0: 8\)"):
+        build_mesh(1, slices=3)
+    with pytest.raises(ConfigError, match=r"slices: 4 does not fit .*slice 0: 4, slice 1: 4"):
+        _slices([_Chip(i, i % 2) for i in range(8)], 4)
+    with pytest.raises(ConfigError, match=r"slice 0: 3, slice 1: 1"):
+        _slices([_Chip(i, i // 3) for i in range(4)], 0)
 
 
 def test_batch_lies_over_both_axes():

@@ -1,6 +1,7 @@
 """A model small enough to compile five times, and a batch for it."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
@@ -62,21 +63,28 @@ def params() -> dict:
     return jax.device_get(jax.jit(lambda key: init_params(model, key))(jax.random.key(3)))
 
 
-def make_step(mesh: Mesh) -> TrainStep:
-    """A step that keeps its gradients: the optimiser's state is the gradient."""
+TX = optax.trace(decay=0.0)
+"""Keeps its gradients: the optimiser's state is the gradient, and the update too."""
+
+
+def make_step(mesh: Mesh, dtype=jnp.float32, remat: str = "none", **options) -> TrainStep:
+    """A step whose new optimiser state is the gradient."""
     return TrainStep(
-        model=SemanticSAM(MODEL),
-        tx=optax.trace(decay=0.0),
+        model=SemanticSAM(MODEL, dtype=dtype, remat=remat),
+        tx=TX,
         criterion=CRITERION,
         mesh=mesh,
         num_objects=NUM_OBJECTS,
         seed=0,
+        **options,
     )
 
 
-def on_mesh(mesh: Mesh, host_params: dict) -> tuple[TrainState, StreamBatch, Text]:
+def on_mesh(
+    mesh: Mesh, host_params: dict, has_ema: bool = False
+) -> tuple[TrainState, StreamBatch, Text]:
     """State, batch and text where a run would put them."""
-    state = shard_state(host_params, optax.trace(decay=0.0), False, mesh)
+    state = shard_state(host_params, TX, has_ema, mesh)
     return state, _put(batch(), batch_sharding(mesh)), _put(text(), replicated(mesh))
 
 
