@@ -97,6 +97,13 @@ class Meter:
         yield
         self._window[2] += time.perf_counter() - start
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves out what is not training, such as an evaluation."""
+        start = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - start
+
     def step(self, run: Callable[[], tuple], is_alone: bool) -> tuple:
         """Runs a step and counts it.
 

@@ -108,6 +108,11 @@ def _train(run: RunConfig, workdir: Path, profile: tuple[int, int] | None) -> di
         meta["level_order"] = evaluator.level_order(meta["level_order"])
         if result is not None and best.offer(result["iou_max"], evaluator.params, meta, step):
             report.say(f"step {step}: one-click IoU {result['iou_max']:.4f}, the best so far")
+        if step and jax.process_index() == 0:
+            picture = pictures.draw_predictions(evaluator.params, meta, samples)
+            if picture is not None:
+                writer.write_images(step, {"predictions": picture})
+                pictures.save_picture(workdir, picture)
         return result
 
     step = first_step = int(state.step)
@@ -115,7 +120,8 @@ def _train(run: RunConfig, workdir: Path, profile: tuple[int, int] | None) -> di
         meta["before"] = evaluate()
     while step < run.steps:
         if run.eval_every and step and step % run.eval_every == 0:
-            evaluate()
+            with meter.paused():
+                evaluate()
         if guard.is_requested(step) or clock.is_over(run.time_limit_sec):
             watch.check_all()
             checkpoints.save(state, data.state(step), meta, wait=True)
@@ -151,9 +157,6 @@ def _train(run: RunConfig, workdir: Path, profile: tuple[int, int] | None) -> di
     checkpoints.close()
     summary = report.summarize(run, clock, meter.totals(), watch, meta)
     if jax.process_index() == 0:
-        picture = pictures.draw_predictions(workdir, samples)
-        if picture is not None:
-            writer.write_images(step, {"predictions": picture})
         (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         checkpoint_io.remember_last_run(workdir)
     writer.close()

@@ -8,31 +8,33 @@ from PIL import Image
 
 from semsam_jax.evals.clicks import centre_click
 from semsam_jax.evals.samples import EvalSample
-from semsam_jax.inference.loading import load_model
+from semsam_jax.inference.loading import model_from_params
 from semsam_jax.inference.predictor import Predictor
 from semsam_jax.inference.visualize import level_strip
 
 _NUM_PHOTOS = 6
 
 
-def draw_predictions(workdir: Path, samples: Iterable[EvalSample]) -> np.ndarray | None:
-    """Draws one click at all levels for some photos and writes WORKDIR/predictions.png.
+def draw_predictions(params: dict, meta: dict, samples: Iterable[EvalSample]) -> np.ndarray | None:
+    """Draws one click at all levels for some photos.
 
     The clicked instance is the largest countable one of each photo.
 
     Args:
-        workdir: folder of the run, with its checkpoint.
+        params: as inference uses them.
+        meta: of the run.
         samples: held-back photos; without any there is no picture.
 
     Returns:
         The picture, uint8 [h,w,3], or None.
     """
-    predictor = Predictor(load_model(workdir))
-    strips = []
+    predictor, strips = None, []
     for sample in samples:
         click = _largest_thing_click(sample)
         if click is None:
             continue
+        if predictor is None:
+            predictor = Predictor(model_from_params(params, meta))
         height, width = sample.size_hw
         photo = sample.image[:height, :width]
         predictor.set_image(photo)
@@ -46,11 +48,14 @@ def draw_predictions(workdir: Path, samples: Iterable[EvalSample]) -> np.ndarray
             break
     if not strips:
         return None
-    picture = _stack(strips)
+    return _stack(strips)
+
+
+def save_picture(workdir: Path, picture: np.ndarray) -> None:
+    """Writes WORKDIR/predictions.png, whole or not at all."""
     partial = workdir / ".predictions.png"
     Image.fromarray(picture).save(partial, format="PNG")
     partial.replace(workdir / "predictions.png")
-    return picture
 
 
 def _largest_thing_click(sample: EvalSample) -> tuple[float, float] | None:

@@ -28,11 +28,11 @@ SMALL = {
 }
 
 
-def command(workdir: Path, **changes) -> list[str]:
+def command(workdir: Path, config: str = "joint.py", values=SMALL, **changes) -> list[str]:
     """Command line of a small run; `changes` use __ for the dots of a key."""
-    values = SMALL | {key.replace("__", "."): value for key, value in changes.items()}
+    values = values | {key.replace("__", "."): value for key, value in changes.items()}
     overrides = [f"--config.{key}={value}" for key, value in values.items()]
-    base = [sys.executable, "-m", "semsam_jax.main", "--config=configs/joint.py"]
+    base = [sys.executable, "-m", "semsam_jax.main", f"--config=configs/{config}"]
     return [*base, f"--workdir={workdir}", *overrides]
 
 

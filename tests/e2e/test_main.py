@@ -33,11 +33,6 @@ SUMMARY_KEYS = {
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def finished(tmp_path_factory, cache):
     """A straight run of four steps: (workdir, finished process)."""
     workdir = tmp_path_factory.mktemp("run") / "straight"

@@ -70,18 +70,30 @@ def test_a_full_size_joint_step_has_the_right_shapes(preset):
     assert jax.tree.leaves(pull_back)
 
 
-@pytest.mark.timeout(900)
-def test_swin_t_takes_a_real_step(tmp_path):
-    """The preset itself with its text tower, at a small canvas."""
+@pytest.mark.timeout(3000)
+def test_swin_t_takes_a_real_step(cache, tmp_path):
+    """The preset itself with its text tower, at a small canvas and with few names to encode.
+
+    Encoding all names of seven datasets is most of the arithmetic of such a step.
+    """
+    shares = {}
+    for name in joint.SHARES:
+        share = float(name == "pascal_part")
+        shares |= {f"data__{group}__{name}": share for group in ("datasets", "generic_datasets")}
     done = runs.run(
         tmp_path / "run",
-        tmp_path / "cache",
+        cache,
+        config="joint.py:swin_t",
         model__preset="swin_t",
-        data__image_size=128,
+        model__dtype="float32",
+        model__remat="none",
+        data__num_workers=0,
+        data__image_size=64,
         data__interactive_batch=1,
         data__generic_batch=1,
         steps=1,
         eval_photos=0,
+        **shares,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

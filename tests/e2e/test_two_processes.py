@@ -17,11 +17,6 @@ SETTINGS = {"steps": STEPS, "eval_photos": 0, "save_every": 1}
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def pair(tmp_path_factory, cache):
     """Workdir of a run by two processes, and what they said."""
     workdir = tmp_path_factory.mktemp("run") / "pair"

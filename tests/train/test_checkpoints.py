@@ -114,3 +114,9 @@ def test_a_full_disk_is_one_clear_error(saved):
         signal.signal(signal.SIGXFSZ, handler)
     state, _ = _restore(saved)
     assert int(state.step) == 4
+
+
+@pytest.mark.parametrize("folder", ["/proc/semsam_jax", "/sys/semsam_jax"])
+def test_a_file_system_that_takes_no_files_is_one_clear_error(folder):
+    with pytest.raises(TrainingError, match=f"workdir {folder}: cannot be written"):
+        Checkpoints(folder, keep=1)

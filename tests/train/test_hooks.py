@@ -1,10 +1,14 @@
 import io
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from semsam_jax.core.errors import MatchError, TrainingError
+from semsam_jax.matching.transport import AssignReport
+from semsam_jax.parallel.hardware import Chip
+from semsam_jax.train import hooks
 from semsam_jax.train.hooks import Meter, NonFiniteWatch
 from semsam_jax.train.writers import MetricWriter, ProgressLine, format_duration
 
@@ -47,6 +51,48 @@ def test_meter_shares():
     assert values["sec_per_step"] > 0
     np.testing.assert_allclose(values["images_per_sec"] * values["sec_per_step"], 6.0)
     np.testing.assert_allclose(values["host_matching_share"] * values["sec_per_step"], 0.5)
+
+
+def test_meter_leaves_out_pauses(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(hooks.time, "perf_counter", lambda: now[0])
+    meter = Meter(rows=6)
+    now[0] += 3.0
+    with meter.paused():
+        now[0] += 50.0
+    meter.count_step(0.0)
+    assert meter.values()["sec_per_step"] == pytest.approx(3.0)
+
+
+def test_one_step_alone_tells_its_halves_apart(monkeypatch):
+    """8 s: 5 until the costs are there, 1 of matching, 2 for the rest."""
+    now = [100.0]
+    monkeypatch.setattr(hooks.time, "perf_counter", lambda: now[0])
+    meter = Meter(rows=6)
+
+    def run():
+        now[0] += 8.0
+        return "state", {}, AssignReport(host_sec=1.0, wait_sec=5.0)
+
+    assert meter.step(run, is_alone=True)[0] == "state"
+    values = meter.values()
+    assert values["forward_share"] == pytest.approx(5 / 8)
+    assert values["backward_share"] == pytest.approx(2 / 8)
+    assert values["host_matching_share"] == pytest.approx(1 / 8)
+
+
+def test_flops_become_utilisation(monkeypatch):
+    """A quarter of what the chips can do, whatever the number of devices."""
+    monkeypatch.setattr(hooks.hardware, "chip", lambda device: Chip(flops=1e12, memory=1))
+    now = [100.0]
+    monkeypatch.setattr(hooks.time, "perf_counter", lambda: now[0])
+    meter = Meter(rows=6)
+    meter.flops_per_step = 0.5e12 * jax.device_count()
+    now[0] += 2.0
+    meter.count_step(0.0)
+    values = meter.values()
+    assert values["mfu"] == pytest.approx(0.25)
+    assert values["model_tflops_per_sec"] == pytest.approx(0.25 * jax.device_count())
 
 
 def test_durations():

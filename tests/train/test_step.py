@@ -37,9 +37,8 @@ def _gradients(step, state, part, text, draw):
     outputs, pull_back, costs = step.forward(state.params, state.step, part, text)
     assignment, _ = step.match(costs, part)
     # A copy, since the backward half takes the state over.
-    new, metrics = step.backward(
-        jax.tree.map(jnp.copy, state), outputs, pull_back, assignment, part, state.step
-    )
+    copy = jax.tree.map(jnp.copy, state)
+    new, metrics = step.backward(copy, outputs, pull_back, assignment, part)
     return jax.device_get((new.opt_state.trace, metrics))
 
 
