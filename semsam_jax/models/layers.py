@@ -26,20 +26,6 @@ REMAT_POLICIES = {
 """What a layer keeps for its backward pass: everything, the results of its linear layers, or
 only its input. The rest is recomputed."""
 
-_CONSTANT = ("broadcast_in_dim", "convert_element_type", "iota")
-_DEAR = (
-    *("dot_general", "conv_general_dilated", "gather", "scatter", "scatter-add", "sort", "top_k"),
-    *("reduce_sum", "reduce_max", "reduce_min", "argmax", "argmin", "cumsum", "random_bits"),
-)
-
-RESIDUAL_POLICIES = {
-    "none": lambda primitive, *_, **__: primitive.name not in _CONSTANT,
-    "dots": lambda primitive, *_, **__: primitive.name in _DEAR,
-    "full": lambda primitive, *_, **__: primitive.name in _DEAR,
-}
-"""What is kept outside of the layers: never a constant array or a copy in another dtype, and
-with recomputation only what is dear to compute (products, sums, gathers)."""
-
 
 def _broadcast(vector: Float[Array, " c"], ndim: int) -> Float[Array, "..."]:
     return vector.reshape((1,) * (ndim - 1) + (-1,))

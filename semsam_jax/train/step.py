@@ -31,7 +31,6 @@ from semsam_jax.criterion.total import CriterionConfig, total_loss
 from semsam_jax.matching.costs import prompt_costs, query_costs
 from semsam_jax.matching.transport import AssignReport, assign
 from semsam_jax.models.denoising import DenoisingTargets
-from semsam_jax.models.layers import RESIDUAL_POLICIES
 from semsam_jax.models.semantic_sam import SemanticSAM
 from semsam_jax.parallel.mesh import batch_sharding, num_batch_shards, replicated
 from semsam_jax.parallel.sharding import state_shardings
@@ -165,9 +164,10 @@ class TrainStep:
     def _forward(self, params: dict, draw: jax.Array, batch: StreamBatch, text: Text):
         keys = _streams(self._key, draw, 4)
         run = partial(self._run_model, batch=batch, text=text, keys=keys)
-        # Whatever is not kept is cheap to compute again in the other half.
-        policy = RESIDUAL_POLICIES[self._model.remat]
-        outputs, pull_back = jax.vjp(jax.checkpoint(run, policy=policy, prevent_cse=False), params)
+        # A policy out here would overrule those of the layers, which know what to recompute.
+        if self._model.remat == "none":
+            run = jax.checkpoint(run, policy=_is_no_constant, prevent_cse=False)
+        outputs, pull_back = jax.vjp(run, params)
         costs = self._costs(jax.lax.stop_gradient(outputs), batch, keys[3])
         rows = batch_sharding(self._mesh)
         costs = jax.tree.map(lambda cost: jax.lax.with_sharding_constraint(cost, rows), costs)
@@ -297,6 +297,11 @@ class TrainStep:
         new = jax.tree.map(lambda a, b: jnp.where(is_finite, a, b), new, state)
         metrics = {**metrics, **norms, "grad_norm/all": norm, "is_finite": is_finite}
         return new.replace(step=state.step + 1), metrics
+
+
+def _is_no_constant(primitive, *_, **__) -> bool:
+    """Keeps for the other half all but constant arrays and copies in another dtype."""
+    return primitive.name not in ("broadcast_in_dim", "convert_element_type", "iota")
 
 
 def _streams(key: jax.Array, step: jax.Array, count: int) -> list[jax.Array]:

@@ -96,3 +96,19 @@ def test_bfloat16_with_recomputation_stays_near_float32(mesh, params):
     flat, other = (np.concatenate([g.ravel() for g in jax.tree.leaves(t)]) for t in (grads, near))
     cosine = flat @ other / np.linalg.norm(flat) / np.linalg.norm(other)
     assert cosine > 0.97, cosine
+
+
+def test_recomputed_layers_leave_only_their_inputs(mesh, params):
+    """What crosses from one half to the other, by shapes alone."""
+    state, batch, text = small.on_mesh(mesh, params)
+    hidden = small.MODEL.decoder.feedforward_dim
+    kept, has_hidden = {}, {}
+    for remat in ("none", "dots", "full"):
+        forward = small.make_step(mesh, remat=remat).forward
+        _, pull_back, _ = jax.eval_shape(forward, state.params, state.step, batch, text)
+        leaves = jax.tree.leaves(pull_back)
+        kept[remat] = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+        # Activations have rows; stacked kernels of this width have [layers, inputs, hidden].
+        has_hidden[remat] = any(leaf.ndim > 3 and leaf.shape[-1] == hidden for leaf in leaves)
+    assert has_hidden == {"none": True, "dots": True, "full": False}
+    assert kept["full"] < kept["dots"] < kept["none"]
