@@ -1,5 +1,7 @@
 """How parameters and optimiser state lie on the mesh: one short rule."""
 
+import functools
+
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -30,3 +32,31 @@ def state_shardings(mesh: Mesh, tree: object) -> object:
     return jax.tree.map(
         lambda leaf: NamedSharding(mesh, parameter_spec(tuple(leaf.shape), fsdp)), tree
     )
+
+
+def gathered(mesh: Mesh, tree: object) -> object:
+    """Makes parameters whole for their use, and splits their gradients again.
+
+    Without it the compiler follows the parameters: it splits features over `fsdp` instead of
+    rows, and sends activations from device to device.
+    """
+    if mesh.shape["fsdp"] == 1:
+        return tree
+    return jax.tree.map(functools.partial(_whole, mesh), tree)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _whole(mesh: Mesh, x: jax.Array) -> jax.Array:
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec()))
+
+
+def _whole_forward(mesh: Mesh, x: jax.Array) -> tuple[jax.Array, None]:
+    return _whole(mesh, x), None
+
+
+def _whole_backward(mesh: Mesh, _: None, grad: jax.Array) -> tuple[jax.Array]:
+    spec = parameter_spec(grad.shape, mesh.shape["fsdp"])
+    return (jax.lax.with_sharding_constraint(grad, NamedSharding(mesh, spec)),)
+
+
+_whole.defvjp(_whole_forward, _whole_backward)

@@ -33,7 +33,7 @@ from semsam_jax.matching.transport import AssignReport, assign
 from semsam_jax.models.denoising import DenoisingTargets
 from semsam_jax.models.semantic_sam import SemanticSAM
 from semsam_jax.parallel.mesh import batch_sharding, num_batch_shards, replicated
-from semsam_jax.parallel.sharding import state_shardings
+from semsam_jax.parallel.sharding import gathered, state_shardings
 from semsam_jax.train.micro import WHOLE, MicroBatches, merge_reports
 from semsam_jax.train.optimizer import stop_frozen
 from semsam_jax.train.state import TrainState
@@ -177,7 +177,8 @@ class TrainStep:
         def call(method, *args, **kwargs):
             return self._model.apply({"params": params}, *args, method=method, **kwargs)
 
-        params = lora.merged(stop_frozen(params, self._frozen))
+        params = stop_frozen(gathered(self._mesh, params), self._frozen)
+        params = lora.merged(params)
         interactive, generic = batch.interactive, batch.generic
         images, sizes, draw = _join([interactive, generic], num_batch_shards(self._mesh))
         pyramid = call(

@@ -21,8 +21,9 @@ SMALL = {
     "loss.num_points": 64,
     "loss.match_points": 64,
     "optimizer.warmup_steps": 1,
-    "steps": 4,
-    "save_every": 2,
+    # All runs have these, so that they share their compiled programs (schedules are in them).
+    "steps": 12,
+    "save_every": 6,
     "log_every": 1,
     "eval_photos": 2,
 }

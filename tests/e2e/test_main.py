@@ -34,7 +34,7 @@ SUMMARY_KEYS = {
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, cache):
-    """A straight run of four steps: (workdir, finished process)."""
+    """A straight run: (workdir, finished process)."""
     workdir = tmp_path_factory.mktemp("run") / "straight"
     done = runs.run(workdir, cache)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -45,7 +45,7 @@ def test_it_says_what_it_uses_and_shows_progress(finished):
     _, done = finished
     for words in ("preset tiny", "embedded sample", "--config.data.root=DIR", "images/s", "ETA"):
         assert words in done.stdout
-    assert "step 4/4" in done.stdout
+    assert "step 12/12" in done.stdout
     assert "never trained on" in done.stdout
 
 
@@ -53,10 +53,10 @@ def test_it_leaves_checkpoints_metrics_summary_and_pictures(finished):
     workdir, _ = finished
     summary = json.loads((workdir / "summary.json").read_text())
     assert summary.keys() == SUMMARY_KEYS
-    assert summary["steps"] == 4
+    assert summary["steps"] == 12
     assert all(v is not None and np.isfinite(v) for v in summary.values() if type(v) is float)
     assert 0 <= summary["one_click_iou_max_after"] <= summary["one_click_iou_oracle_after"] <= 1
-    assert sorted(runs.losses(workdir)) == [1, 2, 3, 4]
+    assert sorted(runs.losses(workdir)) == list(range(1, 13))
     assert any((workdir / "tensorboard").iterdir())
     assert "decoder/layers" in (workdir / "parameters.txt").read_text()
     assert "sa1b" in (workdir / "mixture.txt").read_text()
@@ -64,7 +64,7 @@ def test_it_leaves_checkpoints_metrics_summary_and_pictures(finished):
     assert picture.shape[1] > picture.shape[0] / 4
     assert picture.std() > 10
     meta = checkpoint_io.read_meta(workdir)
-    assert meta["step"] == 4
+    assert meta["step"] == 12
     assert sorted(meta["level_order"]) == list(range(6))
     assert meta["vocabulary"]["objects"]
 
@@ -73,16 +73,16 @@ def test_a_resumed_run_is_bitwise_equal(finished, cache, tmp_path):
     straight, _ = finished
     resumed = tmp_path / "resumed"
     shutil.copytree(straight, resumed)
-    shutil.rmtree(resumed / "checkpoints" / "4")
+    shutil.rmtree(resumed / "checkpoints" / "12")
     done = runs.run(resumed, cache)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "resumed at step 2 of 4" in done.stdout
+    assert "resumed at step 6 of 12" in done.stdout
     kill_and_resume.compare(straight, resumed)
 
 
 def test_sigterm_saves_and_asks_for_a_restart(cache, tmp_path):
     workdir = tmp_path / "preempted"
-    process = runs.start(workdir, cache, steps=100000, eval_photos=0, save_every=100000)
+    process = runs.start(workdir, cache, eval_photos=0)
     runs.read_until(process, step=3)
     process.send_signal(signal.SIGTERM)
     rest = process.stdout.read()

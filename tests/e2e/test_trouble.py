@@ -15,7 +15,7 @@ pytestmark = pytest.mark.timeout(3000)
 
 def test_three_kills_and_the_end_is_that_of_a_straight_run(cache, tmp_path):
     flags = [word for word in runs.command(tmp_path)[3:] if not word.startswith("--workdir")]
-    flags += ["--config.steps=8", "--config.eval_photos=0"]
+    flags += ["--config.save_every=2", "--config.eval_photos=0"]
     outcome = kill_and_resume(flags, tmp_path, 3, seed=1, environment=runs.environment(cache))
     assert len(outcome.kills) == 3
     assert outcome.ends >= 1

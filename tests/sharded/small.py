@@ -20,9 +20,11 @@ from semsam_jax.models.semantic_sam import SemanticSAM, init_params
 from semsam_jax.parallel.mesh import batch_sharding, replicated
 from semsam_jax.train.state import TrainState, shard_state
 from semsam_jax.train.step import Text, TrainStep
+from tests.models.random_params import random_params
 
 ROWS = 8
 NUM_OBJECTS, NUM_NAMES = 5, 8
+NUM_TOKENS = 8**2 + 4**2 + 2**2 + 1  # of the pyramid, strides 8 to 64
 SHAPE = BatchShape(
     image_size=64, max_instances=4, num_prompts=3, max_targets=3, vocab_size=NUM_NAMES
 )
@@ -60,7 +62,7 @@ def text() -> Text:
 def params() -> dict:
     """Random parameters, on the host."""
     model = SemanticSAM(MODEL)
-    return jax.device_get(jax.jit(lambda key: init_params(model, key))(jax.random.key(3)))
+    return jax.device_get(random_params(lambda key: init_params(model, key), seed=3))
 
 
 TX = optax.trace(decay=0.0)

@@ -1,16 +1,23 @@
 """One step on meshes of eight devices: numbers of one device, and what crosses between devices."""
 
+import os
+from collections import Counter
+from math import prod
+
 import jax
 import numpy as np
 import pytest
 
 from semsam_jax.parallel import sharding
-from semsam_jax.parallel.mesh import build_mesh
+from semsam_jax.parallel.mesh import batch_sharding, build_mesh, replicated
 from semsam_jax.parallel.program import collectives
 from tests.sharded import small
 
 pytestmark = pytest.mark.timeout(600)
-MESHES = {"(8,1)": 1, "(1,8)": 8, "(4,2)": 2, "(2,4)": 4}
+MESHES = {"(1,8)": 8, "(4,2)": 2}
+if os.environ.get("SEMSAM_JAX_ALL_MESHES"):
+    # A minute and a half of compiling each; the two above hold all that these have.
+    MESHES |= {"(8,1)": 1, "(2,4)": 4}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,7 +67,9 @@ def test_loss_and_gradients_are_those_of_one_device(eight_devices, one_device):
 
     def compare(path, got, expected):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5, err_msg=name)
+        # A sum over rows may cancel; the error is that of its terms.
+        atol = 1e-5 * np.abs(expected).max()
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=atol, err_msg=name)
 
     jax.tree_util.tree_map_with_path(compare, grads, wanted_grads)
     norms = [np.abs(leaf).max() for leaf in jax.tree.leaves(wanted_grads)]
@@ -68,10 +77,43 @@ def test_loss_and_gradients_are_those_of_one_device(eight_devices, one_device):
 
 
 def test_costs_stay_where_they_are_computed(eight_devices):
-    _, (_, _, (forward, _), costs) = eight_devices
+    _, (_, _, halves, costs) = eight_devices
     for cost in (costs.prompts, costs.queries):
         assert len(cost.addressable_shards) == 8
         assert all(shard.data.shape[0] == 1 for shard in cost.addressable_shards)
-    gathered = {shape for one in collectives(forward) for shape in one.shapes}
-    forbidden = {costs.prompts.shape, costs.queries.shape}
-    assert not gathered & forbidden
+    crossing = {shape for half in halves for one in collectives(half) for shape in one.shapes}
+    assert not crossing & {costs.prompts.shape, costs.queries.shape}
+
+
+def test_only_parameters_gradients_and_scalars_cross(eight_devices, params):
+    """Each parameter is gathered once, each gradient summed once; activations stay."""
+    fsdp, (_, _, (forward, backward), _) = eight_devices
+    leaves = jax.tree.leaves(params)
+    total = sum(leaf.size for leaf in leaves)
+    table = (small.NUM_NAMES, small.MODEL.decoder.text_dim)
+    scores = (small.ROWS, small.NUM_TOKENS)  # XLA does not split `top_k`.
+    known = {leaf.shape for leaf in leaves} | {table, scores}
+    gathered = 0
+    for one in collectives(forward):
+        assert one.name in ("all-gather", "collective-permute")
+        for shape in one.shapes:
+            assert shape in known or prod(shape) <= small.ROWS, (one.name, shape)
+            gathered += prod(shape)
+    # Arrays below the limit of the rule stay whole.
+    assert gathered <= 1.01 * total
+    assert (gathered > 0.9 * total) == (fsdp > 1)
+    moved = Counter()
+    for one in collectives(backward):
+        moved[one.name] += sum(prod(shape) for shape in one.shapes)
+    assert 0.9 * total < moved["all-reduce"] + moved["reduce-scatter"] < 2 * total
+    assert moved["all-to-all"] == 0
+    assert moved["all-gather"] + moved["collective-permute"] < 0.01 * total, moved
+
+
+def test_a_collective_of_activations_would_be_seen():
+    """Features split over devices, as a compiler does that is left to itself."""
+    mesh = build_mesh(8)
+    split = jax.device_put(np.ones((8, 16), np.float32), batch_sharding(mesh))
+    whole = jax.jit(lambda x: x + 1, out_shardings=replicated(mesh)).lower(split).compile()
+    (one,) = collectives(whole)
+    assert (one.name, one.shapes) == ("all-gather", ((8, 16),))

@@ -43,19 +43,18 @@ def _gradients(step, state, part, text, draw):
 
 
 def test_micro_batches_are_the_mean_of_their_pieces_and_the_average_follows(mesh, params):
-    """Two pieces of two streams each; the pieces are taken by hand and run whole."""
-    step = small.make_step(mesh, ema=EMA, micro=MicroBatches(count=2, is_apart=True))
+    """Two pieces of four rows; they are cut by hand and each is run whole."""
+    step = small.make_step(mesh, ema=EMA, micro=MicroBatches(count=2))
     state, batch, text = small.on_mesh(mesh, params, has_ema=True)
+    batch = StreamBatch(batch.interactive, None)
     half = small.ROWS // 2
     expected, losses = jax.tree.map(np.zeros_like, params), []
     for index in range(2):
         rows = slice(index * half, (index + 1) * half)
-        cut = jax.tree.map(lambda x, rows=rows: x[rows], batch)
-        pieces = (StreamBatch(cut.interactive, None), StreamBatch(None, cut.generic))
-        for number, piece in enumerate(pieces):
-            grads, metrics = _gradients(step, state, piece, text, 2 * index + number)
-            expected = jax.tree.map(lambda a, g: a + g / 2, expected, grads)
-            losses.append(metrics["loss"])
+        piece = jax.tree.map(lambda x, rows=rows: x[rows], batch)
+        grads, metrics = _gradients(step, state, piece, text, index)
+        expected = jax.tree.map(lambda a, g: a + g / 2, expected, grads)
+        losses.append(metrics["loss"])
     new, metrics, report = step(state, batch, text)
     assert report.host_sec > 0
     assert int(new.step) == 1
@@ -72,30 +71,24 @@ def test_micro_batches_are_the_mean_of_their_pieces_and_the_average_follows(mesh
     jax.tree_util.tree_map_with_path(
         check, new.opt_state.trace, expected, params, new.params, new.ema_params
     )
-    assert np.mean([np.abs(g).max() > 0 for g in jax.tree.leaves(expected)]) > 0.95
+    moved = {name: max(np.abs(g).max() for g in jax.tree.leaves(t)) for name, t in expected.items()}
+    assert moved["backbone"] > 0
+    assert moved["decoder"] > 0
 
 
-def test_bfloat16_with_recomputation_stays_near_float32(mesh, params):
-    """Three gradients of the same batch: plain, recomputed (equal), in bfloat16 (near)."""
-    found = {}
-    for name, dtype, remat in (
-        ("plain", jnp.float32, "none"),
-        ("recomputed", jnp.float32, "full"),
-        ("half", jnp.bfloat16, "dots"),
-    ):
-        state, batch, text = small.on_mesh(mesh, params)
-        step = small.make_step(mesh, dtype=dtype, remat=remat)
-        found[name] = _gradients(step, state, batch, text, 0)
-    grads, metrics = found["plain"]
-    again, again_metrics = found["recomputed"]
-    np.testing.assert_allclose(again_metrics["loss"], metrics["loss"], rtol=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), again, grads)
-    near, near_metrics = found["half"]
-    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(near))
-    np.testing.assert_allclose(near_metrics["loss"], metrics["loss"], rtol=0.02)
-    flat, other = (np.concatenate([g.ravel() for g in jax.tree.leaves(t)]) for t in (grads, near))
-    cosine = flat @ other / np.linalg.norm(flat) / np.linalg.norm(other)
-    assert cosine > 0.97, cosine
+def test_streams_apart_cut_every_row_once():
+    batch = jax.tree.map(jnp.asarray, small.batch())
+    pieces = MicroBatches(count=2, is_apart=True).cut(batch, shards=2)
+    assert [(p.interactive is None, p.generic is None) for p in pieces] == [
+        (False, True),
+        (True, False),
+    ] * 2
+    # Two devices of four rows each: every micro-batch takes half of each device's rows.
+    image, boxes = (np.asarray(x) for x in (batch.interactive.image, batch.generic.boxes))
+    first, second = (np.asarray(pieces[i].interactive.image) for i in (0, 2))
+    np.testing.assert_array_equal(first, image[[0, 1, 4, 5]])
+    np.testing.assert_array_equal(second, image[[2, 3, 6, 7]])
+    np.testing.assert_array_equal(pieces[3].generic.boxes, boxes[[2, 3, 6, 7]])
 
 
 def test_recomputed_layers_leave_only_their_inputs(mesh, params):
@@ -103,12 +96,12 @@ def test_recomputed_layers_leave_only_their_inputs(mesh, params):
     state, batch, text = small.on_mesh(mesh, params)
     hidden = small.MODEL.decoder.feedforward_dim
     kept, has_hidden = {}, {}
-    for remat in ("none", "dots", "full"):
+    for remat in ("none", "full"):
         forward = small.make_step(mesh, remat=remat).forward
         _, pull_back, _ = jax.eval_shape(forward, state.params, state.step, batch, text)
         leaves = jax.tree.leaves(pull_back)
         kept[remat] = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
         # Activations have rows; stacked kernels of this width have [layers, inputs, hidden].
         has_hidden[remat] = any(leaf.ndim > 3 and leaf.shape[-1] == hidden for leaf in leaves)
-    assert has_hidden == {"none": True, "dots": True, "full": False}
-    assert kept["full"] < kept["dots"] < kept["none"]
+    assert has_hidden == {"none": True, "full": False}
+    assert kept["full"] < 0.6 * kept["none"]
