@@ -10,7 +10,7 @@ from semsam_jax.parallel.mesh import build_mesh
 from semsam_jax.train.micro import MicroBatches
 from tests.sharded import small
 
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = pytest.mark.timeout(3000)
 EMA = 0.75
 
 
