@@ -48,7 +48,7 @@ def add_size_argument(parser: argparse.ArgumentParser) -> None:
         default=32,
         metavar="N",
         help="pad photos to multiples of this; 32 is exact, 128 or 256 compiles fewer programs "
-        "for photos of many shapes but changes masks slightly (default: %(default)s)",
+        "for photos of many shapes but gives other masks (default: %(default)s)",
     )
 
 

@@ -122,7 +122,7 @@ def load_model(
         dtype: compute dtype, `float32` (exact) or `bfloat16`.
         prompt_preset: `own` or `released_v1`; None takes the checkpoint's own.
         canvas_multiple: multiple of 32; larger values mean fewer compiled programs for
-            photos of many shapes, at the price of slightly different masks.
+            photos of many shapes, at the price of other masks (see the README).
         precision: matrix-product precision on accelerators, see `jax.default_matmul_precision`.
 
     Raises:
