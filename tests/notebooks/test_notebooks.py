@@ -44,7 +44,7 @@ def parameters_of(name, checkpoint):
         "clicks_and_levels": {"CHECKPOINT": str(REAL or checkpoint)},
         "everything_with_names": {"CHECKPOINT": str(REAL or checkpoint)}
         | ({"POINTS_PER_SIDE": 4, "QUALITY": 0.0} if is_small else {}),
-        "train_and_fine_tune": {"STEPS": 4, "FINE_TUNE_STEPS": 2, "MORE_FLAGS": TRAIN}
+        "train_and_fine_tune": {"STEPS": SMALL["steps"], "FINE_TUNE_STEPS": 2, "MORE_FLAGS": TRAIN}
         if is_small
         else {},
         "convert_and_check": {"FILE": RELEASED.name},

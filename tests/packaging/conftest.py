@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.conftest import cache  # noqa: F401
+
 ROOT = Path(__file__).parents[2]
 
 
 class Fresh:
     """A new environment with the built wheel; what it depends on comes from this one."""
 
-    def __init__(self, folder: Path, wheel: Path):
-        self.folder, self.wheel = folder, wheel
+    def __init__(self, folder: Path, wheel: Path, programs: Path):
+        self.folder, self.wheel, self.programs = folder, wheel, programs
         self.python = folder / "venv" / "bin" / "python"
         venv.create(folder / "venv", with_pip=True)
         # A plain path line: packages are found there, installed-in-place projects are not.
@@ -27,7 +29,9 @@ class Fresh:
 
     def environment(self):
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "SEMSAM_"))}
-        return kept | {"JAX_PLATFORMS": "cpu", "SEMSAM_JAX_CACHE": str(self.folder / "cache")}
+        kept |= {"JAX_PLATFORMS": "cpu", "SEMSAM_JAX_CACHE": str(self.folder / "cache")}
+        # Small runs of the main job compile the same programs everywhere: once is enough.
+        return kept | {"JAX_COMPILATION_CACHE_DIR": str(self.programs)}
 
     def run(self, args, cwd=None):
         return subprocess.run(
@@ -91,5 +95,5 @@ def wheel_names(wheel):
 
 
 @pytest.fixture(scope="session")
-def fresh(wheel, tmp_path_factory):
-    return Fresh(tmp_path_factory.mktemp("fresh"), wheel)
+def fresh(wheel, cache, tmp_path_factory):  # noqa: F811
+    return Fresh(tmp_path_factory.mktemp("fresh"), wheel, cache / "xla")

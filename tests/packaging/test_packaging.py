@@ -95,12 +95,12 @@ def test_help_needs_no_jax(fresh):
 
 
 def test_the_main_job_runs_from_the_installed_wheel(fresh):
-    flags = [f"--config.{key}={value}" for key, value in (SMALL | {"steps": 2}).items()]
+    flags = [f"--config.{key}={value}" for key, value in SMALL.items()]
     command = ["-m", "semsam_jax.main", "--config=configs/joint.py", "--workdir=run", *flags]
     done = fresh.run(command)
     assert done.returncode == 0, done.stderr[-3000:]
     summary = json.loads((fresh.folder / "run" / "summary.json").read_text())
-    assert summary["steps"] == 2
+    assert summary["steps"] == SMALL["steps"]
     photo = next((ROOT / "data_pipelines/sample/data/coco/val2017").glob("*.jpg"))
     done = fresh.run(["-m", "semsam_jax", "segment", photo, "--point", "50,60", "--out", "out"])
     assert done.returncode == 0, done.stderr[-3000:]
