@@ -6,6 +6,7 @@ Each command lives in a module with `add_parser(commands)`, which adds its parse
 
 import argparse
 import importlib
+import os
 import sys
 from typing import NoReturn
 
@@ -74,7 +75,13 @@ def main(argv: list[str] | None = None) -> int:
         )
     args = parser.parse_args(argv)
     try:
-        return run(args) or 0
+        code = run(args) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Whoever read the output has closed it (`| head`): end quietly, like other commands.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except SemSamError as error:
         if args.traceback:
             raise

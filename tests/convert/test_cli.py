@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -124,6 +126,21 @@ def test_errors_take_one_line(tmp_path, capsys, monkeypatch, arguments, message)
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_a_reader_that_closes_the_pipe_gets_no_traceback(tmp_path):
+    config = str(DATA / "tiny_config.json")
+    command = [sys.executable, "-m", "semsam_jax", "convert", REF, "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(
+        [*command, "--model-config", config],
+        cwd=DATA.parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdout.close()
+    assert "Traceback" not in process.stderr.read()
+    assert process.wait() == 141
 
 
 def test_a_start_for_training(tmp_path, monkeypatch):
