@@ -6,6 +6,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 from semsam_jax.demo.intake import Photo
 from semsam_jax.demo.limits import Limits, Refusal
@@ -35,7 +36,8 @@ class Visit:
     used_at: float = 0.0
     _bytes: int = 0
     _next: int = 1
-    _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+    # threading.Lock is a function before Python 3.13, so no type.
+    _lock: AbstractContextManager = dataclasses.field(default_factory=threading.Lock)
 
     def remember(self, records: Sequence[dict], top_bytes: int) -> list[int]:
         """Keeps masks for a download and returns their numbers; the oldest ones go."""
