@@ -42,6 +42,7 @@ def get_config(preset: str = "lite") -> ConfigDict:
 
 def _lite(config: ConfigDict) -> ConfigDict:
     config.model.backbone_weights = "imagenet"
+    config.model.start = "aligned"
     config.data.datasets = ConfigDict(
         {**SHARES, "sa1b": 8.0, "coco": 6.0, "objects365": 0.0, "ade20k": 2.0}
     )
@@ -56,20 +57,22 @@ def _lite(config: ConfigDict) -> ConfigDict:
     config.data.granularity_balance = 0.5
     config.data.scale_jitter = (0.6, 1.7)
     config.data.sa1b_jitter = (0.6, 1.7)
-    config.optimizer.learning_rate = 5e-4
-    config.optimizer.warmup_steps = 40
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.warmup_steps = 20
     config.optimizer.schedule = "cosine"
     config.optimizer.ema = 0.98
     config.loss.num_points = 512
     config.loss.match_points = 512
+    config.loss.near_prompts = 0.6
+    config.loss.mask_bce = 2.0
     config.loss.score_all_tokens = True
-    config.loss.iou = 1.0
+    config.loss.iou = 2.0
     config.loss.object_class = 1.0
     config.loss.part_class = 1.0
     config.loss.generic = 0.1
-    config.steps = 650
+    config.steps = 320
     config.log_every = 25
-    config.save_every = 325
+    config.save_every = 160
     config.eval_photos = 24
     return config
 

@@ -5,15 +5,14 @@ of a config file is a field here; an unknown key is an error that names the near
 """
 
 import dataclasses
-import difflib
-import typing
 from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
+from semsam_jax.core.config_values import build_dataclass, one_of
 from semsam_jax.core.errors import ConfigError
 from semsam_jax.evals.options import SUITE_NAMES, EvalOptions
-from semsam_jax.models import presets
+from semsam_jax.models import aligned_start, presets
 from semsam_jax.models.layers import REMAT_POLICIES
 
 TRAINING_SUITES = tuple(name for name in SUITE_NAMES if name not in ("levels", "proposals"))
@@ -32,6 +31,8 @@ class ModelChoice:
         dtype: compute dtype, "float32" or "bfloat16"; parameters stay float32.
         remat: what a layer of a stack keeps for the backward pass: "none" recomputed (all
             kept), "dots" (the results of linear layers) or "full" (only its input).
+        start: "random", or "aligned": masks of an untrained model are the pixels like the
+            clicked one (`models.aligned_start`, preset lite).
         warm_start: checkpoint folder whose parameters start the run, "" for none.
         backbone_weights: "imagenet" (lite: from its package), a .pth of an ImageNet Swin,
             or "" for random.
@@ -43,6 +44,7 @@ class ModelChoice:
     preset: str = "lite"
     dtype: str = "float32"
     remat: str = "none"
+    start: str = "random"
     warm_start: str = ""
     backbone_weights: str = ""
     text_weights: str = ""
@@ -159,6 +161,8 @@ class LossChoice:
         many_to_one: SAM's rule (the best token alone learns) instead of many-to-many.
         detach_iou_target: no gradient from the IoU loss into the masks.
         score_all_tokens: the predicted IoU of unmatched tokens learns too.
+        near_prompts: share of the points of prompts that lie near them; small masks need it
+            where points are few.
         interactive, generic: weight of each stream's sum.
     """
 
@@ -174,6 +178,7 @@ class LossChoice:
     many_to_one: bool = False
     detach_iou_target: bool = True
     score_all_tokens: bool = False
+    near_prompts: float = 0.0
     interactive: float = 1.0
     generic: float = 1.0
 
@@ -234,7 +239,7 @@ def build(config: Mapping | ConfigDict) -> RunConfig:
         ConfigError: unknown key, wrong type, or values that do not go together.
     """
     values = config.to_dict() if isinstance(config, ConfigDict) else config
-    run = _build(RunConfig, values, "config")
+    run = build_dataclass(RunConfig, values, "config")
     if not needs_checkpoint(run):
         _check(run)
     elif not run.model.warm_start:
@@ -258,7 +263,7 @@ def build_evaluation(config: Mapping | ConfigDict, out: str) -> EvalOptions:
             f"config.{next(iter(values))}: an evaluation has only the group evaluate; training "
             f"is another config."
         )
-    return dataclasses.replace(_build(EvalOptions, group, "config.evaluate"), out=out)
+    return dataclasses.replace(build_dataclass(EvalOptions, group, "config.evaluate"), out=out)
 
 
 def model_config(choice: ModelChoice) -> presets.ModelConfig:
@@ -323,10 +328,13 @@ def check_batch(run: RunConfig, num_shards: int) -> None:
 
 def _check(run: RunConfig) -> None:
     model = model_config(run.model)
-    _one_of("model.dtype", run.model.dtype, ("float32", "bfloat16"))
-    _one_of("model.remat", run.model.remat, tuple(REMAT_POLICIES))
-    _one_of("text.source", run.text.source, ("table", "encoder", "none"))
-    _one_of("optimizer.schedule", run.optimizer.schedule, ("step", "cosine"))
+    one_of("model.start", run.model.start, ("random", "aligned"))
+    if run.model.start == "aligned":
+        aligned_start.check_fits(model)
+    one_of("model.dtype", run.model.dtype, ("float32", "bfloat16"))
+    one_of("model.remat", run.model.remat, tuple(REMAT_POLICIES))
+    one_of("text.source", run.text.source, ("table", "encoder", "none"))
+    one_of("optimizer.schedule", run.optimizer.schedule, ("step", "cosine"))
     data = run.data
     if run.text.source == "encoder" and model.text is None:
         raise ConfigError(
@@ -348,7 +356,7 @@ def _check(run: RunConfig) -> None:
         if getattr(run, name) < 1:
             raise ConfigError(f"{name}: {getattr(run, name)}; must be at least 1.")
     for name in run.eval_suites:
-        _one_of("eval_suites", name, TRAINING_SUITES)
+        one_of("eval_suites", name, TRAINING_SUITES)
     if run.loss.many_to_one and data.max_targets != 1:
         raise ConfigError(
             f"loss.many_to_one: wants one target per prompt, got data.max_targets "
@@ -359,6 +367,8 @@ def _check(run: RunConfig) -> None:
             f"data.max_targets: {data.max_targets}; a prompt has 1 to "
             f"{model.decoder.num_tokens} tokens to give to targets."
         )
+    if not 0 <= run.loss.near_prompts < 1:
+        raise ConfigError(f"loss.near_prompts: {run.loss.near_prompts}; must lie in 0..1, below 1.")
     if run.slices < 0:
         raise ConfigError(f"slices: {run.slices}; must not be negative (0: as the devices say).")
     for name in ("interactive_batch", "generic_batch"):
@@ -374,48 +384,8 @@ def _check(run: RunConfig) -> None:
         if not 0 <= getattr(data, name) <= 1:
             raise ConfigError(f"data.{name}: {getattr(data, name)}; must lie in 0..1.")
     for kind in data.prompt_shares:
-        _one_of("data.prompt_shares", kind, ("object", "part", "agnostic"))
+        one_of("data.prompt_shares", kind, ("object", "part", "agnostic"))
     for name in ("scale_jitter", "sa1b_jitter", "ade20k_jitter"):
         low, high = getattr(data, name)
         if not 0 < low <= high:
             raise ConfigError(f"data.{name}: {(low, high)}; wanted 0 < low <= high.")
-
-
-def _one_of(where: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{where}: {value!r}; use one of {', '.join(allowed)}.")
-
-
-def _build(kind: type, values: object, where: str) -> object:
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{where}: got {values!r}, wanted a group of keys.")
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    hints = typing.get_type_hints(kind)
-    made = {}
-    for key, value in values.items():
-        if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; keys: {', '.join(fields)}."
-            raise ConfigError(f"{where}.{key}: no such key{hint}")
-        made[key] = _convert(hints[key], value, f"{where}.{key}")
-    return kind(**made)
-
-
-def _convert(hint: object, value: object, where: str) -> object:
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, value, where)
-    origin = typing.get_origin(hint)
-    if origin is tuple:
-        (item_kind, *_) = typing.get_args(hint)
-        if isinstance(value, str) or not all(
-            isinstance(i, str) == (item_kind is str) for i in value
-        ):
-            raise ConfigError(f"{where}: got {value!r}, wanted a tuple of {item_kind.__name__}.")
-        return tuple(item_kind(item) for item in value)
-    if origin is not None and issubclass(origin, Mapping):
-        return {str(k): float(v) for k, v in value.items()}
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise ConfigError(f"{where}: got {value!r}, wanted {hint.__name__}.")
-    return value

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from semsam_jax.core.errors import ShapeError
 from semsam_jax.core.structs import Batch, Predictions
+from semsam_jax.criterion.near_points import area_weights
 from semsam_jax.criterion.points import Sampled, mask_terms, mean_over, over_layers, sample
 from semsam_jax.criterion.terms import CriterionConfig, box_terms, class_heads, class_term
 
@@ -72,6 +73,10 @@ def interactive_losses(
     instance = jnp.maximum(targets, 0).reshape(b, -1)
     row_of_token = (jnp.arange(p)[None, :, None] * k + token).reshape(b, -1)
 
+    area = None
+    if config.score_all_tokens and config.near_prompts:
+        area = area_weights(points[0, :, 0], rows, config.near_prompts)
+
     def terms_of(one: Predictions, sampled: Sampled) -> dict[str, Array]:
         flat = jax.tree.map(lambda x: x.reshape(b, p * k, *x.shape[3:]), one)
         own = jax.tree.map(lambda x: jax.vmap(lambda v, i: v[i])(x, row_of_token), flat)
@@ -84,7 +89,7 @@ def interactive_losses(
 
         every_token = None
         if config.score_all_tokens:
-            best = _best_iou(flat.mask_embed.reshape(b, p, k, -1), sampled, is_pair)
+            best = _best_iou(flat.mask_embed.reshape(b, p, k, -1), sampled, is_pair, area)
             terms["iou"] = jnp.square(flat.pred_ious.astype(jnp.float32) - best.reshape(b, p * k))
             has_target = is_pair.any(-1) & rows.has_masks[:, None]
             every_token = jnp.repeat(has_target.astype(jnp.float32), k, axis=1)
@@ -109,16 +114,24 @@ def interactive_losses(
 
 
 def _best_iou(
-    mask_embed: Float[Array, "b p k d"], sampled: Sampled, is_pair: Bool[Array, "b p t"]
+    mask_embed: Float[Array, "b p k d"],
+    sampled: Sampled,
+    is_pair: Bool[Array, "b p t"],
+    area: Float[Array, "b j"] | None,
 ) -> Float[Array, "b p k"]:
-    """IoU of each token's mask with the target that it fits best, at the (uniform) points."""
+    """IoU of each token's mask with the target that it fits best.
+
+    Taken at the points, each of which stands for `area`; None for the same of all.
+    """
     b, p, t = is_pair.shape
     embed = jax.lax.stop_gradient(mask_embed.astype(jnp.float32))
     logits = jnp.einsum("bpkd,bjd->bpkj", embed, jax.lax.stop_gradient(sampled.features[:, 0]))
     mask = (logits > 0).astype(jnp.float32)
     truth = sampled.truth.reshape(b, p, t, -1)
-    inter = jnp.einsum("bpkj,bptj->bpkt", mask, truth)
-    union = mask.sum(-1)[..., :, None] + truth.sum(-1)[..., None, :] - inter
+    weighted = mask if area is None else mask * area[:, None, None]
+    truth_area = truth.sum(-1) if area is None else jnp.einsum("bptj,bj->bpt", truth, area)
+    inter = jnp.einsum("bpkj,bptj->bpkt", weighted, truth)
+    union = weighted.sum(-1)[..., :, None] + truth_area[..., None, :] - inter
     iou = inter / jnp.maximum(union, 1e-6)
     return jnp.where(is_pair[:, :, None, :], iou, 0.0).max(-1)
 

@@ -47,6 +47,8 @@ class CriterionConfig:
         score_all_tokens: the predicted quality of every token learns the IoU of its mask with
             the prompt's best fitting target, so that tokens without a target of their own
             learn to score low. Off in the paper, where only matched tokens learn a quality.
+        near_prompts: share of an image's points that lie near its prompts (`near_points`), for
+            the losses and the matching costs of prompts. 0 in the paper.
         interactive, generic: weight of each stream's sum.
     """
 
@@ -59,6 +61,7 @@ class CriterionConfig:
     detach_iou_target: bool = True
     score_all_tokens: bool = False
     denoising_by_slots: bool = True
+    near_prompts: float = 0.0
     interactive: float = 1.0
     generic: float = 1.0
 

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from semsam_jax.core.structs import Assignment, StreamBatch, StreamOutputs
 from semsam_jax.criterion.generic import generic_losses
 from semsam_jax.criterion.interactive import interactive_losses
+from semsam_jax.criterion.near_points import move_near_prompts
 from semsam_jax.criterion.terms import CriterionConfig, LossWeights
 
 __all__ = ["CriterionConfig", "LossWeights", "total_loss", "weighted_sum"]
@@ -40,6 +41,10 @@ def total_loss(
     if batch.interactive is not None:
         rows = batch.interactive
         points = config.plan.draw(keys[0], rows.boxes.shape[0])
+        if config.near_prompts:
+            near = jax.random.fold_in(keys[0], 1)
+            own = move_near_prompts(near, points[0, :, 0], rows, config.near_prompts)
+            points = own[None, :, None]
         terms = interactive_losses(
             outputs.prompts,
             outputs.prompt_features,

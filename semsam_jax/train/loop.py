@@ -208,6 +208,7 @@ def criterion_config(run: RunConfig) -> CriterionConfig:
         weights=LossWeights(**{name: getattr(loss, name) for name in names}),
         num_points=loss.num_points,
         match_points=loss.match_points,
+        near_prompts=loss.near_prompts,
         many_to_one=loss.many_to_one,
         detach_iou_target=loss.detach_iou_target,
         score_all_tokens=loss.score_all_tokens,

@@ -1,0 +1,59 @@
+"""Nested mappings to frozen dataclasses, with an error that names the key and the fix."""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping
+
+from semsam_jax.core.errors import ConfigError
+
+
+def one_of(where: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raises ConfigError for a value that is not among the allowed ones."""
+    if value not in allowed:
+        raise ConfigError(f"{where}: {value!r}; use one of {', '.join(allowed)}.")
+
+
+def build_dataclass(kind: type, values: object, where: str) -> object:
+    """Makes a `kind` of a (possibly partial) nested mapping.
+
+    Args:
+        kind: dataclass whose fields are dataclasses, tuples, mappings of floats or plain values.
+        values: the mapping.
+        where: name of the group in messages.
+
+    Raises:
+        ConfigError: unknown key or wrong type.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where}: got {values!r}, wanted a group of keys.")
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
+    made = {}
+    for key, value in values.items():
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; keys: {', '.join(fields)}."
+            raise ConfigError(f"{where}.{key}: no such key{hint}")
+        made[key] = _convert(hints[key], value, f"{where}.{key}")
+    return kind(**made)
+
+
+def _convert(hint: object, value: object, where: str) -> object:
+    if dataclasses.is_dataclass(hint):
+        return build_dataclass(hint, value, where)
+    origin = typing.get_origin(hint)
+    if origin is tuple:
+        (item_kind, *_) = typing.get_args(hint)
+        if isinstance(value, str) or not all(
+            isinstance(i, str) == (item_kind is str) for i in value
+        ):
+            raise ConfigError(f"{where}: got {value!r}, wanted a tuple of {item_kind.__name__}.")
+        return tuple(item_kind(item) for item in value)
+    if origin is not None and issubclass(origin, Mapping):
+        return {str(k): float(v) for k, v in value.items()}
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ConfigError(f"{where}: got {value!r}, wanted {hint.__name__}.")
+    return value

@@ -1,0 +1,67 @@
+"""Loss points near the prompts, so that small targets are seen at all.
+
+Uniform points all but miss a target of a few pixels, whose loss then prefers an empty mask.
+Here a share of an image's points is drawn around its prompts instead. Where an area must be
+measured (the IoU that a token's predicted quality learns), each point counts by the inverse of
+its density, so that the measure stays that of the whole canvas.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from semsam_jax.core.structs import Batch
+
+RADII = (0.01, 0.03, 0.09)
+"""Standard deviations of the points around a prompt's centre, fractions of the canvas."""
+
+
+def move_near_prompts(
+    key: PRNGKeyArray, points: Float[Array, "b j 2"], rows: Batch, share: float
+) -> Float[Array, "b j 2"]:
+    """Moves about `share` of uniform points to normal ones around the rows' valid prompts.
+
+    A point that would fall off the canvas, and every point of a row without a valid prompt,
+    stays where it is.
+
+    Args:
+        key: for the choice.
+        points: uniform (x, y), fractions of the canvas.
+        rows: the interactive rows.
+        share: chance of a point to be moved, 0..1.
+    """
+    b, j, _ = points.shape
+    keys = jax.random.split(key, 4)
+    logits = jnp.where(rows.prompt_valid, 0.0, -jnp.inf)
+    # A row without prompts has nothing to choose from; its points stay.
+    has_prompts = rows.prompt_valid.any(-1)
+    logits = jnp.where(has_prompts[:, None], logits, 0.0)
+    prompt = jax.random.categorical(keys[0], logits[:, None], shape=(b, j))
+    centre = jnp.take_along_axis(rows.prompt_box[..., :2], prompt[..., None], axis=1)
+    radius = jax.random.choice(keys[1], jnp.asarray(RADII), (b, j, 1))
+    near = centre + radius * jax.random.normal(keys[2], points.shape)
+    is_on_canvas = ((near >= 0) & (near < 1)).all(-1, keepdims=True)
+    is_moved = jax.random.uniform(keys[3], (b, j, 1)) < share
+    return jnp.where(is_moved & is_on_canvas & has_prompts[:, None, None], near, points)
+
+
+def area_weights(points: Float[Array, "b j 2"], rows: Batch, share: float) -> Float[Array, "b j"]:
+    """Inverse density of points that went through `move_near_prompts`; uniform ones have 1.
+
+    The weighted sum of a mask at the points, by their number, estimates its area without bias.
+    """
+    count = jnp.maximum(rows.prompt_valid.sum(-1), 1)[:, None, None]
+    valid = rows.prompt_valid.astype(jnp.float32)[..., None] / (count * len(RADII))
+    radii = jnp.asarray(RADII)[None, None]
+    centres = rows.prompt_box[..., :2]
+    kept = jnp.prod(
+        jax.scipy.stats.norm.cdf((1.0 - centres)[..., None, :] / radii[..., None])
+        - jax.scipy.stats.norm.cdf(-centres[..., None, :] / radii[..., None]),
+        axis=-1,
+    )
+    square = jnp.sum(jnp.square(points[:, :, None] - centres[:, None]), axis=-1)
+    variance = jnp.square(radii)[:, :, None]
+    bumps = jnp.exp(-0.5 * square[..., None] / variance) / (2 * jnp.pi * variance)
+    density = jnp.sum(valid[:, None] * bumps, axis=(-1, -2))
+    stayed = 1.0 - jnp.sum(valid * kept, axis=(-1, -2))[:, None]
+    return 1.0 / (1.0 - share + share * (stayed + density))

@@ -1,0 +1,62 @@
+"""Points near prompts: where they lie, and that areas measured with them stay right."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from semsam_jax.criterion.near_points import RADII, area_weights, move_near_prompts
+from tests.criterion import recorded
+
+COUNT = 200_000
+
+
+@pytest.fixture(scope="module")
+def rows():
+    rows = jax.tree.map(lambda x: jnp.concatenate([x[:1]] * 2), recorded.interactive_rows())
+    b, p = rows.prompt_valid.shape
+    # One prompt in a corner, where many points would fall off the canvas.
+    boxes = rows.prompt_box.at[0, 0, :2].set(jnp.array([0.02, 0.99]))
+    valid = jnp.ones((b, p), bool).at[0, 1].set(False).at[-1].set(False)
+    return rows.replace(prompt_box=boxes, prompt_valid=valid)
+
+
+@pytest.fixture(scope="module")
+def drawn(rows):
+    key = jax.random.key(3)
+    uniform = jax.random.uniform(key, (rows.prompt_box.shape[0], COUNT, 2))
+    return uniform, move_near_prompts(jax.random.key(4), uniform, rows, 0.6)
+
+
+def test_moved_points_surround_valid_prompts_on_the_canvas(rows, drawn):
+    uniform, points = drawn
+    moved = np.asarray((points != uniform).any(-1))
+    assert 0.1 < moved[0].mean() < 0.61
+    assert ((points >= 0) & (points < 1)).all()
+    centres = np.asarray(rows.prompt_box[0, np.asarray(rows.prompt_valid[0]), :2])
+    away = np.linalg.norm(np.asarray(points)[0, moved[0], None] - centres, axis=-1).min(1)
+    assert away.max() < 7 * max(RADII)
+    assert np.median(away) < 2 * np.median(RADII)
+
+
+def test_row_without_valid_prompts_keeps_its_points(drawn):
+    uniform, points = drawn
+    np.testing.assert_array_equal(points[-1], uniform[-1])
+
+
+@pytest.mark.parametrize("box", [(0.0, 0.9, 0.1, 1.0), (0.3, 0.2, 0.8, 0.6), (0.0, 0.0, 1.0, 1.0)])
+def test_weighted_points_measure_areas_without_bias(rows, drawn, box):
+    _, points = drawn
+    weights = area_weights(points, rows, 0.6)
+    x0, y0, x1, y1 = box
+    x, y = points[..., 0], points[..., 1]
+    inside = (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
+    measured = np.asarray(jnp.where(inside, weights, 0.0).mean(1))
+    want = (x1 - x0) * (y1 - y0)
+    # Five standard errors of a mean of weights that are at most 1 / (1 - 0.6).
+    tolerance = 5 * 2.5 * np.sqrt(want / COUNT)
+    np.testing.assert_allclose(measured, want, atol=tolerance)
+
+
+def test_without_near_points_every_point_counts_one(rows, drawn):
+    np.testing.assert_array_equal(area_weights(drawn[0], rows, 0.0), 1.0)
