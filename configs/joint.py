@@ -57,7 +57,7 @@ def _lite(config: ConfigDict) -> ConfigDict:
     config.data.granularity_balance = 0.5
     config.data.scale_jitter = (0.6, 1.7)
     config.data.sa1b_jitter = (0.6, 1.7)
-    config.optimizer.learning_rate = 1e-4
+    config.optimizer.learning_rate = 3e-4
     config.optimizer.warmup_steps = 20
     config.optimizer.schedule = "cosine"
     config.optimizer.ema = 0.98
@@ -66,7 +66,7 @@ def _lite(config: ConfigDict) -> ConfigDict:
     config.loss.near_prompts = 0.6
     config.loss.mask_bce = 2.0
     config.loss.score_all_tokens = True
-    config.loss.iou = 2.0
+    config.loss.iou = 5.0
     config.loss.object_class = 1.0
     config.loss.part_class = 1.0
     config.loss.generic = 0.1

@@ -52,14 +52,7 @@ def evaluate_box_prompt(
     """Prompts every instance with its tight box; arguments as `evaluate_one_click`."""
     protocol = protocol or BoxProtocol()
     driver = driver or Driver()
-    runner = PromptRunner(
-        model,
-        params,
-        prompts_per_call,
-        isolate=protocol.isolate,
-        devices=driver.devices,
-        photos_per_device=driver.photos_per_device,
-    )
+    runner = PromptRunner.on(driver, model, params, prompts_per_call, protocol.isolate)
     scorer = runner.scorer(functools.partial(box_all, protocol=protocol))
     return driver.run(name, OneClickEvaluator(), samples, scorer).result()
 

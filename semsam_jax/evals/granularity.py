@@ -136,14 +136,7 @@ def evaluate_granularity(
     """Clicks the centre of every mask once; equal clicks of an image count once."""
     protocol = protocol or GranularityProtocol()
     driver = driver or Driver()
-    runner = PromptRunner(
-        model,
-        params,
-        prompts_per_call,
-        isolate=protocol.isolate,
-        devices=driver.devices,
-        photos_per_device=driver.photos_per_device,
-    )
+    runner = PromptRunner.on(driver, model, params, prompts_per_call, protocol.isolate)
     scorer = runner.scorer(functools.partial(click_ious, protocol=protocol))
     return driver.run(name, GranularityEvaluator(), samples, scorer).result()
 

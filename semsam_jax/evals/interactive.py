@@ -132,14 +132,7 @@ def evaluate_interactive(
     """Clicks every instance until its mask is good; arguments as `evaluate_one_click`."""
     protocol = protocol or InteractiveProtocol()
     driver = driver or Driver()
-    runner = PromptRunner(
-        model,
-        params,
-        prompts_per_call,
-        isolate=protocol.isolate,
-        devices=driver.devices,
-        photos_per_device=driver.photos_per_device,
-    )
+    runner = PromptRunner.on(driver, model, params, prompts_per_call, protocol.isolate)
     scorer = runner.scorer(functools.partial(click_curves, protocol=protocol))
     evaluator = InteractiveEvaluator(protocol)
     return driver.run(name, evaluator, samples, scorer).result()

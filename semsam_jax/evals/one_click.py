@@ -216,14 +216,7 @@ def evaluate_one_click(
     """
     protocol = protocol or ClickProtocol()
     driver = driver or Driver()
-    runner = PromptRunner(
-        model,
-        params,
-        prompts_per_call,
-        isolate=protocol.isolate,
-        devices=driver.devices,
-        photos_per_device=driver.photos_per_device,
-    )
+    runner = PromptRunner.on(driver, model, params, prompts_per_call, protocol.isolate)
     scorer = runner.scorer(functools.partial(click_all, protocol=protocol))
     return driver.run(name, OneClickEvaluator(), samples, scorer).result()
 

@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from semsam_jax.core.structs import Prompts, Pyramid
 from semsam_jax.evals import prompt_scores
+from semsam_jax.evals.driver import Driver
 from semsam_jax.evals.prompt_scores import Plan, PromptMasks, PromptScores
 from semsam_jax.evals.samples import EvalSample
 from semsam_jax.parallel.mesh import batch_sharding, build_mesh, replicated
@@ -102,6 +103,20 @@ class PromptRunner:
         limit = min(masks_per_chunk, prompts_per_call)
         self._chunk = next(n for n in range(limit, 0, -1) if prompts_per_call % n == 0)
         self.batch_size = len(devices) * photos_per_device
+
+    @classmethod
+    def on(
+        cls, driver: Driver, model: nn.Module, params: dict, prompts_per_call: int, isolate: bool
+    ) -> "PromptRunner":
+        """A runner on the devices of a driver."""
+        return cls(
+            model,
+            params,
+            prompts_per_call,
+            isolate=isolate,
+            devices=driver.devices,
+            photos_per_device=driver.photos_per_device,
+        )
 
     def scorer(self, work: Callable[[EvalSample], Work]) -> "PromptScorer":
         """Scorer of a measurement for `driver.Driver.run`."""

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from flax import traverse_util
 from jax.experimental import multihost_utils
 
 from semsam_jax.core import checkpoint_io
@@ -191,6 +192,7 @@ def _all_agree(is_fine: bool) -> bool:
 
 
 def _check_same_run(saved: dict, wanted: dict, where: Path) -> None:
+    saved, wanted = (traverse_util.flatten_dict(values, sep=".") for values in (saved, wanted))
     differing = [
         f"{key}: checkpoint {saved.get(key)!r}, this run {wanted.get(key)!r}"
         for key in sorted(set(saved) | set(wanted))

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2]
 SMALL = {
     "model.preset": "tiny",
     "model.backbone_weights": "",
+    "model.start": "random",
     "text.source": "encoder",
     "data.image_size": 64,
     "data.interactive_batch": 2,

@@ -16,7 +16,7 @@ from semsam_jax.parallel.mesh import build_mesh
 from semsam_jax.train.checkpoints import Checkpoints
 from semsam_jax.train.state import shard_state
 
-META = {"must_match": {"preset": "x"}}
+META = {"must_match": {"preset": "x", "data": {"image_size": 256, "flip": 0.5}}}
 
 
 def _state(step):
@@ -96,8 +96,15 @@ def test_without_a_readable_step_nothing_starts_over_silently(saved):
 
 def test_another_configuration_is_not_damage(saved):
     with pytest.raises(CheckpointError, match="preset: checkpoint 'x', this run 'y'"):
-        _restore(saved, {"must_match": {"preset": "y"}})
+        _restore(saved, {"must_match": META["must_match"] | {"preset": "y"}})
     assert (saved / "checkpoints" / "4").is_dir()
+
+
+def test_of_a_group_only_the_keys_that_differ_are_named(saved):
+    other = META["must_match"] | {"data": {"image_size": 512, "flip": 0.5}}
+    with pytest.raises(CheckpointError, match=r"data\.image_size: .* 256, .* 512") as caught:
+        _restore(saved, {"must_match": other})
+    assert "flip" not in str(caught.value)
 
 
 def test_a_full_disk_is_one_clear_error(saved):
