@@ -13,6 +13,8 @@ def base() -> ConfigDict:
                 "dtype": "float32",
                 # What the backward pass recomputes: "none", "dots" or "full".
                 "remat": "none",
+                # "aligned": an untrained lite already segments (models/aligned_start.py).
+                "start": "random",
                 # Checkpoint folder whose parameters start the run.
                 "warm_start": "",
                 # "imagenet" (lite) or a .pth of an ImageNet Swin.
@@ -79,6 +81,8 @@ def base() -> ConfigDict:
                 "many_to_one": False,
                 "detach_iou_target": True,
                 "score_all_tokens": False,
+                # Share of the points of prompts that lie near them.
+                "near_prompts": 0.0,
                 "interactive": 1.0,
                 "generic": 1.0,
             },
