@@ -43,7 +43,7 @@ def parameters_of(name, checkpoint):
     return {
         "clicks_and_levels": {"CHECKPOINT": str(REAL or checkpoint)},
         "everything_with_names": {"CHECKPOINT": str(REAL or checkpoint)}
-        | ({"POINTS_PER_SIDE": 4, "QUALITY": 0.0} if is_small else {}),
+        | ({"POINTS_PER_SIDE": 4, "IOU": 0.0, "STABILITY": 0.0} if is_small else {}),
         "train_and_fine_tune": {"STEPS": SMALL["steps"], "FINE_TUNE_STEPS": 2, "MORE_FLAGS": TRAIN}
         if is_small
         else {},
