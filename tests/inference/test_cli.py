@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
 
 from semsam_jax.__main__ import main
 from semsam_jax.core import checkpoint_io
@@ -43,6 +44,23 @@ def test_click_writes_masks_and_picture_beside_the_photo(photo, tiny_checkpoint)
         assert mask.shape == (170, 133)
         assert mask.sum() == record["area"]
         np.testing.assert_array_equal(coco_mask.toBbox(rle), record["bbox"])
+
+
+def test_masks_json_is_a_result_list_for_pycocotools(photo, tiny_checkpoint, tmp_path):
+    args = ["--checkpoint", tiny_checkpoint, "--point", "60,80", "--size", 96, "--out", tmp_path]
+    assert run("segment", photo, *args) == 0
+    truth = COCO()
+    truth.dataset = {
+        "images": [{"id": 1, "height": 170, "width": 133}],
+        "annotations": [],
+        "categories": [],
+    }
+    truth.createIndex()
+    results = truth.loadRes(str(tmp_path / "masks.json"))
+    assert sorted(a["category_id"] for a in results.anns.values()) == [1, 2, 3, 4, 5, 6]
+    areas = {r["level"]: r["area"] for r in json.loads((tmp_path / "masks.json").read_text())}
+    for annotation in results.anns.values():
+        assert results.annToMask(annotation).sum() == areas[annotation["category_id"]]
 
 
 def test_several_prompts_levels_and_negative_clicks(photo, tiny_checkpoint, tmp_path):
