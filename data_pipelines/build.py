@@ -37,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--runner", help="Beam runner, such as DirectRunner or DataflowRunner")
     parser.add_argument("--beam-options", default="", help="comma-separated name=value")
     args = parser.parse_args(arguments)
+    verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # TFDS warns that it does not know our data sets
     try:
         for split in args.split:
@@ -64,6 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; finished files are kept, the same command goes on", file=sys.stderr)
         return 130
+    finally:
+        logging.set_verbosity(verbosity)
     return 0
 
 

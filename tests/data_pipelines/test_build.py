@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from absl import logging as absl_logging
 from tqdm import tqdm
 
 from data_pipelines import build, sample
@@ -247,7 +248,9 @@ def test_readers_travel_without_their_files_and_keep_few_open(coco, tmp_path, mo
 
 def test_command_line(coco, tmp_path, capsys):
     common = ["--dataset", "coco", "--out", str(tmp_path / "out")]
+    verbosity = absl_logging.get_verbosity()
     assert build.main([*common, "--root", str(coco)]) == 0
+    assert absl_logging.get_verbosity() == verbosity
     assert "12 examples of 12 records" in capsys.readouterr().out
     assert build.main([*common, "--root", str(tmp_path / "nowhere")]) == 2
     assert "is not a folder" in capsys.readouterr().err

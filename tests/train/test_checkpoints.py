@@ -63,7 +63,7 @@ def test_a_truncated_step_is_set_aside_and_the_one_before_is_used(saved, what, c
         part = {"array data": "state", "meta": "meta", "data position": "data"}[what]
         file = _largest_file(step / part) if part == "state" else step / part / "metadata"
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, logger="absl"):
         state, data = _restore(saved)
     assert (int(state.step), data) == (2, {"at": 2})
     assert "is damaged" in caplog.text
@@ -80,7 +80,7 @@ def test_a_half_written_step_is_set_aside(saved, caplog):
     step = saved / "checkpoints" / "4"
     (step / "_CHECKPOINT_METADATA").unlink()
     shutil.rmtree(step / "meta")
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, logger="absl"):
         state, _ = _restore(saved)
     assert int(state.step) == 2
     assert "is incomplete (killed while saving?)" in caplog.text
