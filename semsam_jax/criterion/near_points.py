@@ -16,37 +16,41 @@ RADII = (0.01, 0.03, 0.09)
 """Standard deviations of the points around a prompt's centre, fractions of the canvas."""
 
 
-def move_near_prompts(
-    key: PRNGKeyArray, points: Float[Array, "b j 2"], rows: Batch, share: float
+def draw_points(
+    key: PRNGKeyArray, num_points: int, rows: Batch, share: float
 ) -> Float[Array, "b j 2"]:
-    """Moves about `share` of uniform points to normal ones around the rows' valid prompts.
+    """Draws the points of each row: uniform ones, of which about `share` then move to prompts.
 
-    A point that would fall off the canvas, and every point of a row without a valid prompt,
-    stays where it is.
+    A moved point is normal around the centre of one of the row's valid prompts. One that would
+    fall off the canvas, and every point of a row without a valid prompt, stays where it is.
 
     Args:
-        key: for the choice.
-        points: uniform (x, y), fractions of the canvas.
+        key: for all of it.
+        num_points: of a row.
         rows: the interactive rows.
-        share: chance of a point to be moved, 0..1.
+        share: chance of a point to be moved, 0..1; 0 leaves all uniform.
+
+    Returns:
+        (x, y), fractions of the canvas.
     """
-    b, j, _ = points.shape
-    keys = jax.random.split(key, 4)
-    logits = jnp.where(rows.prompt_valid, 0.0, -jnp.inf)
-    # A row without prompts has nothing to choose from; its points stay.
-    has_prompts = rows.prompt_valid.any(-1)
-    logits = jnp.where(has_prompts[:, None], logits, 0.0)
+    b, j = rows.prompt_valid.shape[0], num_points
+    points = jax.random.uniform(key, (b, j, 2))
+    if not share:
+        return points
+    keys = jax.random.split(jax.random.fold_in(key, 1), 4)
+    has_prompts = rows.prompt_valid.any(-1, keepdims=True)
+    logits = jnp.where(rows.prompt_valid | ~has_prompts, 0.0, -jnp.inf)
     prompt = jax.random.categorical(keys[0], logits[:, None], shape=(b, j))
     centre = jnp.take_along_axis(rows.prompt_box[..., :2], prompt[..., None], axis=1)
     radius = jax.random.choice(keys[1], jnp.asarray(RADII), (b, j, 1))
     near = centre + radius * jax.random.normal(keys[2], points.shape)
     is_on_canvas = ((near >= 0) & (near < 1)).all(-1, keepdims=True)
     is_moved = jax.random.uniform(keys[3], (b, j, 1)) < share
-    return jnp.where(is_moved & is_on_canvas & has_prompts[:, None, None], near, points)
+    return jnp.where(is_moved & is_on_canvas & has_prompts[..., None], near, points)
 
 
 def area_weights(points: Float[Array, "b j 2"], rows: Batch, share: float) -> Float[Array, "b j"]:
-    """Inverse density of points that went through `move_near_prompts`; uniform ones have 1.
+    """Inverse density of points of `draw_points`; uniform ones have 1.
 
     The weighted sum of a mask at the points, by their number, estimates its area without bias.
     """

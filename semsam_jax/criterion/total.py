@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from semsam_jax.core.structs import Assignment, StreamBatch, StreamOutputs
 from semsam_jax.criterion.generic import generic_losses
 from semsam_jax.criterion.interactive import interactive_losses
-from semsam_jax.criterion.near_points import move_near_prompts
+from semsam_jax.criterion.near_points import draw_points
 from semsam_jax.criterion.terms import CriterionConfig, LossWeights
 
 __all__ = ["CriterionConfig", "LossWeights", "total_loss", "weighted_sum"]
@@ -40,17 +40,14 @@ def total_loss(
     metrics: dict[str, Array] = {}
     if batch.interactive is not None:
         rows = batch.interactive
-        points = config.plan.draw(keys[0], rows.boxes.shape[0])
-        if config.near_prompts:
-            near = jax.random.fold_in(keys[0], 1)
-            own = move_near_prompts(near, points[0, :, 0], rows, config.near_prompts)
-            points = own[None, :, None]
+        plan, share = config.plan, config.near_prompts
+        points = draw_points(keys[0], plan.num_candidates + plan.num_fresh, rows, share)
         terms = interactive_losses(
             outputs.prompts,
             outputs.prompt_features,
             rows,
             assignment.token_of_target,
-            points,
+            points[None, :, None],
             config,
         )
         own = weighted_sum(terms, config.weights)

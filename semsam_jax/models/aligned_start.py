@@ -60,13 +60,9 @@ def align(params: dict, config: ModelConfig, seed: int) -> dict:
 
     Args:
         params: of all branches, NumPy float32; they stay as they are.
-        config: sizes; see `check_fits`.
+        config: sizes that passed `check_fits`.
         seed: of the code that all levels share for the position.
-
-    Raises:
-        ConfigError: a model that cannot start so.
     """
-    check_fits(config)
     flat = {
         key: np.array(value) for key, value in traverse_util.flatten_dict(params, sep="/").items()
     }

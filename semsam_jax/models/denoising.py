@@ -130,11 +130,12 @@ class Denoising(nn.Module):
         name_id = jnp.take_along_axis(name_id, queries.instance, axis=1)
         boxes = jnp.take_along_axis(targets.boxes, queries.instance[..., None], axis=1)
         names = jnp.concatenate([text.objects, text.parts], axis=0).astype(jnp.float32)
-        # Map the names first: the gather is then over rows that every image shares.
-        content = (names @ lang_mapper)[jnp.maximum(name_id, 0)]
-        is_named = queries.valid & (name_id >= 0)
+        # A product with zeros and ones instead of a lookup: its gradient is a sum over rows, where
+        # that of a lookup sends the tokens of every row to other devices. -1 picks nothing.
+        picked = jax.nn.one_hot(jnp.where(queries.valid, name_id, -1), len(names))
+        content = jnp.matmul(picked, names @ lang_mapper, precision=jax.lax.Precision.HIGHEST)
         return DenoisingTokens(
-            content=jnp.where(is_named[..., None], content, 0.0),
+            content=content,
             references=inverse_sigmoid(
                 add_box_noise(boxes.astype(jnp.float32), targets.noise, self.noise_scale)
             ),

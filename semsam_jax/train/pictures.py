@@ -68,6 +68,10 @@ def _largest_thing_click(sample: EvalSample) -> tuple[float, float] | None:
 
 
 def _stack(strips: list[np.ndarray]) -> np.ndarray:
+    """One above the other, all as wide as the widest."""
     width = max(strip.shape[1] for strip in strips)
-    rows = [np.pad(s, ((0, 0), (0, width - s.shape[1]), (0, 0))) for s in strips]
-    return np.concatenate(rows)
+    rows = [
+        Image.fromarray(s).resize((width, round(len(s) * width / s.shape[1])), Image.LANCZOS)
+        for s in strips
+    ]
+    return np.concatenate([np.asarray(row) for row in rows])

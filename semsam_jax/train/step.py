@@ -27,7 +27,7 @@ from semsam_jax.core.structs import (
     StreamOutputs,
     TextTable,
 )
-from semsam_jax.criterion.near_points import move_near_prompts
+from semsam_jax.criterion.near_points import draw_points
 from semsam_jax.criterion.total import CriterionConfig, total_loss
 from semsam_jax.matching.costs import prompt_costs, query_costs
 from semsam_jax.matching.transport import AssignReport, assign
@@ -242,10 +242,7 @@ class TrainStep:
         keys = jax.random.split(key)
         if batch.interactive is not None and not self._criterion.many_to_one:
             rows = batch.interactive
-            points = jax.random.uniform(keys[0], (rows.boxes.shape[0], num_points, 2))
-            if self._criterion.near_prompts:
-                near = jax.random.fold_in(keys[0], 1)
-                points = move_near_prompts(near, points, rows, self._criterion.near_prompts)
+            points = draw_points(keys[0], num_points, rows, self._criterion.near_prompts)
             last = jax.tree.map(lambda x: x[-1], outputs.prompts)
             costs = costs.replace(
                 prompts=prompt_costs(last, outputs.prompt_features, rows, points, weights)

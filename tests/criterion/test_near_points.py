@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from semsam_jax.criterion.near_points import RADII, area_weights, move_near_prompts
+from semsam_jax.criterion.near_points import RADII, area_weights, draw_points
 from tests.criterion import recorded
 
 COUNT = 200_000
@@ -23,9 +23,9 @@ def rows():
 
 @pytest.fixture(scope="module")
 def drawn(rows):
+    """Points of which none, and of which many lie near prompts; otherwise the same."""
     key = jax.random.key(3)
-    uniform = jax.random.uniform(key, (rows.prompt_box.shape[0], COUNT, 2))
-    return uniform, move_near_prompts(jax.random.key(4), uniform, rows, 0.6)
+    return draw_points(key, COUNT, rows, 0.0), draw_points(key, COUNT, rows, 0.6)
 
 
 def test_moved_points_surround_valid_prompts_on_the_canvas(rows, drawn):
@@ -53,8 +53,9 @@ def test_weighted_points_measure_areas_without_bias(rows, drawn, box):
     inside = (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
     measured = np.asarray(jnp.where(inside, weights, 0.0).mean(1))
     want = (x1 - x0) * (y1 - y0)
-    # Five standard errors of a mean of weights that are at most 1 / (1 - 0.6).
-    tolerance = 5 * 2.5 * np.sqrt(want / COUNT)
+    # Five standard errors: no weight exceeds 1 / (1 - 0.6), so the mean square of those inside
+    # is at most 2.5 times their mean.
+    tolerance = 5 * np.sqrt(2.5 * want / COUNT)
     np.testing.assert_allclose(measured, want, atol=tolerance)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from semsam_jax.config import build
 from semsam_jax.convert.imagenet import load_imagenet_params
 from semsam_jax.core.errors import ConfigError
 from semsam_jax.core.structs import Prompts
@@ -86,6 +87,7 @@ def test_only_values_change_and_the_given_parameters_stay(random):
     jax.tree.map(np.testing.assert_array_equal, aligned["backbone"], random["backbone"])
 
 
-def test_other_presets_are_refused():
+@pytest.mark.parametrize("preset", ["tiny", "swin_t", "swin_l"])
+def test_other_presets_are_refused(preset):
     with pytest.raises(ConfigError, match=r"model\.start"):
-        align({}, model_config("swin_t"), seed=0)
+        build({"model": {"preset": preset, "start": "aligned"}})
