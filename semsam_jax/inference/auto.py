@@ -97,6 +97,13 @@ def _segment_all(model, photos: list, out: Path, settings: dict, labels, overwri
         print(f"skipped: {' '.join(message.split())}", file=sys.stderr)
     finished = f", {num_old} photos were finished before" if num_old else ""
     print(f"{num_masks} masks of {num_done} photos in {out}{finished}, {len(failures)} skipped")
+    if num_done and not num_masks:
+        print(
+            f"No mask reached --pred-iou-thresh {settings['pred_iou_thresh']} and "
+            f"--stability-score-thresh {settings['stability_score_thresh']}. A model that was "
+            f"trained for minutes is less sure of itself: try 0.15 and 0.5.",
+            file=sys.stderr,
+        )
     if failures and not num_done and not num_old:
         raise SemSamError(f"{len(failures)} of {len(photos)} photos could not be read; see above.")
     return 0

@@ -192,6 +192,18 @@ def test_auto_notices_another_checkpoint(tmp_path, image_a, tiny_params, tiny_ch
     assert "finished before" not in capsys.readouterr().out
 
 
+def test_auto_says_why_there_is_no_mask(tmp_path, image_a, tiny_checkpoint, capsys):
+    Image.fromarray(image_a).save(tmp_path / "a.png")
+    args = ["auto", tmp_path / "a.png", "--checkpoint", tiny_checkpoint, "--size", 96]
+    args += ["--points-per-side", 2, "--stability-score-thresh", 0]
+    assert run(*args, "--pred-iou-thresh", 2) == 0
+    assert "No mask reached --pred-iou-thresh 2.0" in capsys.readouterr().err
+    assert run(*args, "--pred-iou-thresh", -1) == 0
+    shown = capsys.readouterr()
+    assert "0 masks of" not in shown.out
+    assert "No mask reached" not in shown.err
+
+
 def test_auto_fails_where_nothing_can_be_read(tmp_path, tiny_checkpoint, capsys):
     empty = tmp_path / "empty"
     empty.mkdir()
