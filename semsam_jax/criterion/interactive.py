@@ -14,9 +14,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from semsam_jax.core.errors import ShapeError
 from semsam_jax.core.structs import Batch, Predictions
-from semsam_jax.criterion.near_points import area_weights
 from semsam_jax.criterion.points import Sampled, mask_terms, mean_over, over_layers, sample
 from semsam_jax.criterion.terms import CriterionConfig, box_terms, class_heads, class_term
+from semsam_jax.models.heads import mask_logits
+from semsam_jax.ops.bitmasks import sample_bits
 
 
 def interactive_losses(
@@ -53,10 +54,10 @@ def interactive_losses(
             f"{'missing' if token_of_target is None else 'given'}; it is for many-to-many only."
         )
     targets = rows.prompt_targets
-    if config.score_all_tokens and (config.many_to_one or points.shape[2] != 1):
+    if config.score_all_tokens and config.many_to_one:
         raise ShapeError(
-            "interactive_losses: score_all_tokens wants points shared by all pairs of an image "
-            "and the many-to-many rule; set many_to_one=False."
+            "interactive_losses: score_all_tokens is for the many-to-many rule; set "
+            "many_to_one=False."
         )
     if config.many_to_one:
         if targets.shape[-1] != 1:
@@ -73,9 +74,8 @@ def interactive_losses(
     instance = jnp.maximum(targets, 0).reshape(b, -1)
     row_of_token = (jnp.arange(p)[None, :, None] * k + token).reshape(b, -1)
 
-    area = None
-    if config.score_all_tokens and config.near_prompts:
-        area = area_weights(points[0, :, 0], rows, config.near_prompts)
+    if config.score_all_tokens:
+        cells = _at_cells(rows, mask_features.shape[1:3])
 
     def terms_of(one: Predictions, sampled: Sampled) -> dict[str, Array]:
         flat = jax.tree.map(lambda x: x.reshape(b, p * k, *x.shape[3:]), one)
@@ -89,7 +89,7 @@ def interactive_losses(
 
         every_token = None
         if config.score_all_tokens:
-            best = _best_iou(flat.mask_embed.reshape(b, p, k, -1), sampled, is_pair, area)
+            best = _best_iou(one.mask_embed, mask_features, *cells, targets, is_pair)
             terms["iou"] = jnp.square(flat.pred_ious.astype(jnp.float32) - best.reshape(b, p * k))
             has_target = is_pair.any(-1) & rows.has_masks[:, None]
             every_token = jnp.repeat(has_target.astype(jnp.float32), k, axis=1)
@@ -113,27 +113,41 @@ def interactive_losses(
     )
 
 
+def _at_cells(rows: Batch, hw: tuple[int, int]) -> tuple[Float[Array, "b i n"], Bool[Array, "b n"]]:
+    """True masks (0 or 1) at the centres of the cells of a map, and which lie in the photo."""
+    b, n = rows.size_hw.shape[0], hw[0] * hw[1]
+    y, x = ((jnp.arange(side) + 0.5) / side for side in hw)
+    centres = jnp.stack(jnp.meshgrid(x, y), axis=-1).reshape(1, n, 2)
+    centres = jnp.broadcast_to(centres, (b, n, 2))
+    canvas_hw, valid_hw = rows.image.shape[1:3], rows.size_hw
+    is_row = (y * canvas_hw[0])[None] < valid_hw[:, :1]
+    is_column = (x * canvas_hw[1])[None] < valid_hw[:, 1:]
+    in_photo = (is_row[:, :, None] & is_column[:, None]).reshape(b, n)
+    truth = (sample_bits(rows.mask_bits, centres) >= 0.5) & in_photo[:, None]
+    return truth.astype(jnp.float32), in_photo
+
+
 def _best_iou(
     mask_embed: Float[Array, "b p k d"],
-    sampled: Sampled,
+    mask_features: Float[Array, "b h w d"],
+    truth: Float[Array, "b i n"],
+    in_photo: Bool[Array, "b n"],
+    targets: Int[Array, "b p t"],
     is_pair: Bool[Array, "b p t"],
-    area: Float[Array, "b j"] | None,
 ) -> Float[Array, "b p k"]:
-    """IoU of each token's mask with the target that it fits best.
+    """IoU of each token's mask with the target that it fits best, at all cells of the photo.
 
-    Taken at the points, each of which stands for `area`; None for the same of all.
+    The points of the losses would not do: so few lie in a small target that its IoU is hardly
+    known.
     """
-    b, p, t = is_pair.shape
-    embed = jax.lax.stop_gradient(mask_embed.astype(jnp.float32))
-    logits = jnp.einsum("bpkd,bjd->bpkj", embed, jax.lax.stop_gradient(sampled.features[:, 0]))
-    mask = (logits > 0).astype(jnp.float32)
-    truth = sampled.truth.reshape(b, p, t, -1)
-    weighted = mask if area is None else mask * area[:, None, None]
-    truth_area = truth.sum(-1) if area is None else jnp.einsum("bptj,bj->bpt", truth, area)
-    inter = jnp.einsum("bpkj,bptj->bpkt", weighted, truth)
-    union = weighted.sum(-1)[..., :, None] + truth_area[..., None, :] - inter
-    iou = inter / jnp.maximum(union, 1e-6)
-    return jnp.where(is_pair[:, :, None, :], iou, 0.0).max(-1)
+    embed, features = jax.lax.stop_gradient((mask_embed, mask_features))
+    logits = mask_logits(embed, features).reshape(*mask_embed.shape[:3], -1)
+    mask = ((logits > 0) & in_photo[:, None, None]).astype(jnp.float32)
+    inter = jnp.einsum("bpkn,bin->bpki", mask, truth)
+    union = mask.sum(-1)[..., None] + truth.sum(-1)[:, None, None] - inter
+    iou = inter / jnp.maximum(union, 1.0)
+    own = jnp.take_along_axis(iou, jnp.maximum(targets, 0)[:, :, None], axis=-1)
+    return jnp.where(is_pair[:, :, None], own, 0.0).max(-1)
 
 
 def _best_token(loss: Float[Array, "b m"], p: int, k: int) -> Float[Array, "b m"]:

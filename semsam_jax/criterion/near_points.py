@@ -1,9 +1,7 @@
 """Loss points near the prompts, so that small targets are seen at all.
 
 Uniform points all but miss a target of a few pixels, whose loss then prefers an empty mask.
-Here a share of an image's points is drawn around its prompts instead. Where an area must be
-measured (the IoU that a token's predicted quality learns), each point counts by the inverse of
-its density, so that the measure stays that of the whole canvas.
+Here a share of an image's points is drawn around its prompts instead.
 """
 
 import jax
@@ -47,25 +45,3 @@ def draw_points(
     is_on_canvas = ((near >= 0) & (near < 1)).all(-1, keepdims=True)
     is_moved = jax.random.uniform(keys[3], (b, j, 1)) < share
     return jnp.where(is_moved & is_on_canvas & has_prompts[..., None], near, points)
-
-
-def area_weights(points: Float[Array, "b j 2"], rows: Batch, share: float) -> Float[Array, "b j"]:
-    """Inverse density of points of `draw_points`; uniform ones have 1.
-
-    The weighted sum of a mask at the points, by their number, estimates its area without bias.
-    """
-    count = jnp.maximum(rows.prompt_valid.sum(-1), 1)[:, None, None]
-    valid = rows.prompt_valid.astype(jnp.float32)[..., None] / (count * len(RADII))
-    radii = jnp.asarray(RADII)[None, None]
-    centres = rows.prompt_box[..., :2]
-    kept = jnp.prod(
-        jax.scipy.stats.norm.cdf((1.0 - centres)[..., None, :] / radii[..., None])
-        - jax.scipy.stats.norm.cdf(-centres[..., None, :] / radii[..., None]),
-        axis=-1,
-    )
-    square = jnp.sum(jnp.square(points[:, :, None] - centres[:, None]), axis=-1)
-    variance = jnp.square(radii)[:, :, None]
-    bumps = jnp.exp(-0.5 * square[..., None] / variance) / (2 * jnp.pi * variance)
-    density = jnp.sum(valid[:, None] * bumps, axis=(-1, -2))
-    stayed = 1.0 - jnp.sum(valid * kept, axis=(-1, -2))[:, None]
-    return 1.0 / (1.0 - share + share * (stayed + density))

@@ -9,6 +9,7 @@ canvas, `y x` the frame that is scored: the canvas, or a bucket that holds the s
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -70,6 +71,13 @@ def upsample_masks(logits: Float[Array, "*n h w"]) -> Float[Array, "*n h2 w2"]:
 
 def _upsample_axis(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
     axis = x.ndim + axis
+    stacked = jnp.stack(_phases(x, axis), axis=axis + 1)
+    return stacked.reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
+
+
+def _phases(x: Float[Array, "..."], axis: int) -> list[Float[Array, "..."]]:
+    """Every fourth sample of the upsampled axis, from the first, second, third and fourth on."""
+    axis %= x.ndim
     size = x.shape[axis]
     first = jax.lax.slice_in_dim(x, 0, 1, axis=axis)
     last = jax.lax.slice_in_dim(x, size - 1, size, axis=axis)
@@ -80,8 +88,7 @@ def _upsample_axis(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
         offset = (phase + 0.5) / MASK_STRIDE - 0.5
         other = before if offset < 0 else after
         phases.append(x * (1.0 - abs(offset)) + other * abs(offset))
-    stacked = jnp.stack(phases, axis=axis + 1)
-    return stacked.reshape(*x.shape[:axis], size * MASK_STRIDE, *x.shape[axis + 1 :])
+    return phases
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -137,13 +144,16 @@ def count_pixels(
 
     def count(block):
         embed, bits = block
-        predicted = _thresholded(embed, pyramid, sizes, plan.frame_hw)
         truth = jnp.unpackbits(bits, axis=-1)
-        flat = predicted.reshape(*predicted.shape[:3], -1).astype(jnp.float32)
-        target = truth.reshape(*truth.shape[:3], -1).astype(jnp.float32)
-        # Sums of zeros and ones below 2^24 are exact in float32.
-        inter = jnp.einsum("bckx,bctx->bckt", flat, target, preferred_element_type=jnp.float32)
-        return inter, flat.sum(-1), target.sum(-1)
+        counts = []
+        for predicted, rows, columns in _pieces(embed, pyramid, sizes, plan.frame_hw):
+            flat = predicted.reshape(*predicted.shape[:3], -1).astype(jnp.float32)
+            target = truth[..., rows, columns]
+            target = target.reshape(*target.shape[:3], -1).astype(jnp.float32)
+            # Sums of zeros and ones below 2^24 are exact in float32.
+            inter = jnp.einsum("bckx,bctx->bckt", flat, target, preferred_element_type=jnp.float32)
+            counts.append((inter, flat.sum(-1), target.sum(-1)))
+        return jax.tree.map(lambda *parts: sum(parts), *counts)
 
     counts = jax.lax.map(count, (_in_chunks(embed, plan.chunk), _in_chunks(bits, plan.chunk)))
     return pred_ious, *(_from_chunks(x) for x in counts)
@@ -196,9 +206,39 @@ def _thresholded(
     if frame_hw is not None:
         logits = jax.vmap(functools.partial(resize_valid, frame_hw=frame_hw))(logits, *sizes)
     height, width = logits.shape[-2:]
-    is_row = jnp.arange(height)[None, :, None] < sizes[1, :, 0, None, None]
-    is_column = jnp.arange(width)[None, None, :] < sizes[1, :, 1, None, None]
-    return (logits > 0) & (is_row & is_column)[:, None, None]
+    return (logits > 0) & _valid(jnp.arange(height), jnp.arange(width), sizes[1])
+
+
+def _pieces(
+    embed: Float[Array, "b c k d"],
+    pyramid: Pyramid,
+    sizes: Int[Array, "2 b 2"],
+    frame_hw: tuple[int, int] | None,
+) -> Iterator[tuple[Bool[Array, "b c k _y _x"], slice, slice]]:
+    """`_thresholded` in pieces, each with the rows and columns that it holds.
+
+    On the canvas every fourth row and column is a piece: it needs no interleaving, and stays
+    in the cache while it is counted.
+    """
+    if frame_hw is not None:
+        yield _thresholded(embed, pyramid, sizes, frame_hw), slice(None), slice(None)
+        return
+    logits = mask_logits(embed, pyramid.mask_features)
+    height, width = (MASK_STRIDE * side for side in logits.shape[-2:])
+    for row, of_rows in enumerate(_phases(logits, -2)):
+        for column, piece in enumerate(_phases(of_rows, -1)):
+            y, x = jnp.arange(row, height, MASK_STRIDE), jnp.arange(column, width, MASK_STRIDE)
+            rows, columns = slice(row, None, MASK_STRIDE), slice(column, None, MASK_STRIDE)
+            yield (piece > 0) & _valid(y, x, sizes[1]), rows, columns
+
+
+def _valid(
+    y: Int[Array, "y"], x: Int[Array, "x"], size_hw: Int[Array, "b 2"]
+) -> Bool[Array, "b 1 1 y x"]:
+    """Which of these rows and columns lie in the photo."""
+    is_row = y[None, :, None] < size_hw[:, 0, None, None]
+    is_column = x[None, None, :] < size_hw[:, 1, None, None]
+    return (is_row & is_column)[:, None, None]
 
 
 def resize_valid(

@@ -39,6 +39,8 @@ _LOGIT_THRESHOLD = 0.5
 # Half the distance of the coarsest and the finest token on the constant channels.
 _TOKEN_SPREAD = 0.8
 _CONSTANT_GAIN = 4.0
+# How much louder than other channels the predicted IoU hears them: tokens differ in little else.
+_QUALITY_GAIN = 10.0
 
 
 def check_fits(config: ModelConfig) -> None:
@@ -139,6 +141,7 @@ def _tell_tokens_apart(flat: dict, config: ModelConfig) -> None:
     gain = _LOGIT_GAIN * _CONSTANT_GAIN
     flat["decoder/mask_embed/layers_2/kernel"][:num] *= _CONSTANT_GAIN
     flat["decoder/mask_embed/layers_2/bias"][:num] = -gain * _RELU_SHIFT
+    flat["decoder/iou_head/layers_0/kernel"][:num] *= _QUALITY_GAIN
 
 
 def _near_identity(

@@ -235,6 +235,8 @@ def stacked_params(parent: nn.Module, name: str, layer: nn.Module, length: int, 
     Returns:
         The layer's parameter tree with a leading axis `length` on every leaf.
     """
+    if parent.has_variable("params", name):
+        return parent.get_variable("params", name)  # `param` would trace `init` for its shapes
 
     def abstract(x: Any) -> Any:
         return jax.ShapeDtypeStruct(x.shape, x.dtype) if hasattr(x, "shape") else x

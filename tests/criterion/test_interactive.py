@@ -14,8 +14,6 @@ from semsam_jax.criterion.interactive import interactive_losses
 from semsam_jax.criterion.terms import CriterionConfig
 from semsam_jax.criterion.total import weighted_sum
 from semsam_jax.matching.solvers import solve_prompts
-from semsam_jax.ops.bitmasks import sample_bits
-from semsam_jax.ops.point_sample import sample_points
 from tests.criterion import recorded
 from tests.golden.table import golden
 
@@ -309,34 +307,42 @@ def test_recorded_assignment_is_the_solvers():
 
 
 def test_every_token_may_learn_its_iou_with_the_best_target(labelled):
-    """The target of each token is the largest IoU over the prompt's own targets, by counting."""
+    """The target of each token is the largest IoU over the prompt's own targets, by counting.
+
+    A cell of the features covers 4 x 4 pixels; its centre is the corner of the inner four.
+    """
     predictions, features, rows, token, points, config = labelled
-    config = dataclasses.replace(config, score_all_tokens=True)
-    (_, terms), grads = grad_and_terms(predictions, features, rows, token, points, config)
-    at = points[0, :, 0]
-    read = np.asarray(sample_points(features, at))
-    truth = np.asarray(sample_bits(rows.mask_bits, at))
+    rows = rows.replace(size_hw=jnp.array([[32, 48], [20, 34]]))
+    pixels = np.unpackbits(np.asarray(rows.mask_bits), axis=-1).reshape(2, 5, 8, 4, 12, 4)
+    truth = pixels[:, :, :, 1:3, :, 1:3].mean((3, 5)) >= 0.5
+    pixels[:, :, :, 1:3, :, 1:3] |= truth[:, :, :, None, :, None]  # no ties
+    rows = rows.replace(mask_bits=jnp.asarray(np.packbits(pixels.reshape(2, 5, 32, 48), axis=-1)))
+    truth[1, :, 5:], truth[1, :, :, 8:] = False, False
+    in_photo = np.ones((2, 8, 12), bool)
+    in_photo[1, 5:], in_photo[1, :, 8:] = False, False
+    scoring = dataclasses.replace(config, score_all_tokens=True)
+    (_, terms), grads = grad_and_terms(predictions, features, rows, token, points, scoring)
     errors = []
     for image, prompt in np.ndindex(2, 3):
         wanted = [i for i in np.asarray(rows.prompt_targets)[image, prompt] if i >= 0]
         for k in range(3):
-            mask = read[image] @ np.asarray(predictions.mask_embed)[-1, image, prompt, k] > 0
+            embed = np.asarray(predictions.mask_embed)[-1, image, prompt, k]
+            mask = (np.asarray(features)[image] @ embed > 0) & in_photo[image]
             best = 0.0
             for i in wanted:
-                inter = truth[image, i][mask].sum()
-                best = max(best, inter / (mask.sum() + truth[image, i].sum() - inter))
+                inter = (truth[image, i] & mask).sum()
+                best = max(best, inter / (truth[image, i] | mask).sum())
             guess = float(predictions.pred_ious[-1, image, prompt, k])
             errors.append((guess - best) ** 2)
     np.testing.assert_allclose(terms["iou"][-1], np.mean(errors), rtol=1e-4)
     assert np.all(np.asarray(grads[0].pred_ious) != 0)
-    shared, _ = grad_and_terms(*labelled)
+    (_, others), _ = grad_and_terms(predictions, features, rows, token, points, config)
     for name in ("mask_bce", "dice", "l1", "giou", "object_class", "part_class"):
-        np.testing.assert_array_equal(terms[name], shared[1][name])
+        np.testing.assert_array_equal(terms[name], others[name])
 
 
-def test_scoring_every_token_needs_shared_points(labelled):
-    predictions, features, rows, token, points, config = labelled
-    config = dataclasses.replace(config, score_all_tokens=True)
-    spread = jnp.broadcast_to(points, (2, 2, 6, *points.shape[3:]))
+def test_scoring_every_token_is_not_for_one_target_per_prompt(labelled):
+    predictions, features, rows, _, points, config = labelled
+    config = dataclasses.replace(config, score_all_tokens=True, many_to_one=True)
     with pytest.raises(ShapeError, match="score_all_tokens"):
-        interactive_losses(predictions, features, rows, token, spread, config)
+        interactive_losses(predictions, features, rows, None, points, config)

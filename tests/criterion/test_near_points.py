@@ -1,11 +1,11 @@
-"""Points near prompts: where they lie, and that areas measured with them stay right."""
+"""Points near prompts: where they lie."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from semsam_jax.criterion.near_points import RADII, area_weights, draw_points
+from semsam_jax.criterion.near_points import RADII, draw_points
 from tests.criterion import recorded
 
 COUNT = 200_000
@@ -42,22 +42,3 @@ def test_moved_points_surround_valid_prompts_on_the_canvas(rows, drawn):
 def test_row_without_valid_prompts_keeps_its_points(drawn):
     uniform, points = drawn
     np.testing.assert_array_equal(points[-1], uniform[-1])
-
-
-@pytest.mark.parametrize("box", [(0.0, 0.9, 0.1, 1.0), (0.3, 0.2, 0.8, 0.6), (0.0, 0.0, 1.0, 1.0)])
-def test_weighted_points_measure_areas_without_bias(rows, drawn, box):
-    _, points = drawn
-    weights = area_weights(points, rows, 0.6)
-    x0, y0, x1, y1 = box
-    x, y = points[..., 0], points[..., 1]
-    inside = (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
-    measured = np.asarray(jnp.where(inside, weights, 0.0).mean(1))
-    want = (x1 - x0) * (y1 - y0)
-    # Five standard errors: no weight exceeds 1 / (1 - 0.6), so the mean square of those inside
-    # is at most 2.5 times their mean.
-    tolerance = 5 * np.sqrt(2.5 * want / COUNT)
-    np.testing.assert_allclose(measured, want, atol=tolerance)
-
-
-def test_without_near_points_every_point_counts_one(rows, drawn):
-    np.testing.assert_array_equal(area_weights(drawn[0], rows, 0.0), 1.0)
