@@ -109,6 +109,8 @@ class PeerWatch:
                 if word == "lost":
                     self._stop(f"{rest} is gone", self._code)
                 if word == "failed":
+                    if jax.process_index() == 0:
+                        self._say(line.strip())  # The others only hear this process.
                     time.sleep(_GRACE_SEC)  # The same error may be about to stop us by itself.
                     self._stop(f"{rest}", _FAILED_CODE)
         except OSError:
