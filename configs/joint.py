@@ -70,9 +70,9 @@ def _lite(config: ConfigDict) -> ConfigDict:
     config.loss.object_class = 1.0
     config.loss.part_class = 1.0
     config.loss.generic = 0.1
-    config.steps = 320
+    config.steps = 300
     config.log_every = 25
-    config.save_every = 160
+    config.save_every = 150
     config.eval_photos = 24
     return config
 

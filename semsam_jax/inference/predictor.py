@@ -1,7 +1,7 @@
 """Predictor: encode a photo once, then ask for masks by clicks and boxes."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from semsam_jax.inference.requests import CheckedRequest, Request, Segments, che
 from semsam_jax.inference.upsample import upsample_logits, upsample_masks
 
 PROMPT_CHUNK = 64
+LOGITS_CHUNK = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,12 +204,13 @@ class Predictor:
         levels = [parse_levels(request.level, self.model.num_levels) for request in requests]
         boxes, types = prompt_arrays(checked, photo.frame)
         found = decode_prompts(self.model, photo.pyramid, boxes, types, names, self.isolate)
+        logits = _low_res(photo, found.mask_embed, [check.num_prompts for check in checked])
         answers, start = [], 0
-        for request, check, wanted in zip(requests, checked, levels, strict=True):
+        for request, check, wanted, low in zip(requests, checked, levels, logits, strict=True):
             stop = start + check.num_prompts
             own = jax.tree.map(lambda x: x[start:stop], found)  # noqa: B023
             best_only = not multimask_output or request.area is not None
-            masks = self._choose(photo, check, wanted, own, request.area, best_only)
+            masks = self._choose(photo, check, wanted, own, low, request.area, best_only)
             answers.append(self._segments(photo, own, masks, names, return_logits))
             start = stop
         return answers
@@ -219,16 +221,11 @@ class Predictor:
         check: CheckedRequest,
         levels: tuple[int, ...],
         found: Predictions,
+        logits: Float[np.ndarray, "p k h w"],
         area: float | None,
         best_only: bool,
     ) -> list[tuple[int, int, np.ndarray, float]]:
         """Returns (prompt, token, logits [h, w], score) of every mask to give back."""
-        p, k, d = found.mask_embed.shape
-        features = photo.pyramid.mask_features[0]
-        logits = np.asarray(
-            low_res_logits(jnp.asarray(found.mask_embed.reshape(p * k, d)), features)
-        )
-        logits = logits.reshape(p, k, *logits.shape[1:])
         tokens = tokens_of_levels(levels, self.model.level_order)
         wrong = np.zeros(len(tokens), int)
         if check.is_single:
@@ -311,6 +308,36 @@ def decode_prompts(
         found = model.decode(pyramid, prompts, text, isolate)
         parts.append(jax.tree.map(lambda x: np.asarray(x)[0][valid], found))  # noqa: B023
     return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+
+def _low_res(
+    photo: _Photo, mask_embed: Float[np.ndarray, "p k d"], sizes: list[int]
+) -> Iterator[Float[np.ndarray, "q k h w"]]:
+    """Mask logits at stride 4 of each request's prompts, `sizes` of them.
+
+    Requests share a product, which reads the features once; padded as `decode_prompts` pads.
+    """
+    _, k, d = mask_embed.shape
+    start = 0
+    for group in _groups(sizes, LOGITS_CHUNK):
+        num = sum(group)
+        padded = np.zeros((1 << (num - 1).bit_length(), k, d), mask_embed.dtype)
+        padded[:num] = mask_embed[start : start + num]
+        flat = low_res_logits(jnp.asarray(padded.reshape(-1, d)), photo.pyramid.mask_features[0])
+        logits = np.asarray(flat).reshape(len(padded), k, *flat.shape[1:])[:num]
+        yield from np.split(logits, np.cumsum(group)[:-1])
+        start += num
+
+
+def _groups(sizes: list[int], limit: int) -> list[list[int]]:
+    """Neighbours whose sum stays within the limit; a larger one stays alone."""
+    groups: list[list[int]] = []
+    for size in sizes:
+        if groups and sum(groups[-1]) + size <= limit:
+            groups[-1].append(size)
+        else:
+            groups.append([size])
+    return groups
 
 
 def _area_fraction(logits: Float[Array | np.ndarray, "h w"], frame: Frame) -> float:

@@ -1,10 +1,12 @@
 """Saving and restoring a run: state, data position and meta, always of the same step."""
 
 import contextlib
+import functools
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 
 import jax
 import numpy as np
@@ -43,10 +45,28 @@ class Checkpoints:
             ) from error
         self._remove_incomplete_steps()
         self._last: int | None = None
-        self._manager = ocp.CheckpointManager(
+        self._keep = keep
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # Closing waits for the other processes, which one that fails must not do.
+        if kind is None or jax.process_count() == 1:
+            self.close()
+
+    @functools.cached_property
+    def _manager(self) -> ocp.CheckpointManager:
+        """Made when it is needed: its threads would outlive an error of the configuration."""
+        return ocp.CheckpointManager(
             self._root,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, create=False, cleanup_tmp_directories=True
+                max_to_keep=self._keep, create=False, cleanup_tmp_directories=True
             ),
             item_names=("state", "data", "meta"),
             item_handlers={
@@ -120,10 +140,13 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
-        """Waits for pending saves and frees the manager."""
+        """Waits for pending saves and frees the manager; a second call does nothing."""
+        manager = self.__dict__.pop("_manager", None)
+        if manager is None:
+            return
         with self._explained(None):
-            self._manager.wait_until_finished()
-        self._manager.close()
+            manager.wait_until_finished()
+        manager.close()
 
     def _restore(
         self, step: int, template: TrainState, meta: dict

@@ -68,8 +68,19 @@ def _train(run: RunConfig, workdir: Path, profile: tuple[int, int] | None) -> di
     clock, guard = hooks.Clock(), hooks.PreemptionGuard()
     mesh = build_mesh(run.fsdp, slices=run.slices)
     config_lib.check_batch(run, num_batch_shards(mesh))
-    checkpoints = Checkpoints(workdir, run.keep)
+    with Checkpoints(workdir, run.keep) as checkpoints:
+        return _train_on(mesh, run, workdir, checkpoints, clock, guard, profile)
 
+
+def _train_on(
+    mesh: Mesh,
+    run: RunConfig,
+    workdir: Path,
+    checkpoints: Checkpoints,
+    clock: hooks.Clock,
+    guard: hooks.PreemptionGuard,
+    profile: tuple[int, int] | None,
+) -> dict:
     vocabulary = input_lib.open_vocabulary(run, input_lib.used_datasets(run))
     model_config = config_lib.model_config(run.model)
     text = build_text(run, model_config, vocabulary.names, vocabulary.num_objects, mesh)
