@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 
 import jax
 import numpy as np
@@ -50,12 +49,7 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # Closing waits for the other processes, which one that fails must not do.
         if kind is None or jax.process_count() == 1:
             self.close()
@@ -140,7 +134,7 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
-        """Waits for pending saves and frees the manager; a second call does nothing."""
+        """Waits for pending saves and frees the manager."""
         manager = self.__dict__.pop("_manager", None)
         if manager is None:
             return

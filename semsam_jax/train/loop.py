@@ -165,7 +165,6 @@ def _train_on(
 
     meta["after"] = evaluate()
     checkpoints.save(state, data.state(step), meta, wait=True)
-    checkpoints.close()
     summary = report.summarize(run, clock, meter.totals(), watch, meta)
     if jax.process_index() == 0:
         (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")

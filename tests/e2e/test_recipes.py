@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 
-from configs import finetune
 from semsam_jax.__main__ import main
 from semsam_jax.core import checkpoint_io
 from tests.e2e import runs
@@ -105,14 +104,7 @@ def changed(before, after):
     return {key for key in before if not np.array_equal(before[key], after[key])}
 
 
-def test_full_fine_tuning_holds_nothing_back():
-    """It is then ordinary training from a warm start."""
-    config = finetune.get_config("full")
-    assert config.optimizer.frozen == ()
-    assert config.model.lora_rank == 0
-
-
-@pytest.mark.parametrize("mode", ["frozen", "lora"])
+@pytest.mark.parametrize("mode", ["frozen", "lora", "full"])
 def test_finetune_changes_what_its_mode_says(mode, released, own, cache, tmp_path):
     workdir = tmp_path / "run"
     train(
@@ -136,7 +128,7 @@ def test_finetune_changes_what_its_mode_says(mode, released, own, cache, tmp_pat
     if mode == "frozen":
         assert tops <= {"decoder", "prompt_encoder", "denoising", "query_selector"}
         assert any(key.startswith("decoder/layers") for key in moved)
-    else:
+    elif mode == "lora":
         # Of what is fixed, only the kernels of stacked linear layers moved: by their updates.
         fixed = {
             key
@@ -146,6 +138,8 @@ def test_finetune_changes_what_its_mode_says(mode, released, own, cache, tmp_pat
         assert {"backbone", "pixel_decoder", "decoder"} <= {key.split("/")[0] for key in fixed}
         assert all(key.endswith("/kernel") for key in fixed)
         assert "prompt_encoder" not in tops
+    else:
+        assert {"backbone", "pixel_decoder", "decoder", "prompt_encoder"} <= tops
     best = checkpoint_io.read_meta(workdir / "best")
     assert best["model_config"] == checkpoint_io.read_meta(workdir)["model_config"]
     summary = json.loads((workdir / "summary.json").read_text())

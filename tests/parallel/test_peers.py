@@ -2,12 +2,13 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 
 import pytest
+
+from tests.e2e import runs
 
 pytestmark = pytest.mark.timeout(300)
 LOST_CODE = 75
@@ -28,9 +29,7 @@ with PeerWatch({LOST_CODE}):
 @pytest.fixture
 def three():
     """Three processes that watch each other until they are told otherwise."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{runs.free_port()}"
     env = os.environ | {"SEMSAM_COORDINATOR": address, "SEMSAM_NUM_PROCESSES": "3"}
     processes = [
         subprocess.Popen(
