@@ -47,7 +47,7 @@ def abstract_inputs(
     """
     return AbstractInputs(
         state=_state(run, model, tx, mesh),
-        batch=_batch(run, mesh, num_names),
+        batch=abstract_batch(run, mesh, num_names),
         text=_text(run, model.config, mesh, num_objects, num_names),
     )
 
@@ -60,7 +60,8 @@ def _state(
     return jax.tree.map(_placed, state, state_shardings(mesh, state))
 
 
-def _batch(run: RunConfig, mesh: Mesh, num_names: int) -> StreamBatch:
+def abstract_batch(run: RunConfig, mesh: Mesh, num_names: int) -> StreamBatch:
+    """Returns the global batch of a run as shapes on its mesh."""
     data = run.data
     shape = BatchShape(
         image_size=data.image_size,

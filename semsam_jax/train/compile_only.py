@@ -217,13 +217,9 @@ def _compile(half: Half) -> tuple[tuple, Compiled]:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return lowered.out_info, Compiled(half.name, half.times, None, {}, str(error))
-    placed = jax.tree.map(
-        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
-        lowered.out_info,
-        compiled.output_shardings,
-    )
     found = program.count_collectives(compiled)
-    return placed, Compiled(half.name, half.times, program.memory(compiled), found)
+    memory = program.memory(compiled)
+    return halves.placed_outputs(half, compiled), Compiled(half.name, half.times, memory, found)
 
 
 def _say(report: Report) -> None:

@@ -5,6 +5,7 @@ have to exist.
 """
 
 import dataclasses
+from concurrent import futures
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +61,48 @@ def trace(step: TrainStep, state: TrainState, batch: StreamBatch, text: Text) ->
         forward = first_half(step, name, state, part, text, times)
         halves += [forward, second_half(step, name, state, forward.traced.out_info, part, times)]
     return halves
+
+
+def compile_ahead(
+    step: TrainStep, state: TrainState, batch: StreamBatch, text: Text
+) -> futures.Future[None]:
+    """Compiles a step's programs in a thread of its own, while the run evaluates.
+
+    Only shapes are read, so the arrays may be donated meanwhile. The first step, called once
+    this is done, finds its programs there; called before, it compiles them again.
+
+    Args:
+        step: the step.
+        state: of the run.
+        batch: a batch, or its shapes.
+        text: class names of the first step.
+    """
+    shapes = jax.tree.map(_shape_of, (state, batch, text))
+    thread = futures.ThreadPoolExecutor(1, "compile")
+    try:
+        return thread.submit(_compile_all, step, *shapes)
+    finally:
+        thread.shutdown(wait=False)
+
+
+def _compile_all(step: TrainStep, state: TrainState, batch: StreamBatch, text: Text) -> None:
+    for name, part, times in step.parts(batch):
+        first = first_half(step, name, state, part, text, times)
+        given = placed_outputs(first, first.traced.lower().compile())
+        second_half(step, name, state, given, part, times).traced.lower().compile()
+
+
+def placed_outputs(half: Half, compiled: jax.stages.Compiled) -> tuple:
+    """Outputs of a program as shapes that lie where the compiler puts them."""
+    return jax.tree.map(
+        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
+        half.traced.out_info,
+        compiled.output_shardings,
+    )
+
+
+def _shape_of(array: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
 
 
 def first_half(

@@ -28,10 +28,11 @@ from semsam_jax.parallel.mesh import build_mesh, num_batch_shards
 from semsam_jax.parallel.peers import PeerWatch
 from semsam_jax.train import hooks, pictures, report
 from semsam_jax.train import input as input_lib
+from semsam_jax.train.abstract import abstract_batch
 from semsam_jax.train.best import Best
 from semsam_jax.train.checkpoints import Checkpoints
 from semsam_jax.train.evaluation import Evaluator
-from semsam_jax.train.halves import model_flops
+from semsam_jax.train.halves import compile_ahead, model_flops
 from semsam_jax.train.micro import MicroBatches
 from semsam_jax.train.optimizer import build_optimizer
 from semsam_jax.train.state import shard_state
@@ -127,6 +128,9 @@ def _train_on(
         return result
 
     step = first_step = int(state.step)
+    if step < run.steps:
+        batch = abstract_batch(run, mesh, len(vocabulary))
+        compiled = compile_ahead(step_fn, state, batch, text.inputs(step))
     if step == 0:
         meta["before"] = evaluate()
     while step < run.steps:
@@ -144,6 +148,7 @@ def _train_on(
         with meter.input():
             batch = next(data)
         if step == first_step:
+            compiled.result()
             meter.flops_per_step = model_flops(step_fn, state, batch, text.inputs(step))
         recorder.at(step)
         is_alone = step > first_step and (step + 1) % run.log_every == 0

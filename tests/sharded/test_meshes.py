@@ -1,5 +1,6 @@
 """One step on meshes of eight devices: numbers of one device, and what crosses between devices."""
 
+import dataclasses
 import os
 from collections import Counter
 from math import prod
@@ -7,10 +8,13 @@ from math import prod
 import jax
 import numpy as np
 import pytest
+from jax import monitoring
 
+from semsam_jax.core.structs import Costs
 from semsam_jax.parallel import sharding
 from semsam_jax.parallel.mesh import batch_sharding, build_mesh, replicated
 from semsam_jax.parallel.program import collectives
+from semsam_jax.train.halves import compile_ahead
 from tests.sharded import small
 
 pytestmark = pytest.mark.timeout(3000)
@@ -36,17 +40,39 @@ def params():
     return small.params()
 
 
-def _one_step(mesh, params):
-    """Runs one step; returns (metrics, gradients, the two compiled halves, costs)."""
+@dataclasses.dataclass
+class _Step:
+    """What one step gave: `again` names the halves that were compiled a second time."""
+
+    metrics: dict
+    grads: dict
+    halves: tuple[jax.stages.Compiled, jax.stages.Compiled]
+    costs: Costs
+    again: list[str]
+
+
+def _one_step(mesh, params) -> _Step:
+    """Compiles ahead, as a run does, and takes one step."""
     state, batch, text = small.on_mesh(mesh, params)
     step = small.make_step(mesh)
+    compile_ahead(step, state, batch, text).result()
+    names: list[str] = []
+
+    def listen(event: str, duration: float, fun_name: str = "", **_) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            names.append(fun_name)
+
+    monitoring.register_event_duration_secs_listener(listen)
     forward = step.forward.lower(state.params, state.step, batch, text).compile()
-    outputs, pull_back, costs = forward(state.params, state.step, batch, text)
+    outputs, pull_back, costs = step.forward(state.params, state.step, batch, text)
     assignment, _ = step.match(costs, batch)
-    backward = step.backward.lower(state, outputs, pull_back, assignment, batch).compile()
-    new, metrics = backward(state, outputs, pull_back, assignment, batch)
+    rest = (outputs, pull_back, assignment, batch)
+    backward = step.backward.lower(state, *rest).compile()
+    new, metrics = step.backward(state, *rest)
+    monitoring.unregister_event_duration_listener(listen)
     metrics, grads = jax.device_get((metrics, new.opt_state.trace))
-    return metrics, grads, (forward, backward), costs
+    again = [name for name in names if "_forward" in name or "_backward" in name]
+    return _Step(metrics, grads, (forward, backward), costs, again)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +86,7 @@ def eight_devices(request, params):
 
 
 def test_loss_and_gradients_are_those_of_one_device(eight_devices, one_device):
-    (metrics, grads, _, _), (want, wanted_grads, _, _) = eight_devices[1], one_device
+    metrics, want = eight_devices[1].metrics, one_device.metrics
     assert want["nonfinite_costs"] == 0
     for name in ("loss", "interactive/total", "generic/total", "grad_norm/all"):
         np.testing.assert_allclose(metrics[name], want[name], rtol=1e-5, err_msg=name)
@@ -71,13 +97,17 @@ def test_loss_and_gradients_are_those_of_one_device(eight_devices, one_device):
         atol = 1e-5 * np.abs(expected).max()
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=atol, err_msg=name)
 
-    jax.tree_util.tree_map_with_path(compare, grads, wanted_grads)
-    norms = [np.abs(leaf).max() for leaf in jax.tree.leaves(wanted_grads)]
+    jax.tree_util.tree_map_with_path(compare, eight_devices[1].grads, one_device.grads)
+    norms = [np.abs(leaf).max() for leaf in jax.tree.leaves(one_device.grads)]
     assert np.mean(np.asarray(norms) > 0) > 0.95
 
 
+def test_what_is_compiled_ahead_is_what_the_step_runs(eight_devices, one_device):
+    assert eight_devices[1].again == one_device.again == []
+
+
 def test_costs_stay_where_they_are_computed(eight_devices):
-    _, (_, _, halves, costs) = eight_devices
+    halves, costs = eight_devices[1].halves, eight_devices[1].costs
     for cost in (costs.prompts, costs.queries):
         assert len(cost.addressable_shards) == 8
         assert all(shard.data.shape[0] == 1 for shard in cost.addressable_shards)
@@ -87,7 +117,7 @@ def test_costs_stay_where_they_are_computed(eight_devices):
 
 def test_only_parameters_gradients_and_scalars_cross(eight_devices, params):
     """Each parameter is gathered once, each gradient summed once; activations stay."""
-    fsdp, (_, _, (forward, backward), _) = eight_devices
+    fsdp, (forward, backward) = eight_devices[0], eight_devices[1].halves
     leaves = jax.tree.leaves(params)
     total = sum(leaf.size for leaf in leaves)
     table = (small.NUM_NAMES, small.MODEL.decoder.text_dim)
