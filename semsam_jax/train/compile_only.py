@@ -110,7 +110,7 @@ class Report:
         chips = self.mesh["data"] * self.mesh["fsdp"]
         peak = "does not fit" if self.peak is None else f"{self.peak / _GIB:.1f}"
         of = "?" if self.hbm is None else f"{self.hbm / _GIB:.0f}"
-        counts = [_counted(one) for one in self.programs]
+        counts = [f"{one.name}: {_counted(one)}" for one in self.programs]
         return (
             f"| {self.preset} | {self.topology} ({chips}) | {self.mesh['data']} x "
             f"{self.mesh['fsdp']} | {self.rows_per_chip[0]} + {self.rows_per_chip[1]} | "
@@ -136,6 +136,7 @@ def compile_only(run: RunConfig, topology: str, workdir: str | os.PathLike | Non
         ConfigError: libtpu is missing, the slice is unknown, or the quotas do not divide.
     """
     start = time.perf_counter()
+    print(f"compiling {run.model.preset} for {topology}; full sizes take minutes", flush=True)
     mesh = build_mesh(run.fsdp, slice_devices(topology), run.slices)
     config_lib.check_batch(run, num_batch_shards(mesh))
     vocabulary = input_lib.open_vocabulary(run, input_lib.used_datasets(run))
@@ -166,7 +167,7 @@ def compile_only(run: RunConfig, topology: str, workdir: str | os.PathLike | Non
         repeated_flops=flops.repeated,
         seconds=time.perf_counter() - start,
     )
-    _say(report)
+    print(f"compiled in {report.seconds:.0f} s\n{HEADER}\n{report.row()}", flush=True)
     if workdir is not None:
         folder = Path(workdir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -209,36 +210,28 @@ def slice_devices(topology: str) -> list[jax.Device]:
 
 
 def _compile(half: Half) -> tuple[tuple, Compiled]:
-    """Compiles; returns the outputs as shapes with the shardings that the compiler chose."""
+    """Compiles and says what came out; returns the outputs as shapes where they will lie, too."""
     lowered = half.traced.lower()
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
+        print(f"{half.name}: does not fit: {str(error).splitlines()[0]}", flush=True)
         return lowered.out_info, Compiled(half.name, half.times, None, {}, str(error))
-    found = program.count_collectives(compiled)
     memory = program.memory(compiled)
-    return halves.placed_outputs(half, compiled), Compiled(half.name, half.times, memory, found)
-
-
-def _say(report: Report) -> None:
-    for one in report.programs:
-        if one.memory is None:
-            print(f"{one.name}: does not fit: {one.problem.splitlines()[0]}")
-            continue
-        memory = one.memory
-        print(
-            f"{one.name}: arguments {memory.arguments / _GIB:.2f}, outputs "
-            f"{memory.outputs / _GIB:.2f}, temporary {memory.temporary / _GIB:.2f} GiB; "
-            f"{_counted(one)}"
-        )
-    print(f"compiled in {report.seconds:.0f} s\n{HEADER}\n{report.row()}", flush=True)
+    one = Compiled(half.name, half.times, memory, program.count_collectives(compiled))
+    print(
+        f"{one.name}: arguments {memory.arguments / _GIB:.2f}, outputs "
+        f"{memory.outputs / _GIB:.2f}, temporary {memory.temporary / _GIB:.2f} GiB; "
+        f"{_counted(one)}",
+        flush=True,
+    )
+    return halves.placed_outputs(half, compiled), one
 
 
 def _counted(one: Compiled) -> str:
-    counts = ", ".join(f"{number} {name}" for name, number in one.collectives.items())
-    return f"{one.name}: {counts or 'none'}"
+    return ", ".join(f"{n} {name}" for name, n in one.collectives.items()) or "no collective"
 
 
 def _bytes_on_a_chip(tree: object) -> int:

@@ -9,7 +9,7 @@ from concurrent import futures
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from semsam_jax.core.structs import Assignment, Costs, StreamBatch
 from semsam_jax.parallel import hardware
@@ -78,18 +78,30 @@ def compile_ahead(
         text: class names of the first step.
     """
     shapes = jax.tree.map(_shape_of, (state, batch, text))
-    thread = futures.ThreadPoolExecutor(1, "compile")
-    try:
-        return thread.submit(_compile_all, step, *shapes)
-    finally:
-        thread.shutdown(wait=False)
+    threads = futures.ThreadPoolExecutor(3, "compile")
+    return threads.submit(_compile_all, threads, step, *shapes)
 
 
-def _compile_all(step: TrainStep, state: TrainState, batch: StreamBatch, text: Text) -> None:
+def _compile_all(
+    threads: futures.Executor, step: TrainStep, state: TrainState, batch: StreamBatch, text: Text
+) -> None:
+    """Traces in this thread, compiles in others."""
+    begun = []
     for name, part, times in step.parts(batch):
         first = first_half(step, name, state, part, text, times)
-        given = placed_outputs(first, first.traced.lower().compile())
-        second_half(step, name, state, given, part, times).traced.lower().compile()
+        begun.append(threads.submit(_compile, first))
+        if step.mesh.size == 1:  # Nothing is left for the compiler to choose.
+            given = _all_at(first.traced.out_info, replicated(step.mesh))
+        else:
+            given = placed_outputs(first, begun[-1].result())
+        begun.append(threads.submit(_compile, second_half(step, name, state, given, part, times)))
+    threads.shutdown(wait=False)
+    for one in begun:
+        one.result()
+
+
+def _compile(half: Half) -> jax.stages.Compiled:
+    return half.traced.lower().compile()
 
 
 def placed_outputs(half: Half, compiled: jax.stages.Compiled) -> tuple:
@@ -99,6 +111,10 @@ def placed_outputs(half: Half, compiled: jax.stages.Compiled) -> tuple:
         half.traced.out_info,
         compiled.output_shardings,
     )
+
+
+def _all_at(shapes: tuple, sharding: NamedSharding) -> tuple:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
 
 
 def _shape_of(array: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
