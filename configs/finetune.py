@@ -11,7 +11,8 @@ network, the size of the canvas and where class names come from.
     lora    everything fixed but the heads; rank-8 updates of all stacked linear layers.
     full    everything learns.
 
-The model with the best one-click IoU on val is kept in DIR/best.
+The model with the best one-click IoU on val is kept in DIR/best. A share of one of the seven
+datasets, such as --config.data.datasets.coco=1, mixes it in (or replaces `own`, at 0).
 
 Hardware: any one card with 16 GB for Swin-T at 1024 px (frozen), or the CPU for `lite`.
 Hours: minutes to a few hours, it depends on the photos; the progress line says.
@@ -20,6 +21,7 @@ Hours: minutes to a few hours, it depends on the photos; the progress line says.
 from ml_collections import ConfigDict
 
 from configs.common.base import base
+from configs.joint import SHARES
 
 FROZEN = {
     "frozen": ("backbone", "pixel_decoder", "text_encoder"),
@@ -45,20 +47,23 @@ def get_config(mode: str = "frozen") -> ConfigDict:
     config.model.lora_rank = 8 if mode == "lora" else 0
     config.text.source = "checkpoint"
     config.data.image_size = 0  # the checkpoint's
-    config.data.datasets = ConfigDict({"own": 1.0})
+    shares = {**dict.fromkeys(SHARES, 0.0), "own": 1.0}
+    config.data.datasets = ConfigDict(shares)
     config.data.granularity = ConfigDict({"any": 1.0})
-    config.data.generic_datasets = ConfigDict({"own": 1.0})
+    config.data.generic_datasets = ConfigDict(shares)
     config.data.interactive_batch = 4
     config.data.generic_batch = 2
     config.data.max_instances = 60
     config.data.num_prompts = 24
     config.data.scale_jitter = (0.7, 1.4)
+    config.loss.from_checkpoint = True
     config.loss.num_points = 4096
     config.loss.match_points = 2048
     config.optimizer.frozen = FROZEN[mode]
     config.optimizer.learning_rate = 1e-4
     config.optimizer.warmup_steps = 20
     config.optimizer.schedule = "cosine"
+    config.optimizer.ema = 0.98
     config.steps = 500
     config.log_every = 20
     config.save_every = 100

@@ -164,6 +164,8 @@ class LossChoice:
         near_prompts: share of the points of prompts that lie near them; small masks need it
             where points are few.
         interactive, generic: weight of each stream's sum.
+        from_checkpoint: what is left at its default here is as the checkpoint of
+            `model.warm_start` was trained.
     """
 
     num_points: int = 12544
@@ -181,6 +183,7 @@ class LossChoice:
     near_prompts: float = 0.0
     interactive: float = 1.0
     generic: float = 1.0
+    from_checkpoint: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,8 +282,8 @@ def follow(run: RunConfig, meta: Mapping) -> RunConfig:
     """Fills in what a run takes over from the checkpoint that it starts from.
 
     Args:
-        run: with `model.preset` "checkpoint", `text.source` "checkpoint" or
-            `data.image_size` 0; everything else stays.
+        run: with `model.preset` "checkpoint", `text.source` "checkpoint", `data.image_size` 0
+            or `loss.from_checkpoint`; everything else stays.
         meta: of the checkpoint.
 
     Raises:
@@ -303,14 +306,27 @@ def follow(run: RunConfig, meta: Mapping) -> RunConfig:
             # Such a checkpoint knows no names: what would go to the generic stream is clicked.
             rows = data.interactive_batch + data.generic_batch
             data = dataclasses.replace(data, interactive_batch=rows, generic_batch=0)
-    run = dataclasses.replace(run, model=model, data=data, text=text)
+    loss = _follow_loss(run.loss, meta) if run.loss.from_checkpoint else run.loss
+    run = dataclasses.replace(run, model=model, data=data, text=text, loss=loss)
     _check(run)
     return run
 
 
+def _follow_loss(loss: LossChoice, meta: Mapping) -> LossChoice:
+    """The loss that a checkpoint was trained with; converted ones do not say, and change nothing.
+
+    Other weights would first undo what it has learned.
+    """
+    trained = (meta.get("config") or {}).get("loss", {})
+    free = (f for f in dataclasses.fields(loss) if getattr(loss, f.name) == f.default)
+    taken = {f.name: trained[f.name] for f in free if f.name in trained}
+    return dataclasses.replace(loss, **taken | {"from_checkpoint": False})
+
+
 def needs_checkpoint(run: RunConfig) -> bool:
     """Whether `follow` has something to fill in."""
-    return CHECKPOINT in (run.model.preset, run.text.source) or run.data.image_size == 0
+    follows = CHECKPOINT in (run.model.preset, run.text.source) or run.data.image_size == 0
+    return follows or run.loss.from_checkpoint
 
 
 def check_batch(run: RunConfig, num_shards: int) -> None:

@@ -85,6 +85,8 @@ def base() -> ConfigDict:
                 "near_prompts": 0.0,
                 "interactive": 1.0,
                 "generic": 1.0,
+                # What is left as it is here is as the warm start was trained.
+                "from_checkpoint": False,
             },
             "steps": 1,
             "seed": 0,

@@ -293,7 +293,8 @@ class TrainStep:
         params = optax.apply_updates(state.params, updates)
         average = state.ema_params
         if average is not None:
-            average = optax.incremental_update(params, average, 1.0 - self._ema)
+            # Not the sum of both, weighted: what is frozen would drift by its rounding.
+            average = jax.tree.map(lambda a, p: a + (1.0 - self._ema) * (p - a), average, params)
         new = TrainState(params, opt_state, state.step, average)
         # A non-finite step changes nothing, so that the last good state can be saved.
         new = jax.tree.map(lambda a, b: jnp.where(is_finite, a, b), new, state)

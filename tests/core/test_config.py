@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 from ml_collections import ConfigDict
 
-from configs import joint
+from configs import finetune, joint
 from semsam_jax import config
 from semsam_jax.core.errors import ConfigError
 
@@ -56,3 +56,28 @@ def test_batch_must_divide_over_the_devices():
     config.check_batch(run, 2)
     with pytest.raises(ConfigError, match=r"data\.interactive_batch: 6 is not divisible by the 4"):
         config.check_batch(run, 4)
+
+
+def test_fine_tuning_keeps_the_loss_that_its_checkpoint_learned():
+    """Another loss first undoes what was learned; what the user says still counts."""
+    chosen = finetune.get_config("frozen")
+    chosen.model.warm_start = "somewhere"
+    chosen.loss.dice = 7.0
+    trained = config.build(joint.get_config("lite"))
+    meta = {
+        "preset": "lite",
+        "model_config": {"decoder": {"num_tokens": 6}},
+        "image_size": 256,
+        "class_heads_trained": True,
+        "text": {"source": "table", "table": ""},
+        "config": {"loss": dataclasses.asdict(trained.loss)},
+    }
+    run = config.follow(config.build(chosen), meta)
+    points = {"num_points": 4096, "match_points": 2048}
+    assert run.loss == dataclasses.replace(trained.loss, dice=7.0, **points)
+    assert not config.needs_checkpoint(run)
+    # A converted checkpoint says nothing: the paper's weights.
+    run = config.follow(config.build(chosen), {k: v for k, v in meta.items() if k != "config"})
+    assert run.loss == config.LossChoice(dice=7.0, **points)
+    chosen.loss.from_checkpoint = False
+    assert config.follow(config.build(chosen), meta).loss == config.LossChoice(dice=7.0, **points)

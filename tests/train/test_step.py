@@ -3,10 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from semsam_jax.models.semantic_sam import SemanticSAM
 from semsam_jax.parallel.mesh import build_mesh
 from semsam_jax.train.micro import MicroBatches
+from semsam_jax.train.state import shard_state
+from semsam_jax.train.step import TrainStep
 from tests.sharded import small
 
 pytestmark = pytest.mark.timeout(3000)
@@ -52,3 +56,41 @@ def test_recomputed_layers_leave_only_their_inputs(mesh, params):
         has_hidden[remat] = any(shape[-1] == hidden for shape in stacks)
     assert has_hidden == {"none": True, "full": False}
     assert kept["full"] < 0.4 * kept["none"]
+
+
+def test_the_average_follows_and_what_is_frozen_keeps_every_bit(mesh):
+    start = {
+        "decoder": np.linspace(-1, 1, 7, dtype=np.float32),
+        "backbone": np.full(3, 0.1, np.float32),
+    }
+    tx = optax.masked(optax.sgd(0.5), {"decoder": True, "backbone": False})
+    tx = optax.chain(tx, optax.masked(optax.set_to_zero(), {"decoder": False, "backbone": True}))
+    state = shard_state(start, tx, True, mesh)
+    step = TrainStep(
+        SemanticSAM(small.MODEL), tx, small.CRITERION, mesh, num_objects=1, seed=0, ema=0.98
+    )
+    mean, value = start["decoder"].astype(np.float64), start["decoder"].astype(np.float64)
+    for _ in range(3):
+        grads = jax.tree.map(jnp.ones_like, state.params)
+        state, metrics = step.update(state, grads, {"loss": jnp.float32(1)})
+        value = value - 0.5
+        mean = 0.98 * mean + 0.02 * value
+    assert metrics["is_finite"]
+    assert state.step == 3
+    np.testing.assert_allclose(state.params["decoder"], value, rtol=1e-6)
+    np.testing.assert_allclose(state.ema_params["decoder"], mean, rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(state.ema_params["backbone"], start["backbone"])
+
+
+def test_a_step_of_numbers_that_are_not_finite_changes_nothing_but_its_number(mesh):
+    tx = optax.sgd(0.5)
+    state = shard_state({"decoder": np.ones(3, np.float32)}, tx, True, mesh)
+    step = TrainStep(
+        SemanticSAM(small.MODEL), tx, small.CRITERION, mesh, num_objects=1, seed=0, ema=0.9
+    )
+    grads = {"decoder": jnp.array([1.0, jnp.nan, 1.0])}
+    state, metrics = step.update(state, grads, {"loss": jnp.float32(1)})
+    assert not metrics["is_finite"]
+    assert state.step == 1
+    np.testing.assert_array_equal(state.params["decoder"], np.ones(3))
+    np.testing.assert_array_equal(state.ema_params["decoder"], np.ones(3))
