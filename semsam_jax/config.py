@@ -161,11 +161,9 @@ class LossChoice:
         many_to_one: SAM's rule (the best token alone learns) instead of many-to-many.
         detach_iou_target: no gradient from the IoU loss into the masks.
         score_all_tokens: the predicted IoU of unmatched tokens learns too.
-        near_prompts: share of the points of prompts that lie near them; small masks need it
-            where points are few.
+        near_prompts: share of the points of prompts that lie near them, for small masks.
         interactive, generic: weight of each stream's sum.
-        from_checkpoint: what is left at its default here is as the checkpoint of
-            `model.warm_start` was trained.
+        from_checkpoint: defaults give way to what `model.warm_start` was trained with.
     """
 
     num_points: int = 12544
@@ -298,11 +296,9 @@ def follow(run: RunConfig, meta: Mapping) -> RunConfig:
     if data.image_size == 0:
         data = dataclasses.replace(data, image_size=int(meta.get("image_size") or 1024))
     if text.source == CHECKPOINT:
-        has_names = meta.get("class_heads_trained") and meta.get("text")
-        source = meta["text"]["source"] if has_names else "none"
-        table = meta["text"].get("table", "") if has_names else ""
-        text = dataclasses.replace(text, source=source, table=table or "")
-        if source == "none":
+        known = (meta.get("class_heads_trained") and meta.get("text")) or {"source": "none"}
+        text = dataclasses.replace(text, source=known["source"], table=known.get("table") or "")
+        if text.source == "none":
             # Such a checkpoint knows no names: what would go to the generic stream is clicked.
             rows = data.interactive_batch + data.generic_batch
             data = dataclasses.replace(data, interactive_batch=rows, generic_batch=0)
@@ -313,10 +309,7 @@ def follow(run: RunConfig, meta: Mapping) -> RunConfig:
 
 
 def _follow_loss(loss: LossChoice, meta: Mapping) -> LossChoice:
-    """The loss that a checkpoint was trained with; converted ones do not say, and change nothing.
-
-    Other weights would first undo what it has learned.
-    """
+    """The loss that a checkpoint learned: another one undoes it. Converted ones say nothing."""
     trained = (meta.get("config") or {}).get("loss", {})
     free = (f for f in dataclasses.fields(loss) if getattr(loss, f.name) == f.default)
     taken = {f.name: trained[f.name] for f in free if f.name in trained}
@@ -325,8 +318,8 @@ def _follow_loss(loss: LossChoice, meta: Mapping) -> LossChoice:
 
 def needs_checkpoint(run: RunConfig) -> bool:
     """Whether `follow` has something to fill in."""
-    follows = CHECKPOINT in (run.model.preset, run.text.source) or run.data.image_size == 0
-    return follows or run.loss.from_checkpoint
+    choices = run.model.preset, run.text.source
+    return CHECKPOINT in choices or run.data.image_size == 0 or run.loss.from_checkpoint
 
 
 def check_batch(run: RunConfig, num_shards: int) -> None:

@@ -87,15 +87,18 @@ def _compile_all(
 ) -> None:
     """Traces in this thread, compiles in others."""
     begun = []
-    for name, part, times in step.parts(batch):
-        first = first_half(step, name, state, part, text, times)
-        begun.append(threads.submit(_compile, first))
-        if step.mesh.size == 1:  # Nothing is left for the compiler to choose.
-            given = _all_at(first.traced.out_info, replicated(step.mesh))
-        else:
-            given = placed_outputs(first, begun[-1].result())
-        begun.append(threads.submit(_compile, second_half(step, name, state, given, part, times)))
-    threads.shutdown(wait=False)
+    try:
+        for name, part, times in step.parts(batch):
+            first = first_half(step, name, state, part, text, times)
+            begun.append(threads.submit(_compile, first))
+            if step.mesh.size == 1:  # Nothing is left for the compiler to choose.
+                given = _all_at(first.traced.out_info, replicated(step.mesh))
+            else:
+                given = placed_outputs(first, begun[-1].result())
+            second = second_half(step, name, state, given, part, times)
+            begun.append(threads.submit(_compile, second))
+    finally:
+        threads.shutdown(wait=False)
     for one in begun:
         one.result()
 

@@ -129,8 +129,8 @@ def _train_on(
 
     step = first_step = int(state.step)
     if step < run.steps:
-        batch = abstract_batch(run, mesh, len(vocabulary))
-        compiled = compile_ahead(step_fn, state, batch, text.inputs(step))
+        shapes = abstract_batch(run, mesh, len(vocabulary))
+        compiling = compile_ahead(step_fn, state, shapes, text.inputs(step))
     if step == 0:
         meta["before"] = evaluate()
     while step < run.steps:
@@ -148,7 +148,7 @@ def _train_on(
         with meter.input():
             batch = next(data)
         if step == first_step:
-            compiled.result()
+            compiling.result()
             meter.flops_per_step = model_flops(step_fn, state, batch, text.inputs(step))
         recorder.at(step)
         is_alone = step > first_step and (step + 1) % run.log_every == 0

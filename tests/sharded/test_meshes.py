@@ -3,6 +3,8 @@
 import dataclasses
 import os
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import prod
 
 import jax
@@ -18,6 +20,7 @@ from semsam_jax.train.halves import compile_ahead
 from tests.sharded import small
 
 pytestmark = pytest.mark.timeout(3000)
+HALVES = ("_forward", "_backward")
 MESHES = {"(1,8)": 8, "(4,2)": 2}
 if os.environ.get("SEMSAM_JAX_ALL_MESHES"):
     # A minute and a half of compiling each; the two above hold all that these have.
@@ -42,37 +45,47 @@ def params():
 
 @dataclasses.dataclass
 class _Step:
-    """What one step gave: `again` names the halves that were compiled a second time."""
+    """What one step gave: `ahead` and `again` name the halves compiled before and by the step."""
 
     metrics: dict
     grads: dict
     halves: tuple[jax.stages.Compiled, jax.stages.Compiled]
     costs: Costs
-    again: list[str]
+    ahead: set[str]
+    again: set[str]
 
 
 def _one_step(mesh, params) -> _Step:
     """Compiles ahead, as a run does, and takes one step."""
     state, batch, text = small.on_mesh(mesh, params)
     step = small.make_step(mesh)
-    compile_ahead(step, state, batch, text).result()
-    names: list[str] = []
+    with _compiled_halves() as ahead:
+        compile_ahead(step, state, batch, text).result()
+    with _compiled_halves() as again:
+        forward = step.forward.lower(state.params, state.step, batch, text).compile()
+        outputs, pull_back, costs = step.forward(state.params, state.step, batch, text)
+        assignment, _ = step.match(costs, batch)
+        rest = (outputs, pull_back, assignment, batch)
+        backward = step.backward.lower(state, *rest).compile()
+        new, metrics = step.backward(state, *rest)
+    metrics, grads = jax.device_get((metrics, new.opt_state.trace))
+    return _Step(metrics, grads, (forward, backward), costs, ahead, again)
+
+
+@contextmanager
+def _compiled_halves() -> Iterator[set[str]]:
+    """Collects which halves are compiled meanwhile, in any thread."""
+    found: set[str] = set()
 
     def listen(event: str, duration: float, fun_name: str = "", **_) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
-            names.append(fun_name)
+            found.update(half for half in HALVES if half in fun_name)
 
     monitoring.register_event_duration_secs_listener(listen)
-    forward = step.forward.lower(state.params, state.step, batch, text).compile()
-    outputs, pull_back, costs = step.forward(state.params, state.step, batch, text)
-    assignment, _ = step.match(costs, batch)
-    rest = (outputs, pull_back, assignment, batch)
-    backward = step.backward.lower(state, *rest).compile()
-    new, metrics = step.backward(state, *rest)
-    monitoring.unregister_event_duration_listener(listen)
-    metrics, grads = jax.device_get((metrics, new.opt_state.trace))
-    again = [name for name in names if "_forward" in name or "_backward" in name]
-    return _Step(metrics, grads, (forward, backward), costs, again)
+    try:
+        yield found
+    finally:
+        monitoring.unregister_event_duration_listener(listen)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +116,9 @@ def test_loss_and_gradients_are_those_of_one_device(eight_devices, one_device):
 
 
 def test_what_is_compiled_ahead_is_what_the_step_runs(eight_devices, one_device):
-    assert eight_devices[1].again == one_device.again == []
+    for one in (eight_devices[1], one_device):
+        assert one.ahead == set(HALVES)
+        assert one.again == set()
 
 
 def test_costs_stay_where_they_are_computed(eight_devices):
