@@ -21,6 +21,7 @@ from semsam_jax.models.layers import (
     LayerNorm,
     MultiHeadAttention,
     linear_init,
+    relu,
     scan_layers,
     stacked_params,
 )
@@ -129,7 +130,7 @@ class DecoderLayer(nn.Module):
             self.shapes,
         )
         content = LayerNorm(dtype=self.dtype, name="norm1")(content + cross_out)
-        hidden = nn.relu(self._dense(config.feedforward_dim, "linear1")(content))
+        hidden = relu(self._dense(config.feedforward_dim, "linear1")(content))
         content = LayerNorm(dtype=self.dtype, name="norm3")(
             content + self._dense(config.dim, "linear2")(hidden)
         )

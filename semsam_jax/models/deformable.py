@@ -76,7 +76,7 @@ class DeformableAttention(nn.Module):
     def __call__(
         self,
         query: Float[Array, "b q c"],
-        reference: Float[Array, "b q L r"],
+        reference: Float[Array, "#b q L r"],
         memory: Float[Array, "b s c"],
         spatial_shapes: tuple[tuple[int, int], ...],
     ) -> Float[Array, "b q c"]:
@@ -162,7 +162,7 @@ class DeformableAttention(nn.Module):
 
 
 def _locations(
-    reference: Float[Array, "b q L r"],
+    reference: Float[Array, "#b q L r"],
     offsets: Float[Array, "b q h L P 2"],
     spatial_shapes: tuple[tuple[int, int], ...],
 ) -> Float[Array, "b q h L P 2"]:

@@ -27,6 +27,27 @@ REMAT_POLICIES = {
 only its input. The rest is recomputed."""
 
 
+@jax.custom_vjp
+def relu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """max(x, 0), which keeps for its gradient which numbers are positive and nothing else.
+
+    `jax.nn.relu` also keeps zeros of the shape of `x`; as a constant they would lie whole on every
+    device, for all rows of the global batch.
+    """
+    return jnp.maximum(x, 0)
+
+
+def _relu_forward(x: Array) -> tuple[Array, Array]:
+    return relu(x), x > 0
+
+
+def _relu_backward(is_positive: Array, gradient: Array) -> tuple[Array]:
+    return (jnp.where(is_positive, gradient, 0),)
+
+
+relu.defvjp(_relu_forward, _relu_backward)
+
+
 def _broadcast(vector: Float[Array, " c"], ndim: int) -> Float[Array, "..."]:
     return vector.reshape((1,) * (ndim - 1) + (-1,))
 
@@ -156,7 +177,7 @@ class MLP(nn.Module):
                 kernel_init=nn.initializers.zeros if is_last and self.zero_last else linear_init,
                 name=f"layers_{i}",
             )(x)
-            x = x if is_last else nn.relu(x)
+            x = x if is_last else relu(x)
         return x
 
 

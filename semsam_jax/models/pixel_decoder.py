@@ -15,6 +15,7 @@ from semsam_jax.models.layers import (
     Conv,
     GroupNorm,
     LayerNorm,
+    relu,
     scan_layers,
     stacked_params,
     xavier_init,
@@ -53,10 +54,9 @@ class EncoderLayer(nn.Module):
         spatial_shapes: tuple[tuple[int, int], ...],
     ) -> tuple[Float[Array, "b s c"], Float[Array, "b s c"]]:
         """Returns the layer's output and, for inspection, what the attention added."""
-        centres = np.broadcast_to(
-            pixel_centres(spatial_shapes)[None, :, None],
-            (x.shape[0], x.shape[1], len(spatial_shapes), 2),
-        )
+        # One row serves the batch: a constant of all rows would lie whole on every device.
+        centres = pixel_centres(spatial_shapes)[None, :, None]
+        centres = np.broadcast_to(centres, (1, x.shape[1], len(spatial_shapes), 2))
         attention = DeformableAttention(
             self.num_heads, self.num_points, dtype=self.dtype, name="self_attn"
         )
@@ -66,7 +66,7 @@ class EncoderLayer(nn.Module):
             self.feedforward_dim, dtype=self.dtype, kernel_init=xavier_init, name="linear1"
         )(x)
         z = nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=xavier_init, name="linear2")(
-            nn.relu(z)
+            relu(z)
         )
         return LayerNorm(dtype=self.dtype, name="norm2")(x + z), y
 
@@ -213,7 +213,7 @@ class PixelDecoder(nn.Module):
         x = _ConvNorm(
             config.dim, 3, config.norm_groups, use_bias=False, dtype=self.dtype, name="fpn"
         )(x)
-        x = nn.relu(x)
+        x = relu(x)
         self.sow("intermediates", "fpn_out", x)
         x = Conv(
             config.mask_dim, 1, dtype=self.dtype, kernel_init=_conv_init, name="mask_features"

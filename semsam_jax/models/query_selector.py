@@ -86,13 +86,14 @@ class QuerySelector(nn.Module):
         norm = LayerNorm(name="norm")
         anchors = anchor_logits(shapes)
         is_valid = np.isfinite(anchors[:, :1])[None]
-        memory = jnp.where(is_valid, memory, jnp.zeros((), memory.dtype))
-        scores = score(norm(enc_output(jax.lax.stop_gradient(memory))))
+        scored = jnp.where(is_valid, jax.lax.stop_gradient(memory), jnp.zeros((), memory.dtype))
+        scores = score(norm(enc_output(scored)))
         count = min(self.num_queries, memory.shape[1])
         _, index = jax.lax.top_k(jax.lax.stop_gradient(scores), count)
         # Projected again for the chosen few: the backward pass then keeps nothing of
         # the thousands of tokens that were only scored.
         chosen = jnp.take_along_axis(memory, index[..., None], axis=1)
+        chosen *= jnp.asarray(is_valid[0])[index].astype(memory.dtype)
         return SelectedTokens(
             index=index,
             content=norm(enc_output(chosen)),

@@ -197,8 +197,8 @@ class SemanticSAM(nn.Module):
             noised = self.denoising(denoising, text)
             slots, num_slots = noised.queries, noised.content.shape[1]
             blocked = attention_mask(slots, content.shape[1])
-            content = jnp.concatenate([noised.content.astype(content.dtype), content], axis=1)
-            references = jnp.concatenate([noised.references, references], axis=1)
+            content = _one_behind_the_other(noised.content.astype(content.dtype), content)
+            references = _one_behind_the_other(noised.references, references)
         first = self.decoder.predict_first(content, references, text)
         states = self.decoder(content, references, memory, blocked=blocked)
         rest = self.decoder.predict(states, text, is_generic=True)
@@ -248,6 +248,19 @@ class SemanticSAM(nn.Module):
             self.decode_generic(pyramid, text, denoising=targets)
         if self.config.text is not None:
             self.encode_text(jnp.zeros((1, self.config.text.context_length), jnp.int32))
+
+
+def _one_behind_the_other(
+    first: Float[Array, "b n c"], second: Float[Array, "b m c"]
+) -> Float[Array, "b q c"]:
+    """Joins two lists of tokens by padding and adding.
+
+    `jnp.concatenate` keeps zeros for the gradient that `second` does not have; as a constant they
+    would lie whole on every device, for all rows of the global batch.
+    """
+    n, m = first.shape[1], second.shape[1]
+    padding = ((0, 0), (0, m), (0, 0)), ((0, 0), (n, 0), (0, 0))
+    return jnp.pad(first, padding[0]) + jnp.pad(second, padding[1])
 
 
 def init_params(model: SemanticSAM, key: Array) -> Any:

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.conftest import AS_SHIPPED, QUICK_FLAGS
+
 TIMEOUT_SEC = 2400
 ROOT = Path(__file__).parents[2]
 SMALL = {
@@ -29,6 +31,11 @@ SMALL = {
     "eval_photos": 2,
 }
 
+# A small step compiles for minutes and runs for milliseconds.
+COMPILE_QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": QUICK_FLAGS}
+if AS_SHIPPED:
+    COMPILE_QUICKLY = {}
+
 
 def command(workdir: Path, config: str = "joint.py", values=SMALL, **changes) -> list[str]:
     """Command line of a small run; `changes` use __ for the dots of a key."""
@@ -42,8 +49,7 @@ def environment(cache: Path, **extra: str) -> dict[str, str]:
     """Environment with its own cache folder."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("SEMSAM_")}
     env |= {"SEMSAM_JAX_CACHE": str(cache), "JAX_PLATFORMS": "cpu"}
-    # A small step compiles for minutes and runs for milliseconds.
-    return env | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} | extra
+    return env | COMPILE_QUICKLY | extra
 
 
 def run(workdir: Path, cache: Path, **changes) -> subprocess.CompletedProcess:

@@ -20,8 +20,9 @@ from semsam_jax.train.optimizer import build_optimizer
 from semsam_jax.train.state import new_state
 from semsam_jax.train.step import Text, TrainStep
 from tests.e2e import runs
+from tests.train.constants import constant_outputs
 
-VOCABULARY, OBJECTS = 997, 754
+VOCABULARY, OBJECTS, ROWS = 997, 754, 40
 
 
 def _rows(run: config.RunConfig, rows: int) -> Batch:
@@ -58,16 +59,23 @@ def test_a_full_size_joint_step_has_the_right_shapes(preset):
         )
         assert any("fsdp" in str(spec) for spec in specs)
     step = TrainStep(model, tx, criterion_config(run), mesh, OBJECTS, seed=0)
-    batch = StreamBatch(_rows(run, 8), _rows(run, 8))
+    batch = StreamBatch(_rows(run, ROWS), _rows(run, ROWS))
     context = model_config.text.context_length
     text = Text(token_ids=jax.ShapeDtypeStruct((VOCABULARY, context), jnp.int32))
-    outputs, pull_back, costs = jax.eval_shape(step.forward, state.params, state.step, batch, text)
+    traced = step.forward.trace(state.params, state.step, batch, text)
+    outputs, pull_back, costs = traced.out_info
     layers = model_config.decoder.num_layers
-    assert outputs.prompts.mask_embed.shape == (layers, 8, 60, 6, 256)
-    assert outputs.queries.layers.object_logits.shape == (layers + 1, 8, 300, OBJECTS)
-    assert costs.prompts.shape == (8, 60, 6, 6)
-    assert costs.queries.shape == (8, layers + 2, 300, 100)
+    assert outputs.prompts.mask_embed.shape == (layers, ROWS, 60, 6, 256)
+    assert outputs.queries.layers.object_logits.shape == (layers + 1, ROWS, 300, OBJECTS)
+    assert costs.prompts.shape == (ROWS, 60, 6, 6)
+    assert costs.queries.shape == (ROWS, layers + 2, 300, 100)
     assert jax.tree.leaves(pull_back)
+    # A constant has no rows that could be split: it would lie whole on each device of a pod.
+    # A number for each query and layer may, a feature vector may not.
+    constants = constant_outputs(traced.jaxpr.jaxpr)
+    assert constants
+    by_row = [c for c in constants if {ROWS, 2 * ROWS} & set(c.shape)]
+    assert sum(c.size * c.dtype.itemsize for c in by_row) < 2**18 * ROWS, by_row
 
 
 @pytest.mark.timeout(3000)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import cache  # noqa: F401
+from tests.e2e.runs import COMPILE_QUICKLY
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,7 +33,7 @@ class Fresh:
         kept |= {"JAX_PLATFORMS": "cpu", "SEMSAM_JAX_CACHE": str(self.folder / "cache")}
         # Small runs of the main job compile the same programs everywhere: once is enough. What
         # the compiler is told is a part of the key, so it is told the same as in tests/e2e.
-        kept |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+        kept |= COMPILE_QUICKLY
         return kept | {"JAX_COMPILATION_CACHE_DIR": str(self.programs)}
 
     def run(self, args, cwd=None):
