@@ -259,8 +259,8 @@ def _one_behind_the_other(
     would lie whole on every device, for all rows of the global batch.
     """
     n, m = first.shape[1], second.shape[1]
-    padding = ((0, 0), (0, m), (0, 0)), ((0, 0), (n, 0), (0, 0))
-    return jnp.pad(first, padding[0]) + jnp.pad(second, padding[1])
+    before, after = ((0, 0), (n, 0), (0, 0)), ((0, 0), (0, m), (0, 0))
+    return jnp.pad(first, after) + jnp.pad(second, before)
 
 
 def init_params(model: SemanticSAM, key: Array) -> Any:

@@ -32,9 +32,9 @@ SMALL = {
 }
 
 # A small step compiles for minutes and runs for milliseconds.
-COMPILE_QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": QUICK_FLAGS}
-if AS_SHIPPED:
-    COMPILE_QUICKLY = {}
+COMPILE_QUICKLY = (
+    {} if AS_SHIPPED else {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": QUICK_FLAGS}
+)
 
 
 def command(workdir: Path, config: str = "joint.py", values=SMALL, **changes) -> list[str]:

@@ -7,7 +7,10 @@ _CALLS = ("jit", "closed_call", "remat2", "checkpoint", "custom_jvp_call", "cust
 
 
 def constant_outputs(jaxpr: Jaxpr) -> list[jax.core.AbstractValue]:
-    """Shapes of the outputs that are the same whatever goes in, arrays of one number left out."""
+    """Shapes of the outputs that are the same whatever goes in, arrays of one number left out.
+
+    What comes out of a loop counts as depending on what goes into it.
+    """
     depends = _depends(jaxpr, [True] * len(jaxpr.invars))
     outputs = zip(jaxpr.outvars, depends, strict=True)
     return [var.aval for var, does in outputs if not does and var.aval.size > 1]
