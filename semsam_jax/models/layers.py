@@ -4,6 +4,7 @@ Parameters are float32; modules compute in `dtype`. Norm and softmax statistics 
 always float32.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -86,6 +87,10 @@ class Conv(nn.Module):
 class PatchProjection(nn.Module):
     """A linear layer on k x k patches side by side.
 
+    The bias starts random, as PyTorch starts a convolution: with zeros, the zeros around a photo
+    would reach the layer norms as vectors of length 0, which multiply a gradient by 1/sqrt(eps)
+    each, and those of a deep backbone overflow float32.
+
     Attributes:
         features: channels out.
         patch_size: k; divides both sides of the input.
@@ -100,8 +105,13 @@ class PatchProjection(nn.Module):
     def __call__(self, image: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         """Projects every patch, then adds the bias."""
         shape = (self.patch_size, self.patch_size, image.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        kernel = self.param("kernel", linear_init, shape, jnp.float32)
+        bound = math.prod(shape[:-1]) ** -0.5
+
+        def start(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+            return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+        bias = self.param("bias", start, (self.features,), jnp.float32)
         y = embed_patches(image.astype(self.dtype), kernel.astype(self.dtype))
         return y + _broadcast(bias.astype(self.dtype), y.ndim)
 
