@@ -18,6 +18,7 @@ from semsam_jax.models.deformable import DeformableAttention
 from semsam_jax.models.heads import Heads
 from semsam_jax.models.layers import (
     MLP,
+    Dense,
     LayerNorm,
     MultiHeadAttention,
     linear_init,
@@ -83,7 +84,7 @@ class MemoryProjection(nn.Module):
     ) -> tuple[Float[Array, "b _h _w d"], ...]:
         """One linear layer for each level, given from high to low resolution."""
         return tuple(
-            nn.Dense(self.dim, dtype=self.dtype, kernel_init=linear_init, name=f"level{i}")(x)
+            Dense(self.dim, dtype=self.dtype, kernel_init=linear_init, name=f"level{i}")(x)
             for i, x in enumerate(levels)
         )
 
@@ -136,8 +137,8 @@ class DecoderLayer(nn.Module):
         )
         return content, {"self_attn_out": self_out, "cross_attn_out": cross_out}
 
-    def _dense(self, features: int, name: str) -> nn.Dense:
-        return nn.Dense(features, dtype=self.dtype, kernel_init=linear_init, name=name)
+    def _dense(self, features: int, name: str) -> Dense:
+        return Dense(features, dtype=self.dtype, kernel_init=linear_init, name=name)
 
 
 class Decoder(nn.Module):

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from semsam_jax.core.backend import target_backend
 from semsam_jax.core.errors import ConfigError, ShapeError
-from semsam_jax.models.layers import DenseParams, xavier_init
+from semsam_jax.models.layers import Dense, DenseParams, xavier_init
 from semsam_jax.ops.deform_attention import deform_attention, inside_weight
 
 # Price of reading one gathered number, in multiply-adds of a matrix product.
@@ -98,13 +98,13 @@ class DeformableAttention(nn.Module):
         """
         b, q, c = query.shape
         heads, levels, points = self.num_heads, len(spatial_shapes), self.num_points
-        offsets = nn.Dense(
+        offsets = Dense(
             heads * levels * points * 2,
             kernel_init=nn.initializers.zeros,
             bias_init=direction_init(heads, levels, points),
             name="sampling_offsets",
         )(query.astype(jnp.float32))
-        logits = nn.Dense(
+        logits = Dense(
             heads * levels * points,
             dtype=self.dtype,
             kernel_init=nn.initializers.zeros,
@@ -133,7 +133,7 @@ class DeformableAttention(nn.Module):
             raise ConfigError(
                 f"DeformableAttention: project is {order!r}; use None, 'before' or 'after'."
             )
-        return nn.Dense(c, dtype=self.dtype, kernel_init=xavier_init, name="output_proj")(out)
+        return Dense(c, dtype=self.dtype, kernel_init=xavier_init, name="output_proj")(out)
 
     def _sample_first(
         self,

@@ -13,6 +13,7 @@ from flax import struct
 from jaxtyping import Array, Bool
 
 from semsam_jax.core.structs import DenoisingQueries, TextTable
+from semsam_jax.models.layers import parameter
 from semsam_jax.ops.boxes import add_box_noise, inverse_sigmoid
 
 
@@ -119,11 +120,11 @@ class Denoising(nn.Module):
 
         Instances without any name have zero content: there is a box to repair still.
         """
-        lang_mapper = self.param(
+        lang_mapper = parameter(
+            self,
             "lang_mapper",
             nn.initializers.truncated_normal(0.02),
             (self.text_dim, self.dim),
-            jnp.float32,
         )
         queries = assign_slots(targets.instance_valid, targets.noise.shape[1])
         name_id = jnp.where(targets.part_id >= 0, targets.part_id, targets.object_id)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from semsam_jax.models.layers import REMAT_POLICIES
+from semsam_jax.models.layers import REMAT_POLICIES, Dense, parameter
 from semsam_jax.models.presets import EfficientNetLiteConfig
 from semsam_jax.ops.positional import wave_grid
 
@@ -89,8 +89,8 @@ class _Depthwise(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
         c, size = x.shape[-1], self.kernel_size
         # [kh, kw, 1, c] is the layout of a grouped convolution in the parameter tree.
-        kernel = self.param("kernel", _init, (size, size, 1, c), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (c,), jnp.float32)
+        kernel = parameter(self, "kernel", _init, (size, size, 1, c))
+        bias = parameter(self, "bias", nn.initializers.zeros, (c,))
         y = depthwise(x, kernel[:, :, 0].astype(self.dtype), self.stride)
         return y + bias.astype(self.dtype)[None, None, None]
 
@@ -106,13 +106,11 @@ class _Block(nn.Module):
         spec, c = self.spec, x.shape[-1]
         y = x
         if spec.expansion > 1:
-            expand = nn.Dense(
-                c * spec.expansion, dtype=self.dtype, kernel_init=_init, name="expand"
-            )
+            expand = Dense(c * spec.expansion, dtype=self.dtype, kernel_init=_init, name="expand")
             y = nn.relu6(expand(y))
         y = _Depthwise(spec.kernel_size, spec.stride, self.dtype, name="depthwise")(y)
         y = nn.relu6(y)
-        y = nn.Dense(spec.features, dtype=self.dtype, kernel_init=_init, name="project")(y)
+        y = Dense(spec.features, dtype=self.dtype, kernel_init=_init, name="project")(y)
         return x + y if spec.stride == 1 and c == spec.features else y
 
 
@@ -187,5 +185,5 @@ class Classifier(nn.Module):
     def __call__(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b classes"]:
         """Returns class logits of (pixels - 127) / 128."""
         x = EfficientNetLite(_PLAIN, name="backbone")(image)[-1]
-        x = nn.relu6(nn.Dense(self.head_features, name="head")(x))
-        return nn.Dense(self.num_classes, name="classes")(x.mean((1, 2)))
+        x = nn.relu6(Dense(self.head_features, name="head")(x))
+        return Dense(self.num_classes, name="classes")(x.mean((1, 2)))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from semsam_jax.core.structs import Predictions, TextTable
-from semsam_jax.models.layers import MLP, LayerNorm
+from semsam_jax.models.layers import MLP, LayerNorm, parameter
 from semsam_jax.models.presets import DecoderConfig
 from semsam_jax.ops.boxes import inverse_sigmoid
 
@@ -85,10 +85,10 @@ class Heads(nn.Module):
         self.bbox_embed = MLP(dim, 4, 3, zero_last=True)
         self.mask_embed = MLP(dim, self.mask_dim, 3, dtype=self.dtype)
         self.iou_head = MLP(dim, 1, 3, dtype=self.dtype)
-        self.object_embed = self.param("object_embed", names_init, (dim, text_dim), jnp.float32)
-        self.part_embed = self.param("part_embed", names_init, (dim, text_dim), jnp.float32)
+        self.object_embed = parameter(self, "object_embed", names_init, (dim, text_dim))
+        self.part_embed = parameter(self, "part_embed", names_init, (dim, text_dim))
         scale_init = nn.initializers.constant(self.config.logit_scale)
-        self.logit_scale = self.param("logit_scale", scale_init, (), jnp.float32)
+        self.logit_scale = parameter(self, "logit_scale", scale_init, ())
 
     def refine_boxes(
         self, content: Float[Array, "*q c"], references: Float[Array, "*q 4"]

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from semsam_jax.core.errors import ShapeError
 from semsam_jax.ops.convolution import convolve, embed_patches
 
 # Uniform in +-1/sqrt(fan_in), the usual start of a linear layer.
@@ -53,6 +54,54 @@ def _broadcast(vector: Float[Array, " c"], ndim: int) -> Float[Array, "..."]:
     return vector.reshape((1,) * (ndim - 1) + (-1,))
 
 
+def parameter(
+    module: nn.Module, name: str, init: nn.initializers.Initializer, shape: tuple[int, ...]
+) -> Float[Array, "..."]:
+    """A float32 parameter of a module, by name.
+
+    As `module.param`, which traces `init` at every call to compare shapes: a third of the time
+    that it takes to trace a network.
+
+    Raises:
+        ShapeError: the parameter that was given has another shape.
+    """
+    if not module.has_variable("params", name):
+        return module.param(name, init, shape, jnp.float32)
+    value = module.get_variable("params", name)
+    if jnp.shape(value) != shape:
+        where = "/".join((*module.path, name))
+        raise ShapeError(f"parameter {where}: got shape {jnp.shape(value)}; wanted {shape}.")
+    return value
+
+
+class Dense(nn.Module):
+    """A linear layer on the last axis.
+
+    Attributes:
+        features: channels out.
+        use_bias: whether a bias is added.
+        kernel_init: start of the kernel [in, out].
+        bias_init: start of the bias [out].
+        dtype: compute dtype.
+    """
+
+    features: int
+    use_bias: bool = True
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*n c"]) -> Float[Array, "*n d"]:
+        """Multiplies, then adds the bias."""
+        kernel = parameter(self, "kernel", self.kernel_init, (x.shape[-1], self.features))
+        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        if not self.use_bias:
+            return y
+        bias = parameter(self, "bias", self.bias_init, (self.features,))
+        return y + _broadcast(bias.astype(self.dtype), y.ndim)
+
+
 class Conv(nn.Module):
     """Convolution with k // 2 zeros of padding on every side (`ops.convolution`).
 
@@ -76,11 +125,11 @@ class Conv(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         """Convolves, then adds the bias."""
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        kernel = parameter(self, "kernel", self.kernel_init, shape)
         y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
         if not self.use_bias:
             return y
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        bias = parameter(self, "bias", nn.initializers.zeros, (self.features,))
         return y + _broadcast(bias.astype(self.dtype), y.ndim)
 
 
@@ -105,13 +154,13 @@ class PatchProjection(nn.Module):
     def __call__(self, image: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         """Projects every patch, then adds the bias."""
         shape = (self.patch_size, self.patch_size, image.shape[-1], self.features)
-        kernel = self.param("kernel", linear_init, shape, jnp.float32)
+        kernel = parameter(self, "kernel", linear_init, shape)
         bound = math.prod(shape[:-1]) ** -0.5
 
         def start(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
             return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-        bias = self.param("bias", start, (self.features,), jnp.float32)
+        bias = parameter(self, "bias", start, (self.features,))
         y = embed_patches(image.astype(self.dtype), kernel.astype(self.dtype))
         return y + _broadcast(bias.astype(self.dtype), y.ndim)
 
@@ -126,8 +175,8 @@ class LayerNorm(nn.Module):
     def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
         """Normalises each vector of `x`."""
         channels = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+        scale = parameter(self, "scale", nn.initializers.ones, (channels,))
+        bias = parameter(self, "bias", nn.initializers.zeros, (channels,))
         x = x.astype(jnp.float32)
         x = x - x.mean(-1, keepdims=True)
         x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
@@ -146,8 +195,8 @@ class GroupNorm(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Normalises each group of channels of each image."""
         b, _, _, c = x.shape
-        scale = self.param("scale", nn.initializers.ones, (c,), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (c,), jnp.float32)
+        scale = parameter(self, "scale", nn.initializers.ones, (c,))
+        bias = parameter(self, "bias", nn.initializers.zeros, (c,))
         x = x.astype(jnp.float32)
 
         def group_mean(y: Float[Array, "b h w c"]) -> Float[Array, "b 1 1 c"]:
@@ -181,7 +230,7 @@ class MLP(nn.Module):
         """Applies the layers; no activation after the last."""
         for i in range(self.num_layers):
             is_last = i == self.num_layers - 1
-            x = nn.Dense(
+            x = Dense(
                 self.features if is_last else self.hidden,
                 dtype=self.dtype,
                 kernel_init=nn.initializers.zeros if is_last and self.zero_last else linear_init,
@@ -201,8 +250,8 @@ class DenseParams(nn.Module):
     @nn.compact
     def __call__(self) -> tuple[Float[Array, "i o"], Float[Array, " o"]]:
         """Returns kernel and bias in `dtype`."""
-        kernel = self.param("kernel", xavier_init, (self.inputs, self.features), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        kernel = parameter(self, "kernel", xavier_init, (self.inputs, self.features))
+        bias = parameter(self, "bias", nn.initializers.zeros, (self.features,))
         return kernel.astype(self.dtype), bias.astype(self.dtype)
 
 
@@ -247,7 +296,7 @@ class MultiHeadAttention(nn.Module):
             logits = jnp.where(blocked[:, None], jnp.finfo(jnp.float32).min, logits)
         weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
         out = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(b, n, c)
-        return nn.Dense(c, dtype=self.dtype, kernel_init=linear_init, name="out_proj")(out)
+        return Dense(c, dtype=self.dtype, kernel_init=linear_init, name="out_proj")(out)
 
 
 def stacked_params(parent: nn.Module, name: str, layer: nn.Module, length: int, *args: Any) -> Any:

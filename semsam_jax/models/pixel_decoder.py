@@ -13,8 +13,10 @@ from semsam_jax.core.structs import Pyramid
 from semsam_jax.models.deformable import DeformableAttention
 from semsam_jax.models.layers import (
     Conv,
+    Dense,
     GroupNorm,
     LayerNorm,
+    parameter,
     relu,
     scan_layers,
     stacked_params,
@@ -62,12 +64,10 @@ class EncoderLayer(nn.Module):
         )
         y = attention(x + pos, jnp.asarray(centres), x, spatial_shapes)
         x = LayerNorm(dtype=self.dtype, name="norm1")(x + y)
-        z = nn.Dense(
-            self.feedforward_dim, dtype=self.dtype, kernel_init=xavier_init, name="linear1"
-        )(x)
-        z = nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=xavier_init, name="linear2")(
-            relu(z)
+        z = Dense(self.feedforward_dim, dtype=self.dtype, kernel_init=xavier_init, name="linear1")(
+            x
         )
+        z = Dense(x.shape[-1], dtype=self.dtype, kernel_init=xavier_init, name="linear2")(relu(z))
         return LayerNorm(dtype=self.dtype, name="norm2")(x + z), y
 
 
@@ -188,12 +188,10 @@ class PixelDecoder(nn.Module):
         b, _, _, c = levels[0].shape
         shapes = tuple((x.shape[1], x.shape[2]) for x in levels)
         sizes = np.asarray([height * width for height, width in shapes])
-        embed = self.param("level_embed", nn.initializers.normal(1.0), (len(levels), c))
-        pos = np.concatenate(
-            [sine_grid(height, width, c).reshape(-1, c) for height, width in shapes]
-        )
-        level_of_pixel = np.arange(len(levels)).repeat(sizes)
-        pos = (jnp.asarray(pos) + embed[level_of_pixel]).astype(self.dtype)
+        embed = parameter(self, "level_embed", nn.initializers.normal(1.0), (len(levels), c))
+        pos = jnp.concatenate(
+            [sine_grid(*shape, c).reshape(-1, c) + embed[i][None] for i, shape in enumerate(shapes)]
+        ).astype(self.dtype)
         x = jnp.concatenate([x.reshape(b, -1, c) for x in levels], axis=1)
         x = _Encoder(self.config, self.dtype, self.remat, name="encoder")(x, pos[None], shapes)
         parts = jnp.split(x, np.cumsum(sizes)[:-1], axis=1)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from semsam_jax.core.errors import PromptError
 from semsam_jax.core.structs import Prompts
+from semsam_jax.models.layers import parameter
 from semsam_jax.ops.boxes import add_box_noise, inverse_sigmoid
 
 
@@ -62,9 +63,9 @@ class PromptEncoder(nn.Module):
             PromptError: noise without `is_box`.
         """
         init = nn.initializers.normal(1.0)
-        label_embed = self.param("label_embed", init, (2, self.dim), jnp.float32)
-        type_embed = self.param("type_embed", init, (2, self.dim), jnp.float32)
-        mask_tokens = self.param("mask_tokens", init, (self.num_tokens, self.dim), jnp.float32)
+        label_embed = parameter(self, "label_embed", init, (2, self.dim))
+        type_embed = parameter(self, "type_embed", init, (2, self.dim))
+        mask_tokens = parameter(self, "mask_tokens", init, (self.num_tokens, self.dim))
         # label_embed[1] exists in the weights only: nothing has ever used it.
         prompt_content = label_embed[0][None, None] + type_embed[prompts.type_index]
         content = prompt_content[:, :, None] + mask_tokens[None, None]

@@ -14,7 +14,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float
 
-from semsam_jax.models.layers import LayerNorm
+from semsam_jax.models.layers import Dense, LayerNorm
 
 _ANCHOR_SIZE = 0.05
 _ANCHOR_MARGIN = 0.01
@@ -82,7 +82,7 @@ class QuerySelector(nn.Module):
             shapes: (height, width) of each level, in the same order.
             score: value of each projected token; no gradient passes through it.
         """
-        enc_output = nn.Dense(memory.shape[-1], dtype=self.dtype, name="enc_output")
+        enc_output = Dense(memory.shape[-1], dtype=self.dtype, name="enc_output")
         norm = LayerNorm(name="norm")
         anchors = anchor_logits(shapes)
         is_valid = np.isfinite(anchors[:, :1])[None]

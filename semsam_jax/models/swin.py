@@ -15,8 +15,10 @@ from jaxtyping import Array, Float, Int
 
 from semsam_jax.models.layers import (
     REMAT_POLICIES,
+    Dense,
     LayerNorm,
     PatchProjection,
+    parameter,
     scan_layers,
     stacked_params,
 )
@@ -25,7 +27,7 @@ from semsam_jax.ops.windows import (
     from_windows,
     padded_size,
     relative_position_index,
-    shifted_window_mask,
+    shifted_window_regions,
     to_windows,
 )
 
@@ -71,16 +73,18 @@ class WindowAttention(nn.Module):
             x = jnp.roll(x, (-self.shift, -self.shift), axis=(1, 2))
         x = to_windows(x, self.window)
         n, m = x.shape[1:3]
-        qkv = nn.Dense(3 * c, dtype=self.dtype, kernel_init=_init, name="qkv")(x)
+        qkv = Dense(3 * c, dtype=self.dtype, kernel_init=_init, name="qkv")(x)
         q, k, v = (y.reshape(b, n, m, heads, c // heads) for y in jnp.split(qkv, 3, axis=-1))
         logits = jnp.einsum("bnqhd,bnkhd->bnhqk", q * (c // heads) ** -0.5, k)
         logits = logits.astype(jnp.float32) + self._bias()[None, None]
         if self.shift:
-            mask = shifted_window_mask(rows, columns, self.window, self.shift)
-            logits = logits + np.where(mask, np.float32(_BLOCKED_LOGIT), 0)[None, :, None]
+            region = shifted_window_regions(rows, columns, self.window, self.shift)
+            # Compared by the program: the mask as a constant would be as large as the logits.
+            is_blocked = jnp.asarray(region)[:, :, None] != jnp.asarray(region)[:, None, :]
+            logits = logits + jnp.where(is_blocked, _BLOCKED_LOGIT, 0.0)[None, :, None]
         weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
         x = jnp.einsum("bnhqk,bnkhd->bnqhd", weights, v).reshape(b, n, m, c)
-        x = nn.Dense(c, dtype=self.dtype, kernel_init=_init, name="proj")(x)
+        x = Dense(c, dtype=self.dtype, kernel_init=_init, name="proj")(x)
         x = from_windows(x, self.window, rows, columns)
         if self.shift:
             x = jnp.roll(x, (self.shift, self.shift), axis=(1, 2))
@@ -88,7 +92,7 @@ class WindowAttention(nn.Module):
 
     def _bias(self) -> Float[Array, "heads m m"]:
         shape = ((2 * self.window - 1) ** 2, self.num_heads)
-        table = self.param("relative_position_bias_table", _init, shape, jnp.float32)
+        table = parameter(self, "relative_position_bias_table", _init, shape)
         return table[relative_position_index(self.window)].transpose(2, 0, 1)
 
 
@@ -99,9 +103,9 @@ class _FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         c = x.shape[-1]
-        x = nn.Dense(self.features, dtype=self.dtype, kernel_init=_init, name="fc1")(x)
+        x = Dense(self.features, dtype=self.dtype, kernel_init=_init, name="fc1")(x)
         x = jax.nn.gelu(x, approximate=False)
-        return nn.Dense(c, dtype=self.dtype, kernel_init=_init, name="fc2")(x)
+        return Dense(c, dtype=self.dtype, kernel_init=_init, name="fc2")(x)
 
 
 class SwinBlock(nn.Module):
@@ -164,9 +168,7 @@ class PatchMerging(nn.Module):
         x = x.reshape(b, (h + 1) // 2, 2, (w + 1) // 2, 2, c)
         x = x.transpose(0, 1, 3, 4, 2, 5).reshape(b, (h + 1) // 2, (w + 1) // 2, 4 * c)
         x = LayerNorm(dtype=self.dtype, name="norm")(x)
-        dense = nn.Dense(
-            2 * c, use_bias=False, dtype=self.dtype, kernel_init=_init, name="reduction"
-        )
+        dense = Dense(2 * c, use_bias=False, dtype=self.dtype, kernel_init=_init, name="reduction")
         return dense(x)
 
 

@@ -11,7 +11,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from semsam_jax.core.errors import ShapeError
-from semsam_jax.models.layers import LayerNorm, MultiHeadAttention, scan_layers, stacked_params
+from semsam_jax.models.layers import (
+    Dense,
+    LayerNorm,
+    MultiHeadAttention,
+    parameter,
+    scan_layers,
+    stacked_params,
+)
 from semsam_jax.models.presets import TextConfig
 
 _EPS = 1e-12  # of every norm in the tower
@@ -36,18 +43,16 @@ class TextEncoder(nn.Module):
     def setup(self) -> None:
         """Declares the embeddings, the stacked layers and the projection."""
         config, width = self.config, self.config.width
-        self.token_embedding = self.param(
-            "token_embedding", _embedding_init, (config.vocab_size, width), jnp.float32
+        self.token_embedding = parameter(
+            self, "token_embedding", _embedding_init, (config.vocab_size, width)
         )
-        self.positional_embedding = self.param(
-            "positional_embedding", _embedding_init, (config.context_length, width), jnp.float32
+        self.positional_embedding = parameter(
+            self, "positional_embedding", _embedding_init, (config.context_length, width)
         )
         tokens = jax.ShapeDtypeStruct((1, 2, width), self.dtype)
         self.layers = stacked_params(self, "layers", self._layer(), config.num_layers, tokens)
         self.ln_final = LayerNorm(eps=_EPS, dtype=self.dtype)
-        self.lang_proj = self.param(
-            "lang_proj", _embedding_init, (width, self.text_dim), jnp.float32
-        )
+        self.lang_proj = parameter(self, "lang_proj", _embedding_init, (width, self.text_dim))
 
     def __call__(self, token_ids: Int[Array, "n t"]) -> Float[Array, "n d"]:
         """Embeds names.
@@ -116,6 +121,6 @@ class TextMLP(nn.Module):
     def __call__(self, x: Float[Array, "n t c"]) -> Float[Array, "n t c"]:
         """Works on each token by itself."""
         width = x.shape[-1]
-        x = nn.Dense(4 * width, dtype=self.dtype, name="c_fc")(x)
+        x = Dense(4 * width, dtype=self.dtype, name="c_fc")(x)
         x = x * jax.nn.sigmoid(1.702 * x)
-        return nn.Dense(width, dtype=self.dtype, name="c_proj")(x)
+        return Dense(width, dtype=self.dtype, name="c_proj")(x)

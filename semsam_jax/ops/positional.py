@@ -1,4 +1,4 @@
-"""Sine position encodings of pixels (constants of a shape) and of boxes."""
+"""Sine position encodings of pixels and of boxes."""
 
 import math
 
@@ -13,9 +13,16 @@ def _frequencies(num_features: int, temperature: float) -> np.ndarray:
     return np.float32(temperature) ** (2 * pair / num_features).astype(np.float32)
 
 
+def _grid(y: Float[np.ndarray, "h d"], x: Float[np.ndarray, "w d"]) -> Float[Array, "h w c"]:
+    """Joined by the program: as a constant it would be as large as the map."""
+    shape = (len(y), len(x), y.shape[1])
+    parts = [jnp.broadcast_to(y[:, None], shape), jnp.broadcast_to(x[None], shape)]
+    return jnp.concatenate(parts, axis=-1)
+
+
 def sine_grid(
     height: int, width: int, channels: int, temperature: float = 10000.0
-) -> Float[np.ndarray, "h w c"]:
+) -> Float[Array, "h w c"]:
     """Encodes every pixel of a map: half of the channels for y, then half for x.
 
     Row i counts as (i + 1) / H of a full turn; sines on even and cosines on odd channels.
@@ -27,7 +34,7 @@ def sine_grid(
         temperature: ratio of the longest to the shortest wave.
 
     Returns:
-        A float32 constant, computed on the host from the static shape.
+        Float32 features; rows and columns are constants, computed on the host.
 
     Source: DETR (arXiv 2005.12872); SPEC section (ii).
     """
@@ -38,14 +45,12 @@ def sine_grid(
         angle = (turn * np.float32(2 * math.pi))[:, None] / _frequencies(half, temperature)[None]
         features = np.where(np.arange(half)[None] % 2 == 0, np.sin(angle), np.cos(angle))
         axes.append(features.astype(np.float32))
-    y = np.broadcast_to(axes[0][:, None], (height, width, half))
-    x = np.broadcast_to(axes[1][None], (height, width, half))
-    return np.concatenate([y, x], axis=-1)
+    return _grid(*axes)
 
 
 def wave_grid(
     height: int, width: int, channels: int, max_turns: float = 16.0
-) -> Float[np.ndarray, "h w c"]:
+) -> Float[Array, "h w c"]:
     """Encodes pixel centres by waves of half a turn up to `max_turns` over the map.
 
     The dot product of two pixels' codes falls off with their distance, so a map that
@@ -58,7 +63,7 @@ def wave_grid(
         max_turns: turns of the shortest wave over the map.
 
     Returns:
-        A float32 constant.
+        Float32 features.
 
     Source: Fourier features (arXiv 2006.10739), with a fixed geometric row of frequencies.
     """
@@ -67,9 +72,7 @@ def wave_grid(
     for size in (height, width):
         angle = 2 * math.pi * ((np.arange(size) + 0.5) / size)[:, None] * turns[None]
         axes.append(np.concatenate([np.sin(angle), np.cos(angle)], axis=-1).astype(np.float32))
-    y = np.broadcast_to(axes[0][:, None], (height, width, channels // 2))
-    x = np.broadcast_to(axes[1][None], (height, width, channels // 2))
-    return np.concatenate([y, x], axis=-1)
+    return _grid(*axes)
 
 
 def sine_boxes(

@@ -3,7 +3,7 @@
 import functools
 
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 
 def padded_size(size: int, window: int) -> int:
@@ -39,10 +39,10 @@ def relative_position_index(window: int) -> Int[np.ndarray, "m m"]:
 
 
 @functools.cache
-def shifted_window_mask(
+def shifted_window_regions(
     height: int, width: int, window: int, shift: int
-) -> Bool[np.ndarray, "n m m"]:
-    """True where two pixels of a window were no neighbours before the cyclic shift.
+) -> Int[np.ndarray, "n m"]:
+    """Region of each pixel of each window: different where no neighbours before the cyclic shift.
 
     Args:
         height: rows of the padded map, a multiple of `window`.
@@ -59,5 +59,4 @@ def shifted_window_mask(
 
     regions = region(height)[:, None] * 3 + region(width)[None]
     regions = regions.reshape(height // window, window, width // window, window)
-    regions = regions.transpose(0, 2, 1, 3).reshape(-1, window * window)
-    return regions[:, :, None] != regions[:, None, :]
+    return regions.transpose(0, 2, 1, 3).reshape(-1, window * window)

@@ -6,8 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from semsam_jax.core.errors import ShapeError
 from semsam_jax.models.layers import (
     MLP,
+    Dense,
     GroupNorm,
     LayerNorm,
     MultiHeadAttention,
@@ -48,6 +50,27 @@ def test_group_norm_matches_definition() -> None:
     want = ((groups - mean) / np.sqrt(var + 1e-5)).reshape(x.shape)
     want = want * np.asarray(params["scale"]) + np.asarray(params["bias"])
     np.testing.assert_allclose(module.apply({"params": params}, x), want, atol=1e-5)
+
+
+def test_dense_matches_definition_and_starts_as_flax_does() -> None:
+    x = jnp.asarray(RNG.normal(size=(2, 3, 8)), jnp.float32)
+    params = random_params(Dense(5), x)
+    product = np.asarray(x, np.float64) @ np.asarray(params["kernel"], np.float64)
+    want = product + np.asarray(params["bias"])
+    np.testing.assert_allclose(Dense(5).apply({"params": params}, x), want, atol=1e-5)
+    start, other = (layer.init(jax.random.key(0), x)["params"] for layer in (Dense(5), nn.Dense(5)))
+    jax.tree.map(np.testing.assert_array_equal, start, other)
+    bare = Dense(5, use_bias=False, dtype=jnp.bfloat16)
+    got = bare.apply({"params": {"kernel": params["kernel"]}}, x)
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_allclose(got.astype(np.float32), product, atol=5e-2)
+
+
+def test_a_parameter_of_another_shape_is_named() -> None:
+    x = jnp.zeros((2, 8))
+    params = Dense(5).init(jax.random.key(0), x)["params"]
+    with pytest.raises(ShapeError, match=r"kernel: got shape \(8, 5\); wanted \(7, 5\)"):
+        Dense(5).apply({"params": params}, x[:, :7])
 
 
 def test_mlp_names_and_relu() -> None:

@@ -9,7 +9,7 @@ from semsam_jax.ops.windows import (
     from_windows,
     padded_size,
     relative_position_index,
-    shifted_window_mask,
+    shifted_window_regions,
     to_windows,
 )
 
@@ -33,5 +33,6 @@ def test_recorded_mask_and_index() -> None:
     with np.load(GOLDEN / "units.npz") as file:
         mask = file["swin/shift_mask_H12_W10_win7"]
         index = file["swin/relative_position_index_win7"]
-    np.testing.assert_array_equal(shifted_window_mask(14, 14, 7, 3), mask != 0)
+    region = shifted_window_regions(14, 14, 7, 3)
+    np.testing.assert_array_equal(region[:, :, None] != region[:, None, :], mask != 0)
     np.testing.assert_array_equal(relative_position_index(7), index)

@@ -58,12 +58,22 @@ def _sum_rows(
     out = jnp.zeros((*indices[0].shape[:2], table.shape[-1]), jnp.float32)
     for index, share in zip(indices, shares, strict=True):
         for k in range(index.shape[-1]):
-            out = out + _take(table, index[..., k]) * share[..., k, None]
+            corner, weight = (jax.lax.slice_in_dim(x, k, k + 1, axis=2) for x in (index, share))
+            out = out + _take(table, corner) * weight
     return out
 
 
-def _take(table: Float[Array, "b s e"], index: Int[Array, "b *i"]) -> Float[Array, "b *i e"]:
-    return jax.vmap(lambda t, i: t.at[i].get(mode="promise_in_bounds"))(table, index)
+def _take(table: Float[Array, "b s e"], index: Int[Array, "b *i 1"]) -> Float[Array, "b *i e"]:
+    """As indexing under `vmap`, which takes four times as long to trace."""
+    dimensions = jax.lax.GatherDimensionNumbers(
+        offset_dims=(index.ndim - 1,),
+        collapsed_slice_dims=(1,),
+        start_index_map=(1,),
+        operand_batching_dims=(0,),
+        start_indices_batching_dims=(0,),
+    )
+    sizes = (1, 1, table.shape[-1])
+    return jax.lax.gather(table, index, dimensions, sizes, mode="promise_in_bounds")
 
 
 def _forward(table: Array, indices: Indices, shares: Shares) -> tuple[Array, tuple]:
@@ -72,7 +82,9 @@ def _forward(table: Array, indices: Indices, shares: Shares) -> tuple[Array, tup
 
 def _backward(saved: tuple, grad: Float[Array, "b q e"]) -> tuple[Array, None, Shares]:
     table, indices, shares = saved
-    grad_shares = tuple(jnp.einsum("bqke,bqe->bqk", _take(table, index), grad) for index in indices)
+    grad_shares = tuple(
+        jnp.einsum("bqke,bqe->bqk", _take(table, index[..., None]), grad) for index in indices
+    )
     index, share = jnp.concatenate(indices, axis=-1), jnp.concatenate(shares, axis=-1)
     updates = share[..., None] * grad[:, :, None]
     add = jax.vmap(lambda i, u: jnp.zeros(table.shape[1:]).at[i].add(u, mode="promise_in_bounds"))
