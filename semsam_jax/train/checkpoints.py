@@ -64,7 +64,7 @@ class Checkpoints:
             ),
             item_names=("state", "data", "meta"),
             item_handlers={
-                "state": ocp.StandardCheckpointHandler(),
+                "state": checkpoint_io.state_handler(),
                 "data": ocp.JsonCheckpointHandler(),
                 "meta": ocp.JsonCheckpointHandler(),
             },
@@ -89,7 +89,7 @@ class Checkpoints:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state.to_tree()),
+                    state=ocp.args.PyTreeSave(state.to_tree()),
                     data=ocp.args.JsonSave(data_state),
                     meta=ocp.args.JsonSave(meta),
                 ),
@@ -155,11 +155,13 @@ class Checkpoints:
             return None, str(error)
         _check_same_run(saved.get("must_match", {}), meta["must_match"], folder)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template.to_tree())
+        places = ocp.checkpoint_utils.construct_restore_args(abstract)
         try:
             restored = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
+                    state=ocp.args.PyTreeRestore(abstract, restore_args=places),
+                    data=ocp.args.JsonRestore(),
                 ),
             )
         except Exception as error:  # What Orbax raises for a damaged file is a bare Exception.
