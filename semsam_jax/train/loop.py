@@ -38,7 +38,7 @@ from semsam_jax.train.optimizer import build_optimizer
 from semsam_jax.train.state import shard_state
 from semsam_jax.train.step import TrainStep
 from semsam_jax.train.text import build_text
-from semsam_jax.train.warm_start import initial_params
+from semsam_jax.train.warm_start import initial_params, level_order
 from semsam_jax.train.writers import MetricWriter, ProgressLine
 
 
@@ -247,7 +247,7 @@ def build_meta(
         "model_config": json.loads(presets.to_json(model_config)),
         "config": plain,
         "image_size": run.data.image_size,
-        "level_order": list(range(model_config.decoder.num_tokens)),
+        "level_order": level_order(run, model_config.decoder.num_tokens),
         "prompt_preset": "own",
         "class_heads_trained": has_labels or run.data.generic_batch > 0,
         "has_ema": run.optimizer.ema > 0,

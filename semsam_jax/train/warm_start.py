@@ -36,6 +36,13 @@ def initial_params(run: RunConfig, model: SemanticSAM) -> dict:
     return lora.add(params, choice.lora_rank, run.seed) if choice.lora_rank else params
 
 
+def level_order(run: RunConfig, num_tokens: int) -> list[int]:
+    """Token of level 1, 2, ... until an evaluation orders them: as the warm start had them."""
+    if run.model.warm_start:
+        return list(checkpoint_io.read_meta(run.model.warm_start)["level_order"])
+    return list(range(num_tokens))
+
+
 def random_params(model: SemanticSAM, seed: int) -> dict:
     """Random parameters of every branch, made and kept on the host."""
     # Drawing numbers once needs no optimised program: this compiles in a third of the time.
