@@ -66,7 +66,7 @@ def show(picture: UInt8[np.ndarray, "h w 3"], max_side: int = _SHOWN_PX) -> "Pic
     from semsam_jax.inference.visualize import display_size
 
     buffer = io.BytesIO()
-    Image.fromarray(display_size(picture, max_side)).save(buffer, "JPEG", quality=80)
+    Image.fromarray(display_size(picture, max_side)).save(buffer, "JPEG", quality=70)
     return Picture(buffer.getvalue())
 
 
