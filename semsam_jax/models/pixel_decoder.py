@@ -64,10 +64,11 @@ class EncoderLayer(nn.Module):
         )
         y = attention(x + pos, jnp.asarray(centres), x, spatial_shapes)
         x = LayerNorm(dtype=self.dtype, name="norm1")(x + y)
-        z = Dense(self.feedforward_dim, dtype=self.dtype, kernel_init=xavier_init, name="linear1")(
-            x
+        widen = Dense(
+            self.feedforward_dim, dtype=self.dtype, kernel_init=xavier_init, name="linear1"
         )
-        z = Dense(x.shape[-1], dtype=self.dtype, kernel_init=xavier_init, name="linear2")(relu(z))
+        narrow = Dense(x.shape[-1], dtype=self.dtype, kernel_init=xavier_init, name="linear2")
+        z = narrow(relu(widen(x)))
         return LayerNorm(dtype=self.dtype, name="norm2")(x + z), y
 
 
