@@ -16,8 +16,9 @@ COLLECTIVES = (
     "collective-permute",
 )
 _OPERATION = re.compile(
-    r"= (?P<type>.+?) (?P<name>" + "|".join(COLLECTIVES) + r")(?:-start)?\(", re.MULTILINE
+    r"= (?P<type>.+?) (?P<name>" + "|".join(COLLECTIVES) + r")(?:-start)?\(.*", re.MULTILINE
 )
+_CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 _ARRAY = re.compile(r"\b[a-z]+\d+[a-z0-9]*\[(?P<sides>[\d,]*)\]")
 
 
@@ -50,9 +51,17 @@ class Memory:
 
 
 def collectives(compiled: jax.stages.Compiled) -> list[Collective]:
-    """Lists the collectives of a compiled program; one inside a loop counts once."""
-    found = []
+    """Lists the collectives of a compiled program; one inside a loop counts once.
+
+    So does one that the compiler spreads over the arithmetic beside it: each of those steps names
+    it, all with one channel.
+    """
+    found, channels = [], set()
     for match in _OPERATION.finditer(compiled.as_text()):
+        channel = _CHANNEL.search(match[0])
+        if channel and channel[1] in channels:
+            continue
+        channels |= {channel[1]} if channel else set()
         sides = (array["sides"] for array in _ARRAY.finditer(match["type"]))
         shapes = tuple(tuple(int(n) for n in s.split(",") if n) for s in sides)
         found.append(Collective(match["name"], shapes))
