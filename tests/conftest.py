@@ -2,6 +2,10 @@
 
 import os
 
+import pytest
+
+from tests.golden import table
+
 # Before jax looks for accelerators: tests compare numbers of one kind of machine.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -32,3 +36,27 @@ def _compile_quickly() -> None:
 
 if not AS_SHIPPED:
     _compile_quickly()
+
+
+def pytest_sessionfinish(session):
+    """A worker of `pytest -n` hands its comparisons with recorded numbers to the process that
+    reports.
+    """
+    if hasattr(session.config, "workeroutput"):
+        rows = [(row.name, float(row.max_error), float(row.tolerance)) for row in table.ROWS]
+        session.config.workeroutput["parity"] = rows
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """Takes what a worker hands over."""
+    rows = getattr(node, "workeroutput", {}).get("parity", ())
+    table.ROWS.extend(table.Row(*row) for row in rows)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Prints the table of all comparisons with recorded numbers."""
+    if table.ROWS:
+        terminalreporter.section("parity with the recorded reference")
+        for line in table.lines():
+            terminalreporter.write_line(line)

@@ -30,7 +30,7 @@ class PackedMask:
     top: int
     left_byte: int
     box_px: tuple[int, int, int, int]
-    row_ends: Int64[np.ndarray, "rows"]
+    row_ends: Int64[np.ndarray, " rows"]
 
     @property
     def area_px(self) -> int:
@@ -85,7 +85,7 @@ def draw_tables(placement: Placement) -> DrawTables:
     )
 
 
-def rle_toggles(rle: dict, height: int, width: int) -> Int64[np.ndarray, "toggles"]:
+def rle_toggles(rle: dict, height: int, width: int) -> Int64[np.ndarray, " toggles"]:
     """Reads a compressed COCO RLE as the sorted positions x * height + y where it toggles.
 
     The first toggle starts foreground. A toggle at the very end is left out.
@@ -108,13 +108,13 @@ def rle_toggles(rle: dict, height: int, width: int) -> Int64[np.ndarray, "toggle
     return ends[:-1]
 
 
-def toggles_area(toggles: Int64[np.ndarray, "toggles"], total: int) -> int:
+def toggles_area(toggles: Int64[np.ndarray, " toggles"], total: int) -> int:
     """Foreground pixels of a toggle list; `total` is height * width of the photo."""
     ends = np.append(toggles, total) if len(toggles) % 2 else toggles
     return int((ends[1::2] - ends[::2]).sum())
 
 
-def draw_mask(toggles: Int64[np.ndarray, "toggles"], tables: DrawTables) -> PackedMask | None:
+def draw_mask(toggles: Int64[np.ndarray, " toggles"], tables: DrawTables) -> PackedMask | None:
     """Draws a mask on the canvas, nearest neighbour; None if nothing of it is left."""
     if not len(toggles) or not len(tables.columns):
         return None

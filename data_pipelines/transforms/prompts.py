@@ -72,8 +72,8 @@ class SampledPrompts:
     """
 
     boxes: Float32[np.ndarray, "p 4"]
-    is_box: Bool[np.ndarray, "p"]
-    chosen: Int64[np.ndarray, "p"]
+    is_box: Bool[np.ndarray, " p"]
+    chosen: Int64[np.ndarray, " p"]
     under: tuple[tuple[int, ...], ...]
     wholes: tuple[tuple[int, ...], ...]
 
@@ -132,7 +132,7 @@ def sample_prompts(
 
 def keep_instances(
     rng: np.random.Generator, num_candidates: int, prompts: SampledPrompts, max_instances: int
-) -> Int64[np.ndarray, "kept"]:
+) -> Int64[np.ndarray, " kept"]:
     """Chooses the instances that a row carries, ascending.
 
     All when they fit; otherwise the prompted ones, then their wholes, then the ones that most

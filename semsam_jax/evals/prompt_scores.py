@@ -233,7 +233,7 @@ def _pieces(
 
 
 def _valid(
-    y: Int[Array, "y"], x: Int[Array, "x"], size_hw: Int[Array, "b 2"]
+    y: Int[Array, " y"], x: Int[Array, " x"], size_hw: Int[Array, "b 2"]
 ) -> Bool[Array, "b 1 1 y x"]:
     """Which of these rows and columns lie in the photo."""
     is_row = y[None, :, None] < size_hw[:, 0, None, None]

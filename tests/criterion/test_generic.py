@@ -78,18 +78,19 @@ def test_losses_golden():
             p, features, recorded.generic_rows(), recorded_assignment(), points, config
         )
     )(predictions)
+
+    def check(key, got):
+        compare("generic_openseed", key, got, 1e-4 * abs(float(data[key])))
+
     for layer, name in enumerate(recorded.GENERIC_LAYERS):
         for ours, theirs in NAMES.items():
             key = f"crit/loss_raw/{theirs}_{SUFFIX[name]}"
             for group, suffix in (("layers", ""), ("denoising", "_dn")):
-                np.testing.assert_allclose(
-                    groups[group][ours][layer], data[key + suffix], rtol=1e-4, err_msg=key + suffix
-                )
+                check(key + suffix, groups[group][ours][layer])
     for ours, theirs in NAMES.items():
-        want = data[f"crit/loss_raw/{theirs}_0_interm"]
-        np.testing.assert_allclose(groups["proposals"][ours][0], want, rtol=1e-4, err_msg=theirs)
+        check(f"crit/loss_raw/{theirs}_0_interm", groups["proposals"][ours][0])
     total = sum(weighted_sum(terms, config.weights) for terms in groups.values())
-    np.testing.assert_allclose(total, data["crit/loss_total_weighted"], rtol=1e-4)
+    check("crit/loss_total_weighted", total)
 
 
 def make_case(seed, b=2, n=4, q=6, g=5, objects=4, parts=3, d=8, layers=2):

@@ -8,6 +8,7 @@ from semsam_jax.inference import granularity
 from semsam_jax.inference.clicks import combine_clicks, logits_at
 from semsam_jax.inference.preprocess import fit_image, make_frame
 from semsam_jax.inference.upsample import axis_weights, upsample_logits, upsample_masks
+from tests.golden.table import compare
 
 
 def test_released_frame_is_the_reference_one():
@@ -66,7 +67,7 @@ def test_upsampling_equals_reference(golden):
     for name, out in (("same_size_14x18", (14, 18)), ("up_30x40", (30, 40)), ("down_6x7", (6, 7))):
         rows, columns = axis_weights(16, 16, 14, out[0]), axis_weights(20, 20, 18, out[1])
         got = np.einsum("hi,cij,wj->chw", rows, low, columns)
-        np.testing.assert_allclose(got, units[f"postproc/{name}"], atol=1e-5)
+        compare("units", f"postproc/{name}", got, 1e-5)
     logits = np.random.default_rng(0).normal(size=(5, 16, 24)).astype(np.float32)
     assert frame.canvas_hw == (64, 96)
     up = upsample_logits(logits, frame, (50, 70))

@@ -10,6 +10,7 @@ import pytest
 from semsam_jax.convert.torch_reader import read_state_dict
 from semsam_jax.core.errors import ConfigError, ShapeError
 from semsam_jax.models.deformable import DeformableAttention, cheaper_projection
+from tests.golden.table import compare
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data"
 ENCODER = "model.sem_seg_head.pixel_decoder.transformer.encoder.layers.0.self_attn"
@@ -49,8 +50,8 @@ def test_golden(
     module = DeformableAttention(project=project, implementation=implementation)
     run = jax.jit(lambda p, *args: module.apply({"params": p}, *args, shapes))
     inputs = [jnp.asarray(units[key]) for key in ("query", kind, "memory")]
-    (want,) = (v for k, v in units.items() if k.startswith(f"out_{kind}"))
-    np.testing.assert_allclose(run(params[prefix], *inputs), want, atol=1e-5)
+    (key,) = (key for key in units if key.startswith(f"out_{kind}"))
+    compare("units", f"msdeform_module/{key}", run(params[prefix], *inputs), 1e-5)
 
 
 def test_orders_agree_with_gradients(units: dict, params: dict) -> None:

@@ -11,6 +11,7 @@ from semsam_jax.convert.from_torch import from_torch
 from semsam_jax.convert.torch_reader import read_state_dict, unwrap
 from semsam_jax.models.pixel_decoder import PixelDecoder, pixel_centres
 from semsam_jax.models.presets import PRESETS, PixelDecoderConfig
+from tests.golden.table import FEATURES, compare
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data"
 TINY = PRESETS["tiny"]
@@ -32,28 +33,26 @@ def load(image: str) -> tuple[dict[str, np.ndarray], tuple[jax.Array, ...]]:
 
 @pytest.mark.parametrize("image", ["a", "b"])
 def test_pyramid(params: dict, image: str) -> None:
-    data, maps = load(image)
+    _, maps = load(image)
     pyramid = jax.jit(PixelDecoder(TINY.pixel_decoder).apply)({"params": params}, maps)
-    for i, level in enumerate(pyramid.levels):
-        want = data[f"multi_scale{i}"].transpose(0, 2, 3, 1)
-        np.testing.assert_allclose(level, want, atol=5e-5, err_msg=f"level {i}")
-    want = data["mask_features"].transpose(0, 2, 3, 1)
-    np.testing.assert_allclose(pyramid.mask_features, want, atol=5e-5)
+    maps = {f"multi_scale{i}": level for i, level in enumerate(pyramid.levels)}
+    for name, got in (maps | {"mask_features": pyramid.mask_features}).items():
+        compare(f"tiny_image_{image}", f"pixdec/{name}", got.transpose(0, 3, 1, 2), FEATURES)
 
 
 def test_every_layer(params: dict) -> None:
-    data, maps = load("a")
+    _, maps = load("a")
     model = PixelDecoder(TINY.pixel_decoder)
     run = jax.jit(lambda p, x: model.apply(p, x, mutable="intermediates"))
     inside = run({"params": params}, maps)[1]["intermediates"]
     outputs, added = inside["encoder"]["layers_out"][0]
     for i in range(2):
-        np.testing.assert_allclose(outputs[i], data[f"enc_layer{i}_out"], atol=5e-5)
-        np.testing.assert_allclose(added[i], data[f"enc_layer{i}_msdeform_out"], atol=5e-5)
+        compare("tiny_image_a", f"pixdec/enc_layer{i}_out", outputs[i], FEATURES)
+        compare("tiny_image_a", f"pixdec/enc_layer{i}_msdeform_out", added[i], FEATURES)
     names = {f"input_proj{i}": f"input_proj{i}" for i in range(4)}
     for ours, theirs in (names | {"adapter": "adapter_1", "fpn": "layer_1"}).items():
-        want = data[theirs].transpose(0, 2, 3, 1)
-        np.testing.assert_allclose(inside[f"{ours}_out"][0], want, atol=5e-5, err_msg=ours)
+        got = inside[f"{ours}_out"][0].transpose(0, 3, 1, 2)
+        compare("tiny_image_a", f"pixdec/{theirs}", got, FEATURES)
 
 
 def test_remat_changes_no_gradient() -> None:

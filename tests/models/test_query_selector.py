@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from semsam_jax.models.query_selector import QuerySelector, anchor_logits
-from tests.golden.table import golden
+from tests.golden.table import compare, golden
 
 # Four levels whose sizes the recorded array does not name; they add up to 441 tokens.
 SHAPES = ((2, 3), (4, 5), (8, 10), (16, 20))
@@ -25,7 +25,7 @@ def test_anchors_golden():
     data = golden("units")
     want = data["proposals/unsigmoid"][0]
     got = anchor_logits(_recorded_shapes(want))
-    np.testing.assert_allclose(got, want, atol=1e-5)
+    compare("units", "proposals/unsigmoid", got[None], 1e-5)
     np.testing.assert_array_equal(data["proposals/out_memory"], data["proposals/memory"])
 
 

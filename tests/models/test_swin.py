@@ -12,6 +12,7 @@ from semsam_jax.convert.from_torch import from_torch
 from semsam_jax.convert.torch_reader import read_state_dict, unwrap
 from semsam_jax.models.presets import PRESETS, SwinConfig
 from semsam_jax.models.swin import PatchMerging, Swin, drop_path_scales
+from tests.golden.table import FEATURES, compare
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data"
 TINY = PRESETS["tiny"]
@@ -32,11 +33,10 @@ def load(image: str) -> tuple[dict[str, np.ndarray], jax.Array]:
 
 @pytest.mark.parametrize("image", ["a", "b"])
 def test_maps(params: dict, image: str) -> None:
-    data, x = load(image)
+    _, x = load(image)
     maps = jax.jit(Swin(TINY.backbone).apply)({"params": params}, x)
     for i, got in enumerate(maps):
-        want = data[f"res{i + 2}"].transpose(0, 2, 3, 1)
-        np.testing.assert_allclose(got, want, atol=5e-5, err_msg=f"res{i + 2}")
+        compare(f"tiny_image_{image}", f"swin/res{i + 2}", got.transpose(0, 3, 1, 2), FEATURES)
 
 
 def test_every_block(params: dict) -> None:
@@ -44,18 +44,16 @@ def test_every_block(params: dict) -> None:
     run = jax.jit(lambda p, x: Swin(TINY.backbone).apply(p, x, mutable="intermediates"))
     inside = run({"params": params}, x)[1]["intermediates"]
 
-    def check(got: jax.Array, want: np.ndarray, name: str) -> None:
-        np.testing.assert_allclose(got.reshape(want.shape), want, atol=5e-5, err_msg=name)
+    def check(got: jax.Array, name: str) -> None:
+        compare("tiny_image_a", f"swin/{name}", got.reshape(data[name].shape), FEATURES)
 
-    check(inside["patch_embed_out"][0], data["patch_embed"].transpose(0, 2, 3, 1), "patch_embed")
+    check(inside["patch_embed_out"][0].transpose(0, 3, 1, 2), "patch_embed")
     for stage in range(4):
         (blocks,) = inside[f"stage{stage}"]["blocks"]
         for i, block in enumerate(blocks):
-            check(block[0], data[f"stage{stage}_block{i}"], f"stage{stage}_block{i}")
+            check(block[0], f"stage{stage}_block{i}")
         if stage < 3:
-            check(
-                inside[f"downsample{stage}_out"][0], data[f"stage{stage}_downsample"], "downsample"
-            )
+            check(inside[f"downsample{stage}_out"][0], f"stage{stage}_downsample")
 
 
 def test_any_size(params: dict) -> None:

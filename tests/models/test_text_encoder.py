@@ -14,6 +14,7 @@ from semsam_jax.models.presets import PRESETS
 from semsam_jax.models.text_encoder import TextEncoder
 from semsam_jax.text.templates import embed_names
 from semsam_jax.text.tokenizer import Tokenizer
+from tests.golden.table import CLASS_LOGITS, compare
 
 DATA = Path(__file__).parent.parent / "golden" / "data"
 CONFIG = PRESETS["tiny"]
@@ -41,23 +42,23 @@ def test_recorded_tower(params, golden, remat):
     model = tower(remat=remat)
     ids = jnp.asarray(golden["tokens/plain_ids"], jnp.int32)
     hidden = model.apply(params, ids, method="hidden")
-    np.testing.assert_allclose(hidden, golden["tower/plain_last_hidden"], atol=2e-5)
+    compare("text", "tower/plain_last_hidden", hidden, 2e-5)
     unit = model.apply(params, ids)
     assert unit.dtype == jnp.float32
-    np.testing.assert_allclose(unit, golden["tower/plain_embedding_normalized"], atol=2e-6)
+    compare("text", "tower/plain_embedding_normalized", unit, 2e-6)
 
 
 def test_recorded_training_and_ensemble_embeddings(params, golden):
     encode = jax.jit(lambda ids: tower().apply(params, ids))
     ids = jnp.asarray(golden["train/ids"], jnp.int32)
     drawn = encode(ids)
-    np.testing.assert_allclose(drawn, golden["train/embeddings"], atol=2e-6)
+    compare("text", "train/embeddings", drawn, 2e-6)
     names = [str(name) for name in golden["class_names"]]
     mean = embed_names(encode, names, Tokenizer(18), names_per_call=3)
-    np.testing.assert_allclose(mean, golden["ensemble/embeddings"], atol=2e-6)
+    compare("text", "ensemble/embeddings", mean, 2e-6)
     queries = golden["sim/v"] / np.linalg.norm(golden["sim/v"], axis=-1)[..., None]
     logits = np.exp(golden["sim/logit_scale_param"]) * (queries @ np.asarray(drawn).T)
-    np.testing.assert_allclose(logits, golden["sim/logits"], atol=2e-4)
+    compare("text", "sim/logits", logits, CLASS_LOGITS)
 
 
 def test_what_follows_the_end_does_not_matter(params):

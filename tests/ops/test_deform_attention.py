@@ -10,6 +10,7 @@ import pytest
 
 from semsam_jax.core.errors import ConfigError, ShapeError
 from semsam_jax.ops.deform_attention import IMPLEMENTATIONS, deform_attention
+from tests.golden.table import compare
 
 RUN = jax.jit(deform_attention, static_argnums=1, static_argnames="implementation")
 GOLDEN = Path(__file__).parents[1] / "golden" / "data"
@@ -63,11 +64,11 @@ def test_golden_output_and_gradients(implementation: str) -> None:
         return deform_attention(value, shapes, locations, weights, implementation=implementation)
 
     out, pull = jax.vjp(jax.jit(run), *args)
-    np.testing.assert_allclose(out, data["output"], atol=2e-6)
+    compare("units", "msdeform_core/output", out, 2e-6)
     grads = pull(jnp.asarray(data["grad_output"]))
     for got, key in zip(grads, ("value", "locations", "weights"), strict=True):
-        want = data[f"grad_{key}"]
-        np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max(), err_msg=key)
+        largest = float(np.abs(data[f"grad_{key}"]).max())
+        compare("units", f"msdeform_core/grad_{key}", got, 1e-5 * largest)
 
 
 @pytest.mark.parametrize("implementation", sorted(set(IMPLEMENTATIONS) - {"reference"}))

@@ -1,17 +1,15 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from semsam_jax.ops.nms import box_iou, nms
-
-UNITS = np.load(Path(__file__).parents[1] / "golden" / "data" / "units.npz")
+from tests.golden.table import EXACT, compare, golden
 
 
 @pytest.mark.parametrize("threshold", ["0.3", "0.7"])
 def test_nms_equals_reference(threshold):
-    keep = nms(UNITS["nms/boxes"], UNITS["nms/scores"], float(threshold))
-    np.testing.assert_array_equal(keep, UNITS[f"nms/keep_{threshold}"])
+    units = golden("units")
+    keep = nms(units["nms/boxes"], units["nms/scores"], float(threshold))
+    compare("units", f"nms/keep_{threshold}", keep, EXACT)
 
 
 def test_equal_scores_keep_their_order_and_empty_input_is_empty():

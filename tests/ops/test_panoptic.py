@@ -6,6 +6,7 @@ import pytest
 
 from semsam_jax.inference.upsample import axis_weights
 from semsam_jax.ops import panoptic
+from tests.golden.table import CLASS_LOGITS, EXACT, HALF_PRECISION, compare
 
 DATA = Path(__file__).parents[1] / "golden" / "data"
 
@@ -21,9 +22,9 @@ def recorded():
 
 
 def test_semantic_map_equals_reference(recorded):
-    arrays, params, logits, masks = recorded
+    _, params, logits, masks = recorded
     got = panoptic.semantic_map(logits, masks, params["pano_temp"])
-    np.testing.assert_allclose(got, arrays["post/sem_seg"], atol=2e-2)  # stored as float16
+    compare("generic_openseed", "post/sem_seg", got, HALF_PRECISION)
 
 
 def test_panoptic_map_equals_reference(recorded):
@@ -36,7 +37,7 @@ def test_panoptic_map_equals_reference(recorded):
         overlap_threshold=params["overlap_threshold"],
         temperature=params["pano_temp"],
     )
-    np.testing.assert_array_equal(got.segment_map, arrays["post/panoptic_seg"])
+    compare("generic_openseed", "post/panoptic_seg", got.segment_map, EXACT)
     want = json.loads(str(arrays["post/panoptic_segments"]))
     assert [(s.id, s.is_thing, s.category) for s in got.segments] == [
         (s["id"], s["isthing"], s["category_id"]) for s in want
@@ -49,12 +50,12 @@ def test_instances_equal_reference(recorded):
         logits, masks, max_instances=params["topk"], things=params["thing_classes"]
     )
     want = np.unpackbits(arrays["post/inst_masks_packed"], axis=-1)[..., :120].astype(bool)
-    np.testing.assert_allclose(got.scores, arrays["post/inst_scores"], atol=2e-4)
-    np.testing.assert_array_equal(got.categories, arrays["post/inst_classes"])
+    compare("generic_openseed", "post/inst_scores", got.scores, CLASS_LOGITS)
+    compare("generic_openseed", "post/inst_classes", got.categories, EXACT)
     assert (got.masks != want).sum() <= 3  # a pixel may sit on the threshold
     cx, cy, w, h = (arrays["infer/pred_boxes"][0][got.queries] * [120, 96, 120, 96]).T
     boxes = np.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], 1)
-    np.testing.assert_allclose(boxes, arrays["post/inst_boxes_xyxy"], atol=5e-3)
+    compare("generic_openseed", "post/inst_boxes_xyxy", boxes, 5e-3)
 
 
 def test_stuff_is_merged_things_are_not_and_the_loser_of_an_overlap_goes():

@@ -9,15 +9,14 @@ from semsam_jax.core.errors import ShapeError
 from semsam_jax.ops.bitmasks import pack_masks, sample_bits, unpack_masks
 from semsam_jax.ops.point_sample import sample_points
 from semsam_jax.ops.resize import resize_bilinear
-from tests.golden.table import golden
+from tests.golden.table import compare, golden
 
 
 def test_sample_points_golden():
     units = golden("units")
     features = jnp.moveaxis(jnp.asarray(units["point_sample/input"]), 1, -1)
     out = sample_points(features, jnp.asarray(units["point_sample/coords"]))
-    want = np.moveaxis(units["point_sample/output"], 1, -1)
-    np.testing.assert_allclose(out, want, atol=5e-6)
+    compare("units", "point_sample/output", np.moveaxis(out, -1, 1), 5e-6)
 
 
 def test_sample_points_by_hand():
@@ -50,5 +49,5 @@ def test_sample_bits_equals_sampling_the_masks():
 def test_resize_golden(size):
     units = golden("units")
     images = jnp.moveaxis(jnp.asarray(units["resize/input"]), 1, -1)
-    want = np.moveaxis(units[f"resize/bilinear_{size[0]}x{size[1]}"], 1, -1)
-    np.testing.assert_allclose(resize_bilinear(images, size), want, atol=1e-5)
+    got = np.moveaxis(resize_bilinear(images, size), -1, 1)
+    compare("units", f"resize/bilinear_{size[0]}x{size[1]}", got, 1e-5)

@@ -1,7 +1,5 @@
 """Windows: order of pixels, recorded mask and index."""
 
-from pathlib import Path
-
 import jax.numpy as jnp
 import numpy as np
 
@@ -12,8 +10,7 @@ from semsam_jax.ops.windows import (
     shifted_window_regions,
     to_windows,
 )
-
-GOLDEN = Path(__file__).parents[1] / "golden" / "data"
+from tests.golden.table import EXACT, compare
 
 
 def test_windows_are_row_major_and_invertible() -> None:
@@ -30,9 +27,7 @@ def test_padded_size() -> None:
 
 
 def test_recorded_mask_and_index() -> None:
-    with np.load(GOLDEN / "units.npz") as file:
-        mask = file["swin/shift_mask_H12_W10_win7"]
-        index = file["swin/relative_position_index_win7"]
     region = shifted_window_regions(14, 14, 7, 3)
-    np.testing.assert_array_equal(region[:, :, None] != region[:, None, :], mask != 0)
-    np.testing.assert_array_equal(relative_position_index(7), index)
+    mask = np.where(region[:, :, None] != region[:, None, :], np.float32(-100), 0)
+    compare("units", "swin/shift_mask_H12_W10_win7", mask, EXACT)
+    compare("units", "swin/relative_position_index_win7", relative_position_index(7), EXACT)

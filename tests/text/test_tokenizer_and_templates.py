@@ -15,6 +15,7 @@ from semsam_jax.text.templates import (
     training_prompts,
 )
 from semsam_jax.text.tokenizer import END_ID, START_ID, Tokenizer
+from tests.golden.table import EXACT, compare
 
 DATA = Path(__file__).parent.parent / "golden" / "data"
 
@@ -29,24 +30,22 @@ def test_recorded_ids(golden):
     tokenizer = Tokenizer(18)
     names = [strip_endings(str(name)) for name in golden["class_names"]]
     plain = [str(name) for name in golden["class_names"]]
-    np.testing.assert_array_equal(tokenizer(plain), golden["tokens/plain_ids"])
-    np.testing.assert_array_equal(
-        tokenizer(evaluation_prompts(plain[1])), golden["ensemble/ids_class1"]
-    )
+    compare("text", "tokens/plain_ids", tokenizer(plain), EXACT)
+    compare("text", "ensemble/ids_class1", tokenizer(evaluation_prompts(plain[1])), EXACT)
     strings = [
         training_prompt(name, int(index))
         for name, index in zip(plain, golden["train/template_index"], strict=True)
     ]
     assert strings == [str(text) for text in golden["train/strings"]]
-    np.testing.assert_array_equal(tokenizer(strings), golden["train/ids"])
+    compare("text", "train/ids", tokenizer(strings), EXACT)
     assert names[2] == "tree"
     assert tokenizer(plain).dtype == np.int32
 
 
-def test_recorded_truncation(golden):
-    kept = golden["tokens/truncated_ids"][0]
+def test_recorded_truncation():
     text = "a very long sentence with many many words that goes well past the eighteen token limit"
-    np.testing.assert_array_equal(Tokenizer(18)([text + " and then some more words"])[0], kept)
+    got = Tokenizer(18)([text + " and then some more words"])
+    compare("text", "tokens/truncated_ids", got, EXACT)
 
 
 # What instant-clip-tokenizer 0.1.1 gives; 26,500 random texts were compared once as well.
