@@ -27,7 +27,7 @@ _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _PROMPT_PRESETS = ("own", "released_v1")
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class LoadedModel:
     """A network, its parameters on the device, and what the checkpoint says about itself.
 
@@ -50,6 +50,12 @@ class LoadedModel:
     canvas_multiple: int = STRIDE
     precision: str = "highest"
     name_embeddings: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """One line: a notebook shows the value of a cell's last line, and weights have millions."""
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        dtype = jnp.dtype(self.module.dtype).name
+        return f"LoadedModel({self.meta.get('preset')}, {count:,} parameters, {dtype})"
 
     @property
     def num_levels(self) -> int:

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -44,3 +45,10 @@ def test_a_model_config_of_another_release(tiny_params):
 def test_sizes_belong_to_files_only(tiny_checkpoint):
     with pytest.raises(CheckpointError, match="knows its own sizes"):
         load_model(tiny_checkpoint, model_config="sizes.json")
+
+
+def test_a_model_shows_itself_in_one_line(tiny_params):
+    config, params = tiny_params
+    count = sum(np.size(leaf) for leaf in jax.tree.leaves(params))
+    shown = repr(model_from_params(params, tiny_meta(config)))
+    assert shown == f"LoadedModel(tiny, {count:,} parameters, float32)"
