@@ -1,6 +1,7 @@
 """What is shipped: complete, installable into a fresh environment, quick to import."""
 
 import json
+import sys
 import tarfile
 import zipfile
 from email.parser import Parser
@@ -58,12 +59,14 @@ def test_the_pythons_named_are_those_the_dependencies_allow(wheel):
     assert tuple(named) == PYTHONS
     assert all(f"{python}.0" in supported for python in PYTHONS)
     assert "3.10.9" not in supported
+    # Older ones get older releases of some dependencies, which are not installed here.
+    not_older = PYTHONS[PYTHONS.index("{}.{}".format(*sys.version_info)) :]
     for line in found.get_all("Requires-Dist"):
         requirement = Requirement(line)
         if requirement.marker is not None:
             continue
         needs = metadata.metadata(requirement.name)["Requires-Python"] or ""
-        for python in PYTHONS:
+        for python in not_older:
             assert f"{python}.9" in SpecifierSet(needs), (requirement.name, needs)
 
 
