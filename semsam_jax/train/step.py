@@ -92,7 +92,7 @@ class TrainStep:
         self.forward = jax.jit(self._forward)
         self.backward = jax.jit(self._backward, donate_argnums=0)
         self.accumulate = jax.jit(self._accumulate, donate_argnums=0)
-        self.update = jax.jit(self._update, donate_argnums=(0, 1))
+        self.update = jax.jit(self._update, donate_argnums=0)
         self._start = jax.jit(self._start_micro_batches)
 
     def __call__(
