@@ -41,6 +41,30 @@ def test_streams_apart_cut_every_row_once():
     np.testing.assert_array_equal(pieces[3].generic.boxes, boxes[[2, 3, 6, 7]])
 
 
+def test_micro_batches_add_up_to_a_step(mesh, params):
+    """Each of them alone is a whole step with the same random draws."""
+    micro = MicroBatches(count=2, is_apart=True)
+    step = small.make_step(mesh, micro=micro)
+    state, batch, text = small.on_mesh(mesh, params)
+    new, metrics, _ = step(state, batch, text)
+    losses, grads = [], []
+    for draw, part in enumerate(micro.cut(batch, shards=1)):
+        state, _, _ = small.on_mesh(mesh, params)
+        outputs, pull_back, costs = step.forward(state.params, jnp.int32(draw), part, text)
+        assignment, _ = step.match(costs, part)
+        state = state.replace(step=jnp.int32(draw))
+        alone, own = step.backward(state, outputs, pull_back, assignment, part)
+        losses.append(float(own["loss"]))
+        grads.append(jax.device_get(alone.opt_state.trace))
+    assert len(grads) == 4
+    assert float(metrics["loss"]) == pytest.approx(sum(losses) / 2, rel=1e-6)
+    wanted = jax.tree.leaves(jax.tree.map(lambda *g: sum(g) / 2, *grads))
+    largest = max(np.abs(leaf).max() for leaf in wanted)
+    for got, want in zip(jax.tree.leaves(new.opt_state.trace), wanted, strict=True):
+        scale = max(np.abs(want).max(), 1e-6 * largest)
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * scale)
+
+
 def test_recomputed_layers_leave_only_their_inputs(mesh, params):
     """What crosses from one half to the other, by shapes alone."""
     state, batch, text = small.on_mesh(mesh, params)
