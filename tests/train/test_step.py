@@ -43,9 +43,10 @@ def test_streams_apart_cut_every_row_once():
 
 def test_micro_batches_add_up_to_a_step(mesh, params):
     """Each of them alone is a whole step with the same random draws."""
-    micro = MicroBatches(count=2, is_apart=True)
+    micro = MicroBatches(count=2)
     step = small.make_step(mesh, micro=micro)
     state, batch, text = small.on_mesh(mesh, params)
+    batch = batch.replace(generic=None)  # one stream compiles in half the time
     new, metrics, _ = step(state, batch, text)
     losses, grads = [], []
     for draw, part in enumerate(micro.cut(batch, shards=1)):
@@ -56,7 +57,7 @@ def test_micro_batches_add_up_to_a_step(mesh, params):
         alone, own = step.backward(state, outputs, pull_back, assignment, part)
         losses.append(float(own["loss"]))
         grads.append(jax.device_get(alone.opt_state.trace))
-    assert len(grads) == 4
+    assert len(grads) == 2
     assert float(metrics["loss"]) == pytest.approx(sum(losses) / 2, rel=1e-6)
     wanted = jax.tree.leaves(jax.tree.map(lambda *g: sum(g) / 2, *grads))
     largest = max(np.abs(leaf).max() for leaf in wanted)
