@@ -9,7 +9,7 @@ from semsam_jax.core.errors import MatchError, TrainingError
 from semsam_jax.matching.transport import AssignReport
 from semsam_jax.parallel.hardware import Chip
 from semsam_jax.train import hooks
-from semsam_jax.train.hooks import Meter, NonFiniteWatch
+from semsam_jax.train.hooks import Meter, NonFiniteWatch, Profile
 from semsam_jax.train.writers import MetricWriter, ProgressLine, format_duration
 
 GOOD = {"loss": 2.0, "is_finite": True, "nonfinite_costs": 0}
@@ -130,3 +130,15 @@ def test_progress_line_shows_losses_rate_and_eta():
     line = stream.getvalue()
     for words in ("step  40/100", "loss 3.000", "interactive 2.000", "5.0 images/s", "ETA 2m00s"):
         assert words in line
+
+
+@pytest.mark.parametrize("window", [(1, 2), (1, 9)], ids=["inside", "cut short by the end"])
+def test_a_profile_records_its_steps(tmp_path, window):
+    profile = Profile(tmp_path, window)
+    for step in range(3):
+        profile.at(step)
+        jax.block_until_ready(jax.jit(lambda x: x * 2)(float(step)))
+        assert step or not (tmp_path / "profile").exists()
+    profile.close()
+    (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
+    assert trace.stat().st_size > 0
