@@ -5,7 +5,9 @@ import functools
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ from jaxtyping import Array, Float, Int32, UInt8
 
 from semsam_jax.convert.released import read_released
 from semsam_jax.convert.tree import check_tree
-from semsam_jax.core import checkpoint_io
+from semsam_jax.core import checkpoint_io, programs
 from semsam_jax.core.compilation import use_compilation_cache
 from semsam_jax.core.errors import CheckpointError
 from semsam_jax.core.structs import GenericPredictions, Predictions, Prompts, Pyramid, TextTable
@@ -40,6 +42,8 @@ class LoadedModel:
         canvas_multiple: canvases are padded to a multiple of this; 32 is exact.
         precision: matrix-product precision on accelerators.
         name_embeddings: embeddings of names that were asked for before (`labels`).
+        keeps_programs: traced programs are kept for the next process (`core.programs`); not
+            for parameters that are spread over devices.
     """
 
     module: SemanticSAM
@@ -50,6 +54,7 @@ class LoadedModel:
     canvas_multiple: int = STRIDE
     precision: str = "highest"
     name_embeddings: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    keeps_programs: bool = False
 
     def __repr__(self) -> str:
         """One line: a notebook shows the value of a cell's last line, and weights have millions."""
@@ -83,15 +88,13 @@ class LoadedModel:
     def encode(self, images: UInt8[np.ndarray, "b h w 3"], frames: list[Frame]) -> Pyramid:
         """Encodes canvases of one shape; one compiled program for each shape."""
         size_hw = np.array([frame.resized_hw for frame in frames], np.int32)
-        with jax.default_matmul_precision(self.precision):
-            return _encode(self.module, self.params, images, size_hw)
+        return self._run(_encode, (), images, size_hw)
 
     def decode(
         self, pyramid: Pyramid, prompts: Prompts, text: TextTable | None, isolate: bool = True
     ) -> Predictions:
         """Answers prompts; every array is [b, p, k, ...]."""
-        with jax.default_matmul_precision(self.precision):
-            return _decode(self.module, isolate, self.params, pyramid, prompts, text)
+        return self._run(_decode, (isolate,), pyramid, prompts, text)
 
     def decode_generic(self, pyramid: Pyramid, text: TextTable) -> GenericPredictions:
         """Answers with the generic branch; CheckpointError if the model has none."""
@@ -100,13 +103,18 @@ class LoadedModel:
                 "panoptic: this checkpoint has no generic branch (model.has_generic is false); "
                 "use one that was trained with it."
             )
-        with jax.default_matmul_precision(self.precision):
-            return _decode_generic(self.module, self.params, pyramid, text)
+        return self._run(_decode_generic, (), pyramid, text)
 
     def encode_text(self, token_ids: Int32[np.ndarray, "n ctx"]) -> Float[Array, "n d"]:
         """Unit-length embeddings of tokenised names, by the checkpoint's own tower."""
+        return self._run(_encode_text, (), token_ids)
+
+    def _run(self, function: Callable, static: tuple, *args: Any) -> Any:
+        static = (self.module, *static)
         with jax.default_matmul_precision(self.precision):
-            return _encode_text(self.module, self.params, token_ids)
+            if self.keeps_programs:
+                return programs.run(function, static, self.params, *args)
+            return function(*static, self.params, *args)
 
 
 def load_model(
@@ -150,7 +158,7 @@ def load_model(
         )
     else:
         params, meta = checkpoint_io.read_model(path)
-    return model_from_params(
+    model = model_from_params(
         params,
         meta,
         dtype=dtype,
@@ -159,6 +167,7 @@ def load_model(
         precision=precision,
         where=f"checkpoint {path}",
     )
+    return dataclasses.replace(model, keeps_programs=True)
 
 
 def model_from_params(

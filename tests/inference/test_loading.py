@@ -6,10 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from semsam_jax.core import checkpoint_io
+from semsam_jax.core import checkpoint_io, programs
 from semsam_jax.core.errors import CheckpointError
+from semsam_jax.inference import loading
 from semsam_jax.inference.loading import load_model, model_from_params
+from semsam_jax.inference.predictor import Predictor
 from semsam_jax.models.presets import PRESETS
+from semsam_jax.models.semantic_sam import SemanticSAM
 from tests.inference.conftest import tiny_meta
 
 
@@ -52,3 +55,34 @@ def test_a_model_shows_itself_in_one_line(tiny_params):
     count = sum(np.size(leaf) for leaf in jax.tree.leaves(params))
     shown = repr(model_from_params(params, tiny_meta(config)))
     assert shown == f"LoadedModel(tiny, {count:,} parameters, float32)"
+
+
+def test_a_second_process_segments_without_tracing_the_network(
+    tiny_checkpoint, tiny_model, image_a, tmp_path, monkeypatch
+):
+    """The first one writes its traced programs; masks are those of a model that keeps none."""
+
+    def click(model):
+        predictor = Predictor(model)
+        predictor.set_image(image_a)
+        return predictor.predict(point_coords=[[30, 40]], return_logits=True)
+
+    def forget():
+        monkeypatch.setattr(programs, "_programs", {})
+        for function in (loading._encode, loading._decode):
+            function.clear_cache()
+
+    wanted = click(tiny_model)
+    monkeypatch.setenv("SEMSAM_JAX_CACHE", str(tmp_path))
+    forget()
+    first = click(load_model(tiny_checkpoint))
+    names = sorted(file.name.split("-")[0] for file in (tmp_path / programs.FOLDER).iterdir())
+    assert names == ["decode", "encode"]
+    forget()
+    for method in ("encode_image", "decode_prompts"):
+        monkeypatch.delattr(SemanticSAM, method)
+    second = click(load_model(tiny_checkpoint))
+    for found in (first, second):
+        np.testing.assert_allclose(found.masks, wanted.masks, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(found.scores, wanted.scores, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(second.masks, first.masks)
