@@ -42,8 +42,7 @@ class LoadedModel:
         canvas_multiple: canvases are padded to a multiple of this; 32 is exact.
         precision: matrix-product precision on accelerators.
         name_embeddings: embeddings of names that were asked for before (`labels`).
-        keeps_programs: traced programs are kept for the next process (`core.programs`); not
-            for parameters that are spread over devices.
+        keeps_programs: traced programs are kept for the next process (`core.programs`).
     """
 
     module: SemanticSAM
@@ -158,7 +157,7 @@ def load_model(
         )
     else:
         params, meta = checkpoint_io.read_model(path)
-    model = model_from_params(
+    return model_from_params(
         params,
         meta,
         dtype=dtype,
@@ -166,8 +165,8 @@ def load_model(
         canvas_multiple=canvas_multiple,
         precision=precision,
         where=f"checkpoint {path}",
+        keeps_programs=True,
     )
-    return dataclasses.replace(model, keeps_programs=True)
 
 
 def model_from_params(
@@ -179,6 +178,7 @@ def model_from_params(
     canvas_multiple: int = STRIDE,
     precision: str = "highest",
     where: str = "checkpoint",
+    keeps_programs: bool = False,
 ) -> LoadedModel:
     """Makes a `LoadedModel` of parameters in memory; `meta` as `core.checkpoint_io` stores it."""
     missing = [key for key in ("model_config", "level_order", "prompt_preset") if key not in meta]
@@ -207,6 +207,7 @@ def model_from_params(
         prompt_preset=prompt_preset,
         canvas_multiple=canvas_multiple,
         precision=precision,
+        keeps_programs=keeps_programs,
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+import jax
 import numpy as np
 from PIL import Image
 
@@ -34,7 +35,10 @@ def draw_predictions(params: dict, meta: dict, samples: Iterable[EvalSample]) ->
         if click is None:
             continue
         if predictor is None:
-            predictor = Predictor(model_from_params(params, meta))
+            # From the host to one device, as from a file: so `segment` finds its programs traced
+            # and compiled when it follows the run.
+            model = model_from_params(jax.device_get(params), meta, keeps_programs=True)
+            predictor = Predictor(model)
         height, width = sample.size_hw
         photo = sample.image[:height, :width]
         predictor.set_image(photo)

@@ -3,6 +3,8 @@
 import json
 import shutil
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -67,6 +69,27 @@ def test_it_leaves_checkpoints_metrics_summary_and_pictures(finished):
     assert meta["step"] == 12
     assert sorted(meta["level_order"]) == list(range(6))
     assert meta["vocabulary"]["objects"]
+
+
+def test_segment_after_the_run_finds_its_programs(finished, cache, tmp_path):
+    """The run has drawn its picture with them: the network is not traced or compiled again."""
+
+    def networks():
+        files = [*(cache / "traced").iterdir(), *(cache / "xla").iterdir()]
+        return {f.name for f in files if f.name.startswith(("encode-", "decode-", "jit__"))}
+
+    workdir, _ = finished
+    (photo,) = runs.ROOT.glob("data_pipelines/sample/data/coco/*/000000000785.jpg")
+    before = networks()
+    command = [sys.executable, "-m", "semsam_jax", "segment", str(photo), "--point", "300,200"]
+    command += ["--checkpoint", str(workdir), "--out", str(tmp_path)]
+    done = subprocess.run(
+        command, cwd=runs.ROOT, env=runs.environment(cache), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads((tmp_path / "masks.json").read_text())) == 6
+    new = {name.split("-")[0] for name in networks() - before}
+    assert new <= {"jit__above_zero"}  # depends on the size of the photo
 
 
 def test_interrupted_again_and_again_it_ends_bitwise_equal(finished, cache, tmp_path):
