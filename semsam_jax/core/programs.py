@@ -74,10 +74,10 @@ def _kept(function: Callable, static: tuple, args: tuple, shapes: str) -> Callab
         exported = export.export(jax.jit(bound))(*args)
         _write(file, exported)
 
-    @functools.wraps(function)  # its name is what profiles and logs show
     def program(*args: Any) -> Any:
         return exported.call(*args)
 
+    program.__name__ = function.__name__  # what profiles and logs show
     return jax.jit(program)
 
 
