@@ -1,5 +1,6 @@
 """Kept programs: the same numbers, no second tracing, and no trust in what does not fit."""
 
+import dataclasses
 import functools
 import logging
 
@@ -7,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from semsam_jax.core import programs
 from semsam_jax.core.structs import GenericPredictions, Predictions, Prompts, Pyramid, TextTable
+from semsam_jax.models import presets
+from semsam_jax.models.semantic_sam import SemanticSAM
 
 _traced = []
 
@@ -77,16 +79,12 @@ def test_other_numbers_shapes_settings_or_package_are_other_programs(tmp_path, m
 
 def test_the_name_of_a_network_tells_each_of_its_sizes():
     """`static` enters the key by its `repr`."""
-    from semsam_jax.models import presets
-    from semsam_jax.models.semantic_sam import SemanticSAM
-
-    shown = {
-        repr(SemanticSAM(config=presets.model_config(preset), dtype=dtype))
-        for preset in ("swin_t", "swin_l", "lite")
-        for dtype in (jnp.float32, jnp.bfloat16)
-    }
-    assert len(shown) == 6
-    assert isinstance(SemanticSAM(config=presets.model_config("lite")), nn.Module)
+    configs = [presets.model_config(preset) for preset in ("swin_t", "swin_l", "lite")]
+    decoder = dataclasses.replace(configs[0].decoder, num_points=5)
+    configs.append(dataclasses.replace(configs[0], decoder=decoder))
+    dtypes = (jnp.float32, jnp.bfloat16)
+    shown = {repr(SemanticSAM(config=c, dtype=dtype)) for c in configs for dtype in dtypes}
+    assert len(shown) == 8
 
 
 @pytest.mark.parametrize("spoil", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[::-1]])
