@@ -50,6 +50,7 @@ setup(
         "scipy",
         "tensorboardX",
         "tensorflow-datasets",
+        "tensorstore",
         "tqdm",
     ],
     extras_require={

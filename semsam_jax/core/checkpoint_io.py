@@ -11,7 +11,7 @@ layout at step 0 with parameters only. Every path accepts DIR, DIR/checkpoints o
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,26 +97,69 @@ def read_model(path: str | os.PathLike) -> tuple[dict, dict]:
     Raises:
         CheckpointError: no complete step, unreadable files or another schema version.
     """
-    import numpy as np
-    import orbax.checkpoint as ocp
+    return start_reading(path)()
 
+
+def start_reading(path: str | os.PathLike) -> Callable[[], tuple[dict, dict]]:
+    """Begins `read_model`; the returned function waits for its result.
+
+    Reads what Orbax wrote through TensorStore, whose threads go on beside the caller: Orbax
+    itself takes three times as long, and cannot be imported without JAX.
+
+    Raises:
+        CheckpointError: as `read_model`, here or while waiting.
+    """
     meta = read_meta(path)
     folder = newest_step(path) / "state"
     key = "ema_params" if meta.get("has_ema") else "params"
-    handler = state_handler()
     try:
-        wanted = {key: handler.metadata(folder).tree[key]}
-        restore = _map_leaves(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-        tree = handler.restore(
-            folder,
-            args=ocp.args.PyTreeRestore(item=wanted, restore_args=restore, partial_restore=True),
-        )
-    except (ValueError, KeyError, OSError) as error:
-        raise CheckpointError(
-            f"checkpoint {folder}: damaged or incomplete ({type(error).__name__}: "
-            f"{str(error).splitlines()[0]}); use an earlier step or convert it again."
-        ) from error
-    return lora.merged(tree[key]), meta
+        arrays = _start_arrays(folder, key)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise _damaged(folder, error) from error
+
+    def wait() -> tuple[dict, dict]:
+        params: dict = {}
+        try:
+            for (*above, last), array in arrays.items():
+                part = params
+                for name in above:
+                    part = part.setdefault(name, {})
+                part[last] = array.result()
+        except ValueError as error:
+            raise _damaged(folder, error) from error
+        return lora.merged(params), meta
+
+    return wait
+
+
+def _start_arrays(folder: Path, key: str) -> dict:
+    """Futures of NumPy arrays by their names below `key`.
+
+    The layout is documented by Orbax ("Checkpoint format"): `_METADATA` lists the arrays, each
+    of which is a Zarr array in the folder's OCDBT store, under its names joined by dots.
+    """
+    import tensorstore
+
+    described = json.loads((folder / "_METADATA").read_text())
+    driver = "zarr3" if described["use_zarr3"] else "zarr"
+    store = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder}/"}}
+    context = tensorstore.Context()
+    opened = {}
+    for entry in described["tree_metadata"].values():
+        names = [part["key"] for part in entry["key_metadata"]]
+        if names[0] == key:
+            spec = {"driver": driver, "kvstore": {**store, "path": ".".join(names)}}
+            opened[tuple(names[1:])] = tensorstore.open(spec, open=True, context=context)
+    if not opened:
+        raise KeyError(key)
+    return {names: array.result().read() for names, array in opened.items()}
+
+
+def _damaged(folder: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"checkpoint {folder}: damaged or incomplete ({type(error).__name__}: "
+        f"{str(error).splitlines()[0]}); use an earlier step or convert it again."
+    )
 
 
 def write_model(path: str | os.PathLike, params: Mapping, meta: Mapping) -> Path:
@@ -203,7 +246,13 @@ def last_run() -> Path | None:
     return workdir if complete_steps(workdir) else None
 
 
-def _map_leaves(function, tree):
-    if isinstance(tree, Mapping):
-        return {key: _map_leaves(function, value) for key, value in tree.items()}
-    return function(tree)
+def default_checkpoint() -> Path:
+    """Workdir of the last finished main job; CheckpointError says how to make one."""
+    workdir = last_run()
+    if workdir is None:
+        raise CheckpointError(
+            "checkpoint: none given and no finished training run found; give --checkpoint DIR, "
+            "or make one with `python -m semsam_jax.main --workdir=DIR` or "
+            "`python -m semsam_jax convert FILE.pth --out DIR`."
+        )
+    return workdir

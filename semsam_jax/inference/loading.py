@@ -124,6 +124,7 @@ def load_model(
     prompt_preset: PromptPreset | None = None,
     canvas_multiple: int = STRIDE,
     precision: str = "highest",
+    reading: Callable[[], tuple[dict, dict]] | None = None,
 ) -> LoadedModel:
     """Loads a checkpoint for inference.
 
@@ -137,6 +138,7 @@ def load_model(
         canvas_multiple: multiple of 32; larger values mean fewer compiled programs for
             photos of many shapes, at the price of other masks (see the README).
         precision: matrix-product precision on accelerators, see `jax.default_matmul_precision`.
+        reading: of the folder `path`, begun before (`core.checkpoint_io.start_reading`).
 
     Raises:
         CheckpointError: nothing there, or it does not describe a model.
@@ -146,7 +148,7 @@ def load_model(
         raise CheckpointError(f"dtype: got {dtype!r}; wanted one of {', '.join(_DTYPES)}.")
     if canvas_multiple < STRIDE or canvas_multiple % STRIDE:
         raise CheckpointError(f"canvas_multiple: got {canvas_multiple}; wanted 32, 64, 96, ...")
-    path = default_checkpoint() if path is None else Path(path)
+    path = checkpoint_io.default_checkpoint() if path is None else Path(path)
     use_compilation_cache()
     if path.is_file():
         found = read_released([path], model_config)
@@ -156,7 +158,7 @@ def load_model(
             f"model_config: {path} is no file; a checkpoint folder knows its own sizes."
         )
     else:
-        params, meta = checkpoint_io.read_model(path)
+        params, meta = reading() if reading else checkpoint_io.read_model(path)
     return model_from_params(
         params,
         meta,
@@ -209,18 +211,6 @@ def model_from_params(
         precision=precision,
         keeps_programs=keeps_programs,
     )
-
-
-def default_checkpoint() -> Path:
-    """Workdir of the last finished main job; CheckpointError says how to make one."""
-    workdir = checkpoint_io.last_run()
-    if workdir is None:
-        raise CheckpointError(
-            "checkpoint: none given and no finished training run found; give --checkpoint DIR, "
-            "or make one with `python -m semsam_jax.main --workdir=DIR` or "
-            "`python -m semsam_jax convert FILE.pth --out DIR`."
-        )
-    return workdir
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -1,7 +1,12 @@
 import json
+import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from semsam_jax.core import checkpoint_io
 from semsam_jax.core.errors import CheckpointError
@@ -17,6 +22,54 @@ def test_round_trip_is_bit_equal(tmp_path):
         np.testing.assert_array_equal(params["a"]["kernel"], PARAMS["a"]["kernel"])
         assert params["b"] == PARAMS["b"]
         assert meta["preset"] == "tiny"
+
+
+def test_reads_what_orbax_reads(tmp_path):
+    """Orbax is the oracle: chunks of several devices, other dtypes, scalars, a strange path."""
+    devices = np.array(jax.devices()[:2])
+    sharding = NamedSharding(jax.sharding.Mesh(devices, ("x",)), PartitionSpec("x"))
+    rng = np.random.default_rng(0)
+    split = jax.device_put(rng.normal(size=(6, 5)).astype(np.float32), sharding)
+    params = {
+        "deep": {"er": {"split": split}},
+        "half": jnp.asarray(rng.normal(size=7), jnp.bfloat16),
+        "count": jnp.int32(7),
+    }
+    params["zero"] = jnp.zeros(4)
+    state = {"params": params, "ema_params": jax.tree.map(lambda x: x + 1, params)}
+    state["opt_state"] = (jnp.ones(2), {"mu": params})
+    step = checkpoint_io.write_model(tmp_path / "a b%20#?é", PARAMS, META)
+    shutil.rmtree(step / "state")
+    handler = checkpoint_io.state_handler()
+    with ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(step / "state", args=ocp.args.PyTreeSave(state))
+    wanted = handler.restore(step / "state")
+    for has_ema, key in ((False, "params"), (True, "ema_params")):
+        (step / "meta" / "metadata").write_text(
+            json.dumps({**META, "schema_version": 1, "has_ema": has_ema})
+        )
+        found, _ = checkpoint_io.read_model(step)
+        assert jax.tree.structure(found) == jax.tree.structure(wanted[key])
+        for mine, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(wanted[key]), strict=True):
+            assert mine.dtype == theirs.dtype
+            np.testing.assert_array_equal(mine, np.asarray(theirs))
+
+
+def test_a_state_without_parameters_is_one_error(tmp_path):
+    step = checkpoint_io.write_model(tmp_path / "m", PARAMS, META)
+    (step / "meta" / "metadata").write_text(
+        json.dumps({**META, "schema_version": 1, "has_ema": True})
+    )
+    with pytest.raises(CheckpointError, match=r"damaged or incomplete.*ema_params"):
+        checkpoint_io.read_model(step)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"use_zarr3": false}', "\xff"])
+def test_a_damaged_list_of_arrays_is_one_error(tmp_path, content):
+    step = checkpoint_io.write_model(tmp_path / "m", PARAMS, META)
+    (step / "state" / "_METADATA").write_text(content, "latin-1")
+    with pytest.raises(CheckpointError, match="damaged or incomplete"):
+        checkpoint_io.read_model(step)
 
 
 def test_a_half_written_step_is_passed_over(tmp_path):
