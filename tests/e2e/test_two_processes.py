@@ -14,7 +14,7 @@ STEPS = runs.SMALL["steps"]
 SETTINGS = {"eval_photos": 0, "save_every": 3}
 
 
-def test_they_follow_one_process_and_one_goes_on_alone(cache, tmp_path):
+def test_they_follow_one_process_and_one_goes_on_alone(finished, cache, tmp_path):
     """The same global batch: each process feeds and matches its own rows.
 
     The second is killed on the way: the first stops, and one process ends the run.
@@ -40,9 +40,8 @@ def test_they_follow_one_process_and_one_goes_on_alone(cache, tmp_path):
     assert 1 <= step < STEPS
     assert f"step {STEPS}/{STEPS}" in resumed.stdout
 
-    straight = runs.run(tmp_path / "one", cache, **SETTINGS)
-    assert straight.returncode == 0, straight.stderr[-3000:]
-    one, two = runs.losses(tmp_path / "one"), runs.losses(workdir)
+    straight, _ = finished
+    one, two = runs.losses(straight), runs.losses(workdir)
     assert two.keys() == one.keys()
     early = range(1, 5)
     np.testing.assert_allclose([two[s] for s in early], [one[s] for s in early], rtol=2e-3)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import cache  # noqa: F401
+from tests.e2e.conftest import cache, finished  # noqa: F401
 from tests.e2e.runs import COMPILE_QUICKLY
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,6 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from semsam_jax.__main__ import _COMMANDS
-from tests.e2e.runs import SMALL
 from tests.packaging.conftest import ROOT
 
 pytestmark = pytest.mark.timeout(1800)
@@ -97,14 +96,11 @@ def test_help_needs_no_jax(fresh):
     assert done.stdout.rstrip().endswith("NONE")
 
 
-def test_the_main_job_runs_from_the_installed_wheel(fresh):
-    flags = [f"--config.{key}={value}" for key, value in SMALL.items()]
-    command = ["-m", "semsam_jax.main", "--config=configs/joint.py", "--workdir=run", *flags]
-    done = fresh.run(command)
-    assert done.returncode == 0, done.stderr[-3000:]
-    summary = json.loads((fresh.folder / "run" / "summary.json").read_text())
-    assert summary["steps"] == SMALL["steps"]
+def test_a_photo_is_segmented_from_the_installed_wheel(fresh, finished):
+    """The main job runs from the wheel in tests/notebooks (`train_and_fine_tune`)."""
+    workdir, _ = finished
     photo = next((ROOT / "data_pipelines/sample/data/coco/val2017").glob("*.jpg"))
-    done = fresh.run(["-m", "semsam_jax", "segment", photo, "--point", "50,60", "--out", "out"])
+    command = ["-m", "semsam_jax", "segment", photo, "--point", "50,60", "--out", "out"]
+    done = fresh.run([*command, "--checkpoint", workdir])
     assert done.returncode == 0, done.stderr[-3000:]
     assert (fresh.folder / "out" / "masks.json").exists()

@@ -1,4 +1,4 @@
-"""A model small enough to compile five times, and a batch for it."""
+"""A model small enough to be compiled for several meshes, and a batch for it."""
 
 import jax
 import jax.numpy as jnp

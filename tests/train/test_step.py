@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from semsam_jax.models.semantic_sam import SemanticSAM
-from semsam_jax.parallel.mesh import build_mesh
+from semsam_jax.parallel.mesh import batch_sharding, build_mesh, replicated
 from semsam_jax.train.micro import MicroBatches
 from semsam_jax.train.state import shard_state
 from semsam_jax.train.step import TrainStep
@@ -49,11 +49,12 @@ def test_micro_batches_add_up_to_a_step(mesh, params):
     batch = batch.replace(generic=None)  # one stream compiles in half the time
     new, metrics, _ = step(state, batch, text)
     losses, grads = [], []
-    for draw, part in enumerate(micro.cut(batch, shards=1)):
+    parts = jax.device_put(micro.cut(batch, shards=1), batch_sharding(mesh))
+    for draw, part in enumerate(parts):  # placed as in a step: the same programs
         state, _, _ = small.on_mesh(mesh, params)
-        outputs, pull_back, costs = step.forward(state.params, jnp.int32(draw), part, text)
+        state = state.replace(step=jax.device_put(jnp.int32(draw), replicated(mesh)))
+        outputs, pull_back, costs = step.forward(state.params, state.step, part, text)
         assignment, _ = step.match(costs, part)
-        state = state.replace(step=jnp.int32(draw))
         alone, own = step.backward(state, outputs, pull_back, assignment, part)
         losses.append(float(own["loss"]))
         grads.append(jax.device_get(alone.opt_state.trace))
