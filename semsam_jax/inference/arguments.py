@@ -3,7 +3,6 @@
 import argparse
 import math
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 from semsam_jax.core import checkpoint_io
@@ -64,24 +63,15 @@ def add_labels_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def start_reading(args: argparse.Namespace) -> Callable[[], tuple[dict, dict]] | None:
-    """Begins to read the weights, beside the imports that follow; None for a file."""
+def load_from_args(args: argparse.Namespace, canvas_multiple: int = 32):
+    """Loads the model that the arguments name; returns a `LoadedModel`."""
     path = Path(args.checkpoint) if args.checkpoint else checkpoint_io.default_checkpoint()
-    return None if path.is_file() else checkpoint_io.start_reading(path)
-
-
-def load_from_args(args: argparse.Namespace, canvas_multiple: int = 32, reading=None):
-    """Loads the model that the arguments name; returns a `LoadedModel`.
-
-    Args:
-        args: with the arguments of `add_model_arguments`.
-        canvas_multiple: see `load_model`.
-        reading: from `start_reading`, where it was begun before.
-    """
+    # The weights of a folder are read by other threads while the import below loads JAX.
+    reading = None if path.is_file() else checkpoint_io.start_reading(path)
     from semsam_jax.inference.loading import load_model
 
     return load_model(
-        args.checkpoint,
+        path,
         model_config=args.model_config,
         dtype=args.dtype,
         prompt_preset=args.prompt_preset,

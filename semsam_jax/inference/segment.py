@@ -68,14 +68,13 @@ def run(args: argparse.Namespace) -> int:
         raise PromptError(f"--task {args.task}: needs --labels, the names to label with.")
     photo = load_image(photo_path)
     out = arguments.output_folder(args.out, photo_path)
-    reading = arguments.start_reading(args)
     if prompts is None:
+        model = arguments.load_from_args(args, args.canvas_multiple)
         from semsam_jax.inference.whole_photo import segment_whole_photo
 
-        model = arguments.load_from_args(args, args.canvas_multiple, reading)
         segment_whole_photo(model, photo, args.task, args.labels, size, out)
     else:
-        _segment_prompts(args, photo, prompts, size, out, reading)
+        _segment_prompts(args, photo, prompts, size, out)
     return 0
 
 
@@ -101,17 +100,18 @@ def _requests(args: argparse.Namespace) -> list[dict]:
     return single + [{"box": box} for box in boxes]
 
 
-def _segment_prompts(args, photo, prompts: list[dict], size, out: Path, reading) -> None:
-    from semsam_jax.inference import files
+def _segment_prompts(args, photo, prompts: list[dict], size, out: Path) -> None:
     from semsam_jax.inference.granularity import parse_levels
-    from semsam_jax.inference.predictor import Predictor
     from semsam_jax.inference.requests import Request, check_request
 
     requests = [Request(**prompt, level=args.level, area=args.area) for prompt in prompts]
     for request in requests:  # before the slow part: a wrong click should not wait for a model
         check_request(request, photo.shape[:2])
-    model = arguments.load_from_args(args, args.canvas_multiple, reading)
+    model = arguments.load_from_args(args, args.canvas_multiple)
     parse_levels(args.level, model.num_levels)
+    from semsam_jax.inference import files
+    from semsam_jax.inference.predictor import Predictor
+
     predictor = Predictor(model, size=size)
     predictor.set_image(photo)
     answers = predictor.predict_many(requests, labels=args.labels)
