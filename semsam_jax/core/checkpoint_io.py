@@ -114,7 +114,7 @@ def start_reading(path: str | os.PathLike) -> Callable[[], tuple[dict, dict]]:
     key = "ema_params" if meta.get("has_ema") else "params"
     try:
         arrays = _start_arrays(folder, key)
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
         raise _damaged(folder, error) from error
 
     def wait() -> tuple[dict, dict]:
@@ -125,7 +125,7 @@ def start_reading(path: str | os.PathLike) -> Callable[[], tuple[dict, dict]]:
                 for name in above:
                     part = part.setdefault(name, {})
                 part[last] = array.result()
-        except ValueError as error:
+        except (ValueError, AttributeError) as error:
             raise _damaged(folder, error) from error
         return lora.merged(params), meta
 

@@ -34,8 +34,8 @@ def test_reads_what_orbax_reads(tmp_path):
         "deep": {"er": {"split": split}},
         "half": jnp.asarray(rng.normal(size=7), jnp.bfloat16),
         "count": jnp.int32(7),
+        "zero": jnp.zeros(4),
     }
-    params["zero"] = jnp.zeros(4)
     state = {"params": params, "ema_params": jax.tree.map(lambda x: x + 1, params)}
     state["opt_state"] = (jnp.ones(2), {"mu": params})
     step = checkpoint_io.write_model(tmp_path / "a b%20#?é", PARAMS, META)
@@ -64,7 +64,28 @@ def test_a_state_without_parameters_is_one_error(tmp_path):
         checkpoint_io.read_model(step)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"use_zarr3": false}', "\xff"])
+def listing(*arrays):
+    """`_METADATA` that lists arrays by their names."""
+    tree = {str(i): {"key_metadata": [{"key": k} for k in a]} for i, a in enumerate(arrays)}
+    return json.dumps({"use_zarr3": False, "tree_metadata": tree})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        "\xff",
+        '{"use_zarr3": false, "tree_metadata": []}',
+        '{"use_zarr3": false, "tree_metadata": {"x": 1}}',
+        listing([]),
+        listing(["params"]),
+        listing(["params", 3]),
+        listing(["params", "b"], ["params", "b", "c"]),
+        listing(["params", "absent"]),
+    ],
+)
 def test_a_damaged_list_of_arrays_is_one_error(tmp_path, content):
     step = checkpoint_io.write_model(tmp_path / "m", PARAMS, META)
     (step / "state" / "_METADATA").write_text(content, "latin-1")
