@@ -125,7 +125,7 @@ def start_reading(path: str | os.PathLike) -> Callable[[], tuple[dict, dict]]:
                 for name in above:
                     part = part.setdefault(name, {})
                 part[last] = array.result()
-        except (ValueError, AttributeError) as error:
+        except ValueError as error:
             raise _damaged(folder, error) from error
         return lora.merged(params), meta
 

@@ -17,6 +17,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from semsam_jax.core import checkpoint_io
 from tests.convert.test_cli import DATA
 from tests.e2e.runs import SMALL
 
@@ -126,3 +127,5 @@ def test_notebooks_run(path, fresh, checkpoint, tmp_path, monkeypatch):
     assert sys.executable not in nbformat.writes(notebook)
     outputs = [o for cell in notebook.cells for o in cell.get("outputs", ())]
     assert not [o for o in outputs if o.output_type == "error"]
+    if path.stem == "train_and_fine_tune":  # what commands take that are given no checkpoint
+        assert checkpoint_io.last_run() == (folder / "runs" / "mine").resolve()
