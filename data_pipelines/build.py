@@ -57,8 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
                 retry_broken=args.retry_broken,
             )
             print(f"{builder.plan.folder}: {report.examples} examples of {report.records} records")
-            for reason, count in sorted(report.dropped.items()):
-                print(f"  dropped {count}: {reason}, e.g. {report.named[reason][0]}")
+            for line in report.lines():
+                print(f"  {line}")
     except (SemSamError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

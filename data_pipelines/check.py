@@ -2,8 +2,9 @@
 
     python -m data_pipelines.check --dataset coco --root /data/coco --split train --sheet coco.png
 
-Prints counts, the classes found and every broken record, and draws a contact sheet: photos with
-their masks in colour (parts brighter, with a white edge) and the boxes of boxes-only data.
+Prints counts, the classes found, what is not used and why, and every broken record, and draws a
+contact sheet: photos with their masks in colour (parts brighter, with a white edge) and the boxes
+of boxes-only data.
 Exits with 1 if a record is broken, with 2 if the folder cannot be read at all.
 """
 
@@ -18,6 +19,8 @@ from pycocotools import mask as coco_mask
 
 from data_pipelines.arguments import add_source_arguments, at_least, png_file
 from data_pipelines.decode import decode_image
+from data_pipelines.findings import Findings
+from data_pipelines.index.scan import BROKEN, read_entry
 from data_pipelines.schema import RawExample
 from data_pipelines.sources import Source
 from data_pipelines.sources.alone import open_alone
@@ -37,7 +40,8 @@ class Report:
         num_crowds: crowd regions, which are ignored.
         masks_per_photo: 0, 25, 50, 75 and 100 % quantiles.
         classes: class text -> number of instances, most frequent first.
-        broken: messages of the records that could not be read.
+        broken: messages of the records that cannot be trained on.
+        unused: what is not used, and why; a sentence each.
     """
 
     num_examples: int = 0
@@ -51,6 +55,7 @@ class Report:
     masks_per_photo: tuple[int, ...] = ()
     classes: dict[str, int] = dataclasses.field(default_factory=dict)
     broken: list[str] = dataclasses.field(default_factory=list)
+    unused: list[str] = dataclasses.field(default_factory=list)
 
 
 def check(source: Source, limit: int | None = None, *, decode: bool = True) -> Report:
@@ -63,14 +68,19 @@ def check(source: Source, limit: int | None = None, *, decode: bool = True) -> R
     """
     report = Report()
     counts: list[int] = []
-    classes: collections.Counter[str] = collections.Counter()
+    findings = Findings()
+    findings.add(source.unused)
     for position in spread(len(source), limit):
-        try:
-            example = source[position]
-            if decode:
+        entry, example = read_entry(source, position)
+        findings.add(entry.unused)
+        problem = entry.message if entry.reason in BROKEN else ""
+        if example is not None and decode and not problem:
+            try:
                 decode_photo(example)
-        except DataError as error:
-            report.broken.append(str(error))
+            except DataError as error:
+                problem = str(error)
+        if example is None or problem:
+            report.broken.append(problem)
             continue
         report.num_examples += 1
         report.num_empty += not example.instances
@@ -81,12 +91,18 @@ def check(source: Source, limit: int | None = None, *, decode: bool = True) -> R
             report.num_orphan_parts += instance.part_id >= 0 and instance.parent < 0
             report.num_stuff += not instance.is_thing
             report.num_pseudo += instance.is_pseudo
-            classes[class_text(source.vocabulary, instance.object_id, instance.part_id)] += 1
+            text = source.vocabulary.label_text(instance.object_id, instance.part_id)
+            findings.add_class(text, instances=1)
+        for crowd in example.ignored:
+            text = source.vocabulary.label_text(crowd.object_id, crowd.part_id)
+            findings.add_class(text, crowds=1)
     report.num_instances = sum(counts)
     if counts:
         quantiles = np.quantile(counts, [0, 0.25, 0.5, 0.75, 1])
         report.masks_per_photo = tuple(int(value) for value in quantiles)
-    report.classes = dict(classes.most_common())
+    found = {text: count for text, (count, _) in findings.classes.items() if count}
+    report.classes = dict(collections.Counter(found).most_common())
+    report.unused = findings.lines()
     return report
 
 
@@ -97,14 +113,8 @@ def spread(length: int, limit: int | None) -> list[int]:
     return sorted({int(value) for value in np.linspace(0, length - 1, limit)})
 
 
-def class_text(vocabulary: Vocabulary, object_id: int, part_id: int) -> str:
-    """Returns `whole`, `whole: part` or `(no class)` for messages and pictures."""
-    whole = vocabulary.entry(object_id).text if object_id >= 0 else "(no class)"
-    return f"{whole}: {vocabulary.entry(part_id).text}" if part_id >= 0 else whole
-
-
 def decode_photo(example: RawExample) -> np.ndarray:
-    """Decodes the stored pixels as RGB [h,w,3], without EXIF rotation, as the masks lie on them.
+    """Decodes a photo as RGB [h,w,3] in the frame that its masks lie in.
 
     Raises:
         DataError: the file is cut off or damaged.
@@ -113,6 +123,7 @@ def decode_photo(example: RawExample) -> np.ndarray:
         example.image,
         where=f"{example.dataset} example {example.example_id!r}",
         size_hw=(example.height, example.width),
+        is_displayed=example.is_displayed,
     )
 
 
@@ -141,7 +152,7 @@ def draw(example: RawExample, vocabulary: Vocabulary, height: int = 240) -> Imag
         if instance.rle is None:
             pen.rectangle((x0, y0, x1 - 1, y1 - 1), outline=tuple(colours[index].tolist()), width=2)
         if instance.object_id >= 0:
-            text = class_text(vocabulary, instance.object_id, instance.part_id)
+            text = vocabulary.label_text(instance.object_id, instance.part_id)
             text = text.split(": ")[-1].encode("ascii", "replace").decode()
             pen.text(((x0 + x1) / 2 - 3 * len(text), (y0 + y1) / 2 - 5), text, fill="white",
                      stroke_width=1, stroke_fill="black")  # fmt: skip
@@ -201,11 +212,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for field in dataclasses.fields(report):
-        if field.name not in ("classes", "broken"):
+        if field.name not in ("classes", "broken", "unused"):
             print(f"{field.name:17} {getattr(report, field.name)}")
     print(f"{'classes':17} {len(report.classes)}")
     for text, number in list(report.classes.items())[:40]:
         print(f"  {number:7} {text}")
+    for line in report.unused:
+        print(f"note: {line}")
     print(f"{'broken':17} {len(report.broken)}")
     for message in report.broken[:40]:
         print(f"  {message}")

@@ -1,10 +1,15 @@
-"""Encoded photo to RGB pixels in the stored frame, at reduced scale where that is enough.
+"""Encoded photo to RGB pixels in the frame of its annotations, at reduced scale where enough.
 
-EXIF orientation is not applied: annotations are in the frame of the stored pixels. Pillow
-decodes because, unlike OpenCV, it refuses a truncated file; OpenCV resizes.
+That frame is the one of the stored pixels, or of the displayed image, with its EXIF orientation
+applied (`RawExample.is_displayed`). Pillow decodes because, unlike OpenCV, it refuses a truncated
+file; OpenCV resizes.
 """
 
+import contextlib
+import dataclasses
 import io
+import re
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
@@ -14,12 +19,53 @@ from PIL import Image
 from data_pipelines.transforms.geometry import Placement
 from semsam_jax.core.errors import DataError
 
+MAX_PIXELS = 178_956_970
+"""Pixels of an image at most, Pillow's own limit; an image of 27 kB can hold more."""
+
 _FORMATS = ("JPEG", "PNG")
 _NEAR = 0.75  # remaining scale from which two neighbours are enough
+_ORIENTATION_TAG = 0x0112
+_PNG_START, _PNG_TEXT = b"\x89PNG\r\n\x1a\n", (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type")
+# What follows the entropy-coded data of a JPEG: a marker that is neither stuffing nor a restart.
+_NEXT_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What an image file says about itself.
+
+    Attributes:
+        height, width: of the stored pixels.
+        orientation: EXIF's number 1..8; 1 where it says nothing.
+    """
+
+    height: int
+    width: int
+    orientation: int
+
+    def size_hw(self, is_displayed: bool) -> tuple[int, int]:
+        """Rows and columns of the stored or of the displayed image."""
+        turned = is_displayed and self.orientation > 4
+        return (self.width, self.height) if turned else (self.height, self.width)
+
+
+def read_header(data: bytes, where: str = "") -> Header:
+    """Reads size and orientation of an encoded photo without decoding it.
+
+    Raises:
+        DataError: not a JPEG or PNG, or of too many pixels.
+    """
+    with _opened(data, where) as photo:
+        return Header(photo.height, photo.width, _orientation(photo, data))
 
 
 def decode_image(
-    data: bytes, *, where: str, size_hw: tuple[int, int] | None = None, reduction: int = 1
+    data: bytes,
+    *,
+    where: str,
+    size_hw: tuple[int, int] | None = None,
+    is_displayed: bool | None = None,
+    reduction: int = 1,
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Decodes JPEG or PNG bytes to RGB.
 
@@ -27,6 +73,8 @@ def decode_image(
         data: encoded photo.
         where: dataset and example id, for messages.
         size_hw: height and width that the annotations were made for; checked.
+        is_displayed: apply the EXIF orientation; None does so only where the stored pixels do not
+            have the wanted size and the displayed image has.
         reduction: 1, 2, 4 or 8; a JPEG is decoded at this fraction of its size (rounded
             up), which costs a fraction of the time. Other formats are always whole.
 
@@ -34,48 +82,48 @@ def decode_image(
         The pixels; grey is repeated, CMYK converted, palettes looked up, alpha dropped.
 
     Raises:
-        DataError: not a JPEG or PNG, truncated, or of another size.
+        DataError: not a JPEG or PNG, truncated, too large, or of another size.
     """
-    try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as photo:
-            _check_size(photo, where, size_hw)
-            if reduction > 1:
-                photo.draft(None, (photo.width // reduction, photo.height // reduction))
-            return _to_rgb(photo)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(
-            f"{where}: the photo cannot be decoded ({error}); got {len(data)} bytes, wanted a "
-            f"whole JPEG or PNG. Replace or remove the file and rebuild the index."
-        ) from error
+    with _opened(data, where) as photo:
+        orientation = _check_size(photo, data, where, size_hw, is_displayed)
+        if reduction > 1:
+            photo.draft(None, (photo.width // reduction, photo.height // reduction))
+        return _turned(_to_rgb(photo), orientation)
 
 
-def check_header(data: bytes, *, where: str, size_hw: tuple[int, int]) -> None:
-    """Checks format, size and the end mark of an encoded photo without decoding it.
+def check_header(
+    data: bytes, *, where: str, size_hw: tuple[int, int], is_displayed: bool | None = None
+) -> None:
+    """Checks format, size and completeness of an encoded photo without decoding it.
+
+    Bytes behind the end of the photo (the video of a phone's motion photo) do no harm.
 
     Raises:
-        DataError: not a JPEG or PNG, of another size, or cut short.
+        DataError: not a JPEG or PNG, of another size, damaged or cut short.
     """
-    try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as photo:
-            _check_size(photo, where, size_hw)
-            ending = b"IEND" if photo.format == "PNG" else b"\xff\xd9"
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{where}: not a readable JPEG or PNG ({error}).") from error
-    # Some writers append bytes after the end mark, so it is looked for near the end only.
-    if ending not in data[-4096:]:
+    with _opened(data, where) as photo:
+        _check_size(photo, data, where, size_hw, is_displayed)
+        if photo.format == "PNG":
+            photo.verify()  # the checksums of all chunks, up to the last
+            return
+    if not _has_end(data):
         raise DataError(f"{where}: the photo is cut short, its end mark is missing.")
 
 
 def place_image(
-    data: bytes, placement: Placement, *, where: str
+    data: bytes, placement: Placement, *, where: str, is_displayed: bool | None = None
 ) -> UInt8[np.ndarray, "canvas canvas 3"]:
     """Decodes a photo and draws it on a zeroed canvas as `placement` says."""
     height, width = placement.height, placement.width
     scale = max(placement.scale)
     reduction = next((r for r in (8, 4, 2) if scale * r <= 1), 1)
-    pixels = decode_image(data, where=where, size_hw=(height, width), reduction=reduction)
+    pixels = decode_image(
+        data,
+        where=where,
+        size_hw=(height, width),
+        is_displayed=is_displayed,
+        reduction=reduction,
+    )
     rows, columns = placement.size_hw
     if scale > 1:
         cut = _enlarged_cut(pixels, placement)
@@ -126,17 +174,99 @@ def _enlarged_cut(pixels: np.ndarray, placement: Placement) -> np.ndarray:
     )
 
 
-def _check_size(photo: Image.Image, where: str, size_hw: tuple[int, int] | None) -> None:
-    if size_hw is not None and (photo.height, photo.width) != tuple(size_hw):
+@contextlib.contextmanager
+def _opened(data: bytes, where: str) -> Iterator[Image.Image]:
+    """Opens a photo; whatever its decoder raises becomes a DataError."""
+    prefix = f"{where}: " if where else ""
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as photo:
+            if photo.width * photo.height > MAX_PIXELS:
+                raise DataError(_too_large(prefix, f"{photo.width}x{photo.height}"))
+            yield photo
+    except DataError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise DataError(_too_large(prefix, str(error).partition(",")[0])) from error
+    # Decoders of damaged files raise struct.error, zlib.error, SyntaxError, IndexError ...
+    except Exception as error:
+        detail = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
-            f"{where}: the photo is {photo.height}x{photo.width} but its annotations are for "
-            f"{size_hw[0]}x{size_hw[1]} (height x width); they must be of the same file."
+            f"{prefix}the photo cannot be decoded ({detail}); got {len(data)} bytes, not a "
+            "readable photo; wanted a whole JPEG or PNG. Replace or remove the file and rebuild "
+            "the index."
+        ) from error
+
+
+def _too_large(prefix: str, size: str) -> str:
+    return (
+        f"{prefix}the photo has too many pixels ({size}), wanted at most "
+        f"{MAX_PIXELS // 10**6} million; use a smaller copy of it"
+    )
+
+
+def _orientation(photo: Image.Image, data: bytes) -> int:
+    """EXIF's number; a file whose EXIF cannot be read is displayed as it is stored."""
+    # Pillow decodes a whole PNG to look for EXIF behind its pixels.
+    if photo.format == "PNG" and not any(mark in data for mark in _PNG_TEXT):
+        return 1
+    try:
+        value = photo.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # damaged EXIF raises whatever its bytes hit first; viewers pass over it
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _check_size(
+    photo: Image.Image,
+    data: bytes,
+    where: str,
+    size_hw: tuple[int, int] | None,
+    is_displayed: bool | None,
+) -> int:
+    """The EXIF orientation to apply, so that the photo has the wanted size."""
+    stored = photo.height, photo.width
+    wanted = None if size_hw is None else tuple(size_hw)
+    if is_displayed is False or (is_displayed is None and wanted in (None, stored)):
+        orientation = 1
+    else:
+        orientation = _orientation(photo, data)
+    size = Header(*stored, orientation).size_hw(True)
+    if wanted is not None and size != wanted:
+        raise DataError(
+            f"{where}: the photo is {size[0]}x{size[1]} but its annotations are for "
+            f"{wanted[0]}x{wanted[1]} (height x width); they must be of the same file."
         )
+    return orientation
+
+
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Applies an EXIF orientation."""
+    if orientation > 4:
+        pixels = pixels.swapaxes(0, 1)  # 5; the others are this and a flip
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _has_end(data: bytes) -> bool:
+    """Whether a JPEG's own end mark is there, not that of a picture inside or behind it."""
+    at = 2
+    while True:
+        found = _NEXT_MARKER.search(data, at)
+        if found is None:
+            return False
+        kind, at = data[found.end() - 1], found.end()
+        if kind == 0xD9:
+            return True
+        if kind != 0x01:
+            at += int.from_bytes(data[at : at + 2], "big")
 
 
 def _to_rgb(photo: Image.Image) -> np.ndarray:
     if photo.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip
-        grey = np.clip(np.asarray(photo).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
+        grey = np.clip(np.asarray(photo) >> 8, 0, 255).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=-1)
     if photo.mode in ("P", "PA", "LA", "RGBA"):
         return np.ascontiguousarray(np.asarray(photo.convert("RGBA"))[..., :3])

@@ -15,13 +15,15 @@ import dataclasses
 
 import numpy as np
 
+from data_pipelines.findings import Unused
+
 DATASETS = ("sa1b", "coco", "ade20k", "objects365", "pascal_part", "paco", "part_imagenet")
 """Order of the dataset index in a batch; a dataset's own data (`coco_folder`) comes after."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RawInstance:
-    """One annotated mask or box, in pixels of the stored photo.
+    """One annotated mask or box, in pixels of the frame that its `RawExample` names.
 
     Attributes:
         rle: COCO RLE {"size": [h, w], "counts": bytes}, or None for boxes only.
@@ -57,10 +59,12 @@ class RawExample:
         dataset: name out of `DATASETS`, or the name of the user's own set.
         example_id: unique within the dataset, for messages and reports.
         image: encoded bytes (JPEG or PNG), exactly as stored.
-        height, width: size of the stored photo in pixels, before EXIF rotation is applied
-            by the reader (readers deliver annotations in the frame of the decoded photo).
+        height, width: size in pixels of the frame that the annotations are in.
         instances: the annotations, in the dataset's order.
         ignored: crowd regions, in the dataset's order; never trained on, never counted.
+        is_displayed: the frame is that of the displayed image (its EXIF orientation is applied
+            when it is decoded), not that of the stored pixels.
+        unused: annotations that became neither; not part of records.
     """
 
     dataset: str
@@ -70,6 +74,8 @@ class RawExample:
     width: int
     instances: tuple[RawInstance, ...]
     ignored: tuple[RawInstance, ...] = ()
+    is_displayed: bool = False
+    unused: tuple[Unused, ...] = dataclasses.field(default=(), compare=False)
 
 
 @dataclasses.dataclass(frozen=True)

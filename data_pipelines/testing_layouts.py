@@ -10,7 +10,7 @@ import numpy as np
 import scipy.io
 from PIL import Image
 
-from data_pipelines.sources.base import encode_mask
+from data_pipelines.sources.outlines import encode_mask
 from data_pipelines.vocabulary import class_file
 
 CLASSES: dict[str, tuple[str, str, str]] = {

@@ -130,6 +130,11 @@ class Vocabulary:
         objects = self.num_objects
         return self.objects[index] if index < objects else self.parts[index - objects]
 
+    def label_text(self, object_id: int, part_id: int = -1) -> str:
+        """Returns `whole`, `whole: part` or `(no class)` for messages and pictures."""
+        whole = self.entry(object_id).text if object_id >= 0 else "(no class)"
+        return f"{whole}: {self.entry(part_id).text}" if part_id >= 0 else whole
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 over all entries in order; stored with checkpoints."""

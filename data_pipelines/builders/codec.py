@@ -24,8 +24,11 @@ def features() -> tfds.features.FeaturesDict:
             "image": tfds.features.Tensor(
                 shape=(), dtype=np.object_, doc="the photo's file, as stored"
             ),
-            "height": tfds.features.Scalar(np.int32, doc="pixels, before EXIF rotation"),
-            "width": tfds.features.Scalar(np.int32, doc="pixels, before EXIF rotation"),
+            "height": tfds.features.Scalar(np.int32, doc="pixels of the annotations' frame"),
+            "width": tfds.features.Scalar(np.int32, doc="pixels of the annotations' frame"),
+            "is_displayed": tfds.features.Scalar(
+                np.bool_, doc="the frame is that of the displayed image, its EXIF applied"
+            ),
             "instances": _instances("classes and parent count from 0, -1 is none"),
             "ignored": _instances("crowd regions, the same fields"),
         }
@@ -66,6 +69,7 @@ class Encoder:
             "image": example.image,
             "height": example.height,
             "width": example.width,
+            "is_displayed": example.is_displayed,
             "instances": self._columns(example.instances),
             "ignored": self._columns(example.ignored),
         }
@@ -114,6 +118,8 @@ class Decoder:
             image=field["image"].bytes_list.value[0],
             height=height,
             width=width,
+            # Records of earlier releases have only stored frames and do not say so.
+            is_displayed=bool(next(iter(field["is_displayed"].int64_list.value), False)),
             instances=self._instances(field, "instances", [height, width]),
             ignored=self._instances(field, "ignored", [height, width]),
         )

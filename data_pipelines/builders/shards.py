@@ -22,7 +22,7 @@ from etils import epath
 
 from data_pipelines.builders.codec import Encoder
 from data_pipelines.index.files import write_json
-from data_pipelines.index.scan import BROKEN, Entry, Tally, look_at
+from data_pipelines.index.scan import BROKEN, Entry, Tally, read_entry
 from data_pipelines.sources.alone import open_alone
 from data_pipelines.sources.base import Source
 from semsam_jax.core.errors import DataError
@@ -76,6 +76,11 @@ def _opened(dataset: str, root: str, split: str, options: str) -> Source:
     return open_alone(dataset, root, split, json.loads(options), is_native=True)
 
 
+def forget_sources() -> None:
+    """Opens sources anew from now on: their files may have changed since the last build."""
+    _opened.cache_clear()
+
+
 def read_receipt(plan: Plan, shard: int) -> dict | None:
     """Returns the receipt of a shard that is there in full length, else None."""
     file = plan.receipt(shard)
@@ -86,6 +91,12 @@ def read_receipt(plan: Plan, shard: int) -> dict | None:
     if not data.exists() or data.stat().length != receipt["bytes"]:
         return None
     return receipt
+
+
+def is_current(plan: Plan, receipt: dict) -> bool:
+    """Whether a shard holds what its source's files hold now, by their sizes and ages."""
+    made_of = receipt.get("source")  # receipts of earlier releases do not say
+    return made_of in (None, plan.open().content_hash(plan.span(receipt["shard"])))
 
 
 def has_broken(receipt: dict) -> bool:
@@ -121,6 +132,7 @@ def write_shard(
         DataError: the file on disk or in the bucket is not what was written.
     """
     source = plan.open()
+    stamp = source.content_hash(plan.span(shard))
     tally = Tally()
     final = plan.file(shard)
     is_remote = "://" in plan.folder
@@ -136,6 +148,7 @@ def write_shard(
             progress(1)
         writer.close()
         receipt = _receipt(shard, final.name, local, tally)
+        receipt |= {"source": stamp, **tally.found(source.vocabulary)}
         if is_remote:
             with local.open("rb") as file, final.open("wb") as bucket:
                 shutil.copyfileobj(file, bucket, 2**24)
@@ -157,11 +170,7 @@ def _records(
     encode = Encoder(source.dataset, source.vocabulary)
 
     def make(position: int) -> tuple[int, Entry, bytes | None]:
-        try:
-            example = source[position]
-        except (DataError, OSError) as error:
-            return position, Entry("", "unreadable", f"record {position}: {error}"), None
-        entry = look_at(example)
+        entry, example = read_entry(source, position)
         return position, entry, encode(example) if entry.reason is None else None
 
     if num_threads <= 1:

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from data_pipelines.builders import shards
 from data_pipelines.builders.codec import features
 from data_pipelines.builders.shards import Plan
+from data_pipelines.findings import Findings
 from data_pipelines.index.build import save_index
 from data_pipelines.index.files import write_json
 from data_pipelines.index.scan import (
@@ -122,8 +123,10 @@ class RecordsBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
             DataError: another build lies there, too many records are broken, or nothing is
                 usable. Shards that are finished stay.
         """
+        shards.forget_sources()
         self._claim_folder()
         found = [shards.read_receipt(self.plan, i) for i in range(self.plan.num_shards)]
+        found = [r if r and shards.is_current(self.plan, r) else None for r in found]
         if verify:
             found = [r if r and shards.is_intact(self.plan, r) else None for r in found]
         if retry_broken:
@@ -256,6 +259,10 @@ class RecordsBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
 
     def _report(self, receipts: Sequence[dict]) -> IndexReport:
         dropped, named = merge_findings(receipts)
+        findings = Findings()
+        findings.add(self._source.unused)
+        for receipt in receipts:
+            findings.merge(receipt)
         return IndexReport(
             dataset=self.plan.dataset,
             records=self.plan.num_records,
@@ -263,6 +270,7 @@ class RecordsBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
             instances=sum(sum(receipt["num_instances"]) for receipt in receipts),
             dropped=dropped,
             named=named,
+            **findings.to_dict(),
         )
 
 

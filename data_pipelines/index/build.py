@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from data_pipelines.index.files import write_json, write_whole
+from data_pipelines.index.files import say_not_kept, write_json, write_whole
 from data_pipelines.index.scan import IndexReport, Source, Tally, check_report, entries
 from semsam_jax.core.errors import DataError
 
@@ -109,6 +109,8 @@ def open_index(
     """
     if source.index_folder is not None:
         return load_index(source.index_folder, source, cache)
+    if not len(source):
+        raise DataError(f"index of {name}: the source is empty; check the folder and its layout.")
     folder = None if cache is None else pathlib.Path(cache) / f"{name}-{source.fingerprint}"
     return build_index(
         source, folder=folder, max_broken_share=max_broken_share, num_threads=num_threads
@@ -139,18 +141,32 @@ def build_index(
         DataError: too many broken records (the most frequent reason and the first records
             are named), nothing usable at all, or a folder that holds another index.
     """
-    if folder is not None and (pathlib.Path(folder) / "report.json").exists():
+    if folder is not None and _is_kept(pathlib.Path(folder)):
         return load_index(folder, source)
     tally = Tally()
     found_in_order = entries(source, num_threads)
     for position, found in enumerate(tqdm(found_in_order, "index", len(source), disable=None)):
         tally.add(position, found)
-    report = tally.report(len(source))
+    report = tally.report(source)
     check_report(report, max_broken_share)
     if folder is None:
         return Index(tally.arrays(), report)
-    save_index(folder, tally.arrays(), report)
+    try:
+        save_index(folder, tally.arrays(), report)
+    except OSError as error:
+        say_not_kept(folder, error)
+        return Index(tally.arrays(), report)
     return Index(_map_arrays(pathlib.Path(folder)), report, folder)
+
+
+def _is_kept(folder: pathlib.Path) -> bool:
+    """Whether a whole index lies there; one that somebody damaged is made again."""
+    try:
+        report = json.loads((folder / "report.json").read_text())
+        _map_arrays(folder)
+    except (OSError, ValueError):
+        return False
+    return isinstance(report, dict) and {"dataset", "records"} <= set(report)
 
 
 def save_index(
@@ -183,7 +199,8 @@ def load_index(
     local = pathlib.Path(folder)
     if "://" in os.fspath(folder):
         kept = pathlib.Path(cache or tempfile.gettempdir())
-        local = kept / f"bucket-{hashlib.sha256(f'{folder}{text}'.encode()).hexdigest()[:16]}"
+        identity = f"{folder}{text}{source.fingerprint}".encode()
+        local = kept / f"bucket-{hashlib.sha256(identity).hexdigest()[:16]}"
         _copy_arrays(epath.Path(folder), local)
     index = Index(_map_arrays(local), IndexReport(**stored), local)
     dataset = source[int(index.position[0])].dataset

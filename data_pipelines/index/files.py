@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable
 from typing import BinaryIO
 
+from absl import logging
 from etils import epath
 
 
@@ -13,12 +14,26 @@ def write_whole(path: str | os.PathLike, save: Callable[[BinaryIO], object]) -> 
     """Writes a file beside its place and moves it there: several hosts may write the same one."""
     path = epath.Path(path)
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
-    with part.open("wb") as file:
-        save(file)
-    part.replace(path)
+    try:
+        with part.open("wb") as file:
+            save(file)
+        part.replace(path)
+    except BaseException:  # a full disk, or somebody who stops the program
+        part.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: str | os.PathLike, content: dict) -> None:
     """Writes plain values as JSON; see `write_whole`."""
     text = json.dumps(content, indent=1, ensure_ascii=False).encode("utf-8")
     write_whole(path, lambda file: file.write(text))
+
+
+def say_not_kept(folder: str | os.PathLike, error: OSError) -> None:
+    """Says that nothing is kept between runs: the work goes on, and is done again next time."""
+    logging.warning(
+        "cache %s cannot be written (%s): what was scanned is not kept, and the next start scans "
+        "again; SEMSAM_JAX_CACHE names another folder",
+        os.fspath(folder),
+        error.strerror or error,
+    )

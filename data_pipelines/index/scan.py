@@ -5,15 +5,17 @@ import collections
 import dataclasses
 import os
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
 import numpy as np
 
 from data_pipelines import decode
+from data_pipelines.findings import Findings, Unused
 from data_pipelines.schema import RawExample
 from data_pipelines.transforms import masks, row
+from data_pipelines.vocabulary import Vocabulary
 from semsam_jax.core.errors import DataError
 
 _NAMED = 1000  # messages kept for each reason
@@ -26,10 +28,14 @@ class Source(typing.Protocol):
     Attributes:
         fingerprint: short text that changes when other records would be read.
         index_folder: an index that came with the data, or None.
+        vocabulary: what the class indices mean.
+        unused: what the annotation files hold and no record does.
     """
 
     fingerprint: str
     index_folder: str | os.PathLike | None
+    vocabulary: Vocabulary
+    unused: tuple[Unused, ...]
 
     def __len__(self) -> int:
         """Number of records, broken ones included."""
@@ -51,6 +57,9 @@ class IndexReport:
         instances: instances in the kept records that have at least one pixel.
         dropped: reason -> number of records.
         named: reason -> messages of the records, the first thousand of each reason.
+        unused: reason -> annotations that are not used, of all records.
+        unused_named: reason -> the first of them.
+        classes: class text -> [instances, crowd regions].
     """
 
     dataset: str
@@ -59,6 +68,20 @@ class IndexReport:
     instances: int
     dropped: dict[str, int]
     named: dict[str, list[str]]
+    unused: dict[str, int] = dataclasses.field(default_factory=dict)
+    unused_named: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    classes: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """What a user should know before training, a sentence each; empty if all was used."""
+        said = [
+            f"{count} of {self.records} records not used, {reason}: "
+            f"{'; '.join(self.named[reason][:3])}{'; ...' if count > 3 else ''}"
+            for reason, count in sorted(self.dropped.items())
+        ]
+        findings = Findings()
+        findings.merge(dataclasses.asdict(self))
+        return [f"{self.dataset}: {line}" for line in said + findings.lines()]
 
     def to_dict(self) -> dict:
         """Plain values for JSON."""
@@ -72,12 +95,16 @@ class Tally:
         self._columns = {"position": array.array("q"), "num_instances": array.array("i")}
         self._columns |= {name: array.array("b") for name in ("has_object", "has_part")}
         self._dataset = ""
+        self._classes: collections.Counter[tuple[int, int, bool]] = collections.Counter()
         self.dropped: collections.Counter[str] = collections.Counter()
         self.named: dict[str, list[str]] = {}
+        self.findings = Findings()
 
     def add(self, position: int, found: "Entry") -> None:
         """Counts one record; `position` is kept if the record can be used."""
         self._dataset = found.dataset or self._dataset
+        self._classes.update(found.classes)
+        self.findings.add(found.unused)
         if found.reason is not None:
             self.dropped[found.reason] += 1
             messages = self.named.setdefault(found.reason, [])
@@ -97,8 +124,19 @@ class Tally:
         }
         return with_views(arrays)
 
-    def report(self, records: int) -> IndexReport:
-        """The counts, for `records` records seen."""
+    def found(self, vocabulary: Vocabulary, unused: Sequence[Unused] = ()) -> dict:
+        """What was not used, and the classes by name; `unused` is what no record holds."""
+        findings = Findings()
+        findings.add(unused)
+        findings.merge(self.findings.to_dict())
+        for (object_id, part_id, is_crowd), count in self._classes.items():
+            text = vocabulary.label_text(object_id, part_id)
+            findings.add_class(text, *((0, count) if is_crowd else (count, 0)))
+        return findings.to_dict()
+
+    def report(self, source: Source) -> IndexReport:
+        """The counts, for all records of a source."""
+        records = len(source)
         return IndexReport(
             dataset=self._dataset,
             records=records,
@@ -106,6 +144,7 @@ class Tally:
             instances=int(np.array(self._columns["num_instances"], np.int64).sum()),
             dropped=dict(self.dropped),
             named=self.named,
+            **self.found(source.vocabulary, source.unused),
         )
 
 
@@ -142,6 +181,8 @@ class Entry:
         message: names the record.
         num_instances: instances with at least one pixel.
         has_object, has_part: whether a whole object / a part is annotated.
+        unused: annotations that the reader did not use.
+        classes: (object, part, whether a crowd region) of every annotation.
     """
 
     dataset: str
@@ -150,52 +191,63 @@ class Entry:
     num_instances: int = 0
     has_object: bool = False
     has_part: bool = False
+    unused: tuple[Unused, ...] = ()
+    classes: tuple[tuple[int, int, bool], ...] = ()
 
 
 BROKEN = ("unreadable", "photo", "annotation")
 _EMPTY = ("no instances", "only crowd regions", "only empty instances")
 
 
-def entries(source: Source, num_threads: int) -> Iterator[Entry]:
+def entries(
+    source: Source, num_threads: int = 0, positions: Sequence[int] | None = None
+) -> Iterator[Entry]:
     """Yields what `look_at` says of every record, in order, read by so many threads."""
-    positions = range(len(source))
+    positions = range(len(source)) if positions is None else positions
     if not num_threads:
         for position in positions:
-            yield _look_at(source, position)
+            yield read_entry(source, position)[0]
         return
     # Small blocks keep memory flat: Executor.map would submit millions of jobs at once.
     with futures.ThreadPoolExecutor(num_threads) as pool:
         block = 64 * num_threads
-        for start in range(0, len(source), block):
+        for start in range(0, len(positions), block):
             part = positions[start : start + block]
-            yield from pool.map(lambda position: _look_at(source, position), part)
+            yield from pool.map(lambda position: read_entry(source, position)[0], part)
 
 
-def _look_at(source: Source, position: int) -> Entry:
+def read_entry(source: Source, position: int) -> tuple[Entry, RawExample | None]:
+    """Reads one record: what was seen of it, and the example if it can be read."""
     try:
         example = source[position]
     except (DataError, OSError) as error:
-        return Entry("", "unreadable", f"record {position}: {error}")
-    return look_at(example)
+        return Entry("", "unreadable", f"record {position}: {error}"), None
+    return look_at(example), example
 
 
 def look_at(example: RawExample) -> Entry:
     """Looks for everything that could fail when a row is made of the example."""
-    dataset, where = example.dataset, f"{example.dataset}/{example.example_id}"
-    if not example.instances:
-        return Entry(dataset, _EMPTY[1 if example.ignored else 0], where)
+    where = f"{example.dataset}/{example.example_id}"
+    labels = [(item.object_id, item.part_id, False) for item in example.instances]
+    labels += [(item.object_id, item.part_id, True) for item in example.ignored]
+    seen = Entry(example.dataset, unused=example.unused, classes=tuple(labels))
+    size = example.height, example.width
     try:
-        decode.check_header(example.image, where=where, size_hw=(example.height, example.width))
+        decode.check_header(
+            example.image, where=where, size_hw=size, is_displayed=example.is_displayed
+        )
     except DataError as error:
-        return Entry(dataset, "photo", str(error))
+        return dataclasses.replace(seen, reason="photo", message=str(error))
+    if not example.instances:
+        reason = _EMPTY[1 if example.ignored else 0]
+        return dataclasses.replace(seen, reason=reason, message=where)
     try:
-        size = example.height, example.width
         outlines = row.read_outlines(example.instances, *size, where)
         row.read_outlines(example.ignored, *size, where)
     except DataError as error:
-        return Entry(dataset, "annotation", str(error))
+        return dataclasses.replace(seen, reason="annotation", message=str(error))
     total = example.height * example.width
-    seen = []
+    visible = []
     for instance, outline in zip(example.instances, outlines, strict=True):
         x0, y0, x1, y1 = instance.box
         if outline is None:
@@ -205,14 +257,14 @@ def look_at(example: RawExample) -> Entry:
         else:
             is_empty = masks.toggles_area(outline, total) == 0
         if not is_empty:
-            seen.append(instance)
-    if not seen:
-        return Entry(dataset, _EMPTY[2], where)
-    return Entry(
-        dataset=dataset,
-        num_instances=len(seen),
-        has_object=any(row.in_view(item, "object") for item in seen),
-        has_part=any(row.in_view(item, "part") for item in seen),
+            visible.append(instance)
+    if not visible:
+        return dataclasses.replace(seen, reason=_EMPTY[2], message=where)
+    return dataclasses.replace(
+        seen,
+        num_instances=len(visible),
+        has_object=any(row.in_view(item, "object") for item in visible),
+        has_part=any(row.in_view(item, "part") for item in visible),
     )
 
 
@@ -239,7 +291,8 @@ def check_report(report: IndexReport, max_broken_share: float) -> None:
             f"Repair or remove them."
         )
     if not report.examples:
+        why = "; ".join(report.lines()) or "the source is empty"
         raise DataError(
-            f"index of {name}: none of {report.records} records is usable "
-            f"({report.dropped or 'the source is empty'}); check the folder and its layout."
+            f"index of {name}: none of {report.records} records is usable ({why}); check the "
+            "folder and its layout."
         )

@@ -90,7 +90,10 @@ class StringCollector:
 
     def add(self, text: str) -> None:
         """Appends a text."""
-        self._letters += text.encode("utf-8", "surrogateescape")
+        try:
+            self._letters += text.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:  # half a letter, as JSON can write it: no file has such a name
+            self._letters += text.encode("utf-8", "replace")
         self._ends.append(len(self._letters))
 
     def table(self) -> StringTable:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from data_pipelines.sources.base import encode_mask, to_rle
+from data_pipelines.sources.outlines import encode_mask, to_rle
 
 
 @dataclasses.dataclass(frozen=True)

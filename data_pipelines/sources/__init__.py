@@ -2,6 +2,8 @@
 
 import inspect
 import os
+import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from data_pipelines.schema import DATASETS
@@ -9,12 +11,14 @@ from data_pipelines.sources.ade20k import ADE20k
 from data_pipelines.sources.base import Source
 from data_pipelines.sources.coco import Coco
 from data_pipelines.sources.coco_folder import CocoFolder
+from data_pipelines.sources.layouts import COCO, LABELME, YOLO, find_layout
 from data_pipelines.sources.objects365 import Objects365
 from data_pipelines.sources.paco import Paco
 from data_pipelines.sources.part_imagenet import PartImageNet
 from data_pipelines.sources.pascal_part import PascalPart
 from data_pipelines.sources.records import Records, find_records
 from data_pipelines.sources.sa1b import SA1B
+from data_pipelines.sources.shapes import LabelMeFolder, YoloFolder
 from data_pipelines.vocabulary import Vocabulary
 from semsam_jax.core.errors import ConfigError, DataError
 
@@ -24,12 +28,14 @@ __all__ = [
     "ADE20k",
     "Coco",
     "CocoFolder",
+    "LabelMeFolder",
     "Objects365",
     "Paco",
     "PartImageNet",
     "PascalPart",
     "Records",
     "Source",
+    "YoloFolder",
     "open_native",
     "open_source",
 ]
@@ -81,6 +87,15 @@ def open_source(
     return records
 
 
+def own_reader(root: str | os.PathLike, split: str, options: Mapping[str, Any]) -> type[Source]:
+    """The reader for the layout of a custom dataset."""
+    folder = pathlib.Path(root)
+    is_stated = options.get("annotations") is not None
+    layout = None if is_stated or not folder.is_dir() else find_layout(folder, split)
+    kind = COCO if layout is None else layout.kind
+    return {COCO: CocoFolder, YOLO: YoloFolder, LABELME: LabelMeFolder}[kind]
+
+
 def open_native(
     dataset: str,
     root: str | os.PathLike,
@@ -101,8 +116,8 @@ def open_native(
             f"{dataset} {split}: no records in {root}, and native layouts are read from file "
             "systems only; mount the bucket, or build records into it (data_pipelines.build)"
         )
-    reader = SOURCES.get(dataset, CocoFolder)
-    own = {"dataset": dataset} if reader is CocoFolder else {}
+    reader = SOURCES.get(dataset) or own_reader(root, split, options)
+    own = {} if dataset in SOURCES else {"dataset": dataset}
     own |= {"cache": cache} if reader is SA1B else {}
     known = [
         name

@@ -20,11 +20,14 @@ import pathlib
 
 import numpy as np
 
+from data_pipelines import findings
+from data_pipelines.findings import Unused
 from data_pipelines.index.strings import StringTable
 from data_pipelines.schema import RawExample
 from data_pipelines.sources.base import ExampleBuilder, Source, read_json
 from data_pipelines.sources.coco_json import ClassLabel
 from data_pipelines.sources.panoptic import PanopticFile, read_png
+from data_pipelines.sources.values import short
 from data_pipelines.vocabulary import Vocabulary
 from semsam_jax.core.errors import ConfigError, DataError
 
@@ -64,6 +67,10 @@ class ADE20k(Source):
             )
         self.example_ids = self._layout.example_ids
         self.annotation_files = self._layout.annotation_files
+        self.unused = self._layout.unused
+
+    def _files(self, position: int) -> tuple[pathlib.Path, ...]:
+        return self._layout.files(position)
 
     def _read(self, position: int) -> RawExample:
         return self._layout.read(self, position)
@@ -72,11 +79,16 @@ class ADE20k(Source):
 class _Layout(abc.ABC):
     example_ids: StringTable
     annotation_files: tuple[pathlib.Path, ...]
+    unused: tuple[Unused, ...] = ()
 
     @classmethod
     @abc.abstractmethod
     def find(cls, source: Source, folder: str) -> "_Layout | None":
         """Returns the layout if the root has it."""
+
+    @abc.abstractmethod
+    def files(self, position: int) -> tuple[pathlib.Path, ...]:
+        """The files of one example."""
 
     @abc.abstractmethod
     def read(self, source: Source, position: int) -> RawExample:
@@ -89,6 +101,7 @@ class _Panoptic(_Layout):
         self._photos = photos
         self.example_ids = panoptic.image_ids
         self.annotation_files = (panoptic.path,)
+        self.unused = panoptic.unused
 
     @classmethod
     def find(cls, source: Source, folder: str) -> "_Panoptic | None":
@@ -98,10 +111,14 @@ class _Panoptic(_Layout):
             return None
         return cls(PanopticFile(file, "ade20k", source.vocabulary), photos)
 
-    def read(self, source: Source, position: int) -> RawExample:
+    def files(self, position: int) -> tuple[pathlib.Path, ...]:
         photo, png = self._panoptic.file_names(position)
-        builder = ExampleBuilder(source, position, self._photos / photo)
-        self._panoptic.add_segments(builder, position, self._panoptic.path.with_suffix("") / png)
+        return self._photos / photo, self._panoptic.path.with_suffix("") / png
+
+    def read(self, source: Source, position: int) -> RawExample:
+        photo, png = self.files(position)
+        builder = ExampleBuilder(source, position, photo)
+        self._panoptic.add_segments(builder, position, png)
         return builder.build()
 
 
@@ -132,16 +149,21 @@ class _SceneParsing(_Layout):
             return None
         return cls(source, photos, folder)
 
-    def read(self, source: Source, position: int) -> RawExample:
+    def files(self, position: int) -> tuple[pathlib.Path, ...]:
         name = self.example_ids[position]
-        builder = ExampleBuilder(source, position, self._photos / f"{name}.jpg")
-        classes = read_png(self._classes / f"{name}.png", builder, ("L", "P"))
+        label = f"{name}.png"
+        return self._photos / f"{name}.jpg", self._classes / label, self._instances / label
+
+    def read(self, source: Source, position: int) -> RawExample:
+        photo, labels, instances = self.files(position)
+        builder = ExampleBuilder(source, position, photo)
+        classes = read_png(labels, builder, ("L", "P"))
         if classes.max() > 150:
             raise builder.broken(f"class {classes.max()} in annotations/; wanted 0..150")
         for number in np.unique(classes):
             if int(number) in self._stuff:
                 _add(builder, classes == number, self._stuff[int(number)])
-        pairs = read_png(self._instances / f"{name}.png", builder, ("RGB", "RGBA"))
+        pairs = read_png(instances, builder, ("RGB", "RGBA"))
         keys = pairs[..., 0].astype(np.int32) * 256 + pairs[..., 1]
         for key in np.unique(keys[pairs[..., 0] > 0]):
             if key // 256 not in self._things:
@@ -176,6 +198,11 @@ class _Full(_Layout):
                 return cls(source, photos, below)
         return None
 
+    def files(self, position: int) -> tuple[pathlib.Path, ...]:
+        photo = self._folder / f"{self.example_ids[position]}.jpg"
+        beside = (f"{photo.stem}.json", f"{photo.stem}_atr.txt", f"{photo.stem}_seg.png")
+        return photo, *(photo.with_name(name) for name in beside)
+
     def read(self, source: Source, position: int) -> RawExample:
         photo = self._folder / f"{self.example_ids[position]}.jpg"
         builder = ExampleBuilder(source, position, photo)
@@ -197,6 +224,7 @@ class _Full(_Layout):
                 above = added.get(_first(item["parts"]["ispartof"]), -1)
                 label = _PART if self._has_parts and above >= 0 else None
             if label is None:
+                self._leave_out(builder, item["name"], level=item["parts"]["part_level"])
                 continue
             mask = read_png(photo.parent / item["instance_mask"], builder)
             if mask.ndim == 3:
@@ -225,6 +253,8 @@ class _Full(_Layout):
             label = self._label(name)
             if label is not None:
                 added[number] = _add(builder, below == number, label)
+            else:
+                self._leave_out(builder, name)
         for level in range(1, max(levels, default=0) + 1) if self._has_parts else ():
             names = levels.get(level, {})
             above = below
@@ -238,6 +268,11 @@ class _Full(_Layout):
                 parent = parents.get(int(np.bincount(under).argmax()), -1) if len(under) else -1
                 if parent >= 0:
                     added[number] = _add(builder, mask, _PART, parent)
+
+    def _leave_out(self, builder: ExampleBuilder, name: str, level: object = 0) -> None:
+        """Counts an object that is none of the 150 classes; parts are asked for or not."""
+        if self._has_parts or not int(level):
+            builder.leave_out(findings.OTHER_CLASS, short(name))
 
     def _label(self, name: str) -> ClassLabel | None:
         for spelling in (name, name.split(",")[0]):

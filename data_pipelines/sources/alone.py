@@ -7,9 +7,10 @@ from typing import Any
 
 from data_pipelines.schema import DATASETS
 from data_pipelines.sources import Source, open_native, open_source
-from data_pipelines.sources.base import first_existing
-from data_pipelines.sources.coco_folder import annotation_places, read_class_names
+from data_pipelines.sources.coco_folder import read_class_names
+from data_pipelines.sources.layouts import COCO, find_layout, layout_error
 from data_pipelines.sources.records import find_records, read_classes, read_options
+from data_pipelines.sources.shapes import own_names
 from data_pipelines.vocabulary import build_vocabulary
 from semsam_jax.core.errors import ConfigError, DataError
 
@@ -73,7 +74,7 @@ def own_classes(
 
     Args:
         dataset: the user's name for it.
-        root: its folder, with records or a COCO-format file.
+        root: its folder, with records or in one of the layouts of `sources.layouts`.
         split: which part of it.
         annotations: the file below `root`; by default where `CocoFolder` looks.
         is_native: do not look for records.
@@ -84,12 +85,13 @@ def own_classes(
     records = None if is_native else find_records(root, split)
     if records is not None:
         return read_classes(records)
-    places = [annotations] if annotations else annotation_places(split)
-    file = first_existing([pathlib.Path(root) / place for place in places], pathlib.Path.is_file)
-    if file is None:
+    folder = pathlib.Path(root)
+    if not folder.is_dir():
         raise DataError(
-            f"{dataset}: no annotation file of split {split} in {root}; wanted one of {places} "
-            f"(the option annotations names another): {dataset} is none of {list(DATASETS)}, so "
-            "a COCO folder of your own"
+            f"{dataset}: root {root} is not a folder; {dataset} is none of {list(DATASETS)}, so "
+            "wanted the folder of your own dataset"
         )
-    return read_class_names(file)
+    layout = find_layout(folder, split, annotations=annotations)
+    if layout is None:
+        raise layout_error(dataset, folder, split)
+    return read_class_names(layout.file) if layout.kind == COCO else own_names(layout)

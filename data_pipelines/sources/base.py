@@ -2,26 +2,34 @@
 
 A reader turns a dataset's native folder into `RawExample`s. It checks the layout when built,
 lists its examples in a fixed order, and reads only the photo and the annotation that are asked
-for. Photos pass through as stored bytes: grey, CMYK and rotated (EXIF) photos are the decoder's
-business, and annotations are in the frame of the stored pixels. Masks stay compressed RLE.
+for. Photos pass through as stored bytes: grey and CMYK photos are the decoder's business. Masks
+stay compressed RLE.
+
+One rule for images that EXIF turns: annotations are in the frame whose size the file states, that
+of the stored pixels or that of the displayed image. Where both have this size (a square image, one
+upside down) or no size is stated, the seven datasets mean the stored pixels, as they were
+published, and people's own data means the displayed image, which is what label tools show.
 """
 
 import abc
+import functools
 import hashlib
-import io
 import json
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
 from typing import Any
 
 import numpy as np
 from etils import epath
-from PIL import Image, UnidentifiedImageError
 from pycocotools import mask as coco_mask
 
+from data_pipelines import decode, findings
+from data_pipelines.findings import Unused
 from data_pipelines.schema import RawExample, RawInstance
-from data_pipelines.transforms import masks
+from data_pipelines.sources.outlines import encode_mask
+from data_pipelines.sources.values import clean_text
 from data_pipelines.vocabulary import Vocabulary
 from semsam_jax.core.errors import DataError
 
@@ -38,12 +46,16 @@ class Source(abc.ABC):
         example_ids: unique names in reading order.
         options: the reader's own options; they change what is read.
         annotation_files: files and folders that list the examples; `fingerprint` looks at
-            their size and age.
+            their size and age, and at those of every example's own files.
         index_folder: index that came with the data (records have one), or None.
+        is_displayed: the frame of annotations where the stored and the displayed image have one
+            size and EXIF turns them.
+        unused: what the annotation files hold and no example does.
     """
 
     has_masks: bool = True
     index_folder: str | os.PathLike | None = None
+    is_displayed: bool = False
 
     def __init__(
         self,
@@ -61,6 +73,7 @@ class Source(abc.ABC):
         self.options = options
         self.annotation_files: tuple[pathlib.Path, ...] = ()
         self.example_ids: Sequence[str] = ()
+        self.unused: tuple[Unused, ...] = ()
         if not self.root.is_dir():
             raise DataError(
                 f"{dataset}: root {self.root} is not a folder; wanted the dataset's native folder; "
@@ -82,22 +95,52 @@ class Source(abc.ABC):
             raise IndexError(f"{self.dataset}: position {position} outside 0..{len(self) - 1}")
         try:
             return self._read(position)
-        except (OSError, EOFError, KeyError, TypeError, ValueError, IndexError) as error:
-            if isinstance(error, DataError):
-                raise
+        except DataError:
+            raise
+        # Damage reaches every library that reads a file, and each has errors of its own
+        # (RecursionError, OverflowError, struct.error, zlib.error ...). This is the one place
+        # where a record that cannot be read becomes one that is counted.
+        except Exception as error:
             raise self._broken(position, f"{type(error).__name__}: {error}") from error
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen letters that change with the folder, the options or the annotation files."""
-        stats = [(file.name, file.stat()) for file in self.annotation_files]
+        """Sixteen letters that change with the options and with size or age of any file read."""
+        content = f"{self.root.resolve()} {self.content_hash(range(len(self)))}"
+        return hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+    def content_hash(self, positions: Sequence[int]) -> str:
+        """The same for some examples: sixteen letters over options, annotations and their files."""
         what = {
-            "root": str(self.root.resolve()),
             "data": [self.dataset, self.split, len(self)],
             "options": self.options,
-            "files": [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats],
+            "files": self._annotation_stamps,
         }
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+        content = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
+        for stamps in self._stamps(positions):
+            content.update(repr(stamps).encode())
+        return content.hexdigest()[:16]
+
+    @functools.cached_property
+    def _annotation_stamps(self) -> list[tuple[str, int, int]]:
+        return [(file.name, *_stamp(file)) for file in self.annotation_files]
+
+    def _stamps(self, positions: Sequence[int]) -> Iterator[list[tuple[int, int]]]:
+        """Sizes and ages of the examples' own files; threads, since a network folder is slow."""
+
+        def look(position: int) -> list[tuple[int, int]]:
+            try:
+                return [_stamp(file) for file in self._files(position)]
+            except (ValueError, LookupError, TypeError):  # a damaged record has no file to name
+                return []
+
+        with futures.ThreadPoolExecutor(8) as pool:
+            for start in range(0, len(positions), 4096):
+                yield list(pool.map(look, positions[start : start + 4096], chunksize=64))
+
+    def _files(self, position: int) -> Sequence[pathlib.Path]:
+        """The files of one example alone: its image, and its annotations if they are apart."""
+        return ()
 
     @abc.abstractmethod
     def _read(self, position: int) -> RawExample:
@@ -108,8 +151,10 @@ class Source(abc.ABC):
     ) -> DataError:
         where = f" ({file})" if file is not None else ""
         return DataError(
-            f"{self.dataset} example {self.example_ids[position]!r}{where}: {what}; "
-            "repair the file or leave the record out of the index"
+            clean_text(
+                f"{self.dataset} example {self.example_ids[position]!r}{where}: {what}; "
+                "repair the file or leave the record out of the index"
+            )
         )
 
     def _layout_error(self, wanted: str) -> DataError:
@@ -125,11 +170,15 @@ class Source(abc.ABC):
 
 
 class ExampleBuilder:
-    """Collects the instances of one photo and drops what cannot be used.
+    """Collects the instances of one photo; what cannot be used is left out and counted.
 
-    Empty masks and boxes without area are dropped, boxes clipped to the photo. Boxes of masks
+    Empty masks and boxes without area are left out, boxes clipped to the photo. Boxes of masks
     are measured on the mask. A mask of another size than the photo is an error, because nobody
     can know how it was meant to fit.
+
+    Attributes:
+        image: the photo's bytes.
+        height, width: of the frame that the annotations are in, in pixels.
     """
 
     def __init__(
@@ -139,67 +188,120 @@ class ExampleBuilder:
         self._source = source
         self._position = position
         self._photo = photo
+        self.image = self._read_photo() if image is None else image
         try:
-            self.image = photo.read_bytes() if image is None else image
-        except OSError as error:
-            raise self.broken(f"cannot read the photo: {error.strerror or error}") from error
-        self.height, self.width = self._stored_size()
+            self._header = decode.read_header(self.image)
+        except DataError as error:
+            raise DataError(f"{self._where()}: {error}") from error
+        self._is_frame_known = False
+        self._is_displayed = source.is_displayed and self._header.orientation > 1
         self.instances: list[RawInstance] = []
         self.ignored: list[RawInstance] = []
+        self._unused: list[Unused] = []
+
+    @property
+    def height(self) -> int:
+        """Rows of the annotations' frame."""
+        return self._header.size_hw(self._is_displayed)[0]
+
+    @property
+    def width(self) -> int:
+        """Columns of the annotations' frame."""
+        return self._header.size_hw(self._is_displayed)[1]
+
+    def _where(self) -> str:
+        name = self._source.example_ids[self._position]
+        return clean_text(f"{self._source.dataset} example {name!r} ({self._photo})")
 
     def broken(self, what: str) -> DataError:
         """Returns the error for this record; raise it."""
         return self._source._broken(self._position, what, self._photo)
 
+    def leave_out(self, reason: str, what: str, count: int = 1) -> None:
+        """Counts annotations that are not used, or not as they say; `what` names them."""
+        name = f"{self._source.example_ids[self._position]!r} {what}"
+        self._unused.append(Unused(reason, (clean_text(name),), count))
+
     def expect_size(self, height: int, width: int) -> None:
-        """Checks the size that the annotation file states.
+        """Chooses the frame that has the size that the annotation file states.
 
         Raises:
-            DataError: it is not that of the stored photo.
+            DataError: neither the stored nor the displayed photo has it.
         """
-        if (int(height), int(width)) != (self.height, self.width):
+        if not self._choose_frame((int(height), int(width))):
+            rows, columns = self._header.size_hw(False)
+            shown = ""
+            if self._header.orientation > 4:
+                shown = (
+                    f", displayed {rows}x{columns} (EXIF orientation {self._header.orientation})"
+                )
             raise self.broken(
-                f"the annotation says {width}x{height} pixels, the stored photo has "
-                f"{self.width}x{self.height} (width x height, before EXIF rotation)"
+                f"the annotation says {int(width)}x{int(height)} pixels, the stored photo has "
+                f"{columns}x{rows} (width x height){shown}"
             )
 
-    def add_mask(self, rle: dict | None, *, is_crowd: bool = False, **labels: int | bool) -> int:
+    def _choose_frame(self, size_hw: tuple[int, int]) -> bool:
+        """Takes the frame of this size, the source's own choice first; False if none has it."""
+        frames = (self._is_displayed, not self._is_displayed)
+        if self._header.orientation == 1 or self._is_frame_known:
+            frames = frames[:1]
+        for frame in frames:
+            if self._header.size_hw(frame) == size_hw:
+                self._is_displayed, self._is_frame_known = frame, True
+                return True
+        return False
+
+    def add_mask(
+        self, rle: dict | None, *, is_crowd: bool = False, name: str = "", **labels: int | bool
+    ) -> int:
         """Adds a mask given as compressed RLE.
 
         Args:
-            rle: the mask; None has no pixel.
+            rle: the mask; None has no outline.
             is_crowd: add it to `ignored` instead of `instances`.
+            name: what it is called where it is left out.
             **labels: of the `RawInstance`.
 
         Returns:
-            Its index in the list, or -1 if it was empty and dropped.
+            Its index in the list, or -1 if it was empty and left out.
         """
         if rle is None:
+            self.leave_out(findings.NO_OUTLINE, name)
             return -1
-        if [int(side) for side in rle["size"]] != [self.height, self.width]:
+        size = tuple(int(side) for side in rle["size"])
+        if size != (self.height, self.width) and not self._choose_frame(size):
             raise self.broken(
                 f"mask size {list(rle['size'])} (h, w), photo size {[self.height, self.width]}"
             )
+        self._is_frame_known = True
         if int(coco_mask.area(rle)) == 0:
+            self.leave_out(findings.NO_PIXEL, name)
             return -1
         x, y, w, h = (float(value) for value in coco_mask.toBbox(rle))
         return self._append(RawInstance(rle=rle, box=(x, y, x + w, y + h), **labels), is_crowd)
 
-    def add_array(self, mask: np.ndarray, **labels: int | bool) -> int:
+    def add_array(self, mask: np.ndarray, *, name: str = "", **labels: int | bool) -> int:
         """Adds a bool or 0/1 mask [h,w]; see `add_mask`."""
-        return self.add_mask(encode_mask(mask), **labels)
+        return self.add_mask(encode_mask(mask), name=name, **labels)
 
     def add_box(
-        self, box_xywh: Sequence[float | int], *, is_crowd: bool = False, **labels: int | bool
+        self,
+        box_xywh: Sequence[float | int],
+        *,
+        is_crowd: bool = False,
+        name: str = "",
+        **labels: int | bool,
     ) -> int:
         """Adds a box (x, y, width, height) in pixels without a mask; see `add_mask`."""
         x, y, w, h = (float(value) for value in box_xywh)
         if not np.isfinite([x, y, w, h]).all():
-            raise self.broken(f"box {list(box_xywh)} is not finite")
+            raise self.broken(f"{name or 'an annotation'}: box {list(box_xywh)} is not finite")
+        self._is_frame_known = True
         x0, y0 = max(x, 0.0), max(y, 0.0)
         x1, y1 = min(x + w, float(self.width)), min(y + h, float(self.height))
         box = tuple(float(value) for value in np.float32([x0, y0, x1, y1]))
         if box[2] <= box[0] or box[3] <= box[1]:
+            self.leave_out(findings.NO_AREA, name)
             return -1
         return self._append(RawInstance(rle=None, box=box, **labels), is_crowd)
 
@@ -213,6 +315,8 @@ class ExampleBuilder:
             width=self.width,
             instances=tuple(self.instances),
             ignored=tuple(self.ignored),
+            is_displayed=self._is_displayed,
+            unused=tuple(self._unused),
         )
 
     def _append(self, instance: RawInstance, is_crowd: bool) -> int:
@@ -220,61 +324,14 @@ class ExampleBuilder:
         kept.append(instance)
         return len(kept) - 1
 
-    def _stored_size(self) -> tuple[int, int]:
+    def _read_photo(self) -> bytes:
         try:
-            with Image.open(io.BytesIO(self.image)) as image:
-                width, height = image.size
-        except (UnidentifiedImageError, OSError, ValueError) as error:
-            raise self.broken(f"not a readable photo ({len(self.image)} bytes)") from error
-        return height, width
-
-
-def encode_mask(mask: np.ndarray) -> dict:
-    """Encodes a mask [h,w] (non-zero = inside) as compressed COCO RLE."""
-    return coco_mask.encode(np.asfortranarray(mask != 0).view(np.uint8))
-
-
-def to_rle(segmentation: list | dict, height: int, width: int) -> dict | None:
-    """Turns COCO's three spellings of a mask into compressed RLE.
-
-    Args:
-        segmentation: polygons [[x, y, ...], ...], uncompressed RLE (counts is a list), or
-            compressed RLE (counts is text).
-        height: rows of the photo, for polygons.
-        width: columns of the photo, for polygons.
-
-    Returns:
-        RLE with counts as bytes, or None when there is no outline at all.
-
-    Raises:
-        ValueError: the value is none of these or is damaged.
-    """
-    if isinstance(segmentation, list):
-        polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
-        if not polygons:
-            return None
-        return coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
-    if not isinstance(segmentation, dict) or not {"size", "counts"} <= set(segmentation):
-        raise ValueError(
-            f"segmentation is {type(segmentation).__name__}, wanted polygons or COCO RLE"
-        )
-    rows, columns = (int(side) for side in segmentation["size"])
-    counts = segmentation["counts"]
-    if isinstance(counts, list):
-        rle = coco_mask.frPyObjects(segmentation, rows, columns)
-    else:
-        rle = {
-            "size": [rows, columns],
-            "counts": counts.encode("ascii") if isinstance(counts, str) else bytes(counts),
-        }
-    # The C decoder trusts its input: runs that do not fill the mask exactly are damage.
-    masks.rle_toggles(rle, rows, columns)
-    return rle
-
-
-def merge_masks(rles: Sequence[dict]) -> dict:
-    """Returns the union of masks of one photo."""
-    return coco_mask.merge(list(rles))
+            if self._photo.exists() and not self._photo.is_file():
+                # A folder, where the record has no file_name, or a device, which never ends.
+                raise self.broken("cannot read the photo: this is no file")
+            return self._photo.read_bytes()
+        except OSError as error:
+            raise self.broken(f"cannot read the photo: {error.strerror or error}") from error
 
 
 def read_json(path: pathlib.Path, dataset: str) -> dict:
@@ -290,7 +347,7 @@ def read_json(path: pathlib.Path, dataset: str) -> dict:
         raise DataError(
             f"{dataset}: cannot read {path}: {error.strerror or error}; check root and split"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"{dataset}: {path} is not complete JSON ({error}); download it again"
         ) from error
@@ -306,6 +363,15 @@ def first_existing(
 ) -> pathlib.Path | None:
     """Returns the first candidate that passes `test`, or None."""
     return next((path for path in candidates if test(path)), None)
+
+
+def _stamp(file: pathlib.Path) -> tuple[int, int]:
+    """Size and age of a file, (-1, -1) where there is none."""
+    try:
+        stat = file.stat()
+    except (OSError, ValueError):
+        return -1, -1
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _read_provenance(root: pathlib.Path) -> dict[str, str]:

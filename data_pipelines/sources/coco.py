@@ -5,6 +5,7 @@ PNGs of the same name, and `root/annotations/instances_{split}2017.json`. Source
 """
 
 import os
+import pathlib
 
 from data_pipelines.schema import RawExample
 from data_pipelines.sources.base import ExampleBuilder, Source
@@ -51,10 +52,16 @@ class Coco(Source):
         self._panoptic = PanopticFile(file, "coco", vocabulary) if is_panoptic else None
         self._table = None if is_panoptic else load_table(file, "coco")
         if self._panoptic is not None:
-            self.example_ids = self._panoptic.image_ids
+            self.example_ids, self.unused = self._panoptic.image_ids, self._panoptic.unused
         else:
             self._labels = object_labels(self._table.category_names, "coco", vocabulary, file)
-            self.example_ids = self._table.image_ids
+            self.example_ids, self.unused = self._table.image_ids, self._table.unused
+
+    def _files(self, position: int) -> tuple[pathlib.Path, ...]:
+        if self._panoptic is None:
+            return (self._photos / self._table.file_names[position],)
+        photo, png = self._panoptic.file_names(position)
+        return self._photos / photo, self._pngs / png
 
     def _read(self, position: int) -> RawExample:
         if self._panoptic is None:

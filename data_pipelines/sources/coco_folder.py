@@ -1,4 +1,4 @@
-"""A user's own data: one COCO-format JSON and a folder of photos.
+"""A user's own data: one COCO-format JSON and a folder of photos, as annotation tools export them.
 
 A category `whole:part` names a part of a whole; an annotation of a part may point at its whole
 by `obj_ann_id`. Build the vocabulary from the same file:
@@ -10,12 +10,23 @@ by `obj_ann_id`. Build the vocabulary from the same file:
 
 import os
 import pathlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
 
 from data_pipelines.schema import DATASETS, RawExample
-from data_pipelines.sources.base import ExampleBuilder, Source, first_existing
-from data_pipelines.sources.coco_json import add_annotations, load_table
+from data_pipelines.sources.base import ExampleBuilder, Source
+from data_pipelines.sources.coco_json import (
+    Categories,
+    ClassLabel,
+    CocoTable,
+    add_annotations,
+    load_table,
+)
 from data_pipelines.sources.json_stream import read_elements
+from data_pipelines.sources.layouts import ImagePlaces, find_layout, layout_error
 from data_pipelines.sources.paco import whole_part_labels
+from data_pipelines.sources.values import IdCodes
 from data_pipelines.vocabulary import Vocabulary
 from semsam_jax.core.errors import ConfigError, DataError
 
@@ -28,12 +39,12 @@ class CocoFolder(Source):
         split: names the files if `annotations` and `photos` are not given.
         vocabulary: must hold the classes under the name `dataset`.
         dataset: the user's name for the set.
-        annotations: the JSON, relative to root; default `annotations/{split}.json`, else
-            `annotations/instances_{split}.json`, else `{split}.json`.
-        photos: folder of the photos, relative to root; default `{split}`, else `images/{split}`,
-            else `images`, else root.
+        annotations: the JSON, relative to root; by default where `layouts` finds it.
+        photos: folder of the photos, relative to root; by default where the file names lead.
         boxes_only: ignore outlines; every annotation is its box.
     """
+
+    is_displayed = True
 
     def __init__(
         self,
@@ -46,30 +57,26 @@ class CocoFolder(Source):
         photos: str | None = None,
         boxes_only: bool = False,
     ):
-        if dataset in DATASETS:
-            raise ConfigError(
-                f"coco_folder: dataset={dataset!r} is the name of a built-in dataset; choose your "
-                "own name"
-            )
+        check_own_name(dataset)
         options = {"annotations": annotations, "photos": photos, "boxes_only": boxes_only}
         super().__init__(dataset, root, split, vocabulary, **options)
         self.has_masks = not boxes_only
-        names = [annotations] if annotations else annotation_places(split)
-        file = first_existing([self.root / name for name in names], pathlib.Path.is_file)
-        if file is None:
-            raise self._layout_error(f"one of {names}")
-        folders = [photos] if photos else [split, f"images/{split}", "images", "."]
-        folder = first_existing([self.root / name for name in folders], pathlib.Path.is_dir)
-        if folder is None:
-            raise self._layout_error(f"a folder of photos, one of {folders}")
-        self._photos = folder
+        layout = find_layout(self.root, split, annotations=annotations, images=photos)
+        if layout is None or layout.file is None or not layout.folders:
+            raise layout_error(dataset, self.root, split)
+        file = layout.file
         self.annotation_files = (file,)
         self._table = load_table(file, dataset, with_outlines=not boxes_only)
-        self._labels = whole_part_labels(self._table.category_names, dataset, vocabulary, file)
-        self.example_ids = self._table.image_ids
+        self._labels = own_labels(self._table, dataset, vocabulary)
+        self._places = ImagePlaces(self._table.file_names, layout.folders)
+        self.example_ids, self.unused = self._table.image_ids, self._table.unused
+
+    def _files(self, position: int) -> tuple[pathlib.Path, ...]:
+        return (self._places.path(self._table.file_names[position]),)
 
     def _read(self, position: int) -> RawExample:
-        builder = ExampleBuilder(self, position, self._photos / self._table.file_names[position])
+        (photo,) = self._files(position)
+        builder = ExampleBuilder(self, position, photo)
         add_annotations(
             builder,
             self._table,
@@ -82,9 +89,60 @@ class CocoFolder(Source):
         return builder.build()
 
 
-def annotation_places(split: str) -> list[str]:
-    """Where the file of a split is looked for if nobody names it, below the root."""
-    return [f"annotations/{split}.json", f"annotations/instances_{split}.json", f"{split}.json"]
+def check_own_name(dataset: str) -> None:
+    """Refuses the name of one of the seven datasets for a custom one.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if dataset in DATASETS:
+        raise ConfigError(
+            f"coco_folder: dataset={dataset!r} is the name of a built-in dataset; choose your "
+            "own name"
+        )
+
+
+def own_labels(table: CocoTable, dataset: str, vocabulary: Vocabulary) -> dict[int, ClassLabel]:
+    """Category id -> label; categories that no annotation has may be unknown.
+
+    Raises:
+        DataError: naming the classes that the vocabulary, made from another split, does not have.
+    """
+    used = set(np.unique(table.categories).tolist())
+    names = {code: name for code, name in table.category_names.items() if code in used}
+    unknown = unknown_names(names.values(), dataset, vocabulary)
+    if unknown:
+        raise unknown_error(unknown, dataset, table.path)
+    rest = {
+        code: name
+        for code, name in table.category_names.items()
+        if code in names or not unknown_names([name], dataset, vocabulary)
+    }
+    return whole_part_labels(rest, dataset, vocabulary, table.path)
+
+
+def unknown_names(names: Iterable[str], dataset: str, vocabulary: Vocabulary) -> list[str]:
+    """The class names (`whole` or `whole:part`) that a vocabulary does not have."""
+    unknown = []
+    for name in names:
+        whole, _, part = name.partition(":")
+        try:
+            vocabulary.object_index(dataset, whole)
+            if part:
+                vocabulary.part_index(dataset, part)
+        except DataError:
+            unknown.append(name)
+    return unknown
+
+
+def unknown_error(unknown: Sequence[str], dataset: str, file: pathlib.Path) -> DataError:
+    """The error for classes that the training split does not have; raise it."""
+    listed = ", ".join(unknown[:10]) + (", ..." if len(unknown) > 10 else "")
+    return DataError(
+        f"{dataset}: class {listed} is in {file} and not in the train split, whose classes the "
+        "model learns; add it to the categories of train (it needs no annotation there), or take "
+        f"it out of {file.name}"
+    )
 
 
 def read_class_names(annotations: str | pathlib.Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -94,14 +152,16 @@ def read_class_names(annotations: str | pathlib.Path) -> tuple[tuple[str, ...], 
         DataError: the file is not COCO-format or lists no categories.
     """
     path = pathlib.Path(annotations)
-    categories: list[dict] = []
-    read_elements(path, "coco_folder", {"categories": categories.append})
-    if not categories:
+    categories = Categories(path, "coco_folder", IdCodes())
+    read_elements(path, "coco_folder", {"categories": categories.add})
+    if not categories.names:
         raise DataError(f"coco_folder: {path} lists no categories; wanted a COCO-format file")
-    pairs = [
-        str(category.get("name") or f"class {category.get('id')}").partition(":")
-        for category in categories
-    ]
+    return split_names(categories.names.values())
+
+
+def split_names(names: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(object names, part names) of classes written `whole` or `whole:part`, each once."""
+    pairs = [name.partition(":") for name in names]
     objects = dict.fromkeys(whole for whole, _, _ in pairs)
     parts = dict.fromkeys(part for _, _, part in pairs if part)
     return tuple(objects), tuple(parts)

@@ -6,6 +6,7 @@ photo, and each outline stays a short piece of JSON text until its photo is read
 """
 
 import array
+import collections
 import dataclasses
 import json
 import pathlib
@@ -13,9 +14,22 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from data_pipelines import findings
+from data_pipelines.findings import Unused
 from data_pipelines.index.strings import StringCollector, StringTable
-from data_pipelines.sources.base import ExampleBuilder, to_rle
+from data_pipelines.sources.base import ExampleBuilder
 from data_pipelines.sources.json_stream import read_elements
+from data_pipelines.sources.outlines import to_rle
+from data_pipelines.sources.values import (
+    MISSING,
+    IdCodes,
+    IdTable,
+    clean_text,
+    finite,
+    flag,
+    short,
+    whole,
+)
 from semsam_jax.core.errors import DataError
 
 
@@ -32,23 +46,26 @@ class ClassLabel:
 class CocoTable:
     """One annotation file, photos in order of their id.
 
+    Ids (of images, annotations, categories) are codes of `values.IdCodes`, which `id_texts` says.
+
     Attributes:
         path: the file, for messages.
         image_ids: native ids of the n photos, as text.
         file_names: as the file states them; empty where missing.
-        heights, widths: int32 [n] pixels, 0 where missing.
+        heights, widths: int32 [n] pixels, 0 where missing, -1 where they are no sizes.
         starts: int64 [n + 1]; annotations starts[i]:starts[i + 1] belong to photo i.
         ids: int64 [a] native annotation ids.
-        categories: int64 [a] native category ids, -1 where missing.
+        categories: int64 [a] native category ids.
         boxes: float64 [a, 4] x, y, width, height in pixels; NaN where missing.
-        is_crowd: bool [a].
-        is_pseudo: bool [a], from an optional key `is_pseudo` of an annotation.
-        links: int64 [a] id of the whole that a part belongs to (`obj_ann_id`), -1 none.
+        is_crowd: int8 [a] 0 or 1, -1 where it is neither.
+        is_pseudo: the same, from an optional key `is_pseudo` of an annotation.
+        links: int64 [a] id of the whole that a part belongs to (`obj_ann_id`).
         outlines: JSON text of each segmentation, in the file's order; empty where there is none.
         outline_at: int64 [a] place of an annotation's outline in `outlines`. Both are empty if
             outlines were not asked for.
         category_names: native category id -> name.
-        num_orphans: annotations whose photo is not in the file; they are left out.
+        id_texts: what codes mean.
+        unused: annotations that belong to no image of the file, and images without an id.
     """
 
     path: pathlib.Path
@@ -66,7 +83,37 @@ class CocoTable:
     outlines: StringTable
     outline_at: np.ndarray
     category_names: dict[int, str]
-    num_orphans: int
+    id_texts: IdTable
+    unused: tuple[Unused, ...]
+
+
+class Categories:
+    """Category records of a file: id -> name, each id once."""
+
+    def __init__(self, path: pathlib.Path, dataset: str, codes: IdCodes):
+        self.names: dict[int, str] = {}
+        self._where = f"{dataset}: {path}"
+        self._codes = codes
+
+    def add(self, category: Mapping) -> None:
+        """Takes one record.
+
+        Raises:
+            DataError: it has no id, or another class has the same one.
+        """
+        code, name = self._codes.code(category.get("id")), category_name(category)
+        if code == MISSING:
+            raise DataError(
+                f"{self._where}: category {name!r} has id {short(category.get('id'))}; wanted a "
+                "number or a text"
+            )
+        other = self.names.setdefault(code, name)
+        if other != name:
+            raise DataError(
+                f"{self._where}: category id {short(category['id'])} is {other!r} and {name!r}; "
+                "wanted one name for each id: give one of them another id, here and in its "
+                "annotations"
+            )
 
 
 def load_table(path: pathlib.Path, dataset: str, *, with_outlines: bool = True) -> CocoTable:
@@ -78,36 +125,33 @@ def load_table(path: pathlib.Path, dataset: str, *, with_outlines: bool = True) 
         with_outlines: keep the segmentations; False for boxes-only data.
 
     Raises:
-        DataError: the file is missing, cut off, or lacks images, annotations or categories.
+        DataError: the file is missing, cut off, lacks images, annotations or categories, or an id
+            of an image or a category stands for two.
     """
-    photos, notes, names = _Photos(), _Notes(with_outlines), {}
-
-    def add_class(category: dict) -> None:
-        names[int(category["id"])] = _category_name(category)
-
-    wanted = {"images": photos.add, "annotations": notes.add, "categories": add_class}
-    try:
-        read_elements(path, dataset, wanted)
-        order = sorted(range(len(photos.ids)), key=photos.ids.__getitem__)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(
-            f"{dataset}: {path}: an image or category record is damaged "
-            f"({type(error).__name__}: {error}); wanted ids of one type in each"
-        ) from error
+    codes = IdCodes()
+    photos, notes = _Photos(codes), _Notes(codes, with_outlines)
+    categories = Categories(path, dataset, codes)
+    wanted = {"images": photos.add, "annotations": notes.add, "categories": categories.add}
+    read_elements(path, dataset, wanted)
+    id_texts = codes.table()
+    order = id_texts.order(photos.ids)
     place = {photos.ids[number]: position for position, number in enumerate(order)}
     if len(place) != len(order):
-        raise DataError(f"{dataset}: {path}: image ids repeat; wanted one record for each photo")
+        twice = next(code for code, n in collections.Counter(photos.ids).items() if n > 1)
+        raise DataError(
+            f"{dataset}: {path}: image ids repeat, such as {id_texts.quoted(twice)}; wanted one "
+            "record for each photo"
+        )
     owners = np.fromiter((place.get(i, -1) for i in notes.image_ids), np.int64)
     num_orphans = int((owners < 0).sum())
-    by_photo = np.argsort(owners, kind="stable")[num_orphans:]
+    in_order = np.argsort(owners, kind="stable")
+    by_photo = in_order[num_orphans:]
     # Only views of the columns: what is sorted is copied once.
     columns = {name: np.asarray(column)[by_photo] for name, column in notes.columns.items()}
     names_in_file = StringTable.of(photos.names)
     return CocoTable(
         path=path,
-        image_ids=StringTable.of(str(photos.ids[number]) for number in order),
+        image_ids=StringTable.of(id_texts.text(photos.ids[number]) for number in order),
         file_names=StringTable.of(names_in_file[number] for number in order),
         heights=np.array(photos.heights, np.int32)[order],
         widths=np.array(photos.widths, np.int32)[order],
@@ -115,52 +159,76 @@ def load_table(path: pathlib.Path, dataset: str, *, with_outlines: bool = True) 
         ids=columns["ids"],
         categories=columns["categories"],
         boxes=np.asarray(notes.boxes).reshape(-1, 4)[by_photo],
-        is_crowd=columns["is_crowd"].astype(np.bool_),
-        is_pseudo=columns["is_pseudo"].astype(np.bool_),
+        is_crowd=columns["is_crowd"],
+        is_pseudo=columns["is_pseudo"],
         links=columns["links"],
         outlines=notes.outlines.table(),
         outline_at=by_photo if with_outlines else by_photo[:0],
-        category_names=names,
-        num_orphans=num_orphans,
+        category_names=categories.names,
+        id_texts=id_texts,
+        unused=_file_findings(photos, notes, id_texts, in_order[:num_orphans]),
     )
+
+
+def _file_findings(
+    photos: "_Photos", notes: "_Notes", id_texts: IdTable, orphans: np.ndarray
+) -> tuple[Unused, ...]:
+    found = []
+    if len(orphans):
+        total = len(notes.image_ids)
+        named = [
+            f"annotation {id_texts.quoted(notes.columns['ids'][number])} of {total} has image_id "
+            f"{id_texts.quoted(notes.image_ids[number])}"
+            for number in orphans[: findings.NAMED].tolist()
+        ]
+        found.append(Unused(findings.UNKNOWN_IMAGE, tuple(named), len(orphans)))
+    if photos.nameless:
+        named = tuple(photos.nameless[: findings.NAMED])
+        found.append(Unused(findings.NO_IMAGE_ID, named, len(photos.nameless)))
+    return tuple(found)
 
 
 class _Photos:
     """The file's images, in its order."""
 
-    def __init__(self):
-        self.ids: list[int | str] = []
+    def __init__(self, codes: IdCodes):
+        self.ids = array.array("q")
         self.names: list[str] = []
         self.heights, self.widths = array.array("i"), array.array("i")
+        self.nameless: list[str] = []
+        self._codes = codes
 
     def add(self, image: dict) -> None:
-        self.ids.append(image["id"])
-        self.names.append(str(image.get("file_name") or ""))
-        self.heights.append(int(image.get("height") or 0))
-        self.widths.append(int(image.get("width") or 0))
+        code, name = self._codes.code(image.get("id")), image.get("file_name")
+        if code == MISSING:
+            self.nameless.append(short(name))
+            return
+        self.ids.append(code)
+        self.names.append(name if isinstance(name, str) else "")
+        self.heights.append(image_side(image.get("height")))
+        self.widths.append(image_side(image.get("width")))
 
 
 class _Notes:
     """The file's annotations, in its order: a few numbers each, and the text of the outline."""
 
-    def __init__(self, with_outlines: bool):
-        self.image_ids: list[int | str] | array.array = array.array("q")
+    def __init__(self, codes: IdCodes, with_outlines: bool):
+        self.image_ids = array.array("q")
         self.columns = {name: array.array("q") for name in ("ids", "categories", "links")}
         self.columns |= {name: array.array("b") for name in ("is_crowd", "is_pseudo")}
         self.boxes = array.array("d")
         self.outlines = StringCollector()
+        self._code = codes.code
         self._with_outlines = with_outlines
 
     def add(self, row: dict) -> None:
-        image_id = row.get("image_id", -1)
-        if not isinstance(image_id, int) and isinstance(self.image_ids, array.array):
-            self.image_ids = list(self.image_ids)  # ids may be texts, which take more room
-        self.image_ids.append(image_id)
-        self.columns["ids"].append(_number(row, "id"))
-        self.columns["categories"].append(_number(row, "category_id"))
-        self.columns["links"].append(_number(row, "obj_ann_id"))
-        self.columns["is_crowd"].append(bool(row.get("iscrowd", 0)))
-        self.columns["is_pseudo"].append(bool(row.get("is_pseudo", 0)))
+        columns, code = self.columns, self._code
+        self.image_ids.append(code(row.get("image_id")))
+        columns["ids"].append(code(row.get("id")))
+        columns["categories"].append(code(row.get("category_id")))
+        columns["links"].append(code(row.get("obj_ann_id")))
+        columns["is_crowd"].append(_flag(row.get("iscrowd")))
+        columns["is_pseudo"].append(_flag(row.get("is_pseudo")))
         self.boxes.extend(_box(row))
         if self._with_outlines:
             self.outlines.add(_outline(row))
@@ -183,34 +251,63 @@ def add_annotations(
     Raises:
         DataError: an annotation has an unknown category, no box or a damaged outline.
     """
-    if table.heights[position] and table.widths[position]:
-        builder.expect_size(int(table.heights[position]), int(table.widths[position]))
+    height, width = int(table.heights[position]), int(table.widths[position])
+    if height < 0 or width < 0:
+        raise builder.broken(f"{table.path} states a height or width that is no size in pixels")
+    if height and width:
+        builder.expect_size(height, width)
     rows = range(int(table.starts[position]), int(table.starts[position + 1]))
     for row in rows:
-        if int(table.categories[row]) not in labels:
-            raise builder.broken(
-                f"annotation {table.ids[row]} has category id {table.categories[row]}, which "
-                f"{table.path} does not list"
-            )
+        _check_row(builder, table, row, labels)
+    ids = collections.Counter(int(table.ids[row]) for row in rows)
     parent_of: dict[int, int] = {}
     for is_part_pass in (False, True):
         for row in rows:
             label = labels[int(table.categories[row])]
             if (label.part_id >= 0) != is_part_pass:
                 continue
-            parent = parent_of.get(int(table.links[row]), -1) if is_part_pass else -1
+            code, link, name = int(table.ids[row]), int(table.links[row]), _row_name(table, row)
+            parent = parent_of.get(link, -1) if is_part_pass else -1
+            if is_part_pass and link != MISSING and parent < 0:
+                builder.leave_out(findings.LOST_WHOLE, name)
+            is_crowd = bool(table.is_crowd[row])
             fields = {
                 "object_id": label.object_id,
                 "part_id": label.part_id,
                 "parent": parent,
                 "is_thing": label.is_thing,
-                "is_crowd": bool(table.is_crowd[row]),
+                "is_crowd": is_crowd,
                 "is_pseudo": bool(table.is_pseudo[row])
                 or (pseudo_parts if is_part_pass else pseudo_objects),
+                "name": name,
             }
             added = _add_row(builder, table, row, fields, boxes_only)
-            if not is_part_pass and added >= 0 and not table.is_crowd[row]:
-                parent_of[int(table.ids[row])] = added
+            if code != MISSING and ids[code] > 1:
+                builder.leave_out(findings.DOUBLED_ID, name)
+            elif code != MISSING and not is_part_pass and added >= 0 and not is_crowd:
+                parent_of[code] = added
+
+
+def _check_row(
+    builder: ExampleBuilder, table: CocoTable, row: int, labels: Mapping[int, ClassLabel]
+) -> None:
+    category = int(table.categories[row])
+    name = f"annotation {table.id_texts.quoted(int(table.ids[row]))}"
+    if category not in labels:
+        raise builder.broken(
+            f"{name} has category id {table.id_texts.quoted(category)}, which {table.path} does "
+            "not list"
+        )
+    for key, column in (("iscrowd", table.is_crowd), ("is_pseudo", table.is_pseudo)):
+        if column[row] < 0:
+            raise builder.broken(f"{name} in {table.path}: {key} is neither 0 nor 1")
+
+
+def _row_name(table: CocoTable, row: int) -> str:
+    return (
+        f"annotation {table.id_texts.quoted(int(table.ids[row]))} "
+        f"({table.category_names[int(table.categories[row])]})"
+    )
 
 
 def _add_row(
@@ -222,23 +319,38 @@ def _add_row(
     try:
         rle = to_rle(json.loads(outline or "[]"), builder.height, builder.width)
     except (ValueError, TypeError, KeyError) as error:
-        raise builder.broken(f"annotation {table.ids[row]} in {table.path}: {error}") from error
+        raise builder.broken(
+            f"annotation {table.id_texts.quoted(int(table.ids[row]))} in {table.path}: {error}"
+        ) from error
     return builder.add_mask(rle, **fields)
 
 
-def _category_name(category: Mapping) -> str:
-    return str(category.get("name") or f"class {category['id']}")
+def category_name(category: Mapping) -> str:
+    """Name of a category record; one without a name is called by its id."""
+    name = category.get("name")
+    usable = isinstance(name, (str, int, float)) and not isinstance(name, bool) and name != ""
+    return clean_text(name if usable else f"class {category.get('id')}")
 
 
-def _number(row: Mapping, key: str) -> int:
-    value = row.get(key)
-    return int(value) if isinstance(value, (int, float)) else -1
+def _flag(value: object) -> int:
+    found = flag(value)
+    return -1 if found is None else int(found)
+
+
+def image_side(value: object) -> int:
+    """Height or width as a file states it: 0 where it says nothing, -1 where that is no size."""
+    if value is None:
+        return 0
+    side = whole(value)
+    return side if side is not None and 0 <= side < 2**31 else -1
 
 
 def _box(row: Mapping) -> list[float]:
     box = row.get("bbox")
-    if isinstance(box, list) and len(box) == 4 and all(isinstance(v, (int, float)) for v in box):
-        return [float(value) for value in box]
+    if isinstance(box, list) and len(box) == 4:
+        numbers = [finite(value) for value in box]
+        if None not in numbers:
+            return numbers
     return [float("nan")] * 4
 
 

@@ -28,7 +28,8 @@ def read_elements(
         wanted: key -> what to do with an element; elements of these arrays are objects.
 
     Raises:
-        DataError: the file is missing, cut off, no JSON object, or lacks one of the keys.
+        DataError: the file is missing, cut off, no JSON object, nested too deeply, or one of the
+            keys is missing, appears twice or is no array.
     """
     try:
         with path.open(encoding="utf-8-sig") as file:
@@ -37,10 +38,23 @@ def read_elements(
         raise DataError(
             f"{dataset}: cannot read {path}: {error.strerror or error}; check root and split"
         ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise DataError(
+            f"{dataset}: {path} has lists or objects nested too deeply; wanted a COCO-style "
+            "annotation file"
+        ) from error
+    except ValueError as error:  # of the parser: cut off, no UTF-8, a number of 5,000 digits
+        if isinstance(error, DataError):
+            raise
         raise DataError(
             f"{dataset}: {path} is not complete JSON ({error}); download it again"
         ) from error
+    twice = [key for key in wanted if found.count(key) > 1]
+    if twice:
+        raise DataError(
+            f"{dataset}: {path} has {twice} twice; wanted each key once, since nobody can know "
+            "which is meant"
+        )
     lacking = [key for key in wanted if key not in found]
     if lacking:
         raise DataError(
@@ -70,10 +84,15 @@ class _Parser:
         for _ in self._items("}"):
             keys.append(str(self._value()))
             self._expect(":")
-            if self._next() != "[":
-                self._value()
-                continue
             use = wanted.get(keys[-1])
+            if self._next() != "[":
+                value = self._value()
+                if use is not None:
+                    raise DataError(
+                        f"{dataset}: {path}: {keys[-1]} is a {type(value).__name__}; wanted an "
+                        "array"
+                    )
+                continue
             for _ in self._items("]"):
                 element = self._value()
                 if use is None:

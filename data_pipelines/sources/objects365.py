@@ -33,7 +33,10 @@ class Objects365(Source):
         self._labels = object_labels(
             self._table.category_names, "objects365", vocabulary, self._table.path
         )
-        self.example_ids = self._table.image_ids
+        self.example_ids, self.unused = self._table.image_ids, self._table.unused
+
+    def _files(self, position: int) -> tuple[pathlib.Path, ...]:
+        return (self._photo(self._table.file_names[position]),)
 
     def _read(self, position: int) -> RawExample:
         builder = ExampleBuilder(self, position, self._photo(self._table.file_names[position]))

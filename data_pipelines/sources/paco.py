@@ -42,7 +42,10 @@ class Paco(Source):
         self.annotation_files = (file,)
         self._table = load_table(file, "paco")
         self._labels = whole_part_labels(self._table.category_names, "paco", vocabulary, file)
-        self.example_ids = self._table.image_ids
+        self.example_ids, self.unused = self._table.image_ids, self._table.unused
+
+    def _files(self, position: int) -> tuple[pathlib.Path, ...]:
+        return (self._photos / self._table.file_names[position],)
 
     def _read(self, position: int) -> RawExample:
         builder = ExampleBuilder(self, position, self._photos / self._table.file_names[position])

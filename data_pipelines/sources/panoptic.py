@@ -3,6 +3,7 @@
 Shared by COCO and by ADE20k in the same format. Source: SPEC (xi).
 """
 
+import collections
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -10,10 +11,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
+from data_pipelines import findings
+from data_pipelines.decode import MAX_PIXELS
+from data_pipelines.findings import Unused
 from data_pipelines.index.strings import StringTable
 from data_pipelines.sources.base import ExampleBuilder
-from data_pipelines.sources.coco_json import ClassLabel
+from data_pipelines.sources.coco_json import Categories, ClassLabel, image_side
 from data_pipelines.sources.json_stream import read_elements
+from data_pipelines.sources.values import MISSING, IdCodes, flag, short, whole
 from data_pipelines.vocabulary import Vocabulary
 from semsam_jax.core.errors import DataError
 
@@ -23,39 +28,49 @@ class PanopticFile:
 
     Attributes:
         image_ids: native ids as text, in reading order.
-        labels: native category id -> place in the union vocabulary.
+        labels: native category id (a code of `IdCodes`) -> place in the union vocabulary.
+        unused: records without an id.
     """
 
     def __init__(self, path: pathlib.Path, dataset: str, vocabulary: Vocabulary):
-        images: dict[int | str, str] = {}
-        records: dict[int | str, str] = {}
-        names: dict[int, str] = {}
+        codes = IdCodes()
+        images: dict[int, str] = {}
+        records: dict[int, str] = {}
+        nameless: list[str] = []
+        categories = Categories(path, dataset, codes)
+
+        def add(kept: dict[int, str], kind: str, value: object, text: str) -> None:
+            code = codes.code(value)
+            if code == MISSING:
+                nameless.append(f"{kind} {short(value)}")
+                return
+            if code in kept:
+                raise DataError(
+                    f"{dataset}: {path}: {kind} {short(value)} appears twice; wanted one record "
+                    "for each photo"
+                )
+            kept[code] = text
 
         def add_image(image: dict) -> None:
-            images[image["id"]] = _text({key: image.get(key) for key in _PHOTO_KEYS})
+            text = _text({key: image.get(key) for key in _PHOTO_KEYS})
+            add(images, "image id", image.get("id"), text)
 
         def add_record(record: dict) -> None:
-            records[record["image_id"]] = _text(_slim(record))
+            add(records, "image_id", record.get("image_id"), _text(_slim(record)))
 
-        def add_class(category: dict) -> None:
-            names[int(category["id"])] = str(category["name"])
-
-        wanted = {"images": add_image, "annotations": add_record, "categories": add_class}
-        try:
-            read_elements(path, dataset, wanted)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            if isinstance(error, DataError):
-                raise
-            raise DataError(
-                f"{dataset}: {path}: an image, annotation or category record is damaged "
-                f"({type(error).__name__}: {error})"
-            ) from error
+        wanted = {"images": add_image, "annotations": add_record, "categories": categories.add}
+        read_elements(path, dataset, wanted)
         self.path = path
-        self.labels = object_labels(names, dataset, vocabulary, path)
-        order = sorted(records)
-        self.image_ids = StringTable.of(str(i) for i in order)
+        self.labels = object_labels(categories.names, dataset, vocabulary, path)
+        self._codes = codes
+        id_texts = codes.table()
+        order = [list(records)[at] for at in id_texts.order(records)]
+        self.image_ids = StringTable.of(id_texts.text(code) for code in order)
         # Short JSON texts: a million small dictionaries would weigh on every worker process.
         self._rows = StringTable.of(f"[{images.get(i, 'null')},{records[i]}]" for i in order)
+        first = tuple(nameless[: findings.NAMED])
+        missing = Unused(findings.NO_IMAGE_ID, first, len(nameless))
+        self.unused: tuple[Unused, ...] = (missing,) if nameless else ()
 
     def file_names(self, position: int) -> tuple[str, str]:
         """Returns the file names of the photo and of the PNG.
@@ -70,27 +85,53 @@ class PanopticFile:
         """Adds the segments of one photo in the JSON's order; crowd regions become `ignored`.
 
         Raises:
-            DataError: the PNG is missing, damaged or of another size than the photo.
+            DataError: the PNG is missing, damaged or of another size than the photo, its red and
+                blue are swapped, or a segment is listed twice or has an unknown category.
         """
         image, record = self._row(position)
-        builder.expect_size(int(image["height"]), int(image["width"]))
+        height, width = image_side(image["height"]), image_side(image["width"])
+        if min(height, width) < 0:
+            raise builder.broken(f"{self.path} states a height or width that is no size in pixels")
+        if height and width:
+            builder.expect_size(height, width)
+        segments = [self._segment(builder, segment) for segment in record["segments_info"]]
+        counts = collections.Counter(number for number, _, _ in segments)
+        twice = [number for number, count in counts.items() if count > 1]
+        if twice:
+            raise builder.broken(f"segments {twice[:5]} are listed twice in {self.path}")
         ids = read_id_png(png, builder)
-        for segment in record["segments_info"]:
-            label = self.labels.get(int(segment["category_id"]))
-            if label is None:
-                raise builder.broken(
-                    f"segment {segment['id']} has category id {segment['category_id']}, which "
-                    f"{self.path} does not list"
-                )
+        masks = [ids == number for number, _, _ in segments]
+        areas = [int(np.count_nonzero(mask)) for mask in masks]
+        _check_ids(builder, png, ids, list(counts), areas)
+        for mask, area, (number, label, is_crowd) in zip(masks, areas, segments, strict=True):
+            if not area:
+                builder.leave_out(findings.EMPTY_SEGMENT, f"segment {number} of {png.name}")
+                continue
             builder.add_array(
-                ids == int(segment["id"]),
-                object_id=label.object_id,
-                is_thing=label.is_thing,
-                is_crowd=bool(segment.get("iscrowd", 0)),
+                mask, object_id=label.object_id, is_thing=label.is_thing, is_crowd=is_crowd
             )
+
+    def _segment(self, builder: ExampleBuilder, segment: Mapping) -> tuple[int, ClassLabel, bool]:
+        """Number, label and crowd flag of a listed segment."""
+        number, is_crowd = whole(segment.get("id")), flag(segment.get("iscrowd"))
+        if number is None or is_crowd is None:
+            raise builder.broken(
+                f"segment {short(segment.get('id'))} has iscrowd {short(segment.get('iscrowd'))}; "
+                "wanted a whole number and 0 or 1"
+            )
+        label = self.labels.get(self._codes.code(segment.get("category_id")))
+        if label is None:
+            raise builder.broken(
+                f"segment {number} has category id {short(segment.get('category_id'))}, which "
+                f"{self.path} does not list"
+            )
+        return number, label, is_crowd
 
     def _row(self, position: int) -> tuple[dict, dict]:
         image, record = json.loads(self._rows[position])
+        for content in (image or {}, record):
+            name = content.get("file_name")
+            content["file_name"] = name if isinstance(name, str) else ""
         if image is None:
             raise KeyError(
                 f"image_id {self.image_ids[position]} has no entry in images of {self.path}"
@@ -114,6 +155,31 @@ def _slim(record: Mapping) -> dict:
     return {"file_name": record.get("file_name"), "segments_info": segments}
 
 
+def _check_ids(
+    builder: ExampleBuilder,
+    png: pathlib.Path,
+    ids: np.ndarray,
+    listed: Sequence[int],
+    areas: Sequence[int],
+) -> None:
+    """Counts ids of the PNG that nobody lists, and refuses one whose red and blue are swapped."""
+    if sum(areas) + int(np.count_nonzero(ids == 0)) == ids.size:
+        return
+    present = np.unique(ids[ids != 0])
+    odd = np.setdiff1d(present, listed).tolist()
+    shown = ", ".join(map(str, odd[:5])) + (", ..." if len(odd) > 5 else "")
+    swapped = [(n & 255) << 16 | n & 0xFF00 | n >> 16 & 255 for n in odd]
+    empty = [number for number, area in zip(listed, areas, strict=True) if not area]
+    if empty and set(swapped) <= set(empty):
+        raise builder.broken(
+            f"segments {empty[:5]} have no pixel in {png}, which has the ids {shown} that no "
+            "segment lists; with red and blue swapped they fit, so the PNG was written as BGR: "
+            "swap these channels (an id is R + 256 G + 65536 B)"
+        )
+    if odd:
+        builder.leave_out(findings.UNLISTED_SEGMENT, f"{shown} of {png.name}", len(odd))
+
+
 def read_id_png(png: pathlib.Path, builder: ExampleBuilder) -> np.ndarray:
     """Reads segment ids int32 [h,w] = R + 256 G + 65536 B.
 
@@ -134,17 +200,25 @@ def read_png(
     """
     try:
         with Image.open(png) as image:
-            mode, labels = image.mode, np.asarray(image)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise builder.broken(f"cannot read the label image {png}: {error}") from error
-    if modes is not None and mode not in modes:
-        raise builder.broken(f"label image {png} has mode {mode}; wanted one of {list(modes)}")
-    if labels.shape[:2] != (builder.height, builder.width):
+            if modes is not None and image.mode not in modes:
+                raise builder.broken(
+                    f"label image {png} has mode {image.mode}; wanted one of {list(modes)}"
+                )
+            if (image.height, image.width) != (builder.height, builder.width):
+                raise builder.broken(
+                    f"label image {png} has {image.width}x{image.height} pixels, the photo "
+                    f"{builder.width}x{builder.height}"
+                )
+            return np.asarray(image)
+    except DataError:
+        raise
+    except Image.DecompressionBombError as error:
         raise builder.broken(
-            f"label image {png} has {labels.shape[1]}x{labels.shape[0]} pixels, the photo "
-            f"{builder.width}x{builder.height}"
-        )
-    return labels
+            f"label image {png} has too many pixels, wanted {MAX_PIXELS // 10**6} million at most"
+        ) from error
+    # Decoders of damaged files raise struct.error, zlib.error, SyntaxError, IndexError ...
+    except Exception as error:
+        raise builder.broken(f"cannot read the label image {png}: {error}") from error
 
 
 def object_labels(

@@ -6,13 +6,15 @@ objects: the whole is the union of a photo's parts of one kind (its photos show 
 Source: SPEC (xi).
 """
 
+import dataclasses
 import os
 import pathlib
 
 from data_pipelines.index.strings import StringTable
 from data_pipelines.schema import RawExample, RawInstance
-from data_pipelines.sources.base import ExampleBuilder, Source, first_existing, merge_masks
+from data_pipelines.sources.base import ExampleBuilder, Source, first_existing
 from data_pipelines.sources.coco_json import ClassLabel, add_annotations, load_table
+from data_pipelines.sources.outlines import merge_masks
 from data_pipelines.sources.panoptic import unknown_classes
 from data_pipelines.vocabulary import Vocabulary
 from semsam_jax.core.errors import DataError
@@ -35,9 +37,13 @@ class PartImageNet(Source):
             pathlib.PurePosixPath(name).stem or image_id
             for name, image_id in zip(self._table.file_names, self._table.image_ids, strict=True)
         )
+        self.unused = self._table.unused
+
+    def _files(self, position: int) -> tuple[pathlib.Path, ...]:
+        return (self._photos / pathlib.PurePosixPath(self._table.file_names[position]).name,)
 
     def _read(self, position: int) -> RawExample:
-        photo = self._photos / pathlib.PurePosixPath(self._table.file_names[position]).name
+        (photo,) = self._files(position)
         parts = ExampleBuilder(self, position, photo)
         add_annotations(parts, self._table, position, self._labels)
         whole = ExampleBuilder(self, position, photo)
@@ -62,7 +68,7 @@ class PartImageNet(Source):
             for part in parts.instances
         )
         whole.ignored.extend(parts.ignored)
-        return whole.build()
+        return dataclasses.replace(whole.build(), unused=parts.build().unused)
 
 
 def _labels(

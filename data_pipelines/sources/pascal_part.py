@@ -9,6 +9,7 @@ Sources: SPEC (0b, xi); the class lists of `vocabularies/pascal_part.json` and `
 """
 
 import os
+import pathlib
 import re
 
 import numpy as np
@@ -105,6 +106,10 @@ class PascalPart(Source):
                 f"({len(annotated)} files)"
             )
         self._pairs = frozenset(class_file("pascal_part")["pairs"])
+
+    def _files(self, position: int) -> tuple[pathlib.Path, ...]:
+        name = self.example_ids[position]
+        return self._photos / f"{name}.jpg", self._mats / f"{name}.mat"
 
     def _read(self, position: int) -> RawExample:
         name = self.example_ids[position]

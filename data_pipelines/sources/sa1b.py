@@ -9,10 +9,15 @@ root is `train`. Source: SPEC (xi).
 import json
 import os
 import pathlib
+from collections.abc import Iterator, Mapping, Sequence
 
+from data_pipelines import findings
+from data_pipelines.findings import Unused
 from data_pipelines.schema import RawExample
-from data_pipelines.sources.base import ExampleBuilder, Source, read_json, to_rle
+from data_pipelines.sources.base import ExampleBuilder, Source, read_json
+from data_pipelines.sources.outlines import to_rle
 from data_pipelines.sources.sa1b_listing import read_listing
+from data_pipelines.sources.values import finite, flag, short
 from data_pipelines.vocabulary import Vocabulary
 from semsam_jax.core.errors import ConfigError
 
@@ -59,28 +64,56 @@ class SA1B(Source):
         self.example_ids = self._listing.names
         archives = tuple(folder / name for name in self._listing.archives)
         self.annotation_files = archives or (folder,)
+        alone = self._listing.alone
+        self.unused = (Unused(findings.NO_IMAGE_FILE, *alone),) if alone[1] else ()
         if not len(self.example_ids):
             raise self._layout_error("sa_*.tar, or files sa_ID.json with sa_ID.jpg beside them")
 
     def _read(self, position: int) -> RawExample:
         builder, content = (self._member if self._listing.archives else self._file)(position)
         builder.expect_size(content["image"]["height"], content["image"]["width"])
-        for annotation in content["annotations"]:
-            if annotation.get("predicted_iou", 1.0) < self._min_iou:
+        for number, annotation in enumerate(content["annotations"]):
+            name = f"annotation {short(annotation.get('id', number))}"
+            if self._is_poor(builder, annotation, name):
+                builder.leave_out(findings.LOW_QUALITY, name)
                 continue
-            if annotation.get("stability_score", 1.0) < self._min_stability:
-                continue
-            rle = to_rle(annotation["segmentation"], builder.height, builder.width)
+            try:
+                rle = to_rle(annotation["segmentation"], builder.height, builder.width)
+            except ValueError as error:
+                raise builder.broken(f"{name}: {error}") from error
             # The embedded sample marks machine-made regions among human masks; SA-1B itself
             # has no such key: its masks are the data set's ground truth.
-            builder.add_mask(rle, is_pseudo=bool(annotation.get("is_pseudo", False)))
+            is_pseudo = flag(annotation.get("is_pseudo"))
+            if is_pseudo is None:
+                raise builder.broken(f"{name}: is_pseudo is neither 0 nor 1")
+            builder.add_mask(rle, is_pseudo=is_pseudo, name=name)
         return builder.build()
+
+    def _is_poor(self, builder: ExampleBuilder, annotation: Mapping, name: str) -> bool:
+        for key, least in (
+            ("predicted_iou", self._min_iou),
+            ("stability_score", self._min_stability),
+        ):
+            score = finite(annotation.get(key, 1.0))
+            if score is None:
+                raise builder.broken(f"{name}: {key} is {short(annotation[key])}, wanted a number")
+            if score < least:
+                return True
+        return False
+
+    def _stamps(self, positions: Sequence[int]) -> Iterator[list[tuple[int, int]]]:
+        # What lies in an archive has its age; millions of positions need not be walked through.
+        return iter(()) if self._listing.archives else super()._stamps(positions)
+
+    def _files(self, position: int) -> tuple[pathlib.Path, ...]:
+        name = self.example_ids[position]
+        return self._folder / f"{name}.json", self._folder / f"{name}.jpg"
 
     def _file(self, position: int) -> tuple[ExampleBuilder, dict]:
         file = self._folder / f"{self.example_ids[position]}.json"
         content = read_json(file, f"sa1b example {self.example_ids[position]!r}")
         name = content["image"].get("file_name", file.with_suffix(".jpg").name)
-        photo = file.with_name(pathlib.PurePath(name).name)
+        photo = file.with_name(pathlib.PureWindowsPath(name).name)  # / and \\ divide folders
         return ExampleBuilder(self, position, photo), content
 
     def _member(self, position: int) -> tuple[ExampleBuilder, dict]:

@@ -17,7 +17,8 @@ from concurrent import futures
 
 import numpy as np
 
-from data_pipelines.index.files import write_json, write_whole
+from data_pipelines import findings
+from data_pipelines.index.files import say_not_kept, write_json, write_whole
 from data_pipelines.index.strings import StringTable
 from semsam_jax.core.errors import DataError
 
@@ -32,7 +33,7 @@ PLACE = np.dtype(
 )
 """One photo in the archives: number of the archive, then bytes of the photo and of its JSON."""
 
-_FORMAT = 1
+_FORMAT = 2
 _BLOCK = 512  # tar's unit; zero blocks end an archive
 
 
@@ -46,12 +47,14 @@ class Listing:
         places: `PLACE` [n], empty for loose files. A size of -1 marks what a cut-off archive
             lacks.
         cache: folder that both are mapped from, or None.
+        alone: JSON files without a photo of their name: the first of them, and how many.
     """
 
     names: StringTable
     archives: tuple[str, ...] = ()
     places: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, PLACE))
     cache: pathlib.Path | None = None
+    alone: tuple[tuple[str, ...], int] = ((), 0)
 
     def __getstate__(self) -> dict:
         """Worker processes map the files again instead of receiving copies."""
@@ -80,7 +83,11 @@ def read_listing(folder: pathlib.Path, cache: pathlib.Path | None = None) -> Lis
     listing = _mapped(folder, kept)
     if listing is None:
         scanned, stamp = _scan(folder)
-        save_listing(scanned, stamp, kept)
+        try:
+            save_listing(scanned, stamp, kept)
+        except OSError as error:
+            say_not_kept(cache, error)
+            return scanned
         listing = _mapped(folder, kept)
     # Somebody who changes the folder during the scan gets what was there at its beginning.
     return listing if listing is not None else scanned
@@ -93,6 +100,7 @@ def save_listing(listing: Listing, stamp: dict[str, list[int]], kept: pathlib.Pa
     for name, array in arrays.items():
         write_whole(kept / name, lambda file, array=array: np.save(file, array))
     content = {"format": _FORMAT, "stamp": stamp, "archives": listing.archives}
+    content["alone"] = listing.alone
     write_json(kept / "listing.json", content)
 
 
@@ -115,10 +123,13 @@ def _mapped(folder: pathlib.Path, kept: pathlib.Path) -> Listing | None:
     file = kept / "listing.json"
     if not file.is_file():
         return None
-    content = json.loads(file.read_text(encoding="utf-8"))
-    if content.get("format") != _FORMAT:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content.get("format") != _FORMAT:
+            return None
+        stamp = content["stamp"]
+    except (ValueError, LookupError, AttributeError):  # a full disk cut it short
         return None
-    stamp = content["stamp"]
     archives = [path.name for path in _archives(folder)]
     if archives != list(content["archives"]) or stamp_of(folder, list(stamp)) != stamp:
         return None
@@ -127,6 +138,7 @@ def _mapped(folder: pathlib.Path, kept: pathlib.Path) -> Listing | None:
         archives=tuple(archives),
         places=np.load(kept / "places.npy", mmap_mode="r"),
         cache=kept,
+        alone=(tuple(content["alone"][0]), content["alone"][1]),
     )
 
 
@@ -134,8 +146,10 @@ def _scan(folder: pathlib.Path) -> tuple[Listing, dict[str, list[int]]]:
     archives = _archives(folder)
     if not archives:
         folders: list[str] = []
-        listing = Listing(StringTable.of(_loose(folder, folders)))
-        return listing, stamp_of(folder, folders)
+        alone: list[str] = []
+        names = StringTable.of(_loose(folder, folders, alone))
+        first = tuple(alone[: findings.NAMED])
+        return Listing(names, alone=(first, len(alone))), stamp_of(folder, folders)
     loose = [entry.name for entry in os.scandir(folder) if entry.name.endswith((".jpg", ".json"))]
     if loose:
         raise DataError(
@@ -187,15 +201,19 @@ def _members(number: int, archive: pathlib.Path) -> tuple[StringTable, np.ndarra
     return StringTable.of(stem for stem, _ in rows), places
 
 
-def _loose(folder: pathlib.Path, seen: list[str]) -> Iterator[str]:
-    """Yields names of loose photos that have a JSON, folder by folder; notes the folders."""
+def _loose(folder: pathlib.Path, seen: list[str], alone: list[str]) -> Iterator[str]:
+    """Yields names of loose photos that have a JSON, folder by folder.
+
+    Notes the folders, and what looks like SA-1B's JSON and has no photo.
+    """
     for parent, below, names in os.walk(folder):
         below.sort(key=by_number)
         above = pathlib.Path(parent).relative_to(folder).as_posix()
         seen.append(above)
         prefix = "" if above == "." else f"{above}/"
         photos = {name[:-4] for name in names if name.endswith(".jpg")}
-        stems = (name[:-5] for name in names if name.endswith(".json"))
+        stems = [name[:-5] for name in names if name.endswith(".json")]
+        alone.extend(f"{prefix}{stem}.json" for stem in stems if stem not in photos)
         for stem in sorted((stem for stem in stems if stem in photos), key=by_number):
             yield prefix + stem
 

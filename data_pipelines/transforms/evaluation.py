@@ -63,7 +63,9 @@ def _evaluation_row(example: RawExample, placement: geometry.Placement, view: st
     instances = [example.instances[number] for number in kept]
     ignored = [crowds[number] for number in found]
     return {
-        "image": decode.place_image(example.image, placement, where=where),
+        "image": decode.place_image(
+            example.image, placement, where=where, is_displayed=example.is_displayed
+        ),
         "size_hw": np.array(placement.size_hw, np.int32),
         "mask_bits": mask_bits,
         "boxes": boxes,

@@ -102,7 +102,9 @@ def rle_toggles(rle: dict, height: int, width: int) -> Int64[np.ndarray, " toggl
     data = np.frombuffer(counts.encode() if isinstance(counts, str) else counts, np.uint8)
     lengths = _read_counts(data)
     ends = np.cumsum(lengths)
-    if not len(ends) or ends[-1] != height * width or lengths.min() < 0:
+    # Each length is compared, too: a sum of huge ones wraps around.
+    is_odd = not len(ends) or lengths.min() < 0 or lengths.max() > height * width
+    if is_odd or ends[-1] != height * width:
         total = int(ends[-1]) if len(ends) else 0
         raise DataError(f"mask: RLE counts add up to {total}, wanted {height}x{width} pixels.")
     return ends[:-1]

@@ -49,7 +49,9 @@ class RowMaker:
         where = f"{example.dataset}/{example.example_id}"
         augment = self.augments.get(example.dataset, geometry.LSJ)
         placement, candidates = self._place(example, view, rng, augment, where)
-        image = decode.place_image(example.image, placement, where=where)
+        image = decode.place_image(
+            example.image, placement, where=where, is_displayed=example.is_displayed
+        )
         return self._fill(example, placement, candidates, image, rng)
 
     def _place(

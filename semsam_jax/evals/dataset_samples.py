@@ -185,7 +185,9 @@ class EvalDataset:
             example.height, example.width, frame.image_size, frame.short_side, frame.long_side
         )
         where = f"{example.dataset}/{example.example_id}"
-        image = decode.place_image(example.image, placement, where=where)
+        image = decode.place_image(
+            example.image, placement, where=where, is_displayed=example.is_displayed
+        )
         image, size_hw = self._cut(image, placement.size_hw)
         kept = [
             (number, item)

@@ -85,6 +85,8 @@ class FakeSource:
 
     fingerprint = "0123456789abcdef"
     index_folder = None
+    vocabulary = VOCABULARY
+    unused = ()
 
     def __init__(self, examples: list):
         self.examples = examples

@@ -150,11 +150,11 @@ def test_a_killed_process_leaves_whole_shards_only(coco, tmp_path):
     script = (
         "import os, sys\n"
         "from data_pipelines.builders import shards\n"
-        "look = shards.look_at\n"
-        "def stop(example, seen=[]):\n"
+        "look = shards.read_entry\n"
+        "def stop(source, position, seen=[]):\n"
         "    seen.append(1)\n"
-        "    return os._exit(9) if len(seen) == 8 else look(example)\n"
-        "shards.look_at = stop\n"
+        "    return os._exit(9) if len(seen) == 8 else look(source, position)\n"
+        "shards.read_entry = stop\n"
         "from data_pipelines.build import main\n"
         "main(sys.argv[1:])\n"
     )

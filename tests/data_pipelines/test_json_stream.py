@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from data_pipelines.findings import UNKNOWN_IMAGE
 from data_pipelines.sources import json_stream
 from data_pipelines.sources.coco_json import load_table
 from data_pipelines.sources.json_stream import read_elements
@@ -59,7 +60,11 @@ def test_a_file_cut_anywhere_is_refused(tmp_path, monkeypatch):
         ("[1]", "holds a list; wanted an object with keys"),
         ("7", "holds a int; wanted an object"),
         ('{"images": [3]}', "images holds a int .*wanted objects"),
-        ('{"images": {}, "annotations": []}', r"has no \['nothing'\]; found keys"),
+        ('{"images": [], "annotations": []}', r"has no \['nothing'\]; found keys"),
+        ('{"images": {"1": 2}}', "images is a dict; wanted an array"),
+        ('{"images": [], "images": []}', r"has \['images'\] twice"),
+        ('{"images": ' + 3000 * "[" + 3000 * "]" + "}", "nested too deeply"),
+        ('{"images": [{"id": ' + 5000 * "9" + "}]}", "not complete JSON"),
         ('{"images": [{"id": 1} {"id": 2}]}', "not complete JSON"),
         ('{"images" []}', "not complete JSON"),
         ("\udc80", "not complete JSON"),
@@ -93,7 +98,8 @@ def test_tables_of_unusual_files(tmp_path):
     assert table.ids.tolist() == [3, 1]
     assert table.is_crowd.tolist() == [True, False]
     assert [table.outlines[at] for at in table.outline_at.tolist()] == ["[[2]]", "[[1]]"]
-    assert table.num_orphans == 2
+    assert [(item.reason, item.count) for item in table.unused] == [(UNKNOWN_IMAGE, 2)]
+    assert "annotation 2 of 4 has image_id 'c'" in table.unused[0].named
     path.write_text(json.dumps({"annotations": [], "images": images, "categories": []}))
     empty = load_table(path, "mine")
     assert empty.starts.tolist() == [0, 0, 0]

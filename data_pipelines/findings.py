@@ -1,0 +1,109 @@
+"""Nothing vanishes in silence: what a reader does not use is counted by reason and named.
+
+`check`, `build`, `evaluate` and the start of training say the same thing in the same words, because
+all of them print `Findings.lines`.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Iterable, Mapping
+
+NAMED = 5
+"""Examples that are named for each reason."""
+
+NO_OUTLINE = "no usable outline"
+NO_PIXEL = "outline without a pixel in the image"
+NO_AREA = "box without area in the image"
+UNKNOWN_IMAGE = "image_id of no image in the file"
+NO_IMAGE_ID = "no id"
+EMPTY_SEGMENT = "no pixel of this segment in the PNG"
+UNLISTED_SEGMENT = "an id in the PNG that no segment lists"
+OTHER_CLASS = "class outside the dataset's list"
+LOW_QUALITY = "below the quality that was asked for"
+NO_IMAGE_FILE = "no image of the same name beside it"
+NO_AREA_SHAPE = "shape without area"
+LOST_WHOLE = "part whose whole is not known"
+DOUBLED_ID = "annotation id that appears twice in its image"
+
+_SUBJECTS = {NO_IMAGE_ID: "image record", NO_IMAGE_FILE: "annotation file"}
+_USED = (LOST_WHOLE, DOUBLED_ID)
+_ADVICE = {NO_OUTLINE: "the reader option boxes_only trains on boxes instead"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Unused:
+    """Annotations that did not become instances for one reason.
+
+    Attributes:
+        reason: one of the texts above.
+        named: says which; the first ones, where there are more.
+        count: how many.
+    """
+
+    reason: str
+    named: tuple[str, ...]
+    count: int = 1
+
+
+class Findings:
+    """Counts of what was read and what was not, over many images.
+
+    Attributes:
+        unused: reason -> annotations that were not used.
+        named: reason -> the first of them.
+        classes: class text -> [instances, crowd regions].
+    """
+
+    def __init__(self):
+        self.unused: collections.Counter[str] = collections.Counter()
+        self.named: dict[str, list[str]] = {}
+        self.classes: dict[str, list[int]] = {}
+
+    def add(self, found: Iterable[Unused]) -> None:
+        """Counts what was not used."""
+        for item in found:
+            self.unused[item.reason] += item.count
+            known = self.named.setdefault(item.reason, [])
+            known.extend(item.named[: max(0, NAMED - len(known))])
+
+    def add_class(self, text: str, instances: int = 0, crowds: int = 0) -> None:
+        """Counts instances and crowd regions of a class."""
+        counts = self.classes.setdefault(text, [0, 0])
+        counts[0] += instances
+        counts[1] += crowds
+
+    def merge(self, other: Mapping) -> None:
+        """Adds what `to_dict` gave."""
+        for reason, count in other.get("unused", {}).items():
+            self.add([Unused(reason, tuple(other["unused_named"].get(reason, ())), count)])
+        for text, counts in other.get("classes", {}).items():
+            self.add_class(text, *counts)
+
+    def to_dict(self) -> dict:
+        """Plain values for JSON."""
+        return {
+            "unused": dict(self.unused),
+            "unused_named": self.named,
+            "classes": {text: list(counts) for text, counts in self.classes.items()},
+        }
+
+    def lines(self) -> list[str]:
+        """One sentence for each thing that a user should know; empty if all was used."""
+        said = []
+        for reason, count in self.unused.most_common():
+            subject = _SUBJECTS.get(reason, "annotation") + ("s" if count > 1 else "")
+            use = "used all the same" if reason in _USED else "not used"
+            named = self.named.get(reason, [])
+            more = "; ..." if count > len(named) else ""
+            advice = f" ({_ADVICE[reason]})" if reason in _ADVICE else ""
+            said.append(f"{count} {subject} {use}, {reason}{advice}: {'; '.join(named)}{more}")
+        crowds = sum(counts[1] for counts in self.classes.values())
+        if crowds:
+            said.append(f"{crowds} crowd regions (iscrowd 1) are ignored in training")
+        for text, (instances, regions) in self.classes.items():
+            if regions and not instances:
+                said.append(
+                    f"all {regions} annotations of {text} are crowd regions (iscrowd 1), so the "
+                    "class is never trained on; where each outlines one object, set iscrowd to 0"
+                )
+        return said

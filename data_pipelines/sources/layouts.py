@@ -1,0 +1,298 @@
+"""Where annotation tools put what they export: the files of one split of a custom dataset.
+
+Nothing is renamed or copied. What a folder is, is decided by names alone; a folder that is none of
+these layouts is told with all of them.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import yaml
+
+from semsam_jax.core.errors import DataError
+
+COCO, YOLO, LABELME = "coco", "yolo", "labelme"
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+_ALIASES = {
+    "train": ("train", "training", "Train"),
+    "val": ("val", "valid", "validation", "Validation", "Val"),
+}
+_ONE_FILE = (
+    "_annotations.coco.json",
+    "labels.json",
+    "result.json",
+    "annotations/instances_default.json",
+    "instances_default.json",
+    "annotations.json",
+    "annotations/annotations.json",
+    "coco.json",
+)
+"""What Roboflow, FiftyOne, Label Studio and CVAT write where there are no splits."""
+
+WANTED = (
+    "annotations/{split}.json with images/ (COCO); {split}/_annotations.coco.json (Roboflow); "
+    "annotations/instances_{split}.json or instances_default.json with images/ (CVAT); "
+    "result.json with images/ (Label Studio); {split}/labels.json with {split}/data/ (FiftyOne); "
+    "data.yaml with labels/{split}/*.txt (YOLO); {split}/*.json beside the images (LabelMe)"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """One split of a custom dataset.
+
+    Attributes:
+        kind: `COCO`, `YOLO` or `LABELME`.
+        file: the annotation file (COCO), `data.yaml` (YOLO, None where there is none); None for
+            LabelMe.
+        folders: where its images may lie, the likeliest first.
+        is_whole: the folder has no splits: this is all of it.
+    """
+
+    kind: str
+    file: pathlib.Path | None
+    folders: tuple[pathlib.Path, ...]
+    is_whole: bool = False
+
+
+def names_of(split: str) -> tuple[str, ...]:
+    """What tools call a split."""
+    return _ALIASES.get(split, (split,))
+
+
+def annotation_places(split: str) -> list[str]:
+    """Where the COCO-format file of a split is looked for, below the root."""
+    return [
+        place
+        for name in names_of(split)
+        for place in (
+            f"annotations/{name}.json",
+            f"annotations/instances_{name}.json",
+            f"{name}.json",
+            f"{name}/_annotations.coco.json",
+            f"{name}/labels.json",
+            f"{name}/annotations.json",
+            f"annotations/instances_{name}2017.json",
+            f"instances_{name}.json",
+        )
+    ]
+
+
+def find_layout(
+    root: pathlib.Path,
+    split: str,
+    *,
+    annotations: str | None = None,
+    images: str | None = None,
+) -> Layout | None:
+    """Finds a split of a custom dataset.
+
+    Args:
+        root: the folder.
+        split: `train`, `val` or another name.
+        annotations: the COCO-format file below `root`, where it is not found by its name.
+        images: the folder of the images below `root`, likewise.
+
+    Returns:
+        The layout, or None if the folder has no such split.
+    """
+    if annotations is not None:
+        file = root / annotations
+        return Layout(COCO, file, _folders(root, file, split, images)) if file.is_file() else None
+    for place in annotation_places(split):
+        file = root / place
+        if file.is_file():
+            return Layout(COCO, file, _folders(root, file, split, images))
+    yolo = _yolo(root, split)
+    if yolo is not None:
+        return yolo
+    for name in names_of(split):
+        if _has_labelme(root / name):
+            return Layout(LABELME, None, (root / name,))
+    if split != "train" or _has_splits(root):
+        return None
+    for place in _ONE_FILE:
+        file = root / place
+        if file.is_file():
+            return Layout(COCO, file, _folders(root, file, split, images), is_whole=True)
+    if _has_labelme(root):
+        return Layout(LABELME, None, (root,), is_whole=True)
+    return None
+
+
+def layout_error(dataset: str, root: pathlib.Path, split: str) -> DataError:
+    """The error for a folder without such a split; raise it."""
+    found = sorted(entry.name for entry in root.iterdir())[:12]
+    others = [name for name in ("train", "val", "test") if find_layout(root, name)]
+    there = f"; it has {', '.join(others)}" if others else ""
+    return DataError(
+        f"{dataset} {split}: layout of {root} not recognised: no annotations of split "
+        f"{split}{there}; wanted {WANTED.format(split=split)}; found {found}; rename the files to "
+        "one of these"
+    )
+
+
+def image_files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Images below a folder, by name."""
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+            yield path
+
+
+def _folders(
+    root: pathlib.Path, file: pathlib.Path, split: str, images: str | None
+) -> tuple[pathlib.Path, ...]:
+    if images is not None:
+        return (root / images,)
+    names = names_of(split)
+    places = [root / name for name in names] + [root / "images" / name for name in names]
+    places += [root / "images", root / "images" / "default", root / "data"]
+    places += [root / f"{name}2017" for name in names]
+    beside = file.parent
+    if beside != root and beside.name != "annotations":  # Roboflow and FiftyOne, split by split
+        places = [beside, beside / "data", beside / "images", *places]
+    return tuple(place for place in dict.fromkeys([*places, root]) if place.is_dir())
+
+
+def _yolo(root: pathlib.Path, split: str) -> Layout | None:
+    """`labels` beside `images`, above or below the split; both orders are in use."""
+    described = next((p for p in (root / "data.yaml", root / "dataset.yaml") if p.is_file()), None)
+    places = [root / place for n in names_of(split) for place in (f"images/{n}", f"{n}/images")]
+    if described is not None:
+        places = [*_stated_in(described, split), *places]
+    for images in places:
+        if images.is_dir() and label_folder(images).is_dir():
+            return Layout(YOLO, described, (images,))
+    images = root / "images"
+    is_whole = split == "train" and images.is_dir() and (root / "labels").is_dir()
+    if is_whole and any((root / "labels").glob("*.txt")):
+        return Layout(YOLO, described, (images,), is_whole=True)
+    return None
+
+
+def _stated_in(described: pathlib.Path, split: str) -> list[pathlib.Path]:
+    """The folders that data.yaml names for a split, as seen from the file itself.
+
+    Its `path` is that of the machine it was written on, and Roboflow writes `../train/images`.
+    """
+    content = read_yaml(described)
+    found = []
+    for name in names_of(split):
+        value = content.get(name)
+        for place in value if isinstance(value, list) else [value]:
+            if isinstance(place, str):
+                parts = [part for part in pathlib.PurePosixPath(plain_name(place)).parts]
+                while parts and parts[0] in ("..", "."):
+                    parts = parts[1:]
+                found.append(described.parent.joinpath(*parts))
+    return found
+
+
+def read_yaml(file: pathlib.Path) -> dict:
+    """Reads YOLO's description of a dataset.
+
+    Raises:
+        DataError: it is no YAML mapping.
+    """
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        detail = " ".join(str(error).split())
+        raise DataError(f"{file}: cannot be read as YAML ({detail}); repair the file") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{file}: holds a {type(content).__name__}; wanted keys such as names")
+    return content
+
+
+def label_folder(images: pathlib.Path) -> pathlib.Path:
+    """Where YOLO keeps the labels of a folder of images: the last `images` becomes `labels`."""
+    parts = list(images.parts)
+    if "images" not in parts:
+        return images
+    at = len(parts) - 1 - parts[::-1].index("images")
+    return pathlib.Path(*parts[:at], "labels", *parts[at + 1 :])
+
+
+def _has_splits(root: pathlib.Path) -> bool:
+    return any(
+        (root / place).is_file() for name in ("train", "val") for place in annotation_places(name)
+    )
+
+
+def _has_labelme(folder: pathlib.Path) -> bool:
+    """Whether a folder holds LabelMe's files; one of them is looked into."""
+    if not folder.is_dir():
+        return False
+    file = next((p for p in sorted(folder.glob("*.json"))), None)
+    if file is None:
+        return False
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return any(file.with_suffix(suffix).is_file() for suffix in IMAGE_SUFFIXES)
+    return isinstance(content, dict) and "shapes" in content
+
+
+def plain_name(name: str) -> str:
+    """A path as this machine writes it: tools on Windows store backslashes."""
+    return pathlib.PureWindowsPath(name).as_posix() if "\\" in name else name
+
+
+class ImagePlaces:
+    """File names of an annotation file -> files on disk, by one rule for all of them.
+
+    Names are right as they stand, or they begin with folders that are not here (those of the
+    machine they were written on, or the image folder's own name); then as many leading folders
+    are taken off as it takes to find the images. Two names never mean one file.
+
+    Args:
+        names: the names as the file states them.
+        folders: where the images may lie.
+    """
+
+    _TRIED = 24
+    _MOST_FOLDERS = 8
+
+    def __init__(self, names: Sequence[str], folders: Sequence[pathlib.Path]):
+        self._folder, self._skip = folders[0], 0
+        step = max(1, len(names) // self._TRIED)
+        tried = [name for name in (names[at] for at in range(0, len(names), step)) if name]
+        depth = max((plain_name(name).count("/") for name in tried), default=0)
+        best = 0
+        for skip in range(min(depth, self._MOST_FOLDERS) + 1):
+            if skip and not self._stay_apart(names, skip):
+                break
+            for folder in folders:
+                found = sum(_is_file(self._place(folder, skip, name)) for name in tried)
+                if found > best:
+                    best, self._folder, self._skip = found, folder, skip
+            if best == len(tried):
+                break
+
+    def path(self, name: str) -> pathlib.Path:
+        """The file that a name means; it need not exist."""
+        return self._place(self._folder, self._skip, name)
+
+    def _place(self, folder: pathlib.Path, skip: int, name: str) -> pathlib.Path:
+        return folder.joinpath(*_cut(name, skip))
+
+    @staticmethod
+    def _stay_apart(names: Sequence[str], skip: int) -> bool:
+        return len({_cut(name, skip) for name in names}) == len(set(names))
+
+
+def _cut(name: str, skip: int) -> tuple[str, ...]:
+    """A name without its first folders."""
+    parts = pathlib.PurePosixPath(plain_name(name)).parts
+    return parts[min(skip, len(parts) - 1) :] if parts else ()
+
+
+def _is_file(path: pathlib.Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long for the disk
+        return False

@@ -1,0 +1,164 @@
+"""COCO's spellings of a mask as compressed RLE, checked before pycocotools' C code sees them.
+
+That code trusts its input: a coordinate of 1e8 takes gigabytes, NaN is undefined, a negative run
+length overflows. So numbers must be finite, outlines are cut to the image, and runs must fill the
+mask exactly.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from data_pipelines.sources.values import finite, short, whole
+from data_pipelines.transforms import masks
+
+_MARGIN = 16.0
+"""Pixels around the image that an outline may use uncut, so that edges round as they do there."""
+
+_MAX_LENGTH = 2_000_000
+"""Pixels along an outline: the rasteriser needs some 100 bytes for each."""
+
+
+def encode_mask(mask: np.ndarray) -> dict:
+    """Encodes a mask [h,w] (non-zero = inside) as compressed COCO RLE."""
+    return coco_mask.encode(np.asfortranarray(mask != 0).view(np.uint8))
+
+
+def merge_masks(rles: Sequence[dict]) -> dict:
+    """Returns the union of masks of one image."""
+    return coco_mask.merge(list(rles))
+
+
+def to_rle(segmentation: Any, height: int, width: int) -> dict | None:
+    """Turns COCO's three spellings of a mask into compressed RLE.
+
+    Args:
+        segmentation: polygons [[x, y, ...], ...] (or one of them alone, or points as pairs),
+            uncompressed RLE (counts is a list), or compressed RLE (counts is text).
+        height: rows of the image, for polygons.
+        width: columns of the image, for polygons.
+
+    Returns:
+        RLE with counts as bytes, or None when there is no outline at all: nothing that has three
+        points.
+
+    Raises:
+        ValueError: the value is none of these or is damaged; the message says where.
+    """
+    if isinstance(segmentation, list):
+        polygons = [_polygon(points, place) for place, points in enumerate(_listed(segmentation))]
+        wide = [_cut(polygon, height, width) for polygon in polygons if len(polygon) >= 3]
+        if not wide:
+            return None
+        flat = [polygon.reshape(-1).tolist() for polygon in wide if len(polygon) >= 3]
+        if not flat:  # it lies outside the image
+            return encode_mask(np.zeros((height, width), np.bool_))
+        return coco_mask.merge(coco_mask.frPyObjects(flat, height, width))
+    if not isinstance(segmentation, dict) or not {"size", "counts"} <= set(segmentation):
+        raise ValueError(f"segmentation is {short(segmentation)}, wanted polygons or COCO RLE")
+    size = segmentation["size"]
+    sides = [whole(side) for side in size] if isinstance(size, list) else []
+    if len(sides) != 2 or None in sides or not all(0 < side < 2**31 for side in sides):
+        raise ValueError(f"RLE size is {short(size)}, wanted [height, width]")
+    rows, columns = sides
+    counts = segmentation["counts"]
+    if isinstance(counts, list):
+        return {"size": [rows, columns], "counts": _compressed(counts, rows, columns)}
+    if not isinstance(counts, (str, bytes)):
+        raise ValueError(f"RLE counts are {short(counts)}, wanted text or a list of run lengths")
+    try:
+        data = counts.encode("ascii") if isinstance(counts, str) else counts
+    except UnicodeEncodeError as error:
+        raise ValueError(f"RLE counts hold the letter {counts[error.start]!a}, no ascii") from error
+    rle = {"size": [rows, columns], "counts": data}
+    masks.rle_toggles(rle, rows, columns)
+    return rle
+
+
+def _listed(segmentation: list) -> list:
+    """A list of polygons, also where the file has a single one without the outer list."""
+    is_flat = bool(segmentation) and not isinstance(segmentation[0], (list, dict))
+    is_pairs = len(segmentation) >= 3 and all(_is_pair(point) for point in segmentation)
+    return [segmentation] if is_flat or is_pairs else segmentation
+
+
+def _is_pair(point: Any) -> bool:
+    return isinstance(point, list) and len(point) == 2 and not isinstance(point[0], (list, dict))
+
+
+def _polygon(points: Any, place: int) -> np.ndarray:
+    """One polygon as float64 [n,2].
+
+    Raises:
+        ValueError: naming the coordinate that is none.
+    """
+    if not isinstance(points, list):
+        raise ValueError(f"polygon {place} is {short(points)}, wanted a list of x, y, x, y, ...")
+    if points and all(_is_pair(point) for point in points):
+        points = [value for pair in points for value in pair]
+    numbers = [finite(value) for value in points]
+    if None in numbers:
+        at = numbers.index(None)
+        raise ValueError(
+            f"coordinate {at} of polygon {place} is {short(points[at])}, wanted a finite number"
+        )
+    if len(numbers) % 2:
+        raise ValueError(f"polygon {place} has {len(numbers)} numbers, wanted pairs of x and y")
+    return np.array(numbers, np.float64).reshape(-1, 2)
+
+
+def _cut(polygon: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Cuts what lies far outside the image off; the inside does not change.
+
+    Raises:
+        ValueError: the outline is too long to be drawn.
+    """
+    low = np.array([-_MARGIN, -_MARGIN])
+    high = np.array([width + _MARGIN, height + _MARGIN])
+    for axis in (0, 1):
+        if (polygon[:, axis] < low[axis]).any():
+            polygon = _half_plane(polygon, axis, low[axis], 1.0)
+        if len(polygon) and (polygon[:, axis] > high[axis]).any():
+            polygon = _half_plane(polygon, axis, high[axis], -1.0)
+        if len(polygon) < 3:
+            return polygon[:0]
+    length = float(np.abs(polygon - np.roll(polygon, 1, axis=0)).max(axis=1).sum())
+    if length > _MAX_LENGTH:
+        raise ValueError(
+            f"the outline has {len(polygon)} points and is {length:.0f} pixels long, wanted at "
+            f"most {_MAX_LENGTH} pixels"
+        )
+    return polygon
+
+
+def _half_plane(polygon: np.ndarray, axis: int, bound: float, sign: float) -> np.ndarray:
+    """Sutherland and Hodgman's cut at one line: keeps sign * coordinate >= sign * bound."""
+    before = np.roll(polygon, 1, axis=0)
+    inside = sign * polygon[:, axis] >= sign * bound
+    crosses = inside != np.roll(inside, 1)
+    # Halves: the difference of two huge numbers would overflow.
+    start, end = before[:, axis] / 2, polygon[:, axis] / 2
+    span = np.where(crosses, end - start, 1.0)
+    share = np.where(crosses, (bound / 2 - start) / span, 0.0)[:, None]
+    crossing = before * (1 - share) + polygon * share
+    crossing[:, axis] = bound
+    pairs = np.stack([crossing, polygon], axis=1).reshape(-1, 2)
+    return pairs[np.stack([crosses, inside], axis=1).reshape(-1)]
+
+
+def _compressed(counts: list, rows: int, columns: int) -> bytes:
+    """Compresses run lengths that fill the mask.
+
+    Raises:
+        ValueError: naming the run length that is none, or the sum that is another.
+    """
+    lengths = [whole(value) for value in counts]
+    for at, length in enumerate(lengths):
+        if length is None or length < 0:
+            raise ValueError(f"run length {at} is {short(counts[at])}, wanted 0 or more pixels")
+    if sum(lengths) != rows * columns:
+        raise ValueError(f"RLE counts add up to {sum(lengths)}, wanted {rows}x{columns} pixels")
+    rle = coco_mask.frPyObjects({"size": [rows, columns], "counts": lengths}, rows, columns)
+    return rle["counts"]

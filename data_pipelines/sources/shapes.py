@@ -1,0 +1,362 @@
+"""A user's own data with a label file beside each image: YOLO's segments and LabelMe's shapes.
+
+YOLO: `labels/NAME.txt` with lines `class x y x y ...` in fractions of the displayed image, and
+class names in `data.yaml`. LabelMe: `NAME.json` beside `NAME.jpg`, whose shapes carry names. A
+class `whole:part` names a part of a whole; shapes of one LabelMe group belong together, so a part
+finds its whole.
+"""
+
+import abc
+import base64
+import binascii
+import io
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from data_pipelines import findings
+from data_pipelines.decode import MAX_PIXELS
+from data_pipelines.findings import Unused
+from data_pipelines.index.strings import StringTable
+from data_pipelines.schema import RawExample
+from data_pipelines.sources.base import ExampleBuilder, Source, read_json
+from data_pipelines.sources.coco_folder import (
+    check_own_name,
+    split_names,
+    unknown_error,
+    unknown_names,
+)
+from data_pipelines.sources.coco_json import image_side
+from data_pipelines.sources.layouts import (
+    IMAGE_SUFFIXES,
+    LABELME,
+    YOLO,
+    Layout,
+    find_layout,
+    image_files,
+    label_folder,
+    layout_error,
+    plain_name,
+    read_yaml,
+)
+from data_pipelines.sources.outlines import encode_mask, to_rle
+from data_pipelines.sources.values import clean_text, finite, short, whole
+from data_pipelines.vocabulary import Vocabulary
+from semsam_jax.core.errors import DataError
+
+
+class _ShapeFolder(Source):
+    """What both have in common: one label file an image, classes by name."""
+
+    kind = ""
+    is_displayed = True
+
+    def __init__(
+        self,
+        root: str | os.PathLike,
+        split: str,
+        vocabulary: Vocabulary,
+        *,
+        dataset: str,
+        boxes_only: bool = False,
+    ):
+        check_own_name(dataset)
+        super().__init__(dataset, root, split, vocabulary, boxes_only=boxes_only)
+        self.has_masks = not boxes_only
+        layout = find_layout(self.root, split)
+        if layout is None or layout.kind != self.kind:
+            raise layout_error(dataset, self.root, split)
+        self._images: list[pathlib.Path] = []
+        self._find(layout)
+        folder = layout.folders[0]
+        self.annotation_files = (folder, *((layout.file,) if layout.file else ()))
+        self.example_ids = StringTable.of(
+            path.relative_to(folder).with_suffix("").as_posix() for path in self._images
+        )
+
+    @abc.abstractmethod
+    def _find(self, layout: Layout) -> None:
+        """Lists the images."""
+
+    def _labels(self, name: str) -> dict[str, int | bool]:
+        """Class fields of an instance called `whole` or `whole:part`."""
+        above, _, part = name.partition(":")
+        object_id = self.vocabulary.object_index(self.dataset, above)
+        part_id = self.vocabulary.part_index(self.dataset, part) if part else -1
+        pseudo = self._is_pseudo("parts" if part else "objects")
+        return {"object_id": object_id, "part_id": part_id, "is_pseudo": pseudo}
+
+    def _add(
+        self, builder: ExampleBuilder, points: Any, name: str, what: str, parent: int = -1
+    ) -> int:
+        """Adds a polygon [x, y, ...] in pixels, or its box."""
+        fields = {**self._labels(name), "parent": parent, "name": what}
+        if not self.has_masks:
+            xy = np.array(points, np.float64).reshape(-1, 2)
+            (x0, y0), (x1, y1) = xy.min(axis=0), xy.max(axis=0)
+            return builder.add_box((x0, y0, x1 - x0, y1 - y0), **fields)
+        return builder.add_mask(to_rle([points], builder.height, builder.width), **fields)
+
+
+class YoloFolder(_ShapeFolder):
+    """Reader of YOLO's segmentation format; see the top of this file.
+
+    Args:
+        root: the folder with `data.yaml`.
+        split: `train`, `val` or another name.
+        vocabulary: must hold the classes under the name `dataset`.
+        dataset: the user's name for the set.
+        boxes_only: every annotation is its box.
+    """
+
+    kind = YOLO
+
+    def _find(self, layout: Layout) -> None:
+        (self._folder,) = layout.folders
+        self._label_folder = label_folder(self._folder)
+        self._names = yolo_names(layout)
+        images = list(image_files(self._folder))
+        self._images = images
+        stems = {image.relative_to(self._folder).with_suffix("").as_posix() for image in images}
+        if len(stems) != len(images):
+            raise DataError(
+                f"{self.dataset}: {self._folder} has images of one name with different endings; "
+                "wanted one image for each label file"
+            )
+        texts = (path.relative_to(self._label_folder) for path in self._label_folder.rglob("*.txt"))
+        alone = [t.as_posix() for t in texts if t.with_suffix("").as_posix() not in stems]
+        alone = sorted(name for name in alone if name != "classes.txt")
+        if alone:
+            named = tuple(alone[: findings.NAMED])
+            self.unused = (Unused(findings.NO_IMAGE_FILE, named, len(alone)),)
+
+    def _label_file(self, position: int) -> pathlib.Path:
+        return self._label_folder / f"{self.example_ids[position]}.txt"
+
+    def _files(self, position: int) -> tuple[pathlib.Path, ...]:
+        return self._images[position], self._label_file(position)
+
+    def _read(self, position: int) -> RawExample:
+        builder = ExampleBuilder(self, position, self._images[position])
+        file = self._label_file(position)
+        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        for number, line in enumerate(lines, start=1):
+            if line.split():
+                self._add_line(builder, line.split(), f"line {number} of {file.name}")
+        return builder.build()
+
+    def _add_line(self, builder: ExampleBuilder, words: list[str], what: str) -> None:
+        category, numbers = whole(words[0]), [finite(word) for word in words[1:]]
+        if category not in self._names:
+            raise builder.broken(f"{what}: class {short(words[0])} is none of data.yaml's")
+        if None in numbers:
+            at = numbers.index(None) + 1
+            raise builder.broken(f"{what}: {short(words[at])} is no finite number")
+        name = self._names[category]
+        what = f"{what} ({name})"
+        if len(numbers) == 4:  # a box: centre and size
+            if self.has_masks:
+                builder.leave_out(findings.NO_OUTLINE, what)
+                return
+            x, y, w, h = numbers
+            numbers = [x - w / 2, y - h / 2, x + w / 2, y - h / 2, x + w / 2, y + h / 2]
+        if len(numbers) < 6 or len(numbers) % 2:
+            raise builder.broken(
+                f"{what}: {len(numbers)} numbers behind the class; wanted x, y of three points or "
+                "more"
+            )
+        sides = (builder.width, builder.height)
+        points = [value * sides[at % 2] for at, value in enumerate(numbers)]
+        self._add(builder, points, name, what)
+
+
+def yolo_names(layout: Layout) -> dict[int, str]:
+    """Class number -> name, out of `data.yaml`.
+
+    Raises:
+        DataError: there is no such file, or it has no names.
+    """
+    if layout.file is None:
+        raise DataError(
+            f"{layout.folders[0].parent}: YOLO labels without data.yaml; wanted the file with the "
+            "names of the classes, such as names: [cat, dog]"
+        )
+    names = read_yaml(layout.file).get("names")
+    pairs = list(enumerate(names)) if isinstance(names, list) else []
+    pairs = list(names.items()) if isinstance(names, Mapping) else pairs
+    found = {whole(number): clean_text(name) for number, name in pairs}
+    if not found or None in found:
+        raise DataError(
+            f"{layout.file}: names is {short(names)}; wanted the classes, such as [cat, dog] or "
+            "{0: cat, 1: dog}"
+        )
+    return found
+
+
+class LabelMeFolder(_ShapeFolder):
+    """Reader of LabelMe's files; see the top of this file.
+
+    Polygons, rectangles, circles and masks have an area; points and lines are counted and left out.
+
+    Args:
+        root: the folder of images and JSON files, or the one above `train` and `val`.
+        split: `train`, `val` or another name.
+        vocabulary: must hold the classes under the name `dataset`.
+        dataset: the user's name for the set.
+        boxes_only: every annotation is its box.
+    """
+
+    kind = LABELME
+
+    def _find(self, layout: Layout) -> None:
+        (folder,) = layout.folders
+        alone = []
+        self._texts: list[pathlib.Path] = []
+        for file in labelme_files(folder):
+            image = self._image_of(file)
+            if image is None:
+                alone.append(file.name)
+                continue
+            self._images.append(image)
+            self._texts.append(file)
+        if alone:
+            named = tuple(alone[: findings.NAMED])
+            self.unused = (Unused(findings.NO_IMAGE_FILE, named, len(alone)),)
+        unknown = unknown_names(labelme_names(layout), self.dataset, self.vocabulary)
+        if unknown:
+            raise unknown_error(unknown, self.dataset, folder)
+
+    @staticmethod
+    def _image_of(file: pathlib.Path) -> pathlib.Path | None:
+        """The image of the same name; which one, if there are several, `imagePath` says."""
+        beside = [file.with_suffix(s) for s in (*IMAGE_SUFFIXES, ".JPG", ".JPEG", ".PNG")]
+        beside = [path for path in beside if path.is_file()]
+        if len(beside) == 1:
+            return beside[0]
+        stated = _content(file).get("imagePath")
+        if isinstance(stated, str):
+            image = file.with_name(pathlib.PurePosixPath(plain_name(stated)).name)
+            return image if image.is_file() and image.suffix.lower() in IMAGE_SUFFIXES else None
+        return None
+
+    def _files(self, position: int) -> tuple[pathlib.Path, ...]:
+        return self._images[position], self._texts[position]
+
+    def _read(self, position: int) -> RawExample:
+        image, file = self._files(position)
+        content = read_json(file, f"{self.dataset} example {self.example_ids[position]!r}")
+        builder = ExampleBuilder(self, position, image)
+        height, width = (image_side(content.get(key)) for key in ("imageHeight", "imageWidth"))
+        if height < 0 or width < 0:
+            raise builder.broken(f"{file.name}: imageHeight or imageWidth is no size in pixels")
+        if height and width:
+            builder.expect_size(height, width)
+        wholes: dict[tuple[int | None, str], int] = {}
+        shapes = list(enumerate(content["shapes"]))
+        for number, shape in sorted(shapes, key=lambda item: ":" in str(item[1].get("label"))):
+            name = _label(shape)
+            what = f"shape {number} of {file.name} ({name})"
+            above, _, part = name.partition(":")
+            group = whole(shape.get("group_id"))
+            parent = wholes.get((group, above), -1) if part and group is not None else -1
+            added = self._add_shape(builder, shape, name, what, parent)
+            if not part and group is not None and added >= 0:
+                wholes[group, above] = added
+        return builder.build()
+
+    def _add_shape(
+        self, builder: ExampleBuilder, shape: Mapping, name: str, what: str, parent: int
+    ) -> int:
+        kind, points = shape.get("shape_type") or "polygon", shape.get("points")
+        numbers = [finite(v) for point in points for v in point]
+        if None in numbers:
+            raise builder.broken(f"{what}: a coordinate of {short(points)} is no finite number")
+        if kind == "mask":
+            fields = {**self._labels(name), "parent": parent, "name": what}
+            return builder.add_mask(_pasted(builder, shape, numbers, what), **fields)
+        if kind == "rectangle" and len(numbers) in (4, 8):
+            if len(numbers) == 4:
+                (x0, y0, x1, y1) = numbers
+                numbers = [x0, y0, x1, y0, x1, y1, x0, y1]
+        elif kind == "circle" and len(numbers) == 4:
+            (x, y, x1, y1) = numbers
+            angles = np.linspace(0, 2 * np.pi, 72, endpoint=False)
+            radius = float(np.hypot(x1 - x, y1 - y))
+            ring = np.stack([x + radius * np.cos(angles), y + radius * np.sin(angles)], axis=1)
+            numbers = ring.reshape(-1).tolist()
+        elif kind != "polygon" or len(numbers) < 6:
+            builder.leave_out(findings.NO_AREA_SHAPE, f"{what}, a {short(kind)}")
+            return -1
+        try:
+            return self._add(builder, numbers, name, what, parent)
+        except DataError:
+            raise
+        except ValueError as error:
+            raise builder.broken(f"{what}: {error}") from error
+
+
+def labelme_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """LabelMe's JSON files in a folder."""
+    return sorted(path for path in folder.glob("*.json") if path.name != "PROVENANCE.json")
+
+
+def labelme_names(layout: Layout) -> list[str]:
+    """Names of all shapes of a split, in order of appearance; files that are broken have none."""
+    names: dict[str, None] = {}
+    for file in labelme_files(layout.folders[0]):
+        shapes = _content(file).get("shapes")
+        for shape in shapes if isinstance(shapes, list) else ():
+            if isinstance(shape, dict):
+                names.setdefault(_label(shape))
+    return list(names)
+
+
+def own_names(layout: Layout) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(object names, part names) of a YOLO or LabelMe folder, for `build_vocabulary(extra=)`.
+
+    Raises:
+        DataError: it names no classes.
+    """
+    names = list(yolo_names(layout).values()) if layout.kind == YOLO else labelme_names(layout)
+    if not names:
+        raise DataError(f"{layout.folders[0]}: no shape has a label; wanted class names")
+    return split_names(names)
+
+
+def _label(shape: Mapping) -> str:
+    value = shape.get("label")
+    return clean_text(value).strip() or "object" if isinstance(value, (str, int)) else "object"
+
+
+def _content(file: pathlib.Path) -> dict:
+    """A file that is told when its record is read gives nothing here."""
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _pasted(builder: ExampleBuilder, shape: Mapping, numbers: list[float], what: str) -> dict:
+    """A shape of kind `mask`: a PNG in base64 whose upper left corner is the first point."""
+    try:
+        data = base64.b64decode(shape["mask"], validate=True)
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise builder.broken(f"{what}: its mask has too many pixels")
+            small = np.asarray(image.convert("L")) > 0
+    except DataError:
+        raise
+    except (KeyError, TypeError, binascii.Error, Image.DecompressionBombError) as error:
+        raise builder.broken(f"{what}: no PNG in base64 ({error})") from error
+    x, y = (round(value) for value in numbers[:2])
+    if x < 0 or y < 0 or x + small.shape[1] > builder.width or y + small.shape[0] > builder.height:
+        raise builder.broken(f"{what}: its mask does not lie inside the image")
+    mask = np.zeros((builder.height, builder.width), np.bool_)
+    mask[y : y + small.shape[0], x : x + small.shape[1]] = small
+    return encode_mask(mask)

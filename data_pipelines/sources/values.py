@@ -1,0 +1,139 @@
+"""Numbers and ids out of JSON that anybody may have written: every value has an answer.
+
+JSON of real tools holds `NaN`, `1e999`, numbers as text, `true` where a number belongs, and lists
+in lists. These functions never raise: what cannot be read is None (or `MISSING`), and the caller
+says which annotation it stood in.
+"""
+
+import math
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from data_pipelines.index.strings import StringCollector, StringTable
+
+MISSING = -(2**63)
+"""Code of a value that is no id."""
+
+_FIRST_TEXT = -(2**62)  # codes of texts go down from here
+_WHOLE_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})")
+_FLAGS = {"0": False, "1": True, "false": False, "true": True, "": False}
+
+
+def finite(value: Any) -> float | None:
+    """A finite number, or the number that a text spells; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def whole(value: Any) -> int | None:
+    """A whole number within 64 bits (also as 3.0 or "3"), or None."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value if -(2**62) < value < 2**62 else None
+    number = finite(value)
+    if number is None or not number.is_integer() or abs(number) >= 2**53:
+        return None
+    return int(number)
+
+
+def flag(value: Any) -> bool | None:
+    """0, 1, true, false, null and the same as text; None for anything else."""
+    if value is None:
+        return False
+    if isinstance(value, str):
+        return _FLAGS.get(value.strip().lower())
+    if isinstance(value, (bool, int, float)) and value in (0, 1):
+        return bool(value)
+    return None
+
+
+def clean_text(value: Any) -> str:
+    """A text that can be printed and stored; control and half characters are replaced."""
+    text = str(value).encode("utf-8", "replace").decode("utf-8")
+    return re.sub(r"[\x00-\x1f\x7f]+", " ", text)
+
+
+def short(value: Any, letters: int = 60) -> str:
+    """How a value looks, in one line of a message."""
+    text = clean_text(repr(value) if not isinstance(value, (list, dict)) else _sketch(value))
+    return text if len(text) <= letters else f"{text[: letters - 3]}..."
+
+
+def _sketch(value: list | dict) -> str:
+    kind = "a list" if isinstance(value, list) else "an object"
+    return f"{kind} of {len(value)}"
+
+
+class IdCodes:
+    """Ids of one file as whole numbers of 64 bits, so that millions of them are one array.
+
+    A whole number is its own code, whether the file writes 7, 7.0 or "7"; other texts are numbered
+    in order of appearance. Two ids are the same where their codes are.
+    """
+
+    def __init__(self):
+        self._numbers: dict[str, int] = {}
+        self._texts = StringCollector()
+
+    def code(self, value: Any) -> int:
+        """The code of an id; `MISSING` for what cannot be one (null, NaN, true, a list)."""
+        if type(value) is int and _FIRST_TEXT < value < -_FIRST_TEXT:
+            return value
+        if isinstance(value, str):
+            text = value
+            if _WHOLE_NUMBER.fullmatch(text):
+                return int(text)
+        elif isinstance(value, bool) or not isinstance(value, (int, float)):
+            return MISSING
+        elif isinstance(value, float):
+            if not math.isfinite(value):
+                return MISSING
+            if value.is_integer() and abs(value) < 2**53:
+                return int(value)
+            text = repr(value)
+        else:
+            text = hex(value)  # too large for 64 bits, and perhaps for str()
+        code = self._numbers.get(text)
+        if code is None:
+            code = self._numbers[text] = _FIRST_TEXT - len(self._numbers)
+            self._texts.add(text)
+        return code
+
+    def table(self) -> "IdTable":
+        """Says what codes mean; no id must be added any more."""
+        return IdTable(self._texts.table())
+
+
+class IdTable:
+    """Codes of `IdCodes` as text."""
+
+    def __init__(self, texts: StringTable):
+        self._texts = texts
+
+    def text(self, code: int) -> str:
+        """The id as the file means it; "(none)" for `MISSING`."""
+        if code == MISSING:
+            return "(none)"
+        return self._texts[_FIRST_TEXT - code] if code <= _FIRST_TEXT else str(int(code))
+
+    def quoted(self, code: int) -> str:
+        """The same for messages: texts in quotes."""
+        if code == MISSING or code > _FIRST_TEXT:
+            return self.text(code)
+        return short(self.text(code))
+
+    def order(self, codes: Iterable[int]) -> list[int]:
+        """Positions of codes in reading order: numbers by size, then texts by letters."""
+        listed = list(codes)
+
+        def key(position: int) -> tuple[bool, int, str]:
+            code = listed[position]
+            is_text = code <= _FIRST_TEXT
+            return is_text, 0 if is_text else code, self.text(code) if is_text else ""
+
+        return sorted(range(len(listed)), key=key)
