@@ -26,7 +26,7 @@ setup(
     ),
     include_package_data=True,
     package_data={
-        "semsam_jax": ["py.typed", "text/*.txt", "text/data/*", "demo/static/*"],
+        "semsam_jax": ["py.typed", "text/*.txt", "text/data/*", "demo/static/*", "weights/*/*"],
         "data_pipelines": ["vocabularies/*", "sample/data/**/*", "sample/*.md", "sample/*.csv"],
     },
     install_requires=[
@@ -47,6 +47,7 @@ setup(
         "orbax-checkpoint>=0.12",
         "pillow",
         "pycocotools",
+        "safetensors>=0.8",
         "scipy",
         "tensorboardX",
         "tensorflow-datasets",

@@ -170,7 +170,7 @@ def write_random(path: Path) -> Path:
     import jax
     import numpy as np
 
-    from semsam_jax.core import checkpoint_io
+    from semsam_jax.core.model_files import save_model
     from semsam_jax.models import presets
     from semsam_jax.models.semantic_sam import SemanticSAM, init_params
 
@@ -193,7 +193,7 @@ def write_random(path: Path) -> Path:
         "prompt_preset": "released_v1",
         "class_heads_trained": False,
     }
-    checkpoint_io.write_model(path, params, meta)
+    save_model(path, params, meta)
     return path
 
 

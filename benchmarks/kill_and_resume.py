@@ -187,11 +187,12 @@ def _half_written(folder: Path) -> str:
 
 
 def _json(run: Path, name: str) -> object:
-    return json.loads((checkpoint_io.newest_step(run) / name / "metadata").read_text())
+    return json.loads((checkpoint_io.complete_steps(run)[-1] / name / "metadata").read_text())
 
 
 def _arrays(run: Path) -> dict[str, np.ndarray]:
-    tree = ocp.PyTreeCheckpointHandler().restore(checkpoint_io.newest_step(run) / "state")
+    step = checkpoint_io.complete_steps(run)[-1].resolve()
+    tree = ocp.PyTreeCheckpointHandler().restore(step / "state")
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 

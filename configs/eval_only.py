@@ -20,7 +20,7 @@ def get_config(suites: str = "one_click,baselines") -> ConfigDict:
     return ConfigDict(
         {
             "evaluate": {
-                # Workdir of a run or a converted checkpoint; "" is the last finished run.
+                # Workdir of a run or a converted checkpoint; "" is the one of the package.
                 "checkpoint": "",
                 "suites": tuple(suites.split(",")),
                 # One sub-folder per dataset; "" is the embedded sample.

@@ -3,8 +3,9 @@
 import argparse
 import dataclasses
 
-from semsam_jax.core import checkpoint_io
+from semsam_jax.core import checkpoint_io, model_files
 from semsam_jax.core.errors import ConversionError
+from semsam_jax.core.paths import as_path
 from semsam_jax.models import presets
 
 
@@ -13,22 +14,29 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "convert",
         help="released PyTorch weights to a checkpoint and back",
-        description="Converts a .pth file of the original into a checkpoint folder. Needs no "
-        "PyTorch and runs nothing that the file contains. Prints what became of every tensor; "
+        description="Converts a .pth file of the original, or a training run, into a folder with "
+        "model.safetensors and config.json. Needs "
+        "no PyTorch and runs nothing that the file contains. Prints what became of every tensor; "
         "exits with 2 if the model would not be complete.",
     )
     parser.add_argument(
         "file",
         nargs="*",
         metavar="FILE",
-        help=".pth file, or checkpoint folder with --to-torch; of several files that hold parts of "
-        "one model, the last that has a tensor counts",
+        help=".pth file, or folder of a training run or model; of several files that hold parts "
+        "of one model, the last that has a tensor counts",
     )
     parser.add_argument("--out", required=True, metavar="PATH", help="folder, or file to write")
     parser.add_argument(
         "--model-config",
         metavar="FILE.json",
         help="sizes of the model, for files that no preset describes",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=tuple(model_files.STORED_DTYPES),
+        default="float32",
+        help="how the weights are stored (default: %(default)s)",
     )
     parser.add_argument(
         "--to-torch", action="store_true", help="FILE is a checkpoint folder; write a .pth file"
@@ -56,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
     """Converts one file; returns the exit code."""
     if args.to_torch:
         _write_torch(args)
+    elif len(args.file) == 1 and as_path(args.file[0]).is_dir():
+        _save(args, *checkpoint_io.read_model(args.file[0]))
     elif args.file:
         _convert(args)
     else:
@@ -71,8 +81,12 @@ def _convert(args: argparse.Namespace) -> None:
     )
     params, config = _replace_parts(args, found.params, found.config)
     meta = found.meta | make_meta(found.meta["preset"], config, found.meta["source"])
-    step = checkpoint_io.write_model(args.out, params, meta)
-    print(f"wrote {step}")
+    _save(args, params, meta)
+
+
+def _save(args: argparse.Namespace, params: dict, meta: dict) -> None:
+    folder = model_files.save_model(args.out, params, meta, dtype=args.dtype)
+    print(f"wrote {folder / model_files.WEIGHTS} ({args.dtype}) and {model_files.CONFIG}")
 
 
 def _start(args: argparse.Namespace) -> None:
@@ -100,8 +114,7 @@ def _start(args: argparse.Namespace) -> None:
         "prompt_preset": "own",
         "class_heads_trained": False,
     }
-    step = checkpoint_io.write_model(args.out, params, meta)
-    print(f"wrote {step}")
+    _save(args, params, meta)
 
 
 def _write_torch(args: argparse.Namespace) -> None:

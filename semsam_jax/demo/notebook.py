@@ -24,7 +24,7 @@ _SHOWN_PX = 960
 
 
 def load_or_train(checkpoint: str | None = None) -> "LoadedModel":
-    """Loads a checkpoint; None takes the last training run, and makes one if there is none.
+    """Loads a checkpoint; None takes the last training run, and starts one if there is none.
 
     That run is the main job on the embedded sample: about ten minutes on two CPU cores.
     """
@@ -33,7 +33,7 @@ def load_or_train(checkpoint: str | None = None) -> "LoadedModel":
     if checkpoint is None and checkpoint_io.last_run() is None:
         print("no trained weights yet: running the main job on the embedded sample", flush=True)
         train(["--config=configs/joint.py", "--workdir=runs/first"])
-    return load_model(checkpoint)
+    return load_model(checkpoint or checkpoint_io.LAST_RUN)
 
 
 def train(flags: Sequence[str]) -> None:

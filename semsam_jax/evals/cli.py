@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         default="",
         help="workdir of a training run, or folder of a converted checkpoint "
-        "(default: the last finished training run)",
+        "(default: the one of the package)",
     )
     parser.add_argument(
         "--out", metavar="DIR", default="", help="default: CHECKPOINT/evaluation/DATASET"

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 
 from semsam_jax.core import checkpoint_io
-from semsam_jax.core.errors import CheckpointError, DataError
+from semsam_jax.core.errors import DataError
 from semsam_jax.evals import report
 from semsam_jax.evals.dataset_samples import EvalDataset, Frame, open_dataset
 from semsam_jax.evals.driver import Driver
@@ -44,12 +44,7 @@ def evaluate(options: EvalOptions) -> dict[str, Outcome]:
 
 
 def _evaluate(options: EvalOptions) -> dict[str, Outcome]:
-    checkpoint = options.checkpoint or checkpoint_io.last_run()
-    if checkpoint is None:
-        raise CheckpointError(
-            "evaluate: no --checkpoint given and no finished training run found; give the workdir "
-            "of a run or a converted checkpoint."
-        )
+    checkpoint = checkpoint_io.choose_checkpoint(options.checkpoint or None)
     meta = checkpoint_io.read_meta(checkpoint)
     frame = choose_frame(options, meta)
     dataset = open_dataset(
@@ -154,9 +149,9 @@ def _about(options: EvalOptions, checkpoint, meta: Mapping, dataset: EvalDataset
     photos = f"{len(dataset.samples())} photos"
     if options.view != "any":
         photos += f", {options.view} masks"
-    newest = checkpoint_io.newest_step(checkpoint)
+    step = f", step {meta['step']}" if "step" in meta else ""
     return {
-        "checkpoint": f"{checkpoint}, step {newest.name}",
+        "checkpoint": f"{checkpoint}{step}",
         "model": str(meta.get("preset", "unnamed")),
         "data": f"{options.dataset} {options.split}, {photos} ({where})",
         "frame": size,

@@ -5,7 +5,6 @@ import math
 import re
 from pathlib import Path
 
-from semsam_jax.core import checkpoint_io
 from semsam_jax.core.errors import PromptError
 
 
@@ -14,8 +13,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint",
         metavar="DIR",
-        help="workdir of a training run, folder of a converted checkpoint, or a .pth file of the "
-        "original (default: the last finished training run)",
+        help="folder of a model or workdir of a training run, a .pth file of the original, or "
+        "last: the training run that finished last (default: the model that comes with this "
+        "package)",
     )
     parser.add_argument(
         "--model-config",
@@ -65,18 +65,14 @@ def add_labels_argument(parser: argparse.ArgumentParser) -> None:
 
 def load_from_args(args: argparse.Namespace, canvas_multiple: int = 32):
     """Loads the model that the arguments name; returns a `LoadedModel`."""
-    path = Path(args.checkpoint) if args.checkpoint else checkpoint_io.default_checkpoint()
-    # The weights of a folder are read by other threads while the import below loads JAX.
-    reading = None if path.is_file() else checkpoint_io.start_reading(path)
     from semsam_jax.inference.loading import load_model
 
     return load_model(
-        path,
+        args.checkpoint,
         model_config=args.model_config,
         dtype=args.dtype,
         prompt_preset=args.prompt_preset,
         canvas_multiple=canvas_multiple,
-        reading=reading,
     )
 
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,7 +15,7 @@ from jaxtyping import Array, Float, Int32, UInt8
 
 from semsam_jax.convert.released import read_released
 from semsam_jax.convert.tree import check_tree
-from semsam_jax.core import checkpoint_io, programs
+from semsam_jax.core import checkpoint_io, model_files, programs
 from semsam_jax.core.compilation import use_compilation_cache
 from semsam_jax.core.errors import CheckpointError
 from semsam_jax.core.structs import GenericPredictions, Predictions, Prompts, Pyramid, TextTable
@@ -124,21 +123,20 @@ def load_model(
     prompt_preset: PromptPreset | None = None,
     canvas_multiple: int = STRIDE,
     precision: str = "highest",
-    reading: Callable[[], tuple[dict, dict]] | None = None,
 ) -> LoadedModel:
-    """Loads a checkpoint for inference.
+    """Loads a checkpoint for inference and prints which one.
 
     Args:
-        path: a training workdir, a checkpoint folder or a converted folder (its newest
-            complete step is read), or a `.pth` file of the original, which is converted in
-            memory. None takes the last finished run of the main job.
+        path: a folder with `model.safetensors` and `config.json`, a training workdir (its
+            newest model is read), or a `.pth` file of the original, which is converted in
+            memory. None takes the model that comes with the package, "last" the training run
+            of this user that finished last.
         model_config: JSON file with the sizes of a `.pth` file that no preset describes.
         dtype: compute dtype, `float32` (exact) or `bfloat16`.
         prompt_preset: `own` or `released_v1`; None takes the checkpoint's own.
         canvas_multiple: multiple of 32; larger values mean fewer compiled programs for
             photos of many shapes, at the price of other masks (see the README).
         precision: matrix-product precision on accelerators, see `jax.default_matmul_precision`.
-        reading: of the folder `path`, begun before (`core.checkpoint_io.start_reading`).
 
     Raises:
         CheckpointError: nothing there, or it does not describe a model.
@@ -148,9 +146,9 @@ def load_model(
         raise CheckpointError(f"dtype: got {dtype!r}; wanted one of {', '.join(_DTYPES)}.")
     if canvas_multiple < STRIDE or canvas_multiple % STRIDE:
         raise CheckpointError(f"canvas_multiple: got {canvas_multiple}; wanted 32, 64, 96, ...")
-    path = checkpoint_io.default_checkpoint() if path is None else Path(path)
+    path = checkpoint_io.choose_checkpoint(path)
     use_compilation_cache()
-    if path.is_file():
+    if path.is_file() and path.name != model_files.WEIGHTS:
         found = read_released([path], model_config)
         params, meta = found.params, found.meta
     elif model_config is not None:
@@ -158,7 +156,7 @@ def load_model(
             f"model_config: {path} is no file; a checkpoint folder knows its own sizes."
         )
     else:
-        params, meta = reading() if reading else checkpoint_io.read_model(path)
+        params, meta = checkpoint_io.read_model(path)
     return model_from_params(
         params,
         meta,
@@ -211,6 +209,20 @@ def model_from_params(
         precision=precision,
         keeps_programs=keeps_programs,
     )
+
+
+def save_model(model: LoadedModel, folder: str | os.PathLike, dtype: str = "float32") -> None:
+    """Writes a model as `model.safetensors` and `config.json`, for `load_model`.
+
+    Args:
+        model: of `load_model`.
+        folder: where; made if missing.
+        dtype: how the weights are stored: float32, bfloat16 or float16.
+
+    Raises:
+        CheckpointError: the folder holds a model already, or cannot be written.
+    """
+    model_files.save_model(folder, jax.device_get(model.params), model.meta, dtype=dtype)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -1,12 +1,11 @@
 """Keeps the best model of a run, by the validation photos, as a checkpoint of its own."""
 
-import os
-import shutil
 from pathlib import Path
 
 import jax
 
 from semsam_jax.core import checkpoint_io
+from semsam_jax.core.model_files import has_model, save_model
 
 FOLDER = "best"
 
@@ -23,7 +22,7 @@ class Best:
         self._folder = workdir / FOLDER
         self._is_on = is_on
         self.score: float | None = None
-        if is_on and checkpoint_io.complete_steps(self._folder):
+        if is_on and (has_model(self._folder) or checkpoint_io.complete_steps(self._folder)):
             self.score = checkpoint_io.read_meta(self._folder)["score"]
 
     def offer(self, score: float, params: dict, meta: dict, step: int) -> bool:
@@ -42,16 +41,8 @@ class Best:
             return False
         self.score = score
         if jax.process_index() == 0:
-            self._write(params, {**meta, "score": score, "step": step, "has_ema": False})
+            self._write(params, {**meta, "score": score, "step": step})
         return True
 
     def _write(self, params: dict, meta: dict) -> None:
-        fresh = self._folder.with_name(f".{FOLDER}_new")
-        old = self._folder.with_name(f".{FOLDER}_old")
-        for folder in (fresh, old):
-            shutil.rmtree(folder, ignore_errors=True)
-        checkpoint_io.write_model(fresh, jax.device_get(params), meta)
-        if self._folder.exists():
-            os.replace(self._folder, old)
-        os.replace(fresh, self._folder)
-        shutil.rmtree(old, ignore_errors=True)
+        save_model(self._folder, jax.device_get(params), meta, overwrite=True)

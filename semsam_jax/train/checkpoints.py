@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 
 from semsam_jax.core import checkpoint_io
 from semsam_jax.core.errors import CheckpointError, TrainingError
+from semsam_jax.core.model_files import SCHEMA_VERSION
 from semsam_jax.train.state import TrainState
 
 
@@ -64,7 +65,8 @@ class Checkpoints:
             ),
             item_names=("state", "data", "meta"),
             item_handlers={
-                "state": checkpoint_io.state_handler(),
+                # Uncompressed: packing float32 weights takes twice as long as writing them.
+                "state": ocp.PyTreeCheckpointHandler(use_compression=False),
                 "data": ocp.JsonCheckpointHandler(),
                 "meta": ocp.JsonCheckpointHandler(),
             },
@@ -84,7 +86,7 @@ class Checkpoints:
         step = int(state.step)
         if self._last == step:
             return
-        meta = {**meta, "schema_version": checkpoint_io.SCHEMA_VERSION, "step": step}
+        meta = {**meta, "schema_version": SCHEMA_VERSION, "step": step}
         with self._explained(step):
             self._manager.save(
                 step,

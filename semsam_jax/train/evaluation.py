@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 from flax import linen as nn
+from jax.experimental import multihost_utils
 
 from semsam_jax.core import lora
 from semsam_jax.evals.dataset_samples import EvalDataset
@@ -14,6 +15,16 @@ from semsam_jax.evals.levels import calibrate_levels
 from semsam_jax.evals.one_click import OneClickResult, evaluate_one_click
 from semsam_jax.train.state import TrainState
 from semsam_jax.train.writers import MetricWriter
+
+
+def inference_params(state: TrainState) -> dict:
+    """The parameters of a state as inference uses them: averaged where the run averages,
+    with low-rank updates merged, and whole on every process. All processes call it.
+    """
+    params = state.params if state.ema_params is None else state.ema_params
+    if jax.process_count() > 1:
+        params = multihost_utils.process_allgather(params, tiled=True)
+    return lora.merged(params)
 
 
 class Evaluator:
@@ -45,12 +56,7 @@ class Evaluator:
         """Evaluates a state; returns {"iou_max", "iou_oracle", "num_instances"} in 0..1."""
         if self._data is None:
             return None
-        params = state.params if state.ema_params is None else state.ema_params
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
-            params = multihost_utils.process_allgather(params, tiled=True)
-        self.params = lora.merged(params)
+        self.params = inference_params(state)
         photos = self._data.samples()
         count = max(1, min(len(photos), len(jax.local_devices())))
         driver = Driver(devices=tuple(jax.local_devices()[:count]))

@@ -21,6 +21,7 @@ from data_pipelines.vocabulary import Vocabulary
 from semsam_jax import config as config_lib
 from semsam_jax.config import RunConfig
 from semsam_jax.core import checkpoint_io
+from semsam_jax.core.model_files import save_model
 from semsam_jax.criterion.total import CriterionConfig, LossWeights
 from semsam_jax.models import presets
 from semsam_jax.models.semantic_sam import SemanticSAM
@@ -31,7 +32,7 @@ from semsam_jax.train import input as input_lib
 from semsam_jax.train.abstract import abstract_batch
 from semsam_jax.train.best import Best
 from semsam_jax.train.checkpoints import Checkpoints
-from semsam_jax.train.evaluation import Evaluator
+from semsam_jax.train.evaluation import Evaluator, inference_params
 from semsam_jax.train.halves import compile_ahead, model_flops
 from semsam_jax.train.micro import MicroBatches
 from semsam_jax.train.optimizer import build_optimizer
@@ -170,6 +171,10 @@ def _train_on(
 
     meta["after"] = evaluate()
     checkpoints.save(state, data.state(step), meta, wait=True)
+    params = inference_params(state)
+    if jax.process_index() == 0:
+        model = workdir / checkpoint_io.MODEL
+        save_model(model, jax.device_get(params), meta | {"step": step}, overwrite=True)
     summary = report.summarize(run, clock, meter.totals(), watch, meta)
     if jax.process_index() == 0:
         (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")

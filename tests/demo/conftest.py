@@ -14,7 +14,7 @@ from PIL import Image
 
 from semsam_jax.convert import torch_reader
 from semsam_jax.convert.from_torch import from_torch
-from semsam_jax.core import checkpoint_io
+from semsam_jax.core.model_files import save_model
 from semsam_jax.models import presets
 from tests.inference.conftest import DATA, tiny_meta
 
@@ -93,7 +93,7 @@ def checkpoint(tmp_path_factory):
     params = from_torch(state, config, allow_unexpected=True).params
     changes = {"class_heads_trained": True, "prompt_preset": "own", "image_size": 96}
     folder = tmp_path_factory.mktemp("demo_checkpoint")
-    checkpoint_io.write_model(folder, params, tiny_meta(config, **changes))
+    save_model(folder, params, tiny_meta(config, **changes))
     return folder
 
 

@@ -17,6 +17,7 @@ from semsam_jax import config
 from semsam_jax.__main__ import main
 from semsam_jax.core import checkpoint_io
 from semsam_jax.core.errors import CheckpointError, ConfigError, DataError
+from semsam_jax.core.model_files import save_model
 from semsam_jax.evals.dataset_samples import Frame, open_dataset
 from semsam_jax.evals.options import SUITE_NAMES, EvalOptions, parse_suites
 from semsam_jax.evals.run import choose_frame
@@ -42,7 +43,7 @@ def checkpoint(tmp_path_factory):
         "text": {"source": "encoder"},
     }
     folder = tmp_path_factory.mktemp("checkpoint")
-    checkpoint_io.write_model(folder, dict(params), meta)
+    save_model(folder, dict(params), meta)
     return folder
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from semsam_jax.convert import torch_reader
 from semsam_jax.convert.from_torch import from_torch
-from semsam_jax.core import checkpoint_io
+from semsam_jax.core.model_files import save_model
 from semsam_jax.inference.loading import LoadedModel, model_from_params
 from semsam_jax.models import presets
 
@@ -58,7 +58,7 @@ def tiny_model(tiny_params) -> LoadedModel:
 def tiny_checkpoint(tiny_params, tmp_path_factory):
     config, params = tiny_params
     folder = tmp_path_factory.mktemp("checkpoint")
-    checkpoint_io.write_model(folder, params, tiny_meta(config))
+    save_model(folder, params, tiny_meta(config))
     return folder
 
 

@@ -9,7 +9,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from semsam_jax.__main__ import main
-from semsam_jax.core import checkpoint_io
+from semsam_jax.core.model_files import save_model
 from tests.inference.conftest import DATA, tiny_meta
 
 
@@ -122,7 +122,6 @@ def test_wrong_command_lines_print_one_line_and_write_nothing(photo, tiny_checkp
         (["--point", "5,5", "--labels", "dog", *model], "never trained"),
         (["--task", "panoptic", *model], "--labels"),
         (model, "none given"),
-        (["--point", "5,5"], "semsam_jax convert"),
         (["--point", "5,5", "--checkpoint", "/no/such/folder"], "no such folder"),
     ):
         assert run("segment", photo, *args) == 2
@@ -182,7 +181,7 @@ def test_auto_resumes_a_folder_and_reports_broken_files(tmp_path, image_a, tiny_
 def test_auto_notices_another_checkpoint(tmp_path, image_a, tiny_params, tiny_checkpoint, capsys):
     config, params = tiny_params
     other = tmp_path / "other"
-    checkpoint_io.write_model(other, params, tiny_meta(config, source="elsewhere"))
+    save_model(other, params, tiny_meta(config, source="elsewhere"))
     Image.fromarray(image_a).save(tmp_path / "a.png")
     args = ["auto", tmp_path / "a.png", "--size", 96, "--points-per-side", 2]
     assert run(*args, "--checkpoint", tiny_checkpoint) == 0

@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from semsam_jax.core import checkpoint_io, programs
+from semsam_jax.core import programs
 from semsam_jax.core.errors import CheckpointError
+from semsam_jax.core.model_files import save_model
 from semsam_jax.inference import loading
 from semsam_jax.inference.loading import load_model, model_from_params
 from semsam_jax.inference.predictor import Predictor
@@ -19,7 +20,7 @@ from tests.inference.conftest import tiny_meta
 def test_parameters_of_another_architecture(tiny_params, tmp_path):
     config, params = tiny_params
     other = dataclasses.replace(config, backbone=PRESETS["swin_t"].backbone)
-    checkpoint_io.write_model(tmp_path, params, tiny_meta(other))
+    save_model(tmp_path, params, tiny_meta(other))
     with pytest.raises(CheckpointError) as caught:
         load_model(tmp_path)
     message = str(caught.value)
