@@ -185,9 +185,12 @@ class StreamOutputs:
         prompt_features: float32 [b, h/4, w/4, mask_dim] of the interactive rows.
         queries: generic predictions.
         query_features: float32 [b, h/4, w/4, mask_dim] of the generic rows.
+        touched_rows: float32 [b] of both streams, share of the pyramid's rows that the encoder's
+            samples of neighbouring queries spread over, mean of its layers.
     """
 
     prompts: Predictions | None
     prompt_features: Array | None
     queries: GenericPredictions | None
     query_features: Array | None
+    touched_rows: Array | None = None

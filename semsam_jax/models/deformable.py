@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from semsam_jax.core.backend import target_backend
 from semsam_jax.core.errors import ConfigError, ShapeError
 from semsam_jax.models.layers import Dense, DenseParams, xavier_init
-from semsam_jax.ops.deform_attention import deform_attention, inside_weight
+from semsam_jax.ops.deform_attention import deform_attention, inside_weight, touched_rows
 
 # Price of reading one gathered number, in multiply-adds of a matrix product.
 _GATHER_PRICE = {"cpu": 8, "gpu": 32, "tpu": 128}
@@ -90,7 +90,8 @@ class DeformableAttention(nn.Module):
             spatial_shapes: (H, W) of each level.
 
         Returns:
-            The attended features after the output projection, without residual.
+            The attended features after the output projection, without residual. How far the
+            samples spread is in the collection "statistics" where that is mutable.
 
         Raises:
             ShapeError: references are neither points nor boxes.
@@ -115,6 +116,9 @@ class DeformableAttention(nn.Module):
         locations = _locations(
             reference, offsets.reshape(b, q, heads, levels, points, 2), spatial_shapes
         )
+        if self.is_mutable_collection("statistics") and not self.is_initializing():
+            places = jax.lax.stop_gradient(locations)
+            self.sow("statistics", "touched_rows", touched_rows(spatial_shapes, places))
         kernel, bias = DenseParams(c, c, self.dtype, name="value_proj")()
         memory = memory.astype(self.dtype)
         order = self.project or cheaper_projection(q, memory.shape[1], c, heads * levels * points)

@@ -90,14 +90,20 @@ class _Encoder(nn.Module):
         )
         params = stacked_params(self, "layers", layer, config.num_layers, x, pos, spatial_shapes)
         is_captured = self.is_mutable_collection("intermediates")
+        is_watched = self.is_mutable_collection("statistics") and not self.is_initializing()
+        kept = ["statistics"] if is_watched else []
 
         def body(params: Any, x: Array, _: None) -> tuple[Array, Any]:
-            out, added = layer.apply({"params": params}, x, pos, spatial_shapes)
-            return out, (out, added) if is_captured else None
+            (out, added), said = layer.apply(
+                {"params": params}, x, pos, spatial_shapes, mutable=kept
+            )
+            return out, ((out, added) if is_captured else None, jax.tree.leaves(said))
 
-        x, outputs = scan_layers(body, params, x, remat=self.remat)
+        x, (outputs, said) = scan_layers(body, params, x, remat=self.remat)
         if is_captured:
             self.sow("intermediates", "layers_out", outputs)
+        if is_watched:
+            self.sow("statistics", "touched_rows", said[0].mean(0))
         return x
 
 

@@ -6,6 +6,7 @@ takes the loss, pulls its gradient through the network and updates. Nothing is c
 twice and no host callback is compiled in.
 """
 
+import contextlib
 import typing
 from functools import partial
 
@@ -162,14 +163,22 @@ class TrainStep:
             None if batch.generic is None else batch.generic.instance_valid,
         )
 
+    def _in_use(self) -> contextlib.AbstractContextManager:
+        """Tells the mesh to kernels, which are split over it by hand; one device needs none."""
+        if self._mesh.size == 1:
+            return contextlib.nullcontext()
+        return jax.sharding.use_abstract_mesh(self._mesh.abstract_mesh)
+
     def _forward(self, params: dict, draw: jax.Array, batch: StreamBatch, text: Text):
         keys = _streams(self._key, draw, 4)
         run = partial(self._run_model, batch=batch, text=text, keys=keys)
         # A policy out here would overrule those of the layers, which know what to recompute.
         if self._model.remat == "none":
             run = jax.checkpoint(run, policy=_is_no_constant, prevent_cse=False)
-        outputs, pull_back = jax.vjp(run, params)
-        costs = self._costs(jax.lax.stop_gradient(outputs), batch, keys[3])
+        with self._in_use():
+            outputs, pull_back = jax.vjp(run, params)
+        with jax.named_scope("matching_costs"):
+            costs = self._costs(jax.lax.stop_gradient(outputs), batch, keys[3])
         rows = batch_sharding(self._mesh)
         costs = jax.tree.map(lambda cost: jax.lax.with_sharding_constraint(cost, rows), costs)
         return outputs, pull_back, costs
@@ -182,15 +191,21 @@ class TrainStep:
         params = lora.merged(params)
         interactive, generic = batch.interactive, batch.generic
         images, sizes, draw = _join([interactive, generic], num_batch_shards(self._mesh))
-        pyramid = call(
-            "encode_image", images, sizes, train=True, draw=draw, rngs={"drop_path": keys[0]}
+        pyramid, said = call(
+            "encode_image",
+            images,
+            sizes,
+            train=True,
+            draw=draw,
+            rngs={"drop_path": keys[0]},
+            mutable=["statistics"],
         )
         first, second = _split(pyramid, interactive, generic, num_batch_shards(self._mesh))
         table = text.table
         if text.token_ids is not None:
             embeddings = self._encode_names(params, text.token_ids)
             table = TextTable(embeddings[: self._num_objects], embeddings[self._num_objects :])
-        outputs = StreamOutputs(None, None, None, None)
+        outputs = StreamOutputs(None, None, None, None, *jax.tree.leaves(said))
         if interactive is not None:
             prompts = Prompts(
                 interactive.prompt_box,
@@ -281,10 +296,14 @@ class TrainStep:
 
         # Which slot repeats which instance is an integer output and has no gradient.
         value_and_grad = jax.value_and_grad(loss_of, has_aux=True, allow_int=True)
-        (_, metrics), gradient = value_and_grad(outputs)
-        (grads,) = pull_back(gradient)
+        with jax.named_scope("losses"):
+            (_, metrics), gradient = value_and_grad(outputs)
+        with self._in_use():
+            (grads,) = pull_back(gradient)
+        metrics["encoder/touched_rows"] = outputs.touched_rows.mean()
         return grads, metrics | {"nonfinite_costs": assignment.nonfinite.sum()}
 
+    @jax.named_scope("optimizer")
     def _update(self, state: TrainState, grads: dict, metrics: dict) -> tuple[TrainState, dict]:
         norms = {f"grad_norm/{top}": optax.global_norm(tree) for top, tree in grads.items()}
         norm = jnp.sqrt(sum(jnp.square(value) for value in norms.values()))

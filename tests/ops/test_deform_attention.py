@@ -71,8 +71,17 @@ def test_golden_output_and_gradients(implementation: str) -> None:
         compare("units", f"msdeform_core/grad_{key}", got, 1e-5 * largest)
 
 
-@pytest.mark.parametrize("implementation", sorted(set(IMPLEMENTATIONS) - {"reference"}))
-@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def _pairs() -> list:
+    """Every implementation on every pyramid; the interpreter takes long to compile."""
+    return [
+        pytest.param(name, spec, id=f"{spec.name}-{name}", marks=marks)
+        for name in sorted(set(IMPLEMENTATIONS) - {"reference"})
+        for spec in SPECS
+        for marks in [pytest.mark.nightly if name == "matmul" and spec is not SPECS[0] else ()]
+    ]
+
+
+@pytest.mark.parametrize(("implementation", "spec"), _pairs())
 def test_equals_reference_with_gradients(implementation: str, spec: ArgSpec) -> None:
     args = make_args(spec)
 
@@ -89,50 +98,66 @@ def test_equals_reference_with_gradients(implementation: str, spec: ArgSpec) -> 
         np.testing.assert_allclose(got, want, atol=1e-5 * float(jnp.abs(want).max()))
 
 
-def sample(implementation: str, image: list, xy: tuple[float, float]) -> float:
-    """One bilinear sample of a one-channel image."""
+def samples(implementation: str, image: list, places: list[tuple[float, float]]) -> np.ndarray:
+    """Bilinear samples of a one-channel image, each by a query of its own."""
     pixels = jnp.asarray(image, jnp.float32)
     out = RUN(
         pixels.reshape(1, -1, 1, 1),
         (pixels.shape,),
-        jnp.asarray(xy, jnp.float32).reshape(1, 1, 1, 1, 1, 2),
-        jnp.ones((1, 1, 1, 1, 1)),
+        jnp.asarray(places, jnp.float32).reshape(1, -1, 1, 1, 1, 2),
+        jnp.ones((1, len(places), 1, 1, 1)),
         implementation=implementation,
     )
-    return float(out[0, 0, 0])
+    return np.asarray(out[0, :, 0])
 
 
-@pytest.mark.parametrize(
-    ("xy", "want"),
-    [
-        ((0.5, 0.5), 4.0),  # the centre of the only pixel
-        ((0.0, 0.5), 2.0),  # half of the sample lies outside, where all is zero
-        ((1.0, 1.0), 1.0),
-        ((1.5, 0.5), 0.0),
-        ((-9.0, 40.0), 0.0),
-        ((3e9, -3e9), 0.0),
-    ],
-)
-def test_one_pixel(implementation: str, xy: tuple[float, float], want: float) -> None:
-    assert sample(implementation, [[4.0]], xy) == pytest.approx(want, abs=1e-6)
+def test_one_pixel(implementation: str) -> None:
+    want = {
+        (0.5, 0.5): 4.0,  # the centre of the only pixel
+        (0.0, 0.5): 2.0,  # half of the sample lies outside, where all is zero
+        (1.0, 1.0): 1.0,
+        (1.5, 0.5): 0.0,
+        (-9.0, 40.0): 0.0,
+        (3e9, -3e9): 0.0,
+        (np.inf, 0.5): 0.0,
+        (0.5, -np.inf): 0.0,
+    }
+    got = samples(implementation, [[4.0]], list(want))
+    np.testing.assert_allclose(got, list(want.values()), atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("xy", "want"),
-    [
-        ((1 / 8, 0.25), 0.0),
-        ((3 / 8, 0.25), 1.0),
-        ((0.25, 0.25), 0.5),
-        ((7 / 8, 0.75), 13.0),
-        ((0.75, 0.5), 7.5),  # between columns 2 and 3 and between the rows
-        ((1.0, 0.75), 6.5),  # half of 13 at the right border
-        ((-1 / 8, 0.25), 0.0),  # exactly one pixel to the left of the first centre
-        ((0.5, 1.25), 0.0),
-    ],
-)
-def test_ramp(implementation: str, xy: tuple[float, float], want: float) -> None:
+def test_ramp(implementation: str) -> None:
+    want = {
+        (1 / 8, 0.25): 0.0,
+        (3 / 8, 0.25): 1.0,
+        (0.25, 0.25): 0.5,
+        (7 / 8, 0.75): 13.0,
+        (0.75, 0.5): 7.5,  # between columns 2 and 3 and between the rows
+        (1.0, 0.75): 6.5,  # half of 13 at the right border
+        (-1 / 8, 0.25): 0.0,  # exactly one pixel to the left of the first centre
+        (0.5, 1.25): 0.0,
+    }
     ramp = [[0.0, 1.0, 2.0, 3.0], [10.0, 11.0, 12.0, 13.0]]
-    assert sample(implementation, ramp, xy) == pytest.approx(want, abs=1e-5)
+    np.testing.assert_allclose(
+        samples(implementation, ramp, list(want)), list(want.values()), atol=1e-5
+    )
+
+
+def test_a_nan_reaches_its_own_query_and_head_alone(implementation: str) -> None:
+    shapes, q = ((5, 4), (3, 2)), 9
+    rng = np.random.default_rng(3)
+    value = jnp.asarray(rng.normal(size=(1, 26, 2, 3)), jnp.float32)
+    locations = rng.uniform(size=(1, q, 2, 2, 1, 2)).astype(np.float32)
+    weights = rng.uniform(size=(1, q, 2, 2, 1)).astype(np.float32)
+    want = RUN(value, shapes, locations, weights, implementation="reference")
+    locations[0, 1, 0, 0, 0, 0] = np.nan
+    locations[0, 3, 1, 1, 0, 1] = np.nan
+    weights[0, 5, 0, 1, 0] = np.nan
+    got = RUN(value, shapes, locations, weights, implementation=implementation)
+    is_nan = np.isnan(got.reshape(q, 2, 3))
+    assert {tuple(i) for i in np.argwhere(is_nan.all(-1))} == {(1, 0), (3, 1), (5, 0)}
+    assert is_nan.sum() == 9
+    np.testing.assert_allclose(np.where(np.isnan(got), want, got), want, atol=1e-5)
 
 
 def test_half_precision_keeps_dtype(implementation: str) -> None:

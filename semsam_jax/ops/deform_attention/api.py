@@ -4,20 +4,32 @@ from jaxtyping import Array, Float
 
 from semsam_jax.core.backend import target_backend
 from semsam_jax.core.errors import ConfigError, ShapeError
-from semsam_jax.ops.deform_attention.lanes import lanes
+from semsam_jax.ops.deform_attention.matmul import matmul, matmul_fits
 from semsam_jax.ops.deform_attention.packed import packed
 from semsam_jax.ops.deform_attention.reference import reference
 from semsam_jax.ops.deform_attention.rows import rows
 
-IMPLEMENTATIONS = {"reference": reference, "rows": rows, "packed": packed, "lanes": lanes}
-
-# `rows` reads a little at a time through the cache; `packed` issues the fewest gathers.
-_BY_BACKEND = {"cpu": "rows", "gpu": "packed", "tpu": "lanes"}
+IMPLEMENTATIONS = {"reference": reference, "rows": rows, "packed": packed, "matmul": matmul}
 
 
-def pick_implementation() -> str:
-    """Returns the implementation that suits the kind of device."""
-    return _BY_BACKEND.get(target_backend(), "packed")
+def pick_implementation(
+    value: Float[Array, "b s h e"],
+    spatial_shapes: tuple[tuple[int, int], ...],
+    attention_weights: Float[Array, "b q h L P"],
+) -> str:
+    """Returns the implementation that suits the kind of device and the sizes.
+
+    `rows` on a CPU: it reads a little at a time through the cache. `matmul` on a TPU, which
+    is slow at gathers; where a head's table does not fit its vector memory, and on a GPU, `packed`,
+    which issues the fewest gathers.
+    """
+    backend = target_backend()
+    if backend == "cpu":
+        return "rows"
+    q, points = attention_weights.shape[1], attention_weights.shape[-1]
+    if backend == "tpu" and matmul_fits(value, spatial_shapes, q, points):
+        return "matmul"
+    return "packed"
 
 
 def deform_attention(
@@ -31,7 +43,8 @@ def deform_attention(
     """Weighted sum of bilinear samples of a feature pyramid, per query and head.
 
     A location of (0, 0) is the top-left corner of the top-left pixel, whose centre is
-    at (0.5 / W, 0.5 / H). Pixels outside a level count as zero.
+    at (0.5 / W, 0.5 / H). Pixels outside a level count as zero, and infinity lies outside. A
+    location or weight that is NaN makes the sum of its query and head NaN, and no other.
 
     Args:
         value: features of all levels, concatenated row by row in the order of
@@ -39,7 +52,7 @@ def deform_attention(
         spatial_shapes: (H, W) of each of the L levels.
         sampling_locations: (x, y) of the P samples on each level, as fractions of it.
         attention_weights: weight of each sample.
-        implementation: a key of `IMPLEMENTATIONS`, or None for the backend's own.
+        implementation: a key of `IMPLEMENTATIONS`, or None for what `pick_implementation` says.
 
     Returns:
         The heads' sums side by side, in the dtype of `value`.
@@ -58,7 +71,7 @@ def deform_attention(
             f"{num_pixels} pixels on {len(spatial_shapes)} levels; pass the shapes of the "
             "levels that were concatenated."
         )
-    name = pick_implementation() if implementation is None else implementation
+    name = implementation or pick_implementation(value, spatial_shapes, attention_weights)
     if name not in IMPLEMENTATIONS:
         raise ConfigError(
             f"deform_attention: unknown implementation {name!r}; use None or one of "

@@ -67,7 +67,8 @@ def corners_of(levels: Levels, samples: Samples) -> Corners:
         # Two pixels outside all shares are zero, so the clip changes no value; it keeps
         # the conversion to an integer defined for any finite location.
         position = jnp.clip(fraction * size.astype(np.float32) - 0.5, -2.0, size + 1.0)
-        low = jnp.floor(position)
+        # A NaN is given a pixel that exists, so that it reaches the sum.
+        low = jnp.floor(jnp.where(jnp.isnan(position), 0.0, position))
         high_part = position - low
         low = low.astype(jnp.int32)
         low_part = jnp.where((low >= 0) & (low < size), 1.0 - high_part, 0.0)

@@ -21,10 +21,12 @@ def reference(
         start += height * width
         x = sampling_locations[:, :, :, level, :, 0].astype(jnp.float32) * width - 0.5
         y = sampling_locations[:, :, :, level, :, 1].astype(jnp.float32) * height - 0.5
+        x, y = jnp.clip(x, -2, width + 1), jnp.clip(y, -2, height + 1)  # infinity lies outside
         left, top = jnp.floor(x), jnp.floor(y)
         for row, row_part in ((top, top + 1 - y), (top + 1, y - top)):
             for column, column_part in ((left, left + 1 - x), (left + 1, x - left)):
-                is_inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+                # As a denial, so that a NaN is not outside and reaches the sum.
+                is_inside = ~((row < 0) | (row >= height) | (column < 0) | (column >= width))
                 i = jnp.clip(row, 0, height - 1).astype(jnp.int32)
                 j = jnp.clip(column, 0, width - 1).astype(jnp.int32)
                 pixels = grid[images, i, j, heads].astype(jnp.float32)
