@@ -14,9 +14,9 @@ import jax
 from configs import generic_coco, joint, reproduce_sam, sa1b
 from semsam_jax import config as config_lib
 from semsam_jax.core.backend import compiling_for
+from semsam_jax.parallel.arithmetic import Arithmetic
 from semsam_jax.parallel.hardware import CHIPS
 from semsam_jax.parallel.mesh import build_mesh
-from semsam_jax.parallel.program import Flops
 from semsam_jax.train import halves, loop
 from semsam_jax.train import input as input_lib
 from semsam_jax.train.abstract import abstract_inputs
@@ -58,7 +58,7 @@ def main() -> None:
         )
 
 
-def count(run: config_lib.RunConfig) -> Flops:
+def count(run: config_lib.RunConfig) -> Arithmetic:
     """Arithmetic of one step of a run."""
     mesh = build_mesh(1, jax.devices()[:1])
     names = input_lib.open_vocabulary(run, input_lib.used_datasets(run))
@@ -67,7 +67,7 @@ def count(run: config_lib.RunConfig) -> Flops:
     step = loop.build_step(run, model, tx, mesh, names.num_objects)
     inputs = abstract_inputs(run, model, tx, mesh, names.num_objects, len(names))
     with compiling_for("tpu"):
-        return halves.sum_flops(halves.trace(step, inputs.state, inputs.batch, inputs.text))
+        return halves.count(halves.trace(step, inputs.state, inputs.batch, inputs.text))
 
 
 if __name__ == "__main__":

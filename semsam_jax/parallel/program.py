@@ -1,12 +1,10 @@
-"""What a compiled program says about itself: collectives, memory, arithmetic."""
+"""What a compiled program says about itself: collectives and memory."""
 
 import dataclasses
 import re
 from collections import Counter
 
 import jax
-import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr
 
 COLLECTIVES = (
     "all-gather",
@@ -82,75 +80,3 @@ def memory(compiled: jax.stages.Compiled) -> Memory:
         outputs=stats.output_size_in_bytes - stats.alias_size_in_bytes,
         temporary=stats.temp_size_in_bytes,
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class Flops:
-    """Multiplications and additions of the matrix products and convolutions of a program.
-
-    Attributes:
-        total: all of them; the body of a loop counts as often as it runs.
-        repeated: those that only repeat the forward pass inside the backward pass.
-    """
-
-    total: float
-    repeated: float
-
-    @property
-    def useful(self) -> float:
-        """What would be left without recomputation."""
-        return self.total - self.repeated
-
-
-def count_flops(jaxpr: ClosedJaxpr) -> Flops:
-    """Counts a traced program of the whole mesh, before it is cut into pieces.
-
-    A rematerialised part of the backward pass holds each product of its forward pass once
-    and the two products that differentiate it, so a third of it is repetition.
-    """
-    total, repeated = _count(jaxpr.jaxpr)
-    return Flops(total, repeated)
-
-
-def _count(jaxpr: Jaxpr) -> np.ndarray:
-    flops = np.zeros(2)
-    for equation in jaxpr.eqns:
-        name, params = equation.primitive.name, equation.params
-        if name == "dot_general":
-            flops[0] += _of_dot(equation)
-            continue
-        if name == "conv_general_dilated":
-            flops[0] += _of_convolution(equation)
-            continue
-        inner = sum((_count(one) for one in _inner(params)), np.zeros(2))
-        if name == "scan":
-            inner = inner * params["length"]
-        if name in ("checkpoint", "remat2") and params["differentiated"]:
-            inner[1] = inner[0] / 3
-        flops += inner
-    return flops
-
-
-def _inner(params: dict) -> list[Jaxpr]:
-    found = []
-    for value in params.values():
-        for one in value if isinstance(value, (tuple, list)) else (value,):
-            if isinstance(one, ClosedJaxpr):
-                found.append(one.jaxpr)
-            elif isinstance(one, Jaxpr):
-                found.append(one)
-    return found
-
-
-def _of_dot(equation) -> float:
-    (contracted, _), _ = equation.params["dimension_numbers"]
-    left = equation.invars[0].aval.shape
-    depth = np.prod([left[axis] for axis in contracted], dtype=float)
-    return 2.0 * float(np.prod(equation.outvars[0].aval.shape, dtype=float)) * depth
-
-
-def _of_convolution(equation) -> float:
-    kernel = equation.invars[1].aval.shape
-    features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-    per_output = np.prod(kernel, dtype=float) / features
-    return 2.0 * float(np.prod(equation.outvars[0].aval.shape, dtype=float)) * per_output

@@ -21,8 +21,9 @@ from semsam_jax.config import RunConfig
 from semsam_jax.core.backend import compiling_for
 from semsam_jax.core.errors import ConfigError
 from semsam_jax.parallel import hardware, program
+from semsam_jax.parallel.arithmetic import Arithmetic
 from semsam_jax.parallel.mesh import build_mesh, num_batch_shards
-from semsam_jax.train import halves, loop
+from semsam_jax.train import cost_report, halves, loop
 from semsam_jax.train import input as input_lib
 from semsam_jax.train.abstract import abstract_inputs
 from semsam_jax.train.halves import Half
@@ -66,6 +67,8 @@ class Report:
         flops: arithmetic of a step on all chips, without recomputation.
         repeated_flops: recomputation.
         seconds: time that compiling took.
+        work: arithmetic by precision, and rows that are gathered and scattered.
+        cost: estimated cycles, None where a program does not fit or the chip is not known.
     """
 
     preset: str
@@ -78,6 +81,8 @@ class Report:
     flops: float
     repeated_flops: float
     seconds: float
+    work: Arithmetic | None = None
+    cost: cost_report.Cost | None = None
 
     @property
     def peak(self) -> int | None:
@@ -104,6 +109,19 @@ class Report:
     def to_dict(self) -> dict:
         """Plain values."""
         return dataclasses.asdict(self) | {"peak": self.peak}
+
+    def details(self) -> list[str]:
+        """What the row leaves out: arithmetic by precision, moved rows, estimated times."""
+        lines = []
+        if self.work is not None:
+            products = sorted(self.work.products.items(), key=lambda item: -item[1])
+            lines.append(
+                "TFLOP a step with recomputation: "
+                + ", ".join(f"{n / 1e12:.1f} {kind}" for kind, n in products)
+                + f". Rows: {self.work.gathered / 1e6:.1f} M gathered, "
+                f"{self.work.scattered / 1e6:.1f} M scattered."
+            )
+        return lines + (self.cost.lines() if self.cost else [])
 
     def row(self) -> str:
         """One row of the table, as Markdown."""
@@ -144,17 +162,20 @@ def compile_only(run: RunConfig, topology: str, workdir: str | os.PathLike | Non
     tx = build_optimizer(run.optimizer, run.steps, loop.frozen_groups(model.config, run))
     step = loop.build_step(run, model, tx, mesh, vocabulary.num_objects)
     inputs = abstract_inputs(run, model, tx, mesh, vocabulary.num_objects, len(vocabulary))
-    programs, traced = [], []
-    with compiling_for("tpu"):
+    programs, traced, texts = [], [], []
+    with compiling_for("tpu", mesh.devices.flat[0].device_kind):
         for name, part, times in step.parts(inputs.batch):
             first = halves.first_half(step, name, inputs.state, part, inputs.text, times)
-            given, compiled = _compile(first)
+            given, compiled = _compile(first, texts)
             programs.append(compiled)
             second = halves.second_half(step, name, inputs.state, given, part, times)
             traced += [first, second]
-            programs.append(_compile(second)[1] if compiled.memory else _skipped(second))
-    flops = halves.sum_flops(traced)
+            programs.append(_compile(second, texts)[1] if compiled.memory else _skipped(second))
+    work = halves.count(traced)
     shards = num_batch_shards(mesh)
+    kind = mesh.devices.flat[0].device_kind
+    fits = all(one.memory is not None for one in programs)
+    shapes = _sampled_levels(run, model.config.pixel_decoder.num_levels)
     report = Report(
         preset=run.model.preset,
         topology=topology,
@@ -163,11 +184,14 @@ def compile_only(run: RunConfig, topology: str, workdir: str | os.PathLike | Non
         programs=tuple(programs),
         resident=_bytes_on_a_chip((inputs.state, inputs.batch, inputs.text)),
         hbm=(chip := hardware.chip(mesh.devices.flat[0])) and chip.memory,
-        flops=flops.useful,
-        repeated_flops=flops.repeated,
+        flops=work.useful,
+        repeated_flops=work.repeated,
         seconds=time.perf_counter() - start,
+        work=work,
+        cost=cost_report.estimate(texts, work, shards, kind, shapes) if fits else None,
     )
-    print(f"compiled in {report.seconds:.0f} s\n{HEADER}\n{report.row()}", flush=True)
+    print(f"compiled in {report.seconds:.0f} s\n{HEADER}\n{report.row()}\n", flush=True)
+    print("\n".join(report.details()), flush=True)
     if workdir is not None:
         folder = Path(workdir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -209,8 +233,17 @@ def slice_devices(topology: str) -> list[jax.Device]:
     return list(described.devices)
 
 
-def _compile(half: Half) -> tuple[tuple, Compiled]:
-    """Compiles and says what came out; returns the outputs as shapes where they will lie, too."""
+def _sampled_levels(run: RunConfig, num_levels: int) -> tuple[tuple[int, int], ...]:
+    """Sizes of the levels of the pixel decoder, strides 8, 16, ..."""
+    sides = [-(-run.data.image_size // (8 << level)) for level in range(num_levels)]
+    return tuple((side, side) for side in sides)
+
+
+def _compile(half: Half, texts: list[tuple[str, int]]) -> tuple[tuple, Compiled]:
+    """Compiles and says what came out; returns the outputs as shapes where they will lie, too.
+
+    The program is appended to `texts`, with how often a step runs it.
+    """
     lowered = half.traced.lower()
     try:
         compiled = lowered.compile()
@@ -221,6 +254,7 @@ def _compile(half: Half) -> tuple[tuple, Compiled]:
         return lowered.out_info, Compiled(half.name, half.times, None, {}, str(error))
     memory = program.memory(compiled)
     one = Compiled(half.name, half.times, memory, program.count_collectives(compiled))
+    texts.append((compiled.as_text(), half.times))
     print(
         f"{one.name}: arguments {memory.arguments / _GIB:.2f}, outputs "
         f"{memory.outputs / _GIB:.2f}, temporary {memory.temporary / _GIB:.2f} GiB; "

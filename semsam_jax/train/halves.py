@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from semsam_jax.core.structs import Assignment, Costs, StreamBatch
-from semsam_jax.parallel import hardware
+from semsam_jax.parallel import arithmetic, hardware
+from semsam_jax.parallel.arithmetic import Arithmetic
 from semsam_jax.parallel.mesh import batch_sharding, replicated
-from semsam_jax.parallel.program import Flops, count_flops
 from semsam_jax.train.state import TrainState
 from semsam_jax.train.step import Text, TrainStep
 
@@ -41,13 +41,12 @@ def model_flops(step: TrainStep, state: TrainState, batch: StreamBatch, text: Te
     """
     if hardware.chip(jax.devices()[0]) is None:
         return None
-    return sum_flops(trace(step, state, batch, text)).useful
+    return count(trace(step, state, batch, text)).useful
 
 
-def sum_flops(halves: list[Half]) -> Flops:
-    """Arithmetic of all programs of a step."""
-    counts = [(count_flops(half.traced.jaxpr), half.times) for half in halves]
-    return Flops(sum(c.total * n for c, n in counts), sum(c.repeated * n for c, n in counts))
+def count(halves: list[Half]) -> Arithmetic:
+    """Work of all programs of a step."""
+    return arithmetic.add((arithmetic.count(half.traced.jaxpr), half.times) for half in halves)
 
 
 def trace(step: TrainStep, state: TrainState, batch: StreamBatch, text: Text) -> list[Half]:

@@ -1,6 +1,8 @@
 """What is said of a slice on which a step does not fit."""
 
+from semsam_jax.parallel.arithmetic import Arithmetic
 from semsam_jax.parallel.program import Memory
+from semsam_jax.train import cost_report
 from semsam_jax.train.compile_only import Compiled, Report
 
 GIB = 2**30
@@ -40,3 +42,29 @@ def test_the_fullest_moment_counts_what_lies_beside_a_program():
     # Of micro-batches, the residuals of the next one are there as well.
     two = [Compiled(p.name, 2, p.memory, p.collectives) for p in (forward, backward)]
     assert _report(*two).peak == report.peak + 5 * GIB
+
+
+def test_an_estimated_step_says_what_it_assumes():
+    """Two images and heads of 512 queries over a pyramid of 16x16 and 4x4 pixels."""
+    kernel = (
+        '  %deform_attention_forward.1 = bf16[2,2,32,512] custom-call(%r), "tpu_custom_call", '
+        "operand_layout_constraints={s32[16]{0}, f32[2,2,16,512]{3,2,1,0}, "
+        "f32[2,2,8,512]{3,2,1,0}, bf16[2,2,32,512]{3,2,1,0}}, "
+        'metadata={op_name="jit(_forward)/encoder/pallas_call"}\n'
+    )
+    name = 'metadata={op_name="jit(_forward)/backbone/add"}'
+    add = f'  %a = f32[4] add(%x), {name}, backend_config={{"estimated_cycles":"1500000"}}\n'
+    text = "ENTRY %main (x: f32[4]) -> f32[4] {\n" + kernel + add + "}\n"
+    work = Arithmetic({"bfloat16": 1e12}, gathered=6e5)
+    shapes = ((16, 16), (4, 4))
+    cost = cost_report.estimate([(text, 3)], work, 2, "TPU v5 lite", shapes)
+    # Both levels are padded to one step of 256 pixels.
+    tiles, both = 2 * 2 * 2, 2 * 215
+    assert cost.kernels["anywhere"] == 3 * tiles * (533 + both)
+    assert cost.parts == {"backbone": 4.5e6, "encoder": 3 * tiles * (533 + 0.36 * both)}
+    assert cost.rows == 5 * 6e5 / 2
+    assert cost.seconds("anywhere") == (4.5e6 + cost.kernels["anywhere"] + 1.5e6) / 1.5e9
+    table = "\n".join(cost.lines())
+    assert "Not measured. Assumed: 1.50 GHz" in table
+    assert "| backbone | 3.0 |" in table
+    assert cost_report.estimate([(text, 3)], work, 2, "TPU v9", shapes) is None

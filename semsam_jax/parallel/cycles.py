@@ -1,0 +1,116 @@
+"""Cycles that the TPU compiler estimates for a program, by part of the model.
+
+The compiler writes an estimate beside most instructions of its final program. It writes none for
+gathers, scatters, Pallas kernels and collectives: these are listed apart.
+"""
+
+import dataclasses
+import re
+from collections import Counter
+
+_COMPUTATION = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+)[ (].*\{\s*$")
+_RESULT = re.compile(r"\s+(?:ROOT )?%?(?P<name>[\w.\-]+) = ")
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_SOURCE = re.compile(r'op_name="([^"]*)"')
+_WHILE = re.compile(r" while\(.*body=%?([\w.\-]+)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_CALLED = re.compile(r" (?:call|conditional)\(.*to_apply=%?([\w.\-]+)")
+_OPERANDS = re.compile(r"operand_layout_constraints=\{(.*?\})\}")
+_SHAPE = re.compile(r"\b(?P<dtype>[a-z]+\d+)\[(?P<sides>[\d,]*)\]")
+
+PARTS = {
+    "backbone": "/backbone/",
+    "encoder": "/encoder/",
+    "rest of the pixel decoder": "pixel_decoder/",
+    "text tower": "text_encoder/",
+    "decoder": "decode_",
+    "matching costs": "matching_costs",
+    "losses": "losses",
+    "optimizer": "optimizer",
+}
+"""Parts of a step, and what the name of their operations contains; the first that fits counts."""
+OTHER = "other"
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """A Pallas kernel in a program.
+
+    Attributes:
+        name: of its instruction; holds the name that the kernel was given.
+        part: key of `PARTS`.
+        times: how often it runs.
+        operands: shapes of what it takes.
+        dtype: of the last operand.
+    """
+
+    name: str
+    part: str
+    times: int
+    operands: tuple[tuple[int, ...], ...]
+    dtype: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Cycles:
+    """What the compiler says of a program on one chip.
+
+    Attributes:
+        parts: estimated cycles, by part.
+        kernels: those it says nothing of.
+        unknown_loops: loops of which it does not know how often they run; counted once.
+    """
+
+    parts: dict[str, float]
+    kernels: tuple[Kernel, ...]
+    unknown_loops: int
+
+
+def estimate(text: str) -> Cycles:
+    """Adds up a compiled program, given as text; bodies of loops count as often as they run."""
+    computations, entry = _computations(text)
+    parts: Counter = Counter()
+    kernels: list[Kernel] = []
+    unknown = 0
+    waiting = [(entry, 1)]
+    while waiting:
+        name, times = waiting.pop()
+        for line in computations.get(name, ()):
+            source = found[1] if (found := _SOURCE.search(line)) else ""
+            if found := _CYCLES.search(line):
+                parts[part_of(source)] += float(found[1]) * times
+            elif '"tpu_custom_call"' in line:
+                kernels.append(_kernel(line, source, times))
+            if found := _WHILE.search(line):
+                trips = _TRIPS.search(line)
+                unknown += trips is None
+                waiting.append((found[1], times * (int(trips[1]) if trips else 1)))
+            waiting += [(called, times) for called in _CALLED.findall(line)]
+    return Cycles(dict(parts), tuple(kernels), unknown)
+
+
+def part_of(source: str) -> str:
+    """Part of the model that an operation belongs to, by the name that tracing gave it."""
+    return next((part for part, sign in PARTS.items() if sign in source), OTHER)
+
+
+def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+    """Lines of each computation, and the name of the one that is run."""
+    found: dict[str, list[str]] = {}
+    entry = current = ""
+    for line in text.splitlines():
+        head = None if line.startswith(" ") else _COMPUTATION.match(line)
+        if head:
+            current = head["name"]
+            found[current] = []
+            entry = current if head["entry"] else entry
+        elif current and line.startswith("  "):
+            found[current].append(line)
+    return found, entry
+
+
+def _kernel(line: str, source: str, times: int) -> Kernel:
+    name = _RESULT.match(line)["name"]
+    operands = _SHAPE.findall(_OPERANDS.search(line)[1])
+    shapes = tuple(tuple(int(n) for n in sides.split(",") if n) for _, sides in operands)
+    return Kernel(name, part_of(source), times, shapes, operands[-1][0])
