@@ -27,7 +27,10 @@ DOUBLED_ID = "annotation id that appears twice in its image"
 
 _SUBJECTS = {NO_IMAGE_ID: "image record", NO_IMAGE_FILE: "annotation file"}
 _USED = (LOST_WHOLE, DOUBLED_ID)
-_ADVICE = {NO_OUTLINE: "the reader option boxes_only trains on boxes instead"}
+_ADVICE = {
+    NO_OUTLINE: "the reader's option boxes_only trains on boxes instead, "
+    "--config.data.own_boxes_only=True in a run"
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,11 +102,14 @@ class Findings:
             said.append(f"{count} {subject} {use}, {reason}{advice}: {'; '.join(named)}{more}")
         crowds = sum(counts[1] for counts in self.classes.values())
         if crowds:
-            said.append(f"{crowds} crowd regions (iscrowd 1) are ignored in training")
+            noun = "crowd region (iscrowd 1) is" if crowds == 1 else "crowd regions (iscrowd 1) are"
+            said.append(f"{crowds} {noun} ignored in training")
         for text, (instances, regions) in self.classes.items():
             if regions and not instances:
+                noun = "the one annotation" if regions == 1 else f"all {regions} annotations"
+                verb = "is a crowd region" if regions == 1 else "are crowd regions"
                 said.append(
-                    f"all {regions} annotations of {text} are crowd regions (iscrowd 1), so the "
-                    "class is never trained on; where each outlines one object, set iscrowd to 0"
+                    f"{noun} of {text} {verb} (iscrowd 1), so the class is never trained on; where "
+                    "each outlines one object, set iscrowd to 0"
                 )
         return said

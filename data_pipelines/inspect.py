@@ -213,6 +213,7 @@ def sample_settings() -> dict:
     even = dict.fromkeys(DATASETS, 1.0)
     return {
         "root": "",
+        "own": "",
         "datasets": {**even, "objects365": 0.0},
         "granularity": {"any": 1.0, "part": 1.0},
         "generic_datasets": {**even, "sa1b": 0.0},
@@ -261,12 +262,14 @@ def inspect(
     used = [name for name in {**shares[0], **shares[1]} if any(s.get(name, 0) for s in shares)]
     own = sorted(set(used) - set(DATASETS))
     root = epath.Path(data["root"]) if data["root"] else None
-    if own and root is None:
+    placed = {"own": epath.Path(data["own"])} if data["own"] and "own" in used else {}
+    if root is None and set(own) - set(placed):
         raise ConfigError(
             f"inspect: {', '.join(own)} are not in the embedded sample ({', '.join(DATASETS)}); "
-            f"give the folder above them as config.data.root."
+            f"give the folder above them as config.data.root, or that of own as config.data.own."
         )
-    folders = {name: root / name for name in used} if root else sample.roots()
+    folders = {name: root / name for name in used} if root else dict(sample.roots())
+    folders |= placed
     vocabulary = build_vocabulary(
         [name for name in used if name in DATASETS],
         extra={name: own_classes(name, folders[name], split) for name in own},
@@ -286,6 +289,8 @@ def inspect(
     )
     iterator = make_iterator(config, sources, vocabulary, seed=seed)
     written = []
+    for note in iterator.notes:
+        print(f"note: {note}")
     for name, rows in next(iterator).items():
         print(f"{name} stream\n{iterator.tables[name].format()}")
         path = pathlib.Path(out) / f"{name}.png"

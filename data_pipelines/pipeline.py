@@ -152,7 +152,9 @@ def make_iterator(
         streams[name] = examples[name].random_map(rows, seed=_derived_seed(seed, name, "rows"))
     if not streams:
         raise ConfigError("pipeline: both streams have batch_size 0; give one of them rows.")
-    return InputIterator(config, examples, streams, tables, process_index, process_count, seed)
+    iterator = InputIterator(config, examples, streams, tables, process_index, process_count, seed)
+    iterator.notes = [line for name in sorted(built) for line in built[name].report.lines()]
+    return iterator
 
 
 class InputIterator:
@@ -163,6 +165,7 @@ class InputIterator:
 
     Attributes:
         tables: the mixture of each stream, to be logged and stored.
+        notes: what is not used of the datasets, a sentence each.
     """
 
     def __init__(
@@ -178,6 +181,7 @@ class InputIterator:
         # Rows are made in parallel by threads and processes; OpenCV's own would only compete.
         cv2.setNumThreads(1)
         self.tables = dict(tables)
+        self.notes: list[str] = []
         self._config = config
         self._examples, self._streams = examples, streams
         self._process = (process_index, process_count)

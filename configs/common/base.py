@@ -28,8 +28,11 @@ def base() -> ConfigDict:
             "data": {
                 # One sub-folder per dataset; "" is the embedded sample.
                 "root": "",
-                # A COCO-format folder of your own: the dataset named "own".
+                # A folder of your own, as an annotation tool exports it: the dataset "own".
                 "own": "",
+                # Where its images are, if not where its file names lead; boxes, not outlines.
+                "own_images": "",
+                "own_boxes_only": False,
                 "datasets": {},
                 "granularity": {},
                 "generic_datasets": {},

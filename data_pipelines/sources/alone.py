@@ -52,6 +52,14 @@ def open_alone(
     return opener(dataset, root, split, vocabulary, **options)
 
 
+def has_split(root: str | os.PathLike, split: str) -> bool:
+    """Whether a custom dataset has a split, as records or in one of the layouts."""
+    if find_records(root, split) is not None:
+        return True
+    folder = pathlib.Path(root)
+    return folder.is_dir() and find_layout(folder, split) is not None
+
+
 def reader_options(*, pascal_part_tree: bool, ade20k_parts: bool) -> dict[str, dict[str, Any]]:
     """What the two switches of a recipe mean for the readers: dataset -> options."""
     options: dict[str, dict[str, Any]] = {}

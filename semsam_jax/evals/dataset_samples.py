@@ -8,9 +8,11 @@ import numpy as np
 
 from data_pipelines import decode
 from data_pipelines import sample as embedded
+from data_pipelines.index.scan import BROKEN, IndexReport, Tally, entries, is_too_broken
 from data_pipelines.schema import DATASETS, RawExample
 from data_pipelines.sources import Source, open_source
 from data_pipelines.sources.alone import own_classes
+from data_pipelines.sources.subset import Subset
 from data_pipelines.transforms import geometry
 from data_pipelines.transforms.evaluation import evaluation_rows
 from data_pipelines.transforms.row import in_view
@@ -82,12 +84,39 @@ class EvalDataset:
         frame: how photos are brought to the canvas.
         limit: number of photos, None for all.
         is_sample: whether it is the embedded sample and not the dataset itself.
+        notes: what is not used of it, a sentence each; `surveyed` finds out.
     """
 
     source: Source
     frame: Frame
     limit: int | None
     is_sample: bool
+    notes: tuple[str, ...] = ()
+
+    def surveyed(self, max_broken_share: float = 0.01) -> tuple["EvalDataset", IndexReport]:
+        """The same without the records that are broken, and what is not used of the others.
+
+        Reads the annotations of every photo once.
+
+        Args:
+            max_broken_share: broken records allowed, as a share of all; one always is.
+
+        Raises:
+            DataError: too many are broken, or there is none.
+        """
+        if not self._count():
+            raise DataError(f"{self.name} {self.source.split}: there are no photos to score.")
+        chosen = Subset(self.source, range(self._count()))
+        tally, kept = Tally(), []
+        for position, found in enumerate(entries(chosen)):
+            tally.add(position, found)
+            if found.reason not in BROKEN:
+                kept.append(position)
+        report = tally.report(chosen)
+        if is_too_broken(report, max_broken_share):
+            raise DataError(f"{self.name} {self.source.split}: {'; '.join(report.lines())}")
+        source = self.source if len(kept) == self._count() else Subset(self.source, kept)
+        return dataclasses.replace(self, source=source, notes=tuple(report.lines())), report
 
     @property
     def name(self) -> str:

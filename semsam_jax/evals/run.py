@@ -50,6 +50,10 @@ def _evaluate(options: EvalOptions) -> dict[str, Outcome]:
     dataset = open_dataset(
         options.dataset, options.root or None, options.split, frame, options.limit or None
     )
+    dataset, _ = dataset.surveyed()
+    if jax.process_index() == 0:
+        for note in dataset.notes:
+            print(f"note: {note}", flush=True)
     out = Path(options.out or Path(checkpoint) / "evaluation" / options.dataset)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -100,7 +104,7 @@ def _setting(
     count = max(1, min(len(dataset.samples()), len(jax.local_devices())))
     driver = Driver(
         folder=out / "progress",
-        settings=about | {"view": options.view, "schema": meta.get("schema_version")},
+        settings=about | _identity(options, checkpoint, meta, dataset),
         show_progress=sys.stderr.isatty(),
         devices=tuple(jax.local_devices()[:count]),
         photos_per_device=options.photos_per_device,
@@ -118,6 +122,16 @@ def _setting(
         prompts_per_call=options.prompts_per_call,
         points_per_side=options.points_per_side,
     )
+
+
+def _identity(
+    options: EvalOptions, checkpoint: object, meta: Mapping, dataset: EvalDataset
+) -> dict[str, object]:
+    """What an interrupted evaluation must agree with to be gone on with, beside its description."""
+    identity: dict[str, object] = {"view": options.view, "schema": meta.get("schema_version")}
+    if jax.process_count() == 1:  # ages of files may differ between machines
+        identity["photos"] = dataset.source.fingerprint
+    return identity
 
 
 def _comparable(outcome: Outcome, suite: str, dataset: EvalDataset) -> list[report.Row]:

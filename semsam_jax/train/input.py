@@ -13,11 +13,14 @@ from etils import epath
 from jax.sharding import Mesh
 
 from data_pipelines import sample
+from data_pipelines.index import open_index
+from data_pipelines.mixture import MixtureRow
 from data_pipelines.pipeline import InputIterator, make_iterator
 from data_pipelines.recipe import pipeline_config
 from data_pipelines.schema import DATASETS
 from data_pipelines.sources import Source, open_source
-from data_pipelines.sources.alone import own_classes, reader_options
+from data_pipelines.sources.alone import has_split, own_classes, reader_options
+from data_pipelines.sources.subset import hold_out
 from data_pipelines.vocabulary import Vocabulary, build_vocabulary
 from semsam_jax.config import RunConfig
 from semsam_jax.core.checkpoint_io import cache_dir
@@ -36,6 +39,7 @@ class Input:
     Attributes:
         tables: mixture text of each stream.
         mixture: the same as plain values, for the checkpoint's meta.
+        notes: what a user should know of the datasets, and what is not used; a sentence each.
     """
 
     def __init__(self, rows: InputIterator, mesh: Mesh):
@@ -43,6 +47,7 @@ class Input:
         self._sharding = batch_sharding(mesh)
         self._hand_over = futures.ThreadPoolExecutor(1)
         self._ahead: futures.Future[StreamBatch] | None = None
+        self.notes = rows.notes
         self.mixture = {name: table.to_dict() for name, table in rows.tables.items()}
         self.text = "\n".join(
             f"{name} stream\n{table.format()}" for name, table in rows.tables.items()
@@ -169,23 +174,75 @@ def build_input(run: RunConfig, vocabulary: Vocabulary, name_mask: np.ndarray, m
         name_mask=name_mask,
     )
     rows.start_prefetch()
-    return Input(rows, mesh)
+    data = Input(rows, mesh)
+    used = {row.dataset: row for table in rows.tables.values() for row in table.rows}
+    data.notes = [_own_text(used[n], vocabulary) for n in names if n not in DATASETS] + data.notes
+    return data
+
+
+def _own_text(row: MixtureRow, vocabulary: Vocabulary) -> str:
+    """A custom dataset in one line: how many images, which classes."""
+    spans = vocabulary.object_slice(row.dataset), vocabulary.part_slice(row.dataset)
+    texts = [vocabulary.entry(i).text for span in spans for i in range(span.start, span.stop)]
+    listed = ", ".join(texts[:20]) + (", ..." if len(texts) > 20 else "")
+    return f"{row.dataset}: {row.examples} images to train on, {len(texts)} classes: {listed}"
+
+
+def data_name(run: RunConfig) -> str:
+    """What a run learns from, for its log and its summary."""
+    names = used_datasets(run)
+    own = [run.data.own] if OWN in names and run.data.own else []
+    others = len(names) > len(own)
+    return " + ".join([*own, *([run.data.root or "embedded sample"] if others else [])])
 
 
 def open_sources(
     run: RunConfig, names: tuple[str, ...], split: str, vocabulary: Vocabulary
 ) -> dict[str, Source]:
-    """Opens the readers of some datasets."""
+    """Opens the readers of some datasets.
+
+    A custom dataset without a split `val` is divided (`subset.hold_out`) where the run evaluates
+    on it; without an evaluation all of it is trained on.
+    """
     roots = dataset_roots(run, names)
     options = reader_options(
         pascal_part_tree=run.data.pascal_part_tree, ade20k_parts=run.data.ade20k_parts
     )
-    return {
-        name: open_source(
-            name, root, split, vocabulary, cache=index_cache(), **options.get(name, {})
+    if run.data.own:
+        options[OWN] = own_options(run, split)
+    sources = {}
+    for name, root in roots.items():
+        is_divided = is_held_out(run, name, root)
+        sources[name] = open_source(
+            name,
+            root,
+            "train" if is_divided else split,
+            vocabulary,
+            cache=index_cache(),
+            **options.get(name, {}),
         )
-        for name, root in roots.items()
-    }
+        if is_divided:
+            index = open_index(sources[name], name, cache=index_cache(), num_threads=8)
+            sources[name] = hold_out(
+                sources[name], index.position, "; ".join(index.report.lines())
+            )[split == "val"]
+    return sources
+
+
+def own_options(run: RunConfig, split: str) -> dict[str, object]:
+    """Options of the reader of `data.own`; masks are measured even where boxes are learned."""
+    options: dict[str, object] = {}
+    if run.data.own_images:
+        options["photos"] = os.path.abspath(run.data.own_images)
+    if run.data.own_boxes_only and split == "train":
+        options["boxes_only"] = True
+    return options
+
+
+def is_held_out(run: RunConfig, name: str, root: os.PathLike) -> bool:
+    """Whether the validation images of a dataset are taken from its training images."""
+    is_evaluated = run.eval_photos > 0 and run.eval_dataset == name
+    return name not in DATASETS and is_evaluated and not has_split(root, "val")
 
 
 def index_cache() -> Path:
@@ -194,8 +251,22 @@ def index_cache() -> Path:
 
 
 def evaluation_data(run: RunConfig, vocabulary: Vocabulary) -> EvalDataset | None:
-    """Held-back photos with their human-made masks, letterboxed to the training canvas."""
+    """Held-back photos with their human-made masks, letterboxed to the training canvas.
+
+    Raises:
+        DataError: too many of them are broken, or none has a mask.
+    """
     if not run.eval_photos:
         return None
     source = open_sources(run, (run.eval_dataset,), "val", vocabulary)[run.eval_dataset]
-    return EvalDataset(source, Frame(run.data.image_size), run.eval_photos, not run.data.root)
+    is_own = run.eval_dataset == OWN and bool(run.data.own)
+    is_sample = not run.data.root and not is_own
+    data = EvalDataset(source, Frame(run.data.image_size), run.eval_photos, is_sample)
+    data, report = data.surveyed()
+    if not report.instances:
+        raise DataError(
+            f"{run.eval_dataset} val: none of the {len(source)} images has an annotated mask to "
+            "score; annotate some, or switch the evaluation off with --config.eval_photos=0 "
+            "--config.keep_best=False"
+        )
+    return data

@@ -86,10 +86,13 @@ def _train_on(
     vocabulary = input_lib.open_vocabulary(run, input_lib.used_datasets(run))
     model_config = config_lib.model_config(run.model)
     text = build_text(run, model_config, vocabulary.names, vocabulary.num_objects, mesh)
-    data = input_lib.build_input(run, vocabulary, text.name_mask, mesh)
     held_back = input_lib.evaluation_data(run, vocabulary)
+    data = input_lib.build_input(run, vocabulary, text.name_mask, mesh)
     samples = [] if held_back is None else held_back.samples()
     report.announce(run, data.text, len(samples), mesh, workdir)
+    held_back_notes = [f"evaluation, {note}" for note in held_back.notes] if held_back else []
+    for note in (*data.notes, *held_back_notes):
+        report.say(note)
 
     model = build_model(run)
     params = initial_params(run, model)

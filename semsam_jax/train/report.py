@@ -6,6 +6,7 @@ import jax
 
 from semsam_jax.config import RunConfig
 from semsam_jax.train.hooks import Clock, NonFiniteWatch
+from semsam_jax.train.input import data_name
 from semsam_jax.train.writers import format_duration
 
 
@@ -23,8 +24,8 @@ def announce(run: RunConfig, mixture_text: str, num_eval: int, mesh, workdir: Pa
         f"{run.data.image_size} px, {dict(mesh.shape)} x {jax.devices()[0].platform}, "
         f"{run.model.dtype}; workdir {workdir}"
     )
-    if run.data.root:
-        say(f"data: {run.data.root}")
+    if run.data.root or run.data.own:
+        say(f"data: {data_name(run)}")
     else:
         say(
             "data: the embedded sample (about a hundred photos in all seven formats; part labels "
@@ -46,7 +47,7 @@ def summarize(
     before, after = meta.get("before") or {}, meta.get("after") or {}
     return {
         "preset": run.model.preset,
-        "data": run.data.root or "embedded sample",
+        "data": data_name(run),
         "steps": run.steps,
         "seconds": round(clock.elapsed(), 1),
         "seconds_to_first_step": first_step and round(first_step, 1),
