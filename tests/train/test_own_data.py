@@ -1,0 +1,146 @@
+"""The data of a fine-tuning run: any tool's folder, its own words, nothing vanishes."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from configs.finetune import get_config
+from data_pipelines.sources.subset import hold_out
+from semsam_jax import config as config_lib
+from semsam_jax.core.errors import DataError
+from semsam_jax.train import input as input_lib
+from tests.data_pipelines import own_data
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SEMSAM_JAX_CACHE", str(tmp_path / "cache"))
+
+
+def make_run(folder, **changes):
+    config = get_config()
+    config.data.own = str(folder)
+    config.data.image_size = 64
+    config.data.interactive_batch, config.data.generic_batch = 1, 0
+    config.model.preset, config.model.warm_start = "tiny", "checkpoint"
+    config.text.source = "none"
+    config.unlock()
+    for key, value in changes.items():
+        config.update_from_flattened_dict({key.replace("__", "."): value})
+    return config_lib.build(config)
+
+
+def opened(run):
+    """(input, evaluation photos) as the loop opens them."""
+    vocabulary = input_lib.open_vocabulary(run, input_lib.used_datasets(run))
+    held_back = input_lib.evaluation_data(run, vocabulary)
+    mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
+    data = input_lib.build_input(run, vocabulary, np.ones(len(vocabulary), bool), mesh)
+    next(data)
+    data.close()
+    return data, held_back
+
+
+def test_a_run_names_its_folder_its_classes_and_what_it_does_not_use(tmp_path):
+    def change(content):
+        content["annotations"][0]["segmentation"] = []
+        content["annotations"][3]["iscrowd"] = 1
+
+    own_data.write(tmp_path / "mine", change)
+    own_data.write(tmp_path / "mine", place="annotations/val.json")
+    run = make_run(tmp_path / "mine")
+    assert input_lib.data_name(run) == str(tmp_path / "mine")
+    for _ in range(2):  # the second time from the kept index
+        data, held_back = opened(run)
+        assert data.notes[0] == "own: 2 images to train on, 2 classes: dog, cat"
+        assert any("1 annotation not used, no usable outline" in note for note in data.notes)
+        assert any("1 crowd region (iscrowd 1) is ignored" in note for note in data.notes)
+        assert not held_back.notes
+        assert len(held_back.samples()) == 2
+
+
+def test_a_class_of_val_alone_is_named(tmp_path):
+    def change(content):
+        content["categories"].append({"id": 3, "name": "bird"})
+        content["annotations"][0]["category_id"] = 3
+
+    own_data.write(tmp_path)
+    own_data.write(tmp_path, change, place="annotations/val.json")
+    with pytest.raises(DataError, match=r"class bird is in .*val\.json and not in the train split"):
+        opened(make_run(tmp_path))
+    # A class without annotations does no harm.
+    own_data.write(
+        tmp_path,
+        lambda content: content["categories"].append({"id": 3, "name": "bird"}),
+        place="annotations/val.json",
+    )
+    opened(make_run(tmp_path))
+
+
+def test_a_set_without_val_holds_images_out(tmp_path):
+    own_data.write(tmp_path, place="result.json")
+    data, held_back = opened(make_run(tmp_path))
+    assert data.notes[0].startswith("own: 1 images to train on")
+    assert len(held_back.samples()) == 1
+    data, held_back = opened(make_run(tmp_path, eval_photos=0, keep_best=False))
+    assert data.notes[0].startswith("own: 2 images to train on")
+    assert held_back is None
+    own_data.write(
+        tmp_path,
+        lambda content: content["annotations"][0].update(segmentation=[[1, 2, float("nan")] * 2]),
+        place="result.json",
+    )
+    with pytest.raises(DataError, match=r"1 usable images of 2 and no split val.*is nan"):
+        opened(make_run(tmp_path))
+
+
+def test_what_is_held_out_depends_on_the_ids_alone(tmp_path):
+    def images(numbers):
+        def change(content):
+            content["images"] = [{"id": n, "file_name": f"p{1 + n % 2}.jpg"} for n in numbers]
+            content["annotations"] = [
+                {**content["annotations"][0], "id": n, "image_id": n} for n in numbers
+            ]
+
+        return change
+
+    def held(numbers):
+        source = own_data.read(own_data.write(tmp_path, images(numbers)))
+        rest, out = hold_out(source, range(len(source)))
+        assert sorted([*rest.example_ids, *out.example_ids], key=int) == list(source.example_ids)
+        assert rest[0] == source[source.example_ids.index(rest.example_ids[0])]
+        assert rest.fingerprint != out.fingerprint
+        return set(out.example_ids)
+
+    few, many = held(range(60)), held(range(0, 120))
+    assert 2 <= len(few) <= 14
+    assert few == {name for name in many if int(name) < 60}
+
+
+def test_an_evaluation_without_a_mask_is_refused_before_training(tmp_path):
+    own_data.write(tmp_path)
+    own_data.write(
+        tmp_path, lambda content: content["annotations"].clear(), place="annotations/val.json"
+    )
+    with pytest.raises(DataError, match="none of the 2 images has an annotated mask to score"):
+        opened(make_run(tmp_path))
+
+
+def test_boxes_alone_and_images_elsewhere(tmp_path):
+    def change(content):
+        for row in content["annotations"]:
+            row["segmentation"] = []
+
+    own_data.write(tmp_path / "mine", change, images="../elsewhere")
+    settings = {"data__own_images": str(tmp_path / "elsewhere"), "data__own_boxes_only": True}
+    data, _ = opened(make_run(tmp_path / "mine", eval_photos=0, keep_best=False, **settings))
+    assert data.notes == ["own: 2 images to train on, 2 classes: dog, cat"]
+
+
+def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("SEMSAM_JAX_CACHE", "/dev/null/x")
+    own_data.write(tmp_path)
+    own_data.write(tmp_path, place="annotations/val.json")
+    data, _ = opened(make_run(tmp_path))
+    assert data.notes[0].startswith("own: 2 images")
