@@ -1,6 +1,9 @@
-"""Test-wide switches: exact arithmetic, no silent broadcasting, 8 CPU devices, quick compiling."""
+"""Test-wide switches: exact arithmetic, no silent broadcasting, 8 CPU devices, fast compiling."""
 
 import os
+import time
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +13,15 @@ from tests.golden import table
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 
-import jax
+# One cache of compiled programs for all workers and the processes that tests start, kept between
+# runs. JAX names its entries by program, flags and version, so nothing stale can be found there.
+_USER_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_USER_CACHE / "semsam_jax_tests"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+CACHE_DAYS = 14
+"""Compiled programs older than this are removed, so that the cache does not grow forever."""
+
+import jax  # noqa: E402 (reads the variables above)
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -20,6 +31,11 @@ AS_SHIPPED = bool(os.environ.get("SEMSAM_JAX_TEST_AS_SHIPPED"))
 """Whether everything is compiled as users have it."""
 QUICK_FLAGS = "--xla_cpu_use_fusion_emitters=false" if jax.__version_info__ < (0, 11) else ""
 """With LLVM's optimisations off, they halve what compiling takes; later versions do not know it."""
+
+# Files that take longest start first, so that no worker is left with one of them at the end.
+LONGEST_FIRST = ("sharded", "e2e", "notebooks", "packaging", "demo", "golden", "train", "evals")
+# Session fixtures that are costly to make: their folders go to one worker.
+TOGETHER = ("packaging", "notebooks")
 
 
 def _compile_quickly() -> None:
@@ -36,6 +52,50 @@ def _compile_quickly() -> None:
 
 if not AS_SHIPPED:
     _compile_quickly()
+
+
+@contextmanager
+def optimizations_off():
+    """XLA's optimisations are off inside; afterwards they are as they were."""
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
+def pytest_configure(config):
+    """Removes old compiled programs, once for all workers."""
+    folder = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+    if not hasattr(config, "workerinput") and folder.is_dir():
+        limit = time.time() - CACHE_DAYS * 24 * 3600
+        for file in folder.iterdir():
+            if file.is_file() and file.stat().st_mtime < limit:
+                file.unlink(missing_ok=True)
+
+
+def pytest_collection_modifyitems(items):
+    """Sorts the folders: longest first."""
+    rank = {name: index for index, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(_folder(item.nodeid), len(rank)))
+
+
+def _folder(nodeid: str) -> str:
+    return nodeid.removeprefix("tests/").partition("/")[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Gives whole files to the workers of `pytest -n`: what a file compiles is compiled once."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class WholeFiles(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "packaging" if _folder(nodeid) in TOGETHER else nodeid.partition("::")[0]
+
+    config.option.loadscopereorder = False  # keep the order of the collection
+    return WholeFiles(config, log)
 
 
 def pytest_sessionfinish(session):

@@ -1,31 +1,37 @@
-"""The floors of the house: a lower floor never imports a higher one."""
+"""The layers of the package: a lower layer never imports a higher one."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FLOORS = {
+LAYERS = {
     "core": 0,
     "ops": 1,
     "text": 1,
     "parallel": 1,
     "models": 2,
     "matching": 3,
+    "convert": 3,
     "criterion": 4,
-    "train": 5,
-    "evals": 5,
     "inference": 5,
-    "convert": 5,
-    "config": 5,
-    "demo": 6,
-    "main": 6,
-    "__main__": 6,
+    "evals": 6,
+    "config": 7,
+    "train": 8,
+    "demo": 8,
+    "main": 9,
+    "__main__": 9,
 }
+"""Packages and modules of semsam_jax; each may import what stands strictly lower, and itself."""
+JAX = ("jax", "jaxlib", "flax", "optax", "orbax")
+NEVER = ("torch", "torchvision", "tensorflow")
 
 
 def _imports(path: Path) -> set[str]:
+    """Every module or name that a file imports, in functions too."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -36,58 +42,57 @@ def _imports(path: Path) -> set[str]:
     return found
 
 
-def _files(folder: str) -> list[Path]:
-    return sorted((ROOT / folder).rglob("*.py"))
+def _imports_below(*places: str) -> list[tuple[str, str]]:
+    """File and imported name, for all files of these folders or modules."""
+    files = []
+    for place in places:
+        path = ROOT / place
+        files += sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
+    assert files
+    return [(str(f.relative_to(ROOT)), name) for f in files for name in sorted(_imports(f))]
 
 
-def _floor_of(path: Path) -> str:
-    relative = path.relative_to(ROOT / "semsam_jax")
-    return relative.parts[0].removesuffix(".py")
+def test_every_module_has_a_layer():
+    found = {path.stem for path in (ROOT / "semsam_jax").glob("*.py")}
+    found |= {path.parent.name for path in (ROOT / "semsam_jax").glob("*/__init__.py")}
+    assert found - {"__init__"} == LAYERS.keys()
 
 
-@pytest.mark.parametrize("path", _files("semsam_jax"), ids=lambda p: str(p.relative_to(ROOT)))
-def test_no_lower_floor_imports_a_higher_one(path):
-    own = _floor_of(path)
-    if own == "__init__":
-        return
-    for name in _imports(path):
-        parts = name.split(".")
-        if parts[0] != "semsam_jax" or len(parts) < 2 or parts[1] not in FLOORS:
-            continue
-        assert FLOORS[parts[1]] <= FLOORS[own], f"{own} imports {name}"
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_layer_imports_lower_ones_only(layer):
+    for file, name in _imports_below(f"semsam_jax/{layer}"):
+        _, _, rest = name.partition("semsam_jax.")
+        other = rest.partition(".")[0]
+        if name.startswith("semsam_jax.") and other in LAYERS and other != layer:
+            assert LAYERS[other] < LAYERS[layer], f"{file} imports {name}"
 
 
-@pytest.mark.parametrize("path", _files("data_pipelines"), ids=lambda p: str(p.relative_to(ROOT)))
-def test_data_pipelines_import_no_jax(path):
-    for name in _imports(path):
-        assert name.split(".")[0] not in ("jax", "flax", "optax", "orbax"), name
-        if name.startswith("semsam_jax"):
-            assert name.startswith("semsam_jax.core") or name == "semsam_jax", name
-            assert "errors" in name or name in ("semsam_jax", "semsam_jax.core"), name
+def test_data_pipelines_import_no_jax_and_only_errors_of_the_package():
+    for file, name in _imports_below("data_pipelines"):
+        assert name.split(".")[0] not in JAX, f"{file} imports {name}"
+        if name.split(".")[0] == "semsam_jax":
+            allowed = ("semsam_jax", "semsam_jax.core", "semsam_jax.core.errors")
+            is_allowed = name in allowed or name.startswith("semsam_jax.core.errors.")
+            assert is_allowed, f"{file} imports {name}"
 
 
-@pytest.mark.parametrize("path", _files("semsam_jax/inference"), ids=lambda p: p.name)
-def test_inference_imports_neither_train_nor_data(path):
-    for name in _imports(path):
-        assert not name.startswith(("semsam_jax.train", "data_pipelines")), name
+def test_inference_imports_neither_train_nor_data():
+    for file, name in _imports_below("semsam_jax/inference"):
+        assert not name.startswith(("semsam_jax.train", "data_pipelines")), f"{file}: {name}"
 
 
-@pytest.mark.parametrize("path", _files("configs"), ids=lambda p: p.name)
-def test_configs_import_only_ml_collections_and_each_other(path):
-    for name in _imports(path):
-        assert name.startswith(("ml_collections", "configs")), name
-
-
-def test_importing_the_package_imports_no_jax():
-    import subprocess
-    import sys
-
-    code = "import sys, semsam_jax; sys.exit('jax' in sys.modules or 'numpy' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+def test_configs_import_only_ml_collections_and_each_other():
+    for file, name in _imports_below("configs"):
+        assert name.split(".")[0] in ("ml_collections", "configs"), f"{file} imports {name}"
 
 
 def test_no_torch_or_tensorflow_anywhere():
-    for folder in ("semsam_jax", "data_pipelines", "configs", "tests", "benchmarks"):
-        for path in _files(folder):
-            for name in _imports(path):
-                assert name.split(".")[0] not in ("torch", "tensorflow", "torchvision"), path
+    for file, name in _imports_below(
+        "semsam_jax", "data_pipelines", "configs", "tests", "benchmarks"
+    ):
+        assert name.split(".")[0] not in NEVER, f"{file} imports {name}"
+
+
+def test_importing_the_package_imports_no_jax():
+    code = "import sys, semsam_jax; sys.exit('jax' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -105,5 +105,5 @@ def _text(
     )
 
 
-def _placed(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding | Sharding) -> jax.Array:
+def _placed(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding | Sharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

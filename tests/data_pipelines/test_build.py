@@ -268,7 +268,7 @@ def test_the_bar_follows_shards_that_others_write(coco, tmp_path):
     assert bar.n == 12
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_beam_workers_build_the_same_files(coco, tmp_path):
     options = "direct_num_workers=2,direct_running_mode=multi_processing"

@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from absl import flags
+
+from semsam_jax import main
 from tests.conftest import AS_SHIPPED, QUICK_FLAGS
 
 TIMEOUT_SEC = 2400
@@ -46,9 +49,10 @@ def command(workdir: Path, config: str = "joint.py", values=SMALL, **changes) ->
 
 
 def environment(cache: Path, **extra: str) -> dict[str, str]:
-    """Environment with its own cache folder."""
+    """Environment with its own cache folder; only compiled programs are shared by all tests."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("SEMSAM_")}
     env |= {"SEMSAM_JAX_CACHE": str(cache), "JAX_PLATFORMS": "cpu"}
+    env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # as users have it
     return env | COMPILE_QUICKLY | extra
 
 
@@ -62,6 +66,27 @@ def run(workdir: Path, cache: Path, **changes) -> subprocess.CompletedProcess:
         text=True,
         timeout=TIMEOUT_SEC,
     )
+
+
+def fails(command: list[str], monkeypatch, capsys) -> str:
+    """Gives a command line that cannot work to this process, which is quicker than a new one.
+
+    Returns:
+        What it printed as its error: one line, with exit code 2.
+    """
+    argv = command[2:]  # without `python -m`
+    monkeypatch.setattr(sys, "argv", argv)  # where ml_collections looks for overridden keys
+    flags.FLAGS.unparse_flags()
+    for name in [name for name in flags.FLAGS if name.startswith("config.")]:
+        delattr(flags.FLAGS, name)  # made for the keys of the last command line
+    try:
+        code = main.run_with_errors(main.parse_or_exit(argv))
+    except SystemExit as end:
+        code = end.code
+    assert code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ")
+    return line
 
 
 def start(workdir: Path, cache: Path, env: dict[str, str] | None = None, **changes):

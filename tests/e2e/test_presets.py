@@ -78,6 +78,7 @@ def test_a_full_size_joint_step_has_the_right_shapes(preset):
     assert sum(c.size * c.dtype.itemsize for c in by_row) < 2**18 * ROWS, by_row
 
 
+@pytest.mark.nightly
 @pytest.mark.timeout(3000)
 def test_swin_t_takes_a_real_step(cache, tmp_path):
     """The preset itself with its text tower, at a small canvas and with few names to encode.

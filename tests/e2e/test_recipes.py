@@ -1,5 +1,9 @@
-"""Every recipe takes real steps on small data, by overrides alone; fine-tuning in its modes."""
+"""Every recipe builds its step on small data, by overrides alone; fine-tuning in its modes.
 
+What each recipe's step computes is traced; that it runs, too, is seen nightly.
+"""
+
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -8,8 +12,18 @@ import jax
 import numpy as np
 import pytest
 
+from configs import finetune, generic_coco, reproduce_sam, sa1b
+from semsam_jax import config as config_lib
 from semsam_jax.__main__ import main
+from semsam_jax.config import RunConfig
 from semsam_jax.core import checkpoint_io
+from semsam_jax.models.semantic_sam import SemanticSAM
+from semsam_jax.parallel.mesh import build_mesh
+from semsam_jax.train import halves, loop
+from semsam_jax.train import input as input_lib
+from semsam_jax.train.abstract import AbstractInputs, abstract_inputs
+from semsam_jax.train.optimizer import build_optimizer
+from semsam_jax.train.step import TrainStep
 from tests.e2e import runs
 
 pytestmark = pytest.mark.timeout(3000)
@@ -46,14 +60,89 @@ def train(cache, workdir, config, **changes):
     return metrics, checkpoint_io.read_meta(workdir)
 
 
-def test_sa1b_trains_clicks_without_names(cache, tmp_path):
+@dataclasses.dataclass
+class Built:
+    """A recipe at reduced size, as shapes: nothing of it is compiled or run."""
+
+    run: RunConfig
+    model: SemanticSAM
+    step: TrainStep
+    inputs: AbstractInputs
+
+    def metrics(self) -> set[str]:
+        """Names of what a step reports, from tracing both of its programs."""
+        _, backward = halves.trace(
+            self.step, self.inputs.state, self.inputs.batch, self.inputs.text
+        )
+        _, metrics = backward.traced.out_info
+        return set(metrics)
+
+
+def built(config, **values) -> Built:
+    """Builds a recipe with its overrides."""
+    config.update_from_flattened_dict(
+        REDUCED | {k.replace("__", "."): v for k, v in values.items()}
+    )
+    run = config_lib.build(config)
+    if config_lib.needs_checkpoint(run):
+        run = config_lib.follow(run, checkpoint_io.read_meta(run.model.warm_start))
+    mesh = build_mesh(1, jax.devices()[:1])
+    model = loop.build_model(run)
+    tx = build_optimizer(run.optimizer, run.steps, loop.frozen_groups(model.config, run))
+    vocabulary = input_lib.open_vocabulary(run, input_lib.used_datasets(run))
+    sizes = (vocabulary.num_objects, len(vocabulary))
+    step = loop.build_step(run, model, tx, mesh, sizes[0])
+    return Built(run, model, step, abstract_inputs(run, model, tx, mesh, *sizes))
+
+
+def test_sa1b_learns_from_clicks_without_names():
+    recipe = built(sa1b.get_config(), data__interactive_batch=2)
+    metrics = recipe.metrics()
+    assert "interactive/mask_bce" in metrics
+    assert not any(key.startswith("generic/") or "class" in key for key in metrics)
+    assert recipe.run.loss.detach_iou_target is False
+
+
+def test_reproduce_sam_learns_three_tokens_many_to_one():
+    recipe = built(reproduce_sam.get_config(), data__interactive_batch=2)
+    assert recipe.model.config.decoder.num_tokens == 3
+    assert recipe.run.loss.many_to_one is True
+    assert "interactive/num_pairs" in recipe.metrics()
+
+
+def test_generic_coco_learns_without_prompts():
+    metrics = built(generic_coco.get_config(), data__generic_batch=2).metrics()
+    assert not any(key.startswith("interactive/") for key in metrics)
+    assert "generic/object_class" in metrics
+
+
+@pytest.mark.parametrize("mode", ["frozen", "lora", "full"])
+def test_finetune_keeps_moments_of_what_its_mode_trains(mode, released, own):
+    sizes = {"data__interactive_batch": 2, "data__generic_batch": 0}
+    recipe = built(
+        finetune.get_config(mode), model__warm_start=str(released), data__own=str(own), **sizes
+    )
+    leaves, _ = jax.tree_util.tree_flatten_with_path(recipe.inputs.state.opt_state)
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+
+    def trained(group):
+        return any(f"/mu/{group}/" in path for path in paths)
+
+    assert trained("decoder/mask_embed")
+    assert trained("prompt_encoder") == (mode != "lora")
+    assert trained("backbone") == (mode == "full")
+
+
+@pytest.mark.nightly
+def test_sa1b_runs(cache, tmp_path):
     metrics, meta = train(cache, tmp_path / "run", "sa1b.py", data__interactive_batch=2)
     assert not any(key.startswith("generic/") or "class" in key for key in metrics[0])
     assert not meta["class_heads_trained"]
     assert meta["config"]["loss"]["detach_iou_target"] is False
 
 
-def test_reproduce_sam_trains_three_tokens_many_to_one(cache, tmp_path):
+@pytest.mark.nightly
+def test_reproduce_sam_runs(cache, tmp_path):
     metrics, meta = train(cache, tmp_path / "run", "reproduce_sam.py", data__interactive_batch=2)
     assert meta["model_config"]["decoder"]["num_tokens"] == 3
     assert meta["config"]["loss"]["many_to_one"] is True
@@ -61,7 +150,8 @@ def test_reproduce_sam_trains_three_tokens_many_to_one(cache, tmp_path):
     assert metrics[0]["interactive/num_pairs"] <= 2 * REDUCED["data.num_prompts"]
 
 
-def test_generic_coco_trains_without_prompts(cache, tmp_path):
+@pytest.mark.nightly
+def test_generic_coco_runs(cache, tmp_path):
     metrics, meta = train(cache, tmp_path / "run", "generic_coco.py", data__generic_batch=2)
     assert not any(key.startswith("interactive/") for key in metrics[0])
     assert metrics[0]["generic/object_class"] > 0
@@ -104,7 +194,14 @@ def changed(before, after):
     return {key for key in before if not np.array_equal(before[key], after[key])}
 
 
-@pytest.mark.parametrize("mode", ["frozen", "lora", "full"])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        pytest.param("frozen", marks=pytest.mark.nightly),
+        "lora",
+        pytest.param("full", marks=pytest.mark.nightly),
+    ],
+)
 def test_finetune_changes_what_its_mode_says(mode, released, own, cache, tmp_path):
     workdir = tmp_path / "run"
     train(

@@ -24,6 +24,7 @@ LABELLED = [
 ]
 
 
+@pytest.mark.nightly
 def test_two_processes(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -1,7 +1,7 @@
 """The notebooks of launch/colab, run from a fresh environment with small sizes.
 
     SEMSAM_JAX_KEEP_NOTEBOOKS=launch/colab SEMSAM_JAX_NOTEBOOK_CHECKPOINT=runs/first \\
-        python -m pytest tests/notebooks -k run
+        python -m pytest tests/notebooks -k run -m 'nightly or not nightly'
 
 keeps the executed notebooks, with their outputs, in that folder. With a checkpoint they are run
 with it and at their own sizes instead of the small ones.
@@ -89,7 +89,17 @@ def test_notebooks_are_short_and_start_with_the_installation(path):
         assert f"\n{name} = " in notebook.cells[0].source
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(
+            path,
+            id=path.stem,
+            marks=[] if path.stem == "clicks_and_levels" else pytest.mark.nightly,
+        )
+        for path in NOTEBOOKS
+    ],
+)
 def test_notebooks_run(path, fresh, checkpoint, tmp_path, monkeypatch):
     kernel = tmp_path / "jupyter" / "kernels" / "python3"
     kernel.mkdir(parents=True)

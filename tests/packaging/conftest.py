@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[2]
 class Fresh:
     """A new environment with the built wheel; what it depends on comes from this one."""
 
-    def __init__(self, folder: Path, wheel: Path, programs: Path):
-        self.folder, self.wheel, self.programs = folder, wheel, programs
+    def __init__(self, folder: Path, wheel: Path):
+        self.folder, self.wheel = folder, wheel
         self.python = folder / "venv" / "bin" / "python"
         venv.create(folder / "venv", with_pip=True)
         # A plain path line: packages are found there, installed-in-place projects are not.
@@ -31,10 +31,9 @@ class Fresh:
     def environment(self):
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "SEMSAM_"))}
         kept |= {"JAX_PLATFORMS": "cpu", "SEMSAM_JAX_CACHE": str(self.folder / "cache")}
-        # Small runs of the main job compile the same programs everywhere: once is enough. What
-        # the compiler is told is a part of the key, so it is told the same as in tests/e2e.
-        kept |= COMPILE_QUICKLY
-        return kept | {"JAX_COMPILATION_CACHE_DIR": str(self.programs)}
+        # Small runs compile the same programs everywhere: once is enough. What the compiler is
+        # told is a part of the key, so it is told the same as in tests/e2e.
+        return kept | COMPILE_QUICKLY
 
     def run(self, args, cwd=None):
         return subprocess.run(
@@ -98,5 +97,5 @@ def wheel_names(wheel):
 
 
 @pytest.fixture(scope="session")
-def fresh(wheel, cache, tmp_path_factory):  # noqa: F811
-    return Fresh(tmp_path_factory.mktemp("fresh"), wheel, cache / "xla")
+def fresh(wheel, tmp_path_factory):
+    return Fresh(tmp_path_factory.mktemp("fresh"), wheel)

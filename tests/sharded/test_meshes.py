@@ -1,7 +1,6 @@
 """One step on meshes of eight devices: numbers of one device, and what crosses between devices."""
 
 import dataclasses
-import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,25 +16,27 @@ from semsam_jax.parallel import sharding
 from semsam_jax.parallel.mesh import batch_sharding, build_mesh, replicated
 from semsam_jax.parallel.program import collectives
 from semsam_jax.train.halves import compile_ahead
+from tests.conftest import optimizations_off
 from tests.sharded import small
 
 pytestmark = pytest.mark.timeout(3000)
 HALVES = ("_forward", "_backward")
-MESHES = {"(4,2)": 2}
-if os.environ.get("SEMSAM_JAX_ALL_MESHES"):
-    # A minute of compiling each; the one above splits along both axes, these along one or both.
-    MESHES |= {"(8,1)": 1, "(2,4)": 4, "(1,8)": 8}
+# A minute of compiling each; the first splits along both axes, the others along one or both.
+MESHES = [
+    pytest.param(2, id="(4,2)"),
+    *(
+        pytest.param(fsdp, id=name, marks=pytest.mark.nightly)
+        for name, fsdp in {"(8,1)": 1, "(2,4)": 4, "(1,8)": 8}.items()
+    ),
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _small_arrays_are_split_and_compiling_is_quick():
     """Parameters of the small model would stay whole; compiling so often needs no optimiser."""
-    before = sharding.MIN_SHARDED_SIZE
-    sharding.MIN_SHARDED_SIZE = 256
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    sharding.MIN_SHARDED_SIZE = before
+    with pytest.MonkeyPatch.context() as patch, optimizations_off():
+        patch.setattr(sharding, "MIN_SHARDED_SIZE", 256)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def one_device(params):
 
 @pytest.fixture(scope="module", params=MESHES)
 def eight_devices(request, params):
-    return MESHES[request.param], _one_step(build_mesh(MESHES[request.param]), params)
+    return request.param, _one_step(build_mesh(request.param), params)
 
 
 def test_loss_and_gradients_are_those_of_one_device(eight_devices, one_device):
