@@ -1,0 +1,287 @@
+"""Folders as annotation tools export them: read as they are."""
+
+import base64
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from data_pipelines import build, check
+from data_pipelines.sources.alone import has_split, open_alone
+from semsam_jax.core.errors import DataError
+from tests.data_pipelines import own_data
+from tests.data_pipelines.own_data import CAT, DOG, read, write
+
+
+def named(template):
+    def change(content):
+        for row in content["images"]:
+            row["file_name"] = template.format(row["id"])
+
+    return change
+
+
+def roboflow(root):
+    def change(content):  # its first category is the project's name, which nothing has
+        content["categories"].insert(0, {"id": 0, "name": "animals", "supercategory": "none"})
+
+    for split in ("train", "valid"):
+        write(root, change, place=f"{split}/_annotations.coco.json", images=split)
+    return "train", "val"
+
+
+def roboflow_without_splits(root):
+    write(root, place="_annotations.coco.json", images=".")
+    return ("train",)
+
+
+def cvat(root):
+    write(root, place="annotations/instances_default.json", images="images/default")
+    return ("train",)
+
+
+def cvat_with_subsets(root):
+    for split in ("Train", "Validation"):
+        write(root, place=f"annotations/instances_{split}.json", images=f"images/{split}")
+    return "train", "val"
+
+
+def label_studio(root):
+    write(root, named(r"images\p{}.jpg"), place="result.json")
+    return ("train",)
+
+
+def label_studio_elsewhere(root):
+    write(root, named("../../label-studio/data/media/upload/3/p{}.jpg"), place="result.json")
+    return ("train",)
+
+
+def fiftyone(root):
+    write(root, place="labels.json", images="data")
+    return ("train",)
+
+
+def fiftyone_with_splits(root):
+    for split in ("train", "validation"):
+        write(root, place=f"{split}/labels.json", images=f"{split}/data")
+    return "train", "val"
+
+
+def coco_of_2017(root):
+    for split in ("train", "val"):
+        write(root, place=f"annotations/instances_{split}2017.json", images=f"{split}2017")
+    return "train", "val"
+
+
+def yolo_line(category, outline):
+    fractions = [value / (96, 64)[at % 2] for at, value in enumerate(outline)]
+    return f"{category} " + " ".join(f"{value:.6f}" for value in fractions)
+
+
+def yolo(root, images="images/{}", labels="labels/{}", described="", splits=("train", "val")):
+    for split in splits:
+        for number in (1, 2):
+            image = root / images.format(split) / f"p{number}.jpg"
+            image.parent.mkdir(parents=True, exist_ok=True)
+            image.write_bytes(own_data.image())
+            label = root / labels.format(split) / f"p{number}.txt"
+            label.parent.mkdir(parents=True, exist_ok=True)
+            label.write_text(f"{yolo_line(0, DOG)}\n\n{yolo_line(1, CAT)}\n")
+    (root / "data.yaml").write_text(described or "names: [dog, cat]\n")
+    return "train", "val"
+
+
+def yolo_of_roboflow(root):
+    text = "train: ../train/images\nval: ../valid/images\nnc: 2\nnames:\n  0: dog\n  1: cat\n"
+    yolo(root, "{}/images", "{}/labels", text, ("train", "valid"))
+    return "train", "val"
+
+
+def yolo_with_paths(root):
+    text = "path: /home/ann/set\ntrain: pictures/images/a\nval: pictures/images/b\n"
+    names = "names: {0: dog, 1: cat}\n"
+    yolo(root, "pictures/images/{}", "pictures/labels/{}", text + names, ("a", "b"))
+    return "train", "val"
+
+
+def yolo_without_splits(root):
+    yolo(root, "images/.", "labels/.", splits=("",))
+    return ("train",)
+
+
+def labelme(root, splits=("train", "val")):
+    for split in splits:
+        for number in (1, 2):
+            image = root / split / f"p{number}.jpg"
+            image.parent.mkdir(parents=True, exist_ok=True)
+            image.write_bytes(own_data.image())
+            shapes = [
+                {"label": label, "points": np.reshape(outline, (-1, 2)).tolist(), "group_id": None}
+                | {"shape_type": "polygon"}
+                for label, outline in (("dog", DOG), ("cat", CAT))
+            ]
+            content = {"version": "5.5.0", "flags": {}, "shapes": shapes, "imageData": None}
+            content |= {"imagePath": f"p{number}.jpg", "imageHeight": 64, "imageWidth": 96}
+            image.with_suffix(".json").write_text(json.dumps(content))
+    return splits
+
+
+def labelme_without_splits(root):
+    labelme(root, ("",))
+    return ("train",)
+
+
+LAYOUTS = (
+    roboflow, roboflow_without_splits, cvat, cvat_with_subsets, label_studio,
+    label_studio_elsewhere, fiftyone, fiftyone_with_splits, coco_of_2017, yolo, yolo_of_roboflow,
+    yolo_with_paths, yolo_without_splits, labelme, labelme_without_splits,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("make", LAYOUTS, ids=lambda make: make.__name__)
+def test_what_tools_export_is_read_as_it_is(make, tmp_path):
+    splits = make(tmp_path)
+    for split in splits:
+        source = read(tmp_path, split)
+        report = check.check(source)
+        assert report.classes == {"dog": 2, "cat": 2}
+        assert not report.broken
+        assert not report.unused
+        assert [int(coco_mask.area(i.rle)) for i in source[0].instances] == [1152, 160]
+    assert has_split(tmp_path, "val") == ("val" in splits)
+    if "val" not in splits:
+        with pytest.raises(DataError, match=r"no annotations of split val; it has train"):
+            read(tmp_path, "val")
+
+
+@pytest.mark.parametrize("make", [yolo, labelme], ids=lambda make: make.__name__)
+def test_records_of_label_files_are_what_the_reader_gives(make, tmp_path):
+    make(tmp_path / "set")
+    out = tmp_path / "records"
+    command = ["--dataset", "own", "--root", str(tmp_path / "set"), "--out", str(out)]
+    assert build.main(command) == 0
+    built = open_alone("own", out / "own", "train", {})
+    source = read(tmp_path / "set")
+    assert [built[at] for at in range(2)] == [source[at] for at in range(2)]
+
+
+def test_a_folder_of_no_layout_is_told_with_all_of_them(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    with pytest.raises(DataError, match=r"Roboflow.*CVAT.*found \['pictures'\]; rename"):
+        read(tmp_path)
+
+
+def yolo_text(root, text):
+    yolo(root)
+    (root / "labels/train/p1.txt").write_text(text)
+    return check.check(read(root))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("7 0 0 1 0 1 1", "line 1 of p1.txt: class '7' is none of data.yaml's"),
+        ("dog 0 0 1 0 1 1", "class 'dog' is none"),
+        ("0 0 0 1 nan 1 1", "'nan' is no finite number"),
+        ("0 0 0 1e999 0 1 1", "'1e999' is no finite number"),
+        ("0 0 0 1 0 1", "5 numbers behind the class"),
+        ("0 0.1", "1 numbers behind the class"),
+    ],
+)
+def test_damaged_yolo_lines_break_their_image_only(text, message, tmp_path):
+    report = yolo_text(tmp_path, text)
+    assert message in report.broken[0]
+    assert report.num_examples == 1
+
+
+def test_yolo_boxes_and_labels_without_images_are_told(tmp_path):
+    (tmp_path / "labels/train").mkdir(parents=True)
+    (tmp_path / "labels/train/p9.txt").write_text("0 0 0 1 0 1 1")
+    report = yolo_text(tmp_path, "0 0.4375 0.5 0.375 0.5\n" + yolo_line(1, CAT))
+    text = "\n".join(report.unused)
+    assert "1 annotation not used, no usable outline" in text
+    assert "line 1 of p1.txt (dog)" in text
+    assert "1 annotation file not used, no image of the same name beside it: p9.txt" in text
+    boxes = read(tmp_path, boxes_only=True)[0].instances
+    np.testing.assert_allclose(
+        [i.box for i in boxes], [(24, 16, 60, 48), (2, 2, 18, 12)], atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("text", ["names: 5", "[1, 2]", "a: [", "nc: 2", "names: {dog: 0}"])
+def test_a_data_yaml_without_names(text, tmp_path):
+    yolo(tmp_path, described=text)
+    with pytest.raises(DataError, match=r"data\.yaml"):
+        read(tmp_path)
+    (tmp_path / "data.yaml").unlink()
+    with pytest.raises(DataError, match=r"without data\.yaml"):
+        read(tmp_path)
+
+
+def labelme_shapes(root, shapes, **more):
+    labelme(root, ("",))
+    file = root / "p1.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"shapes": shapes} | more))
+    return read(root)
+
+
+def png(mask):
+    buffer = io.BytesIO()
+    Image.fromarray(mask).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def test_shapes_of_labelme(tmp_path):
+    small = np.zeros((3, 4), np.uint8)
+    small[1:, 1:] = 255
+    shapes = [
+        {"label": "dog:head", "points": [[30, 20], [40, 30]], "shape_type": "rectangle"}
+        | {"group_id": 7},
+        {"label": "dog", "points": [[24, 16], [60, 48]], "shape_type": "rectangle", "group_id": 7},
+        {"label": "ball", "points": [[80, 50], [80, 60]], "shape_type": "circle"},
+        {"label": "mark", "points": [[10, 30], [13, 32]], "shape_type": "mask", "mask": png(small)},
+        {"label": "line", "points": [[1, 1], [5, 5]], "shape_type": "line"},
+        {"label": "spot", "points": [[1, 1]], "shape_type": "point"},
+    ]
+    source = labelme_shapes(tmp_path, shapes)
+    example = source[0]
+    areas = [int(coco_mask.area(i.rle)) for i in example.instances]
+    assert areas[:1] + areas[2:] == [1152, 6, 100]
+    assert abs(areas[1] - np.pi * 100) < 15
+    assert [i.parent for i in example.instances] == [-1, -1, -1, 0]
+    assert example.instances[2].box == (11.0, 31.0, 14.0, 33.0)
+    (line,) = check.check(source).unused
+    assert "2 annotations not used, shape without area" in line
+    assert "(line), a 'line'" in line
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ({"points": [[1, 2], [3, None], [4, 5]]}, "is no finite number"),
+        ({"points": [[0, 0], [4, 5]], "shape_type": "mask", "mask": "%%"}, "no PNG in base64"),
+        (
+            {"points": [[95, 0]], "shape_type": "mask", "mask": png(np.ones((2, 2), np.uint8))},
+            "does not lie inside the image",
+        ),
+        (5, "AttributeError"),
+    ],
+)
+def test_damaged_shapes_break_their_image_only(shape, message, tmp_path):
+    shapes = [{"label": "dog"} | shape] if isinstance(shape, dict) else [shape]
+    report = check.check(labelme_shapes(tmp_path, shapes))
+    assert message in report.broken[0]
+    assert report.num_examples == 1
+
+
+def test_labelme_of_another_size_and_files_without_images(tmp_path):
+    report = check.check(labelme_shapes(tmp_path, [], imageWidth=90))
+    assert "says 90x64 pixels" in report.broken[0]
+    (tmp_path / "p9.json").write_text('{"shapes": [], "imagePath": "p9.jpg"}')
+    assert "no image of the same name beside it: p9.json" in check.check(read(tmp_path)).unused[0]
+    # The annotation's own image may have another name.
+    (tmp_path / "p9.json").write_text(json.dumps({"shapes": [], "imagePath": r"..\x\p2.jpg"}))
+    assert not check.check(read(tmp_path)).unused
