@@ -213,7 +213,8 @@ def _loose(folder: pathlib.Path, seen: list[str], alone: list[str]) -> Iterator[
         prefix = "" if above == "." else f"{above}/"
         photos = {name[:-4] for name in names if name.endswith(".jpg")}
         stems = [name[:-5] for name in names if name.endswith(".json")]
-        alone.extend(f"{prefix}{stem}.json" for stem in stems if stem not in photos)
+        known = photos | {"PROVENANCE"}
+        alone.extend(f"{prefix}{stem}.json" for stem in stems if stem not in known)
         for stem in sorted((stem for stem in stems if stem in photos), key=by_number):
             yield prefix + stem
 
