@@ -60,6 +60,7 @@ def device_ms(repeats: int = 3) -> float:
         prompt_valid=jnp.ones((1, PROMPTS), bool),
         prompt_targets=jnp.asarray(rng.integers(0, INSTANCES, (1, PROMPTS, TOKENS), np.int32)),
         vocab_valid=jnp.ones((1, 1), bool),
+        vocab_owned=jnp.zeros((1, 1), jnp.uint8),
         has_masks=jnp.ones(1, bool),
         dataset=jnp.zeros(1, jnp.int32),
     )

@@ -69,6 +69,7 @@ def _lite(config: ConfigDict) -> ConfigDict:
     config.loss.iou = 5.0
     config.loss.object_class = 1.0
     config.loss.part_class = 1.0
+    config.loss.owner_class = 1.0
     config.loss.generic = 0.1
     config.steps = 300
     config.log_every = 25

@@ -68,6 +68,7 @@ class PipelineConfig:
         num_workers: worker processes per stream; 0 for none.
         prefetch: batches made ahead.
         total_steps: planned steps, for the expected epochs in the mixture tables.
+        verified_classes: see `transforms.row.RowMaker`.
     """
 
     shape: BatchShape
@@ -80,6 +81,7 @@ class PipelineConfig:
     num_workers: int = 0
     prefetch: int = 2
     total_steps: int = 0
+    verified_classes: bool = True
 
 
 def make_iterator(
@@ -109,7 +111,7 @@ def make_iterator(
             and state of its files), so that the next start does not scan again; None scans
             every time. Records bring their own index.
         name_mask: bool [v], False for names that have no text embedding: they are taken out
-            of `vocab_valid` everywhere.
+            of `vocab_valid` and `vocab_owned` everywhere.
 
     Raises:
         ConfigError: shares, sizes or masks that do not fit together.
@@ -133,6 +135,7 @@ def make_iterator(
         augments={name: config.augments.get(name, config.default_augment) for name in built},
         vocab_valid=_vocab_valid(config.shape, vocabulary, tuple(built), name_mask),
         dataset_index=dataset_numbers(tuple(sources)),
+        verified_classes=config.verified_classes,
     )
     tables, examples, streams = {}, {}, {}
     for name in STREAMS:

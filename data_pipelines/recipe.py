@@ -48,6 +48,7 @@ def pipeline_config(
         # Threads are a process' own: many workers with many each would hold many rows.
         num_threads=2 if data["num_workers"] else 8,
         total_steps=total_steps,
+        verified_classes=data["verified_classes"],
     )
 
 

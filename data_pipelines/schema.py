@@ -65,6 +65,11 @@ class RawExample:
         is_displayed: the frame is that of the displayed image (its EXIF orientation is applied
             when it is decoded), not that of the stored pixels.
         unused: annotations that became neither; not part of records.
+        annotated: classes of which every instance in this image is annotated, none included, as
+            pairs (object_id, part_id), part_id -1 for whole objects. None: all of the dataset's.
+        partial: classes of which some instances are annotated and others may be missing.
+        is_exclusive: an instance has one class of the dataset and therefore none of the others,
+            whether those are annotated in this image or not.
     """
 
     dataset: str
@@ -76,6 +81,15 @@ class RawExample:
     ignored: tuple[RawInstance, ...] = ()
     is_displayed: bool = False
     unused: tuple[Unused, ...] = dataclasses.field(default=(), compare=False)
+    annotated: tuple[tuple[int, int], ...] | None = None
+    partial: tuple[tuple[int, int], ...] = ()
+    is_exclusive: bool = False
+
+
+NOT_OWNED, OWN_CLASS, EVERY_OWNED = 0, 1, 2
+"""Values of `vocab_owned`: where a class counts that is not annotated completely: nowhere; at the
+prediction of an instance of the class (a positive); at the predictions of all instances (negatives
+of the others too). At predictions without an instance it counts with none of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +120,7 @@ class BatchShape:
             "prompt_valid": (np.dtype(np.bool_), (p,)),
             "prompt_targets": (np.dtype(np.int32), (p, t)),
             "vocab_valid": (np.dtype(np.bool_), (self.vocab_size,)),
+            "vocab_owned": (np.dtype(np.uint8), (self.vocab_size,)),
             "has_masks": (np.dtype(np.bool_), ()),
             "dataset": (np.dtype(np.int32), ()),
         }

@@ -39,6 +39,10 @@ class ModelChoice:
         text_weights: .pth of a CLIP-layout text tower, or "".
         num_tokens: tokens of a prompt, 0 for the preset's 6.
         lora_rank: rank of updates of all stacked linear layers (`core.lora`), 0 for none.
+        part_owner: a projection of its own learns what a part belongs to ("dog" of a dog's
+            head), and the object head learns from whole objects alone; False trains the
+            object head with both, as a checkpoint without that projection was.
+        logit_scale: where the log scale of the class cosines starts, 0 for the preset's.
     """
 
     preset: str = "lite"
@@ -50,6 +54,8 @@ class ModelChoice:
     text_weights: str = ""
     num_tokens: int = 0
     lora_rank: int = 0
+    part_owner: bool = True
+    logit_scale: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +89,9 @@ class DataChoice:
         num_workers: input processes; 0 reads in threads of the main process.
         pascal_part_tree: read PASCAL Part's whole tree (91 names) instead of 30 part words.
         ade20k_parts: also read the part levels of ADE20k's full release, without a class.
+        verified_classes: a class is a negative only in images that are annotated for it
+            (PACO, PartImageNet), and not where instances of it were cut for lack of slots;
+            False makes every class of a dataset a negative in all of its images.
     """
 
     root: str = ""
@@ -110,6 +119,7 @@ class DataChoice:
     num_workers: int = 0
     pascal_part_tree: bool = False
     ade20k_parts: bool = False
+    verified_classes: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +173,7 @@ class LossChoice:
     Attributes:
         num_points: points at which mask losses are taken.
         match_points: points at which mask costs are taken.
-        mask_bce, dice, l1, giou, iou, object_class, part_class: weights.
+        mask_bce, dice, l1, giou, iou, object_class, part_class, owner_class: weights.
         many_to_one: SAM's rule (the best token alone learns) instead of many-to-many.
         detach_iou_target: no gradient from the IoU loss into the masks.
         score_all_tokens: the predicted IoU of unmatched tokens learns too.
@@ -181,6 +191,7 @@ class LossChoice:
     iou: float = 1.0
     object_class: float = 4.0
     part_class: float = 4.0
+    owner_class: float = 4.0
     many_to_one: bool = False
     detach_iou_target: bool = True
     score_all_tokens: bool = False
@@ -276,9 +287,12 @@ def build_evaluation(config: Mapping | ConfigDict, out: str) -> EvalOptions:
 def model_config(choice: ModelChoice) -> presets.ModelConfig:
     """Sizes of the network of a run."""
     config = presets.model_config(choice.preset)
-    if not choice.num_tokens:
-        return config
-    decoder = dataclasses.replace(config.decoder, num_tokens=choice.num_tokens)
+    decoder = dataclasses.replace(
+        config.decoder,
+        num_tokens=choice.num_tokens or config.decoder.num_tokens,
+        part_owner=choice.part_owner,
+        logit_scale=choice.logit_scale or config.decoder.logit_scale,
+    )
     return dataclasses.replace(config, decoder=decoder)
 
 

@@ -24,6 +24,9 @@ def base() -> ConfigDict:
                 # Tokens of a prompt, 0 for the preset's; rank of LoRA updates, 0 for none.
                 "num_tokens": 0,
                 "lora_rank": 0,
+                # A projection of its own for what a part belongs to; 0: the preset's log scale.
+                "part_owner": True,
+                "logit_scale": 0.0,
             },
             "data": {
                 # One sub-folder per dataset; "" is the embedded sample.
@@ -57,6 +60,8 @@ def base() -> ConfigDict:
                 "pascal_part_tree": False,
                 # Part levels of ADE20k's full release, as masks without a class.
                 "ade20k_parts": False,
+                # Negatives only where an image is annotated for a class.
+                "verified_classes": True,
             },
             "text": {"source": "table", "table": ""},
             "optimizer": {
@@ -81,6 +86,7 @@ def base() -> ConfigDict:
                 "iou": 1.0,
                 "object_class": 4.0,
                 "part_class": 4.0,
+                "owner_class": 4.0,
                 "many_to_one": False,
                 "detach_iou_target": True,
                 "score_all_tokens": False,

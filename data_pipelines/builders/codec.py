@@ -31,6 +31,14 @@ def features() -> tfds.features.FeaturesDict:
             ),
             "instances": _instances("classes and parent count from 0, -1 is none"),
             "ignored": _instances("crowd regions, the same fields"),
+            "has_annotated": tfds.features.Scalar(
+                np.bool_, doc="whether the photo is annotated for the classes below only"
+            ),
+            "annotated": _classes("classes whose every instance is annotated"),
+            "partial": _classes("classes of which instances may be missing"),
+            "is_exclusive": tfds.features.Scalar(
+                np.bool_, doc="whether an instance is of none but its own class"
+            ),
         }
     )
 
@@ -49,6 +57,10 @@ def _instances(doc: str) -> tfds.features.Sequence:
         },
         doc=doc,
     )
+
+
+def _classes(doc: str) -> tfds.features.Sequence:
+    return tfds.features.Sequence({"object_id": np.int32, "part_id": np.int32}, doc=doc)
 
 
 class Encoder:
@@ -72,10 +84,20 @@ class Encoder:
             "is_displayed": example.is_displayed,
             "instances": self._columns(example.instances),
             "ignored": self._columns(example.ignored),
+            "has_annotated": example.annotated is not None,
+            "annotated": self._pairs(example.annotated or ()),
+            "partial": self._pairs(example.partial),
+            "is_exclusive": example.is_exclusive,
         }
         record = self._serializer.get_tf_example(self._features.encode_example(fields))
         # The fields are a map: without this their order, and a file's hash, would vary.
         return record.SerializeToString(deterministic=True)
+
+    def _pairs(self, classes: Sequence[tuple[int, int]]) -> dict:
+        return {
+            "object_id": [_shifted(object_id, -self._first_object) for object_id, _ in classes],
+            "part_id": [_shifted(part_id, -self._first_part) for _, part_id in classes],
+        }
 
     def _columns(self, items: Sequence[RawInstance]) -> dict:
         return {
@@ -122,6 +144,18 @@ class Decoder:
             is_displayed=bool(next(iter(field["is_displayed"].int64_list.value), False)),
             instances=self._instances(field, "instances", [height, width]),
             ignored=self._instances(field, "ignored", [height, width]),
+            annotated=(
+                self._pairs(field, "annotated") if _is_set(field, "has_annotated") else None
+            ),
+            partial=self._pairs(field, "partial"),
+            is_exclusive=_is_set(field, "is_exclusive"),
+        )
+
+    def _pairs(self, field: Mapping, group: str) -> tuple[tuple[int, int], ...]:
+        ids = (field[f"{group}/{name}"].int64_list.value for name in ("object_id", "part_id"))
+        return tuple(
+            (_shifted(object_id, self._first_object), _shifted(part_id, self._first_part))
+            for object_id, part_id in zip(*ids, strict=True)
         )
 
     def _instances(self, field: Mapping, group: str, size: list[int]) -> tuple[RawInstance, ...]:
@@ -146,6 +180,10 @@ class Decoder:
 
 
 _WHOLE_NUMBERS = ("object_id", "part_id", "parent", "is_thing", "is_pseudo")
+
+
+def _is_set(field: Mapping, name: str) -> bool:
+    return bool(field[name].int64_list.value and field[name].int64_list.value[0])
 
 
 def _shifted(index: int, by: int) -> int:

@@ -43,6 +43,8 @@ class Source(abc.ABC):
         split: `train`, `val`, or what the dataset calls its splits.
         vocabulary: the union vocabulary that gives the class indices.
         has_masks: False where the dataset has boxes only.
+        is_federated: whether each photo was annotated for some classes only and is scored by
+            these alone, as LVIS is.
         example_ids: unique names in reading order.
         options: the reader's own options; they change what is read.
         annotation_files: files and folders that list the examples; `fingerprint` looks at
@@ -54,6 +56,7 @@ class Source(abc.ABC):
     """
 
     has_masks: bool = True
+    is_federated: bool = False
     index_folder: str | os.PathLike | None = None
     is_displayed: bool = False
 
@@ -198,6 +201,9 @@ class ExampleBuilder:
         self.instances: list[RawInstance] = []
         self.ignored: list[RawInstance] = []
         self._unused: list[Unused] = []
+        self.annotated: tuple[tuple[int, int], ...] | None = None
+        self.partial: tuple[tuple[int, int], ...] = ()
+        self.is_exclusive = False
 
     @property
     def height(self) -> int:
@@ -317,6 +323,9 @@ class ExampleBuilder:
             ignored=tuple(self.ignored),
             is_displayed=self._is_displayed,
             unused=tuple(self._unused),
+            annotated=self.annotated,
+            partial=self.partial,
+            is_exclusive=self.is_exclusive,
         )
 
     def _append(self, instance: RawInstance, is_crowd: bool) -> int:

@@ -66,6 +66,8 @@ class CocoTable:
         category_names: native category id -> name.
         id_texts: what codes mean.
         unused: annotations that belong to no image of the file, and images without an id.
+        negatives, not_exhaustive: photo -> category ids that its annotators looked for and did not
+            find, or did not annotate completely (LVIS); only photos that state any.
     """
 
     path: pathlib.Path
@@ -85,6 +87,8 @@ class CocoTable:
     category_names: dict[int, str]
     id_texts: IdTable
     unused: tuple[Unused, ...]
+    negatives: dict[int, tuple[int, ...]]
+    not_exhaustive: dict[int, tuple[int, ...]]
 
 
 class Categories:
@@ -129,7 +133,7 @@ def load_table(path: pathlib.Path, dataset: str, *, with_outlines: bool = True) 
             of an image or a category stands for two.
     """
     codes = IdCodes()
-    photos, notes = _Photos(codes), _Notes(codes, with_outlines)
+    photos, notes = _Photos(path, dataset, codes), _Notes(codes, with_outlines)
     categories = Categories(path, dataset, codes)
     wanted = {"images": photos.add, "annotations": notes.add, "categories": categories.add}
     read_elements(path, dataset, wanted)
@@ -167,6 +171,8 @@ def load_table(path: pathlib.Path, dataset: str, *, with_outlines: bool = True) 
         category_names=categories.names,
         id_texts=id_texts,
         unused=_file_findings(photos, notes, id_texts, in_order[:num_orphans]),
+        negatives={place[i]: ids for i, ids in photos.negatives.items()},
+        not_exhaustive={place[i]: ids for i, ids in photos.not_exhaustive.items()},
     )
 
 
@@ -191,12 +197,14 @@ def _file_findings(
 class _Photos:
     """The file's images, in its order."""
 
-    def __init__(self, codes: IdCodes):
+    def __init__(self, path: pathlib.Path, dataset: str, codes: IdCodes):
         self.ids = array.array("q")
         self.names: list[str] = []
         self.heights, self.widths = array.array("i"), array.array("i")
         self.nameless: list[str] = []
-        self._codes = codes
+        self.negatives: dict[int, tuple[int, ...]] = {}
+        self.not_exhaustive: dict[int, tuple[int, ...]] = {}
+        self._codes, self._where = codes, f"{dataset}: {path}"
 
     def add(self, image: dict) -> None:
         code, name = self._codes.code(image.get("id")), image.get("file_name")
@@ -207,6 +215,23 @@ class _Photos:
         self.names.append(name if isinstance(name, str) else "")
         self.heights.append(image_side(image.get("height")))
         self.widths.append(image_side(image.get("width")))
+        for key, kept in (
+            ("neg_category_ids", self.negatives),
+            ("not_exhaustive_category_ids", self.not_exhaustive),
+        ):
+            if image.get(key):
+                kept[code] = self._class_list(image, key)
+
+    def _class_list(self, image: dict, key: str) -> tuple[int, ...]:
+        """Codes of a list of category ids; what the list says must not get lost."""
+        listed = image[key] if isinstance(image[key], list) else [None]
+        codes = tuple(self._codes.code(category) for category in listed)
+        if MISSING in codes:
+            raise DataError(
+                f"{self._where}: {key} of image {short(image.get('id'))} is {short(image[key])}; "
+                "wanted a list of category ids"
+            )
+        return codes
 
 
 class _Notes:

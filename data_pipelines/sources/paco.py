@@ -1,11 +1,19 @@
 """PACO-LVIS: objects with parts, linked by `obj_ann_id`.
 
 Layout: `root/annotations/paco_lvis_v1_{split}.json`, photos of COCO 2017 at
-`root/{train2017,val2017}/NAME.jpg`, as the JSON's file names say. Source: SPEC (xi).
+`root/{train2017,val2017}/NAME.jpg`, as the JSON's file names say.
+
+PACO is annotated as LVIS is (arXiv 1908.03195, section 3): a photo is complete for the classes that
+it has annotations of and for those in its `neg_category_ids`, which it does not show. Of those in
+`not_exhaustive_category_ids` some instances are missing; of all other classes nothing is known.
+A photo without `neg_category_ids` is complete for its own classes only.
+Source: SPEC (xi).
 """
 
 import os
 import pathlib
+
+import numpy as np
 
 from data_pipelines.schema import RawExample
 from data_pipelines.sources.base import ExampleBuilder, Source
@@ -47,6 +55,8 @@ class Paco(Source):
     def _files(self, position: int) -> tuple[pathlib.Path, ...]:
         return (self._photos / self._table.file_names[position],)
 
+    is_federated = True
+
     def _read(self, position: int) -> RawExample:
         builder = ExampleBuilder(self, position, self._photos / self._table.file_names[position])
         add_annotations(
@@ -57,7 +67,31 @@ class Paco(Source):
             pseudo_objects=self._is_pseudo("objects"),
             pseudo_parts=self._is_pseudo("parts"),
         )
+        self._set_classes(builder, position)
         return builder.build()
+
+    def _set_classes(self, builder: ExampleBuilder, position: int) -> None:
+        """What is known about each class in a photo; the parts of an object are as it is."""
+        table = self._table
+        span = slice(int(table.starts[position]), int(table.starts[position + 1]))
+        stated = [
+            np.unique(table.categories[span]).tolist(),
+            table.negatives.get(position, ()),
+            table.not_exhaustive.get(position, ()),
+        ]
+        # A listed class that PACO does not have is LVIS's own and says nothing here.
+        found, negatives, listed = (
+            [
+                (self._labels[category].object_id, self._labels[category].part_id)
+                for category in ids
+                if category in self._labels
+            ]
+            for ids in stated
+        )
+        incomplete = {object_id for object_id, part_id in listed if part_id < 0}
+        partial = {*listed, *(label for label in found if label[0] in incomplete)}
+        builder.partial = tuple(sorted(partial))
+        builder.annotated = tuple(sorted({*found, *negatives} - partial))
 
 
 def whole_part_labels(

@@ -2,7 +2,8 @@
 
 Layout: `root/images/{split}/*.JPEG` and COCO-style part masks in `root/annotations/{split}.json`,
 `root/annotations/{split}/{split}.json` or `root/{split}.json`. The data set has no masks of whole
-objects: the whole is the union of a photo's parts of one kind (its photos show one object).
+objects: the whole is the union of a photo's parts of one kind. A photo is annotated for one object,
+so nothing is known of other kinds elsewhere in it (`RawExample.annotated`).
 Source: SPEC (xi).
 """
 
@@ -68,6 +69,12 @@ class PartImageNet(Source):
             for part in parts.instances
         )
         whole.ignored.extend(parts.ignored)
+        # Only the one object of the photo is annotated, with the parts of its kind.
+        labels = {(label.object_id, label.part_id) for label in self._labels.values()}
+        whole.annotated = tuple(
+            sorted({(kind, -1) for kind in masks} | {one for one in labels if one[0] in masks})
+        )
+        whole.is_exclusive = True
         return dataclasses.replace(whole.build(), unused=parts.build().unused)
 
 

@@ -23,10 +23,17 @@ from data_pipelines.vocabulary import Vocabulary
 from semsam_jax.core.errors import DataError
 
 VERSION = "1.0.0"
-FORMAT = 2
+FORMAT = 3
+OLD_FORMAT = 2
+"""Without the classes that each photo is annotated for; still right where it is all of them."""
 CLAIM, MANIFEST, INDEX = "build.json", "records.json", "index"
 MAX_READERS = 64
 """Files that a process keeps open: each holds its own table of contents in memory."""
+
+_BY_PHOTO = ("paco", "part_imagenet")
+"""Datasets whose photos are annotated for some classes only."""
+
+_FEDERATED = ("paco",)
 
 _READER, _BUFFER = "readahead_buffer_size:0,max_parallelism:0", 2**15
 
@@ -81,6 +88,7 @@ class Records(Source):
         manifest = self._manifest(dataset)
         super().__init__(dataset, root, split, vocabulary, **manifest["options"])
         self.has_masks = manifest["has_masks"]
+        self.is_federated = dataset in _FEDERATED
         self.index_folder = self._folder / INDEX
         self._files = [(file["file"], file["bytes"]) for file in manifest["files"]]
         self._ends = list(itertools.accumulate(file["examples"] for file in manifest["files"]))
@@ -119,7 +127,12 @@ class Records(Source):
                 "data_pipelines.build command again, it goes on where it stopped"
             )
         manifest = json.loads(file.read_text())
-        if manifest["format"] != FORMAT or manifest["dataset"] != dataset:
+        if manifest["format"] == OLD_FORMAT and dataset in _BY_PHOTO:
+            raise DataError(
+                f"{dataset}: the records in {self._folder} are of format {OLD_FORMAT}, which does "
+                "not say which classes each photo is annotated for; build the records again"
+            )
+        if manifest["format"] not in (FORMAT, OLD_FORMAT) or manifest["dataset"] != dataset:
             raise DataError(
                 f"{dataset}: {file} describes {manifest['dataset']} in format "
                 f"{manifest['format']}, wanted {dataset} in format {FORMAT}; check the root, or "

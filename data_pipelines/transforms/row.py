@@ -4,9 +4,17 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Bool, UInt8
 
 from data_pipelines import decode
-from data_pipelines.schema import BatchShape, RawExample, RawInstance
+from data_pipelines.schema import (
+    EVERY_OWNED,
+    NOT_OWNED,
+    OWN_CLASS,
+    BatchShape,
+    RawExample,
+    RawInstance,
+)
 from data_pipelines.transforms import geometry, masks, prompts
 from data_pipelines.transforms.geometry import Augment, Placement
 from data_pipelines.transforms.prompts import Candidate, PromptPolicy
@@ -29,6 +37,8 @@ class RowMaker:
         augments: placement policy per dataset name; others get large-scale jitter.
         vocab_valid: bool [v] per dataset name: classes that the dataset annotates.
         dataset_index: number of a dataset in the batch, per name.
+        verified_classes: read what an image says about its own classes, and what was cut from
+            it; False takes every class of the dataset for completely annotated in every row.
     """
 
     shape: BatchShape
@@ -36,6 +46,7 @@ class RowMaker:
     augments: Mapping[str, Augment]
     vocab_valid: Mapping[str, np.ndarray]
     dataset_index: Mapping[str, int]
+    verified_classes: bool = True
 
     def __call__(
         self, item: tuple[RawExample, str], rng: np.random.Generator
@@ -174,10 +185,53 @@ class RowMaker:
             first = [slot_of[index] for index in first if index in slot_of]
             targets = prompts.cap_targets(rng, slots, first, shape.max_targets)
             row["prompt_targets"][prompt, : len(targets)] = targets
-        row["vocab_valid"][:] = self.vocab_valid[example.dataset]
+        cut = [item for index, item in enumerate(instances) if index not in slot_of]
+        row["vocab_valid"][:], row["vocab_owned"][:] = self._classes(example, cut)
         row["has_masks"] = np.asarray(candidates[0].cells is not None)
         row["dataset"] = np.asarray(self.dataset_index[example.dataset], np.int32)
         return row
+
+    def _classes(
+        self, example: RawExample, cut: Sequence[RawInstance]
+    ) -> tuple[Bool[np.ndarray, " v"], UInt8[np.ndarray, " v"]]:
+        """`vocab_valid` and `vocab_owned` of a row.
+
+        A class of the dataset is valid unless the image does not list it as annotated, lists it as
+        partial, or an instance of it was cut for lack of slots: it would then be taken for
+        background. A part word is that of all its pairs: annotated with one owner is enough,
+        partial with one owner is too much.
+
+        Args:
+            example: the image.
+            cut: its instances that are visible but not in the row.
+        """
+        known = self.vocab_valid[example.dataset]
+        owned = np.zeros(len(known), np.uint8)
+        if not self.verified_classes:
+            return known, owned
+        valid = known.copy()
+        if example.annotated is not None:
+            valid[:] = False
+            valid[_indices(example.annotated)] = True
+            owned[:] = EVERY_OWNED if example.is_exclusive else NOT_OWNED
+        valid[_indices(example.partial)] = False
+        owned[_indices(example.partial)] = OWN_CLASS
+        missing = [i for item in cut for i in _labels(item)]
+        # That one instance of a class was left out says nothing about whose the others are.
+        owned[[i for i in missing if valid[i]]] = EVERY_OWNED
+        valid[missing] = False
+        return valid & known, np.where(known & ~valid, owned, NOT_OWNED)
+
+
+def _labels(instance: RawInstance) -> list[int]:
+    """The class that an instance is one of: its part word, or its object."""
+    label = instance.part_id if instance.part_id >= 0 else instance.object_id
+    return [label] if label >= 0 else []
+
+
+def _indices(classes: Sequence[tuple[int, int]]) -> list[int]:
+    """Vocabulary indices of classes given as (object, part)."""
+    return [part_id if part_id >= 0 else object_id for object_id, part_id in classes]
 
 
 def in_view(instance: RawInstance, view: str) -> bool:

@@ -83,6 +83,8 @@ def with_branches_of(state: Mapping[str, np.ndarray], config: ModelConfig) -> Mo
     decoder, tokens = config.decoder, state.get(f"{_PREDICTOR}.mask_tokens.weight")
     if tokens is not None and tokens.ndim == 2:
         decoder = dataclasses.replace(decoder, num_tokens=tokens.shape[0])
+    has_owner = f"{_PREDICTOR}.class_embed_owner" in state
+    decoder = dataclasses.replace(decoder, part_owner=has_owner)
     return dataclasses.replace(
         config,
         decoder=decoder,

@@ -228,6 +228,8 @@ def _decoder_rules(model: ModelConfig) -> list[Rule]:
         *tensor("class_embed", "object_embed", dim, config.text_dim),
         *tensor("class_embed_part", "part_embed", dim, config.text_dim),
     ]
+    if config.part_owner:  # Ours alone: the original has no such tensor.
+        head_rows += tensor("class_embed_owner", "owner_embed", dim, config.text_dim)
     # The reference shares one norm and one box head and saves them under every name.
     shared_norm = [f"{_PREDICTOR}.decoder.norm"]
     shared_boxes = [f"{_PREDICTOR}._bbox_embed"]

@@ -32,7 +32,9 @@ class Batch:
     prompt_is_box: Array  # bool [b,p]
     prompt_valid: Array  # bool [b,p]
     prompt_targets: Array  # int32 [b,p,t] instance index, -1 none
-    vocab_valid: Array  # bool [b,v] classes that the image's dataset annotates
+    vocab_valid: Array  # bool [b,v] classes of which every instance in the image is annotated
+    vocab_owned: Array  # uint8 [b,v] for the others: 0 unknown, 1 a positive at its own instances,
+    # 2 a negative at the other instances as well (`data_pipelines.schema`)
     has_masks: Array  # bool [b]
     dataset: Array  # int32 [b]
 
@@ -89,6 +91,8 @@ class Predictions:
         pred_ious: float32 [...] predicted quality of the mask (prompts only), else None.
         object_logits: float32 [..., num_objects] or None without text.
         part_logits: float32 [..., num_parts] or None without text.
+        owner_logits: float32 [..., num_objects] what a part belongs to, or None without text or
+            without that projection; says nothing about whole objects.
     """
 
     mask_embed: Array
@@ -96,6 +100,7 @@ class Predictions:
     pred_ious: Array | None = None
     object_logits: Array | None = None
     part_logits: Array | None = None
+    owner_logits: Array | None = None
 
 
 @typing.no_type_check

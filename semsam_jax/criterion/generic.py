@@ -1,8 +1,9 @@
 """Loss of the generic stream: queries, proposals and denoising slots.
 
-Queries are assigned anew in every layer. A class head counts over all queries and over the
-classes that the image's data set annotates: a query without an instance, or whose instance
-has no label of that head, is a negative there and only there.
+Queries are assigned anew in every layer. A class head counts over the classes that the image is
+annotated for: a query without an instance is a negative of all of them. A query that a part owns
+teaches the part head and the owner head, never the object head; one whose instance has no name
+teaches none (`terms.class_heads`).
 
 Source: SPEC (xiii); arXiv 2203.03605 for denoising and proposals.
 """
@@ -28,7 +29,7 @@ def generic_losses(
 
     Box and mask terms are means over the instances (or denoising slots) of the global
     batch, mask terms over those with masks. A class term is the focal sum over queries and
-    classes, by the number of instances of rows that annotate any class of that head.
+    classes, by the number of instances that teach that head.
 
     Args:
         predictions: all layers [l+1], proposals and, in training, denoising.
@@ -112,17 +113,21 @@ def _query_classes(
     assigned: Int[Array, "b n"],
     is_instance: Bool[Array, "b n"],
 ) -> dict[str, Float[Array, ""]]:
-    """Class terms over all queries."""
+    """Class terms over all queries but those whose instance says nothing to the head."""
     num_queries = queries.boxes.shape[1]
     is_own = (assigned[:, None, :] == jnp.arange(num_queries)[None, :, None]) & is_instance[:, None]
+    is_owned = is_own.any(-1)
     out = {}
     for head in class_heads(queries, rows):
         # At most one instance owns a query, so the largest label is the label.
         label = jnp.max(jnp.where(is_own, head.label[:, None, :], -1), axis=-1)
-        focal = class_term(head.logits, label, head.vocab_valid)
-        has_head = jnp.any(head.vocab_valid, axis=1, keepdims=True)
-        count = jnp.sum((is_instance & has_head).astype(jnp.float32))
-        out[head.name] = jnp.sum(focal) / jnp.maximum(count, 1.0)
+        is_taught = jnp.any(is_own & head.teaches[:, None], axis=-1)
+        if head.learns_unowned:
+            is_taught = is_taught | ~is_owned
+        focal = class_term(head, label, is_owned)
+        has_head = jnp.any(head.owned, axis=1, keepdims=True) | (head.label >= 0)
+        count = jnp.sum((is_instance & head.teaches & has_head).astype(jnp.float32))
+        out[head.name] = jnp.sum(focal * is_taught) / jnp.maximum(count, 1.0)
     return out
 
 
@@ -137,9 +142,10 @@ def _slot_classes(
     out = {}
     for head in class_heads(slots, rows):
         label = jnp.take_along_axis(head.label, instance, axis=1)
-        focal = class_term(head.logits, label, head.vocab_valid)
-        num_classes = head.vocab_valid.sum(axis=1, keepdims=True)
-        weight = (valid & (num_classes > 0)).astype(jnp.float32)
+        is_taught = jnp.take_along_axis(head.teaches, instance, axis=1)
+        focal = class_term(head, label, jnp.ones((1, 1), bool))
+        num_classes = head.owned.sum(axis=1, keepdims=True)
+        weight = (valid & is_taught & ((num_classes > 0) | (label >= 0))).astype(jnp.float32)
         if by_slots:
             out[head.name] = mean_over(focal, weight)
         else:

@@ -104,8 +104,9 @@ def interactive_losses(
             weights["iou"] = every_token
         for head in class_heads(own, rows):
             label = jnp.take_along_axis(head.label, instance, axis=1)
-            terms[head.name] = class_term(head.logits, label, head.vocab_valid)
-            weights[head.name] = weight * (label >= 0)
+            is_taught = jnp.take_along_axis(head.teaches, instance, axis=1)
+            terms[head.name] = class_term(head, label, jnp.ones((1, 1), bool))
+            weights[head.name] = weight * ((label >= 0) & is_taught)
         return {name: mean_over(terms[name], weights[name]) for name in terms}
 
     return over_layers(

@@ -26,6 +26,7 @@ class LossWeights:
     iou: float = 1.0
     object_class: float = 4.0
     part_class: float = 4.0
+    owner_class: float = 4.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,51 +74,89 @@ class CriterionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ClassHead:
-    """One of the two class heads, with the part of the vocabulary that it speaks.
+    """One of the class heads, with the part of the vocabulary that it speaks.
+
+    An instance teaches a head or it does not: a part says nothing to the object head, and an
+    instance without any name says nothing to either. At a prediction that no instance owns, the
+    classes that are annotated completely are negatives, for the heads that learn there.
 
     Attributes:
         name: of its loss term.
         logits: [..., v] float32.
-        first: index of its first class in the union vocabulary.
-        label: int32 [b, n] index within the head, -1 none or not annotated.
-        vocab_valid: bool [b, v] classes that the row's data set annotates.
+        label: int32 [b, n] index within the head, -1 where the instance is none of its classes,
+            or of one that does not count in its row.
+        teaches: bool [b, n] instances from which the head learns.
+        valid: bool [b, v] classes that count at every prediction.
+        owned: bool [b, v] classes that count at predictions that an instance owns.
+        learns_unowned: whether predictions without an instance are negatives of this head.
     """
 
     name: str
     logits: Array
-    first: int
     label: Array
-    vocab_valid: Array
+    teaches: Array
+    valid: Array
+    owned: Array
+    learns_unowned: bool = True
 
 
 def class_heads(predictions: Predictions, rows: Batch) -> list[ClassHead]:
-    """The heads that have any class to say; none without text."""
-    heads = []
+    """The heads that have any class to say; none without text.
+
+    With an owner head the object head learns from whole objects only, and the owner head from
+    parts only. Without one the object head also says what a part belongs to.
+    """
+    is_part, has_object = rows.part_id >= 0, rows.object_id >= 0
     size = rows.vocab_valid.shape[1]
+    heads = []
     if predictions.object_logits is not None:
-        heads.append(("object_class", predictions.object_logits, 0, rows.object_id))
+        is_whole = has_object if predictions.owner_logits is None else has_object & ~is_part
+        heads.append(("object_class", predictions.object_logits, 0, rows.object_id, is_whole))
     if predictions.part_logits is not None:
         first = size - predictions.part_logits.shape[-1]
-        heads.append(("part_class", predictions.part_logits, first, rows.part_id))
+        heads.append(
+            ("part_class", predictions.part_logits, first, rows.part_id, is_part | has_object)
+        )
+    if predictions.owner_logits is not None:
+        is_owned = is_part & has_object
+        heads.append(("owner_class", predictions.owner_logits, 0, rows.object_id, is_owned))
     made = []
-    for name, logits, first, union_id in heads:
+    for name, logits, first, union_id, teaches in heads:
         num = logits.shape[-1]
         if not num:
             continue
         valid = rows.vocab_valid[:, first : first + num]
+        partly = rows.vocab_owned[:, first : first + num]
         label = union_id - first
-        is_annotated = jnp.take_along_axis(valid, jnp.clip(label, 0, num - 1), axis=1)
-        label = jnp.where((label >= 0) & is_annotated, label, -1)
-        made.append(ClassHead(name, logits.astype(jnp.float32), first, label, valid))
+        counts = jnp.take_along_axis(valid | (partly > 0), jnp.clip(label, 0, num - 1), axis=1)
+        made.append(
+            ClassHead(
+                name=name,
+                logits=logits.astype(jnp.float32),
+                label=jnp.where((label >= 0) & counts, label, -1),
+                teaches=teaches,
+                valid=valid,
+                owned=valid | (partly > 1),
+                learns_unowned=name != "owner_class",
+            )
+        )
     return made
 
 
 def class_term(
-    logits: Float[Array, "b m v"], label: Int[Array, "b m"], vocab_valid: Bool[Array, "b v"]
+    head: ClassHead, label: Int[Array, "b m"], is_owned: Bool[Array, "#b #m"]
 ) -> Float[Array, "b m"]:
-    """Sigmoid focal loss of each row, summed over the annotated classes; label -1 is none."""
-    truth = jax.nn.one_hot(label, logits.shape[-1], dtype=jnp.float32)
-    return jnp.sum(sigmoid_focal(logits, truth) * vocab_valid[:, None, :], axis=-1)
+    """Sigmoid focal loss of each prediction, summed over the classes that count for it.
+
+    Args:
+        head: with logits [b, m, v].
+        label: of the instance that owns the prediction, -1 none.
+        is_owned: whether an instance owns it.
+    """
+    truth = jax.nn.one_hot(label, head.logits.shape[-1], dtype=jnp.float32)
+    counts = jnp.where(is_owned[..., None], head.owned[:, None], head.valid[:, None])
+    counts = counts | (truth > 0)
+    return jnp.sum(sigmoid_focal(head.logits, truth) * counts, axis=-1)
 
 
 def box_terms(

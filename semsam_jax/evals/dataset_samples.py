@@ -165,6 +165,7 @@ class EvalDataset:
             is_thing=np.asarray([vocabulary.entry(int(i)).is_thing for i in objects], bool),
             part_ids=parts,
             pairs=build_pairs(pairs),
+            is_federated=self.source.is_federated,
         )
         names = [[vocabulary.entry(int(i)).text for i in group] for group in (objects, parts)]
         return classes, *names
@@ -240,6 +241,8 @@ class EvalDataset:
             is_crowd=[False] * len(kept) + [True] * len(crowds),
             object_ids=[item.object_id for item in items],
             part_ids=[item.part_id for item in items],
+            annotated=example.annotated if self.source.is_federated else None,
+            partial=example.partial if self.source.is_federated else (),
             scale=max(size_hw) / max(example.height, example.width),
             truth_hw=(example.height, example.width),
         )

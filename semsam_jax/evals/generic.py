@@ -14,6 +14,7 @@ import numpy as np
 from flax import linen as nn
 
 from semsam_jax.core.structs import TextTable
+from semsam_jax.evals import federated
 from semsam_jax.evals.driver import Driver
 from semsam_jax.evals.evaluator import Evaluator
 from semsam_jax.evals.generic_runner import GenericAnswer, GenericProtocol, GenericRunner
@@ -67,16 +68,21 @@ class GenericEvaluator(Evaluator):
         self._part_index = {int(u): i for i, u in enumerate(classes.part_ids)}
         self._parts = {}
         num_objects = len(classes.object_ids)
+        self._limit, limits = self._protocol.max_instances, {}
+        if classes.is_federated:
+            self._limit = federated.MAX_DETECTIONS
+            limits = {"max_detections": (1, 10, self._limit)}
         if "panoptic" in tasks:
             self._parts["panoptic"] = PanopticEvaluator(classes.is_thing)
         if "semantic" in tasks:
             self._parts["semantic"] = SemanticEvaluator(num_objects)
         if "instance" in tasks:
-            self._parts["mask_ap"] = InstanceEvaluator(num_objects, "mask")
-            self._parts["box_ap"] = InstanceEvaluator(num_objects, "box")
+            self._parts["mask_ap"] = InstanceEvaluator(num_objects, "mask", **limits)
+            self._parts["box_ap"] = InstanceEvaluator(num_objects, "box", **limits)
         if "part" in tasks:
-            self._parts["part_mask_ap"] = InstanceEvaluator(len(classes.pairs), "mask")
-            self._parts["part_box_ap"] = InstanceEvaluator(len(classes.pairs), "box")
+            num_pairs = len(classes.pairs)
+            self._parts["part_mask_ap"] = InstanceEvaluator(num_pairs, "mask", **limits)
+            self._parts["part_box_ap"] = InstanceEvaluator(num_pairs, "box", **limits)
 
     def reset(self) -> None:
         """Forgets everything that was processed."""
@@ -92,13 +98,17 @@ class GenericEvaluator(Evaluator):
             truth = self._true_semantic(sample, answer.size_hw)
             self._parts["semantic"].process(truth, answer.maps.semantic)
         if "instance" in self._tasks:
-            truth = self._true_instances(sample)
-            self._add("mask_ap", "box_ap", sample, answer, truth, self._instances(answer))
-        if "part" in self._tasks:
-            truth = self._true_parts(sample)
-            self._add(
-                "part_mask_ap", "part_box_ap", sample, answer, truth, self._part_instances(answer)
+            truth, found = self._true_instances(sample), self._instances(answer)
+            truth, found = federated.restrict(
+                truth, found, self._object_classes(sample), answer.size_hw
             )
+            self._add("mask_ap", "box_ap", sample, answer, truth, found)
+        if "part" in self._tasks:
+            truth, found = self._true_parts(sample), self._part_instances(answer)
+            truth, found = federated.restrict(
+                truth, found, self._pair_classes(sample), answer.size_hw
+            )
+            self._add("part_mask_ap", "part_box_ap", sample, answer, truth, found)
 
     def state(self) -> dict:
         """The state of every task's evaluator."""
@@ -205,9 +215,20 @@ class GenericEvaluator(Evaluator):
         )
         return PanopticSegments(found.segment_map, {s.id: s.category for s in found.segments})
 
+    def _object_classes(self, sample: EvalSample) -> federated.Annotated | None:
+        """Which objects a photo was annotated for, as local classes."""
+        index = {(union, -1): local for union, local in self._object_index.items()}
+        return federated.annotated(sample, index)
+
+    def _pair_classes(self, sample: EvalSample) -> federated.Annotated | None:
+        """Which pairs a photo was annotated for, as local classes."""
+        pairs, objects = self._classes.pairs, self._classes.object_ids
+        unions = zip(objects[pairs.objects], self._classes.part_ids[pairs.parts], strict=True)
+        return federated.annotated(sample, {(int(o), int(p)): i for i, (o, p) in enumerate(unions)})
+
     def _instances(self, answer: GenericAnswer) -> InstanceSet:
         things = np.flatnonzero(self._classes.is_thing)
-        limit = self._protocol.max_instances
+        limit = self._limit
         probabilities = maps.sigmoid(answer.object_logits)
         # Ranked over all classes, then things are picked, as `ops.panoptic.top_instances`.
         queries, classes, scores = top_pairs(probabilities, limit)
@@ -216,11 +237,11 @@ class GenericEvaluator(Evaluator):
 
     def _part_instances(self, answer: GenericAnswer) -> InstanceSet:
         scores = pair_scores(
-            maps.sigmoid(answer.object_logits),
+            maps.sigmoid(answer.owner_logits),
             maps.sigmoid(answer.part_logits),
             self._classes.pairs,
         )
-        return _detections(answer, *top_pairs(scores, self._protocol.max_instances))
+        return _detections(answer, *top_pairs(scores, self._limit))
 
 
 def _detections(

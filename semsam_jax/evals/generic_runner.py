@@ -39,6 +39,7 @@ class GenericAnswer:
     Attributes:
         object_logits: float32 [q, o] before the sigmoid.
         part_logits: float32 [q, r] before the sigmoid.
+        owner_logits: float32 [q, o] before the sigmoid: what a query's part belongs to.
         boxes_xywh: float64 [q, 4] pixels of the truth's frame.
         maps: its masks; queries compete with their sharpened class scores, those below the
             score threshold never win.
@@ -46,6 +47,7 @@ class GenericAnswer:
 
     object_logits: np.ndarray
     part_logits: np.ndarray
+    owner_logits: np.ndarray
     boxes_xywh: np.ndarray
     maps: PhotoMaps
 
@@ -109,13 +111,16 @@ class GenericRunner:
         # The compiler may choose to leave an output whole on every device.
         on_rows = jax.device_put((last.mask_embed, features), self._rows)
         embeds, features = (_by_photo(array) for array in on_rows)
-        objects, parts, boxes = (
-            np.asarray(x, np.float32) for x in (last.object_logits, last.part_logits, last.boxes)
+        owners = last.object_logits if last.owner_logits is None else last.owner_logits
+        objects, parts, owners, boxes = (
+            np.asarray(x, np.float32)
+            for x in (last.object_logits, last.part_logits, owners, last.boxes)
         )
         return [
             GenericAnswer(
                 object_logits=objects[row],
                 part_logits=parts[row],
+                owner_logits=owners[row],
                 boxes_xywh=_boxes_xywh(boxes[row], sample),
                 maps=self._maps(embeds[row], features[row], objects[row], sample),
             )

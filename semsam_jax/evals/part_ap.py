@@ -1,7 +1,8 @@
 """AP of parts: a detection is right if object and part are right and the mask fits.
 
 A class is a pair (object, part), such as (dog, head). The two heads are independent, so the
-score of a pair is the product of the two sigmoid scores; `InstanceEvaluator` does the rest.
+score of a pair is the product of two sigmoid scores, that of the part and that of its owner (of
+the object head where a model has no owner head); `InstanceEvaluator` does the rest.
 
 Source: arXiv 2307.04767, PASCAL Part results (SPEC section 0b); VLPart, arXiv 2305.11173.
 """
@@ -53,12 +54,14 @@ class ClassList:
         is_thing: bool [o].
         part_ids: int [r] index of each part class in the samples' `part_ids`.
         pairs: which parts (0..r-1) of which objects (0..o-1) are annotated, for part AP.
+        is_federated: images are scored for the classes that each was annotated for.
     """
 
     object_ids: np.ndarray
     is_thing: np.ndarray
     part_ids: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
     pairs: PairVocabulary | None = None
+    is_federated: bool = False
 
 
 def build_pairs(pairs: Iterable[tuple[int, int]]) -> PairVocabulary:
@@ -69,12 +72,12 @@ def build_pairs(pairs: Iterable[tuple[int, int]]) -> PairVocabulary:
 
 
 def pair_scores(
-    object_scores: Float[np.ndarray, "q o"],
+    owner_scores: Float[np.ndarray, "q o"],
     part_scores: Float[np.ndarray, "q r"],
     pairs: PairVocabulary,
 ) -> Float[np.ndarray, "q m"]:
     """Score of each pair: product of the two heads' scores in 0..1."""
-    return object_scores[:, pairs.objects] * part_scores[:, pairs.parts]
+    return owner_scores[:, pairs.objects] * part_scores[:, pairs.parts]
 
 
 def top_pairs(

@@ -29,6 +29,8 @@ class EvalSample:
         is_thing: per mask, countable or not; all True where not given.
         is_crowd: per mask, COCO's crowd flag; all False where not given.
         object_ids, part_ids: class index per mask, -1 none.
+        annotated, partial: pairs (object, part) of the classes that this image was annotated for
+            completely, or not completely (`data_pipelines.schema.RawExample`); None: all.
         clicks_xy: optional given clicks, integer pixels [n, 2]; else computed from the masks.
         scale: canvas pixels per pixel of the original photo, for the size classes.
         truth_hw: set when the masks are in another frame than the canvas, usually that of
@@ -45,6 +47,8 @@ class EvalSample:
     is_crowd: Sequence[bool] | np.ndarray | None = None
     object_ids: Sequence[int] | np.ndarray | None = None
     part_ids: Sequence[int] | np.ndarray | None = None
+    annotated: Sequence[tuple[int, int]] | None = None
+    partial: Sequence[tuple[int, int]] = ()
     clicks_xy: np.ndarray | None = None
     scale: float = 1.0
     truth_hw: tuple[int, int] | None = None

@@ -370,6 +370,7 @@ def _with_text(
         is_thing=classes.is_thing[keep],
         part_ids=classes.part_ids[keep_parts] if has_parts else np.zeros(0, np.int64),
         pairs=pairs if has_parts else None,
+        is_federated=classes.is_federated,
     )
     left_out = [name for name, is_found in zip(names, found, strict=True) if not is_found]
     notes = {"classes": f"{len(keep)} of {num_objects} objects"}

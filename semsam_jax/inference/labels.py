@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from semsam_jax.core.errors import CheckpointError, PromptError
-from semsam_jax.core.structs import TextTable
+from semsam_jax.core.structs import Predictions, TextTable
 from semsam_jax.inference.loading import LoadedModel
 from semsam_jax.inference.requests import Name
 from semsam_jax.text.tables import NameTable
@@ -98,6 +98,12 @@ def label_set(model: LoadedModel, labels: Labels) -> LabelSet:
     )
     table = TextTable(objects=_pad(exact.objects), parts=_pad(exact.parts))
     return LabelSet(objects, parts, names.stuff & set(objects), exact, table)
+
+
+def object_logits(found: Predictions) -> Float[np.ndarray, "*q v"]:
+    """How well each object name fits each token: as what it is, or as what it is a part of."""
+    whole = np.asarray(found.object_logits)
+    return whole if found.owner_logits is None else np.maximum(whole, found.owner_logits)
 
 
 def parse_labels(labels: Labels) -> Names:

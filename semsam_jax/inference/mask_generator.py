@@ -16,7 +16,7 @@ from semsam_jax.core.structs import Prompts
 from semsam_jax.inference.files import compress_runs, decode_rle, run_lengths
 from semsam_jax.inference.granularity import Level, parse_levels, tokens_of_levels
 from semsam_jax.inference.images import ImageLike, load_image
-from semsam_jax.inference.labels import Labels, LabelSet, label_set
+from semsam_jax.inference.labels import Labels, LabelSet, label_set, object_logits
 from semsam_jax.inference.loading import LoadedModel, low_res_logits
 from semsam_jax.inference.mask_selection import (
     Filters,
@@ -352,6 +352,6 @@ def _names(
     if names is None:
         return [(None, None)] * len(rows)
     where = (0, rows // len(tokens), tokens[rows % len(tokens)])
-    objects = np.asarray(answer.object_logits)[where]
+    objects = object_logits(answer)[where]
     parts = np.asarray(answer.part_logits)[where]
     return [(names.best_object(o), names.best_part(p)) for o, p in zip(objects, parts, strict=True)]

@@ -18,7 +18,7 @@ from semsam_jax.inference.granularity import (
     tokens_of_levels,
 )
 from semsam_jax.inference.images import ImageLike, load_image
-from semsam_jax.inference.labels import Labels, LabelSet, label_set
+from semsam_jax.inference.labels import Labels, LabelSet, label_set, object_logits
 from semsam_jax.inference.loading import LoadedModel, low_res_logits
 from semsam_jax.inference.preprocess import Frame, Size, fit_image
 from semsam_jax.inference.requests import CheckedRequest, Request, Segments, check_request
@@ -259,7 +259,7 @@ class Predictor:
         parts: list = [None] * len(masks)
         if names is not None:
             for i, (prompt, token, _, _) in enumerate(masks):
-                objects[i] = names.best_object(found.object_logits[prompt, token])
+                objects[i] = names.best_object(object_logits(found)[prompt, token])
                 parts[i] = names.best_part(found.part_logits[prompt, token])
         return Segments(
             masks=upsample(low, photo.frame, photo.frame.photo_hw),

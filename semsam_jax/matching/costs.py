@@ -29,6 +29,7 @@ class CostWeights(typing.Protocol):
     giou: float
     object_class: float
     part_class: float
+    owner_class: float
 
 
 def prompt_costs(
@@ -138,13 +139,21 @@ def _pair_costs(
     mask_cost += weights.dice * pairwise_dice(logits, truth)
     has_masks = rows.has_masks.reshape(-1, *[1] * (cost.ndim - 1))
     cost += jnp.where(has_masks, mask_cost, 0.0)
+    counts = rows.vocab_valid | (rows.vocab_owned > 0)
+    whole_id = object_id
+    if predictions.owner_logits is not None:
+        # What a part belongs to is said by a head of its own, and the object head is silent.
+        whole_id = jnp.where(part_id >= 0, -1, object_id)
+        owner_id = jnp.where(part_id >= 0, object_id, -1)
+        valid = counts[:, : predictions.owner_logits.shape[-1]]
+        cost += weights.owner_class * _class_costs(predictions.owner_logits, owner_id, valid)
     if predictions.object_logits is not None:
-        valid = rows.vocab_valid[:, : predictions.object_logits.shape[-1]]
-        cost += weights.object_class * _class_costs(predictions.object_logits, object_id, valid)
+        valid = counts[:, : predictions.object_logits.shape[-1]]
+        cost += weights.object_class * _class_costs(predictions.object_logits, whole_id, valid)
     if predictions.part_logits is not None:
         num_parts = predictions.part_logits.shape[-1]
-        first = rows.vocab_valid.shape[1] - num_parts
-        valid = rows.vocab_valid[:, first:]
+        first = counts.shape[1] - num_parts
+        valid = counts[:, first:]
         cost += weights.part_class * _class_costs(predictions.part_logits, part_id - first, valid)
     return cost
 

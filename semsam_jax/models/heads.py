@@ -87,6 +87,8 @@ class Heads(nn.Module):
         self.iou_head = MLP(dim, 1, 3, dtype=self.dtype)
         self.object_embed = parameter(self, "object_embed", names_init, (dim, text_dim))
         self.part_embed = parameter(self, "part_embed", names_init, (dim, text_dim))
+        if self.config.part_owner:
+            self.owner_embed = parameter(self, "owner_embed", names_init, (dim, text_dim))
         scale_init = nn.initializers.constant(self.config.logit_scale)
         self.logit_scale = parameter(self, "logit_scale", scale_init, ())
 
@@ -108,6 +110,14 @@ class Heads(nn.Module):
             cosine_logits(content, self.object_embed, text.objects, self.logit_scale),
             cosine_logits(content, self.part_embed, text.parts, self.logit_scale),
         )
+
+    def owner_logits(
+        self, content: Float[Array, "*q c"], text: TextTable
+    ) -> Float[Array, "*q v1"] | None:
+        """What a part belongs to, of already normalised content; None without the projection."""
+        if not self.config.part_owner:
+            return None
+        return cosine_logits(content, self.owner_embed, text.objects, self.logit_scale)
 
     def predict(
         self,
@@ -138,4 +148,5 @@ class Heads(nn.Module):
             pred_ious=self.iou_head(content)[..., 0].astype(jnp.float32) if has_ious else None,
             object_logits=object_logits,
             part_logits=part_logits,
+            owner_logits=None if text is None else self.owner_logits(content, text),
         )

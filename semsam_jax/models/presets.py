@@ -72,8 +72,10 @@ class PixelDecoderConfig:
 class DecoderConfig:
     """Prompt and query decoder with its heads.
 
-    `logit_scale` is where the learned log scale of the class cosines starts: 1.0 in the
-    reference, log(1 / 0.07) in CLIP, whose stored embeddings `lite` is trained with.
+    `logit_scale` is where the learned log scale of the class cosines starts: log(1 / 0.07), as in
+    CLIP. At the reference's placeholder 1.0 no score can leave the neighbourhood of 0.1.
+    `part_owner` adds the projection that says what a part belongs to; the released weights have
+    none.
     """
 
     dim: int = 256
@@ -87,7 +89,8 @@ class DecoderConfig:
     num_denoising: int = 100
     noise_scale: float = 0.4
     point_noise_factor: float = 0.01
-    logit_scale: float = 1.0
+    logit_scale: float = 2.6593
+    part_owner: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +141,6 @@ PRESETS: dict[str, ModelConfig] = {
             text_dim=1024,
             num_queries=100,
             num_denoising=40,
-            logit_scale=2.6593,
         ),
         pixel_mean=(127.0, 127.0, 127.0),
         pixel_std=(128.0, 128.0, 128.0),

@@ -230,7 +230,7 @@ class TrainStep:
                 "decode_generic",
                 second,
                 table,
-                vocab_valid=generic.vocab_valid,
+                vocab_valid=generic.vocab_valid | (generic.vocab_owned > 0),
                 denoising=DenoisingTargets(
                     boxes=generic.boxes,
                     object_id=generic.object_id,

@@ -45,6 +45,7 @@ def make_rows(masks, boxes, prompt_targets=None, labels=None, num_classes=0, pro
         prompt_valid=jnp.ones((1, p), bool),
         prompt_targets=jnp.asarray(targets, jnp.int32)[None],
         vocab_valid=jnp.ones((1, num_classes), bool),
+        vocab_owned=jnp.zeros((1, num_classes), jnp.uint8),
         has_masks=jnp.ones(1, bool),
         dataset=jnp.zeros(1, jnp.int32),
     )

@@ -127,6 +127,7 @@ def _rows(rng: np.random.Generator) -> Batch:
         "prompt_valid": np.ones((ROWS, p), bool),
         "prompt_targets": targets,
         "vocab_valid": vocab,
+        "vocab_owned": np.zeros((ROWS, NUM_NAMES), np.uint8),
         "has_masks": np.ones(ROWS, bool),
         "dataset": np.zeros(ROWS, np.int32),
     }
