@@ -137,7 +137,12 @@ def _replace_parts(
     args: argparse.Namespace, params: dict, config: presets.ModelConfig
 ) -> tuple[dict, presets.ModelConfig]:
     from semsam_jax.convert.detect import text_config_of
-    from semsam_jax.convert.from_torch import convert_text_tower, load_backbone, read_text_tower
+    from semsam_jax.convert.from_torch import (
+        convert_text_tower,
+        load_backbone,
+        read_text_tower,
+        text_logit_scale,
+    )
 
     if args.backbone:
         params["backbone"] = load_backbone(args.backbone, config, params["backbone"])
@@ -148,8 +153,8 @@ def _replace_parts(
         if config.text is None:
             config = dataclasses.replace(config, text=text_config_of(state, where))
         params["text_encoder"] = convert_text_tower(state, config, where)
-        if "logit_scale" in state:
-            scale = state["logit_scale"].reshape(()).astype("float32")
+        scale = text_logit_scale(state)
+        if scale is not None:
             params["decoder"] = params["decoder"] | {"logit_scale": scale}
         print(f"text tower from {args.text}")
     return params, config

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from semsam_jax.convert import layouts
 from semsam_jax.convert.report import Report
 from semsam_jax.convert.rows import Rule
 from semsam_jax.convert.rules import (
@@ -17,26 +18,21 @@ from semsam_jax.convert.rules import (
     rules_for,
     text_rules,
 )
-from semsam_jax.convert.torch_reader import read_state_dict, unwrap
 from semsam_jax.core.errors import ConversionError
-from semsam_jax.models.presets import ModelConfig, SwinConfig
+from semsam_jax.models.presets import MAX_LOGIT_SCALE, ModelConfig, SwinConfig
 
 _NOT_IN_BACKBONE = (
-    (r"(norm|head)\.(weight|bias)", "belongs to the ImageNet classifier"),
+    (r"(norm|head(\.fc)?)\.(weight|bias)", "belongs to the ImageNet classifier"),
+    (r"embeddings\.mask_token|mask_token", "belongs to masked pretraining"),
     (r"layers\.\d+\.blocks\.\d+\.attn_mask", "follows from the map size"),
     (r"layers\.\d+\.blocks\.\d+\.attn\.relative_position_index", "follows from the window size"),
 )
 _NOT_IN_TEXT_TOWER = (
     (r"(visual|image_encoder|image_projection|image_proj)(\..*)?", "belongs to an image encoder"),
     (r"logit_(scale|bias)", "belongs to the class heads"),
+    (r"embeddings\.position_ids|position_ids", "counts positions"),
     (r"(lang_encoder\.)?attn_mask", "follows from the context length"),
     (r"input_resolution|context_length|vocab_size", "states a size"),
-)
-# CLIP's names of a text tower -> the reference's.
-_CLIP_NAMES = (
-    (r"^transformer\.resblocks\.", "lang_encoder.resblocks."),
-    (r"^(token_embedding\.weight|positional_embedding|ln_final\.\w+)$", r"lang_encoder.\1"),
-    (r"^text_projection$", "lang_proj"),
 )
 
 
@@ -190,7 +186,8 @@ def load_backbone(path: str | os.PathLike, config: ModelConfig, own: Mapping) ->
     Norms that an ImageNet file lacks (one per pyramid level) keep the values in `own`.
 
     Args:
-        path: `.pth` file in the layout of the Swin authors, wrapped in `model` or bare.
+        path: `.pth` or `.safetensors` of the Swin authors, of timm or of Hugging Face
+            (`layouts.swin_names`).
         config: model to start; its backbone must be a Swin.
         own: the backbone's fresh parameters.
 
@@ -198,7 +195,7 @@ def load_backbone(path: str | os.PathLike, config: ModelConfig, own: Mapping) ->
         ConversionError: unreadable, or not this Swin; lists every problem at once.
     """
     where = f"backbone {path}"
-    state = _strip_prefix(unwrap(read_state_dict(path)), ("module.", "backbone."))
+    state = layouts.swin_names(layouts.read_weights(path))
     swin = config.backbone
     if not isinstance(swin, SwinConfig):
         raise ConversionError(f"{where}: the model's backbone is no Swin; choose a Swin preset.")
@@ -222,8 +219,9 @@ def load_text_tower(path: str | os.PathLike, config: ModelConfig) -> dict:
     """Loads a text tower for a warm start: `params["text_encoder"]`.
 
     Layouts: the reference's (`lang_encoder.resblocks...`, `lang_proj`), alone or inside a
-    whole model, and CLIP's (`transformer.resblocks...`, `text_projection`). Of a longer
-    context the first positions are taken.
+    whole model, that of OpenAI's CLIP and open_clip (`transformer.resblocks...`,
+    `text_projection`), and Hugging Face's (`text_model.encoder.layers...`); PyTorch's files or
+    `.safetensors`. Of a longer context the first positions are taken.
 
     Raises:
         ConversionError: unreadable, or another tower; lists every problem at once.
@@ -232,15 +230,19 @@ def load_text_tower(path: str | os.PathLike, config: ModelConfig) -> dict:
 
 
 def read_text_tower(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Reads a text tower file; names become the reference's, without image encoders."""
-    prefixes = ("module.", "sem_seg_head.predictor.lang_encoder.", "text.")
-    state = _strip_prefix(unwrap(read_state_dict(path)), prefixes)
-    renamed = {}
-    for key, array in state.items():
-        for pattern, replacement in _CLIP_NAMES:
-            key = re.sub(pattern, replacement, key)
-        renamed[key] = array
-    return renamed
+    """Reads a text tower file; names become the reference's, without image encoders.
+
+    `logit_scale`, where the file has one, stays among them.
+    """
+    return layouts.text_names(layouts.read_weights(path))
+
+
+def text_logit_scale(state: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """Log scale of the class cosines that a tower was trained with, at most log(100)."""
+    if "logit_scale" not in state:
+        return None
+    scale = np.minimum(np.float32(state["logit_scale"].reshape(())), MAX_LOGIT_SCALE)
+    return np.asarray(scale, np.float32)
 
 
 def convert_text_tower(state: Mapping[str, np.ndarray], config: ModelConfig, where: str) -> dict:
@@ -287,14 +289,6 @@ def _bicubic_weights(size: int, wanted: int) -> np.ndarray:
         column = np.clip(first + tap, 0, size - 1)
         np.add.at(weights, (np.arange(wanted), column), np.where(distance <= 1, near, far))
     return weights
-
-
-def _strip_prefix(state: Mapping[str, np.ndarray], prefixes: Sequence[str]) -> dict:
-    """Takes each prefix off all names if some have it; names without it are then dropped."""
-    for prefix in prefixes:
-        if any(key.startswith(prefix) for key in state):
-            state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    return dict(state)
 
 
 def _examine_rest(

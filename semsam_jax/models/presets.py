@@ -6,12 +6,15 @@ without an accelerator; `swin_t` and `swin_l` are the paper's.
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 
 from semsam_jax.core.errors import ConfigError
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
+MAX_LOGIT_SCALE = math.log(100)
+"""Limit of the log scale of the class cosines, as in CLIP."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,17 +1,21 @@
 """AdamW with the reference's groups, schedule and clipping (SPEC section viii)."""
 
 import re
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from semsam_jax.config import OptimizerChoice
+from semsam_jax.models.presets import MAX_LOGIT_SCALE
 
 NO_DECAY = re.compile(
     r"(^|/)(norm\d?|out_norm\d|ln_\w+)/(scale|bias)$|relative_position_bias_table$"
-    r"|(label_embed|type_embed|mask_tokens|token_embedding)$"
+    r"|(label_embed|type_embed|mask_tokens|token_embedding|logit_scale)$"
 )
-"""Norms, embeddings and position-bias tables; biases and plain parameters do decay."""
+"""Norms, embeddings, position-bias tables and the scale of the class scores; biases and plain
+parameters do decay."""
 
 
 def build_optimizer(
@@ -42,7 +46,24 @@ def build_optimizer(
     }
     transforms["frozen"] = optax.set_to_zero()
     groups = optax.multi_transform(transforms, lambda params: group_labels(params, frozen))
-    return optax.chain(optax.clip_by_global_norm(choice.clip_norm), groups)
+    return optax.chain(optax.clip_by_global_norm(choice.clip_norm), groups, clamp_logit_scale())
+
+
+def clamp_logit_scale() -> optax.GradientTransformation:
+    """Keeps the log scale of the class scores at or below `MAX_LOGIT_SCALE`.
+
+    The parameter itself is kept there, so that its gradient never vanishes.
+    """
+
+    def update(updates: Any, state: optax.EmptyState, params: Any) -> tuple[Any, Any]:
+        def clamped(path: tuple, change: Any, value: Any) -> Any:
+            if _key(path[-1]) != "logit_scale":
+                return change
+            return jnp.minimum(change, MAX_LOGIT_SCALE - value)
+
+        return jax.tree_util.tree_map_with_path(clamped, updates, params), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def schedule(choice: OptimizerChoice, steps: int, factor: float = 1.0) -> optax.Schedule:

@@ -32,6 +32,7 @@ def test_norms_embeddings_and_bias_tables_do_not_decay(shapes):
             "type_embed",
             "mask_tokens",
             "token_embedding",
+            "logit_scale",
         )
         assert decays == (not (is_norm or is_table)), path
     assert mask["decoder/object_embed"]
@@ -74,3 +75,19 @@ def test_one_update_by_hand():
     tx = build_optimizer(choice, steps=100)
     updates, _ = tx.update(grads, tx.init(params), params)
     np.testing.assert_allclose(updates["backbone"]["k"], -1e-5 * (1.0 + 0.05), rtol=1e-4)
+
+
+def test_the_scale_of_the_class_scores_is_kept_at_a_hundred():
+    """log(100) = 4.60517; a warm start above it is brought back, below it nothing happens."""
+    params = {"decoder": {"logit_scale": jnp.float32(4.6051), "other": jnp.float32(4.6051)}}
+    tx = build_optimizer(OptimizerChoice(warmup_steps=0, learning_rate=0.01), steps=100)
+    grads = {"decoder": {"logit_scale": jnp.float32(-1.0), "other": jnp.float32(0.0)}}
+    updates, state = tx.update(grads, tx.init(params), params)
+    np.testing.assert_allclose(updates["decoder"]["logit_scale"] + 4.6051, np.log(100), rtol=1e-6)
+    grads["decoder"]["logit_scale"] = jnp.float32(3.0)
+    down, _ = tx.update(grads, tx.init(params), params)
+    np.testing.assert_allclose(down["decoder"]["logit_scale"], -0.01, rtol=1e-3)  # and no decay
+    np.testing.assert_allclose(down["decoder"]["other"], -0.01 * 0.05 * 4.6051, rtol=1e-3)
+    above = {"decoder": {"logit_scale": jnp.float32(9.0), "other": jnp.float32(0.0)}}
+    updates, _ = tx.update(grads, state, above)
+    np.testing.assert_allclose(9.0 + updates["decoder"]["logit_scale"], np.log(100), rtol=1e-6)
