@@ -86,7 +86,8 @@ class DataChoice:
         scale_jitter: (low, high) of the large-scale jitter for labelled data.
         sa1b_jitter: (low, high) of the scale jitter for SA-1B.
         ade20k_jitter: (low, high) of ADE20k's scales of the short side, in steps of 0.1.
-        num_workers: input processes; 0 reads in threads of the main process.
+        num_workers: input processes of a host and stream, divided among the host's training
+            processes; 0 reads in threads of the main process.
         pascal_part_tree: read PASCAL Part's whole tree (91 names) instead of 30 part words.
         ade20k_parts: also read the part levels of ADE20k's full release, without a class.
         verified_classes: a class is a negative only in images that are annotated for it

@@ -2,7 +2,9 @@
 # Trains on all GPUs of this machine and goes on after a saved stop (exit code 75).
 #   bash launch/gpu/node.sh --config=configs/joint.py:swin_t --config.data.root=DIR --workdir=DIR
 set -euo pipefail
-restart_code=75
+# 75: saved after SIGTERM, or another process is gone; 134: jax ended this one (SIGABRT), because
+# another process is gone.
+restart_codes=" 75 134 "
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python}
 
@@ -38,7 +40,7 @@ while true; do
     wait "$child" || code=$?
   done
   trap - TERM INT
-  [[ $code -eq $restart_code && $is_asked == no ]] || exit "$code"
-  echo "saved and stopped; starting again in 10 s"
+  [[ $restart_codes == *" $code "* && $is_asked == no ]] || exit "$code"
+  echo "stopped with code $code; starting again in 10 s"
   sleep 10
 done

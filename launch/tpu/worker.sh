@@ -3,7 +3,9 @@
 set -euo pipefail
 home="$HOME/semsam_jax"
 state="$HOME/.semsam_jax_job"
-restart_code=75 # saved after SIGTERM: the same command goes on
+# 75: saved after SIGTERM, or another process is gone; 134: jax ended this one (SIGABRT), because
+# another process is gone. The same command goes on.
+restart_codes=" 75 134 "
 
 mount_bucket() {
   if ! command -v gcsfuse >/dev/null; then
@@ -34,9 +36,9 @@ job() {
     "$HOME/venv/bin/python" -m semsam_jax.main "$@" &
     echo "$!" >"$state/pid"
     wait "$!" || code=$?
-    [[ $code -eq $restart_code ]] || break
+    [[ $restart_codes == *" $code "* ]] || break
     [[ ! -e $state/stop ]] || break
-    echo "saved and stopped; starting again in 10 s"
+    echo "stopped with code $code; starting again in 10 s"
     sleep 10
   done
   echo "$code" >"$state/code"

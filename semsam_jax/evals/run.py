@@ -16,7 +16,7 @@ from semsam_jax.evals.options import EvalOptions
 from semsam_jax.evals.suites import SUITES, Outcome, Setting
 from semsam_jax.models.presets import from_json
 from semsam_jax.models.semantic_sam import SemanticSAM
-from semsam_jax.parallel.peers import PeerWatch
+from semsam_jax.parallel.distributed import ending_together
 
 RELEASED_FRAME = Frame(image_size=1344, short_side=800, long_side=1333, is_tight=True)
 """The published protocol: short side 800, long side at most 1333, padded to multiples of 32."""
@@ -28,7 +28,6 @@ _PUBLISHED_ON = {
     "generic": "coco",
     "part": "pascal_part",
 }
-_RESTART_CODE = 75
 
 
 def evaluate(options: EvalOptions) -> dict[str, Outcome]:
@@ -39,7 +38,7 @@ def evaluate(options: EvalOptions) -> dict[str, Outcome]:
     Raises:
         SemSamError: with the fix, for everything that a user can repair.
     """
-    with PeerWatch(_RESTART_CODE):
+    with ending_together():
         return _evaluate(options)
 
 
@@ -54,7 +53,9 @@ def _evaluate(options: EvalOptions) -> dict[str, Outcome]:
     if jax.process_index() == 0:
         for note in dataset.notes:
             print(f"note: {note}", flush=True)
-    out = Path(options.out or Path(checkpoint) / "evaluation" / options.dataset)
+    # The shipped model lies among installed files, where results have no business.
+    beside = Path() if checkpoint == checkpoint_io.SHIPPED else checkpoint
+    out = Path(options.out or beside / "evaluation" / options.dataset)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

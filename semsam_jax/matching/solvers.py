@@ -33,7 +33,8 @@ def solve_prompts(
         With more valid targets than tokens, those left over get token 0.
     """
     b, p, k, t = costs.shape
-    costs, nonfinite = _clean(costs, np.broadcast_to(target_valid[:, :, None, :], costs.shape))
+    costs, is_bad = _clean(costs)
+    nonfinite = (is_bad & target_valid[:, :, None, :]).sum(axis=(1, 2, 3), dtype=np.int32)
     blocks = np.ascontiguousarray(np.swapaxes(costs, 2, 3)).reshape(b * p, t, k)
     answer = np.zeros((b * p, t), np.int32)
     for block, valid, tokens in zip(blocks, target_valid.reshape(b * p, t), answer, strict=True):
@@ -58,29 +59,28 @@ def solve_queries(
         With more valid instances than queries, those left over get query 0.
     """
     b, num_layers, _, n = costs.shape
-    costs, nonfinite = _clean(costs, np.broadcast_to(instance_valid[:, None, None, :], costs.shape))
     answer = np.zeros((b, num_layers, n), np.int32)
 
-    def solve_row(row: int) -> None:
+    def solve_row(row: int) -> int:
         instances = np.flatnonzero(instance_valid[row])
-        for layer in range(num_layers):
-            # Few rows, many columns: the shape that scipy solves fastest.
-            which, query = linear_sum_assignment(costs[row, layer].T[instances])
+        # Few rows, many columns: the shape that scipy solves fastest. Padding is not copied.
+        blocks, is_bad = _clean(costs[row, :, :, instances].transpose(1, 0, 2))
+        for layer, block in enumerate(blocks):
+            which, query = linear_sum_assignment(block)
             answer[row, layer, instances[which]] = query
+        return int(is_bad.sum())
 
-    list(_threads().map(solve_row, range(b)))
-    return answer, nonfinite
+    return answer, np.array(list(_threads().map(solve_row, range(b))), np.int32)
 
 
 def _clean(
-    costs: np.ndarray, is_used: Bool[np.ndarray, "*shape"]
-) -> tuple[np.ndarray, Int[np.ndarray, " b"]]:
-    """Float64 copy within +-LARGE_COST, and the count of bad entries that matter."""
+    costs: Float[np.ndarray, "*shape"],
+) -> tuple[Float[np.ndarray, "*shape"], Bool[np.ndarray, "*shape"]]:
+    """A copy within +-LARGE_COST, and which entries were not finite."""
     is_bad = ~np.isfinite(costs)
-    clean = np.clip(np.where(is_bad, LARGE_COST, costs.astype(np.float64)), -LARGE_COST, LARGE_COST)
-    axes = tuple(range(1, costs.ndim))
-    count = (is_bad & is_used).sum(axis=axes, dtype=np.int32)
-    return clean, count
+    if is_bad.any():
+        costs = np.where(is_bad, LARGE_COST, costs)
+    return np.clip(costs, -LARGE_COST, LARGE_COST), is_bad
 
 
 @functools.cache

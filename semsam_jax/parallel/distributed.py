@@ -1,17 +1,29 @@
 """Start-up of a run on several processes."""
 
+import contextlib
 import logging
 import os
 import socket
 import sys
+import traceback
+import zlib
+from collections.abc import Iterator
 
 import jax
+import numpy as np
 from absl import logging as absl_logging
+from jax.experimental import multihost_utils
 
-from semsam_jax.core.errors import ConfigError
+from semsam_jax.core.errors import ConfigError, SemSamError
 
-# jax's own watch over the other processes; `peers.PeerWatch` is quicker and clearer.
+RESTART_CODE = 75
+"""Exit code after a saved stop, or when another process is gone (EX_TEMPFAIL); launchers start
+the same command again.
+"""
+
 _HEARTBEAT_SEC = 45
+"""A process that is silent for so long is taken for dead: jax then ends the others (SIGABRT)."""
+_SHUTDOWN_SEC = 60
 _CLUSTER_MARKERS = (
     "TPU_WORKER_HOSTNAMES",
     "SLURM_NTASKS",
@@ -37,6 +49,7 @@ def initialize() -> None:
             int(values[1]),
             int(values[2]),
             heartbeat_timeout_seconds=_HEARTBEAT_SEC,
+            shutdown_timeout_seconds=_SHUTDOWN_SEC,
         )
         _name_this_process()
         return
@@ -44,8 +57,57 @@ def initialize() -> None:
         missing = ", ".join(name for name, value in zip(names, values, strict=True) if not value)
         raise ConfigError(f"distributed start-up: {missing} not set; set all three or none.")
     if any(_counts_more_than_one(os.environ.get(marker)) for marker in _CLUSTER_MARKERS):
-        jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_SEC)
+        jax.distributed.initialize(
+            heartbeat_timeout_seconds=_HEARTBEAT_SEC, shutdown_timeout_seconds=_SHUTDOWN_SEC
+        )
         _name_this_process()
+
+
+def processes_on_this_host() -> int:
+    """How many processes of the run share this host's cores. All processes call it."""
+    if jax.process_count() == 1:
+        return 1
+    name = np.uint32(zlib.crc32(socket.gethostname().encode()))
+    return int((multihost_utils.process_allgather(name) == name).sum())
+
+
+@contextlib.contextmanager
+def ending_together() -> Iterator[None]:
+    """Ends this process at once when its part of a run on several processes fails.
+
+    An ordinary exit would wait for the others, which wait for this process. Where another
+    process is gone, the code is `RESTART_CODE`. One process alone raises as usual.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        if jax.process_count() == 1:
+            raise
+        code = _explain(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _explain(error: BaseException) -> int:
+    """Prints what ended this process; returns its exit code."""
+    if isinstance(error, SemSamError):
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    traceback.print_exception(error)
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    # What jax raises when another process has ended; a full device is this one's own trouble.
+    is_jax = isinstance(error, jax.errors.JaxRuntimeError)
+    if not is_jax or "RESOURCE_EXHAUSTED" in str(error):
+        return 1
+    print(
+        f"error: process {jax.process_index()} of this run (on {socket.gethostname()}) lost "
+        f"another process and stops with code {RESTART_CODE}; the same command resumes from the "
+        f"newest checkpoint.",
+        file=sys.stderr,
+    )
+    return RESTART_CODE
 
 
 def _name_this_process() -> None:

@@ -16,9 +16,6 @@ from semsam_jax.parallel import hardware
 
 STREAMS = ("interactive", "generic")
 
-RESTART_CODE = 75
-"""Exit code after a saved preemption (EX_TEMPFAIL); launchers start the same command again."""
-
 _STOPPING = "stopping after this step and saving; a second Ctrl-C stops at once\n"
 
 

@@ -27,6 +27,7 @@ from semsam_jax.core.checkpoint_io import cache_dir
 from semsam_jax.core.errors import DataError
 from semsam_jax.core.structs import Batch, StreamBatch
 from semsam_jax.evals.dataset_samples import EvalDataset, Frame
+from semsam_jax.parallel.distributed import processes_on_this_host
 from semsam_jax.parallel.mesh import batch_sharding
 
 OWN = "own"
@@ -162,6 +163,8 @@ def build_input(run: RunConfig, vocabulary: Vocabulary, name_mask: np.ndarray, m
     names = used_datasets(run)
     sources = open_sources(run, names, "train", vocabulary)
     data = dataclasses.asdict(run.data)
+    if data["num_workers"]:  # The processes of a host share its cores.
+        data["num_workers"] = max(1, data["num_workers"] // processes_on_this_host())
     config = pipeline_config(data, len(vocabulary), total_steps=run.steps)
     rows = make_iterator(
         config,

@@ -25,8 +25,8 @@ from semsam_jax.core.model_files import save_model
 from semsam_jax.criterion.total import CriterionConfig, LossWeights
 from semsam_jax.models import presets
 from semsam_jax.models.semantic_sam import SemanticSAM
+from semsam_jax.parallel.distributed import RESTART_CODE, ending_together
 from semsam_jax.parallel.mesh import build_mesh, num_batch_shards
-from semsam_jax.parallel.peers import PeerWatch
 from semsam_jax.train import hooks, pictures, report
 from semsam_jax.train import input as input_lib
 from semsam_jax.train.abstract import abstract_batch
@@ -58,9 +58,9 @@ def train(
 
     Raises:
         SemSamError: with the fix, for everything that a user can repair.
-        SystemExit: code `hooks.RESTART_CODE` after SIGTERM, once the state is saved.
+        SystemExit: code `RESTART_CODE` after SIGTERM, once the state is saved.
     """
-    with PeerWatch(hooks.RESTART_CODE):
+    with ending_together():
         return _train(run, Path(workdir), profile)
 
 
@@ -145,7 +145,7 @@ def _train_on(
             watch.check_all()
             checkpoints.save(state, data.state(step), meta, wait=True)
             report.say(f"stopped at step {step} and saved; the same command resumes")
-            raise SystemExit(hooks.RESTART_CODE)
+            raise SystemExit(RESTART_CODE)
         if step and step % run.save_every == 0:
             watch.check_all()
             checkpoints.save(state, data.state(step), meta)

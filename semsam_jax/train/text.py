@@ -1,7 +1,6 @@
 """Class names as a training step takes them: a frozen table, or token ids to encode."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -44,7 +43,7 @@ class TextSource:
             return self._text
         rng = np.random.default_rng((self._seed, step))
         ids = self._tokenizer(training_prompts(self._names, rng))
-        return Text(token_ids=jax.device_put(ids.astype(np.int32), replicated(self._mesh)))
+        return Text(token_ids=_everywhere(ids.astype(np.int32), self._mesh))
 
 
 def build_text(
@@ -69,6 +68,15 @@ def _table_text(
     # the mean name keeps it away from zero, where layer norms blow gradients up.
     mean = embeddings[found].mean(0) if found.any() else np.ones(embeddings.shape[1], np.float32)
     embeddings = np.where(found[:, None], embeddings, mean / np.linalg.norm(mean))
-    unit = jnp.asarray(embeddings, jnp.float32)
-    text = Text(table=TextTable(unit[:num_objects], unit[num_objects:]))
-    return jax.device_put(text, replicated(mesh)), np.asarray(found)
+    unit = np.asarray(embeddings, np.float32)
+    table = TextTable(*(_everywhere(part, mesh) for part in np.split(unit, [num_objects])))
+    return Text(table=table), np.asarray(found)
+
+
+def _everywhere(array: np.ndarray, mesh: Mesh) -> jax.Array:
+    """The whole array on every device.
+
+    `jax.device_put` would first compare the arrays of all processes, which waits until their
+    devices are idle.
+    """
+    return jax.make_array_from_callback(array.shape, replicated(mesh), lambda index: array[index])

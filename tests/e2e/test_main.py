@@ -13,7 +13,7 @@ from PIL import Image
 
 from benchmarks import kill_and_resume
 from semsam_jax.core import checkpoint_io
-from semsam_jax.train.hooks import RESTART_CODE
+from semsam_jax.parallel.distributed import RESTART_CODE
 from tests.e2e import runs
 
 pytestmark = pytest.mark.timeout(3000)

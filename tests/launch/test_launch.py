@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from semsam_jax.train.hooks import RESTART_CODE
+from semsam_jax.parallel.distributed import RESTART_CODE
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 SHELL = [LAUNCH / "tpu/worker.sh", LAUNCH / "gpu/node.sh", LAUNCH / "gpu/train.sbatch"]
@@ -104,16 +104,17 @@ def test_shellcheck(script):
     tool = str(beside) if beside.exists() else "shellcheck"
     done = subprocess.run([tool, str(script)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
-    assert f"restart_code={RESTART_CODE}" in script.read_text()
+    assert f'restart_codes=" {RESTART_CODE} 134 "' in script.read_text()
 
 
 def test_the_worker_restarts_after_a_saved_stop_and_keeps_the_code(tmp_path):
-    """The loop of worker.sh with a Python that ends with 75 once and then with 3."""
+    """The loop of worker.sh with a Python that ends with 75, with SIGABRT, and then with 3."""
     python = tmp_path / "venv/bin/python"
     python.parent.mkdir(parents=True)
     python.write_text(
         f'#!/usr/bin/env bash\necho "$@" >>{tmp_path}/calls\n'
-        f"[[ $(wc -l <{tmp_path}/calls) -eq 1 ]] && exit {RESTART_CODE} || exit 3\n"
+        f"case $(wc -l <{tmp_path}/calls) in 1) exit {RESTART_CODE} ;; 2) kill -ABRT $$ ;; esac\n"
+        "exit 3\n"
     )
     python.chmod(0o755)
     (tmp_path / "semsam_jax").mkdir()
@@ -128,7 +129,7 @@ def test_the_worker_restarts_after_a_saved_stop_and_keeps_the_code(tmp_path):
     (tmp_path / ".semsam_jax_job").mkdir()
     worker("job", "--flag=1")
     assert worker("status") == "failed 3"
-    assert (tmp_path / "calls").read_text() == "-m semsam_jax.main --flag=1\n" * 2
+    assert (tmp_path / "calls").read_text() == "-m semsam_jax.main --flag=1\n" * 3
 
 
 def test_the_manifest_is_one_slice_of_four_hosts():
