@@ -12,8 +12,18 @@ from data_pipelines.schema import DATASETS
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what says which native data is meant, except the split."""
     parser.add_argument("--dataset", required=True, help=f"one of {', '.join(DATASETS)}, or own")
-    parser.add_argument("--root", required=True, type=pathlib.Path, help="the dataset's folder")
+    root = parser.add_mutually_exclusive_group(required=True)
+    root.add_argument("--root", metavar="DIR", type=pathlib.Path, help="the dataset's folder")
+    root.add_argument(
+        "--data.root", dest="data_root", metavar="DIR", type=pathlib.Path,
+        help="the folder of all datasets, as in training: the dataset is DIR/NAME",
+    )  # fmt: skip
     parser.add_argument("--options", default={}, type=options, help="reader options as JSON")
+
+
+def dataset_folder(args: argparse.Namespace) -> pathlib.Path:
+    """The folder that --root or --data.root names."""
+    return args.root if args.data_root is None else args.data_root / args.dataset
 
 
 def options(text: str) -> dict[str, Any]:

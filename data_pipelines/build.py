@@ -16,14 +16,14 @@ import sys
 
 from absl import logging
 
-from data_pipelines.arguments import add_source_arguments, at_least, share
+from data_pipelines.arguments import add_source_arguments, at_least, dataset_folder, share
 from data_pipelines.builders.tfds_builder import RecordsBuilder, beam_config
 from semsam_jax.core.errors import SemSamError
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     """Runs the build from the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog, description=__doc__.splitlines()[0])
     add_source_arguments(parser)
     parser.add_argument("--out", required=True, help="folder or bucket (gs://...) of all records")
     parser.add_argument("--split", nargs="+", default=["train"], help="one or more (train)")
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         for split in args.split:
             builder = RecordsBuilder(
                 args.dataset,
-                args.root,
+                dataset_folder(args),
                 split,
                 args.out,
                 options=args.options,

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
-from data_pipelines.arguments import add_source_arguments, at_least, png_file
+from data_pipelines.arguments import add_source_arguments, at_least, dataset_folder, png_file
 from data_pipelines.decode import decode_image
 from data_pipelines.findings import Findings
 from data_pipelines.index.scan import BROKEN, read_entry
@@ -196,9 +196,9 @@ def _box_area(box: tuple[float, float, float, float]) -> float:
     return (box[2] - box[0]) * (box[3] - box[1])
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     """Runs the check from the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog, description=__doc__.splitlines()[0])
     add_source_arguments(parser)
     parser.add_argument("--split", default="train", help="such as train or val (train)")
     parser.add_argument("--limit", type=at_least(1), help="read at most so many, evenly spread")
@@ -206,7 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--count", type=at_least(1), default=12, help="photos on the sheet")
     args = parser.parse_args(arguments)
     try:
-        source = open_alone(args.dataset, args.root, args.split, args.options)
+        source = open_alone(args.dataset, dataset_folder(args), args.split, args.options)
         report = check(source, args.limit)
     except (SemSamError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

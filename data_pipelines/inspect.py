@@ -306,13 +306,21 @@ def inspect(
     return written
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Runs from the command line; the flags exist only then, so that anyone may import this."""
+    sys.argv = [prog or sys.argv[0], *(sys.argv[1:] if arguments is None else arguments)]
     config = config_flags.DEFINE_config_file("config", None, "recipe whose `data` group is drawn")
     num_rows = flags.DEFINE_integer("n", 16, "rows drawn of each stream", lower_bound=1)
     out = flags.DEFINE_string("out", "runs/inspect", "folder for the pictures")
     split = flags.DEFINE_string("split", "train", "split of the datasets")
     seed = flags.DEFINE_integer("seed", 0, "seed of the input")
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        shown = [
+            f"  --{one.name}: {flags.FLAGS[one.name].help}"
+            for one in (config, num_rows, out, split, seed)
+        ]
+        print("\n".join([__doc__, *shown]))
+        return
 
     def run(arguments: Sequence[str]) -> None:
         if len(arguments) > 1:
@@ -327,7 +335,7 @@ def main() -> None:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
 
-    app.run(run)
+    app.run(run, argv=sys.argv)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Semantic-SAM in JAX: segment and recognise anything at any granularity.
+"""Semantic-SAM in JAX: segment and recognize anything at any granularity.
 
     from semsam_jax import load_model, Predictor, MaskGenerator
 
@@ -6,18 +6,38 @@ Importing this package imports no JAX; the names below load what they need on fi
 """
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from semsam_jax.core.errors import SemSamError
+    from semsam_jax.inference.loading import LoadedModel, load_model
+    from semsam_jax.inference.mask_generator import MaskGenerator
+    from semsam_jax.inference.predictor import Predictor
+    from semsam_jax.inference.requests import Name, Request, Segments
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "load_model": "semsam_jax.inference.loading",
     "LoadedModel": "semsam_jax.inference.loading",
+    "MaskGenerator": "semsam_jax.inference.mask_generator",
+    "Name": "semsam_jax.inference.requests",
     "Predictor": "semsam_jax.inference.predictor",
     "Request": "semsam_jax.inference.requests",
-    "MaskGenerator": "semsam_jax.inference.mask_generator",
+    "Segments": "semsam_jax.inference.requests",
     "SemSamError": "semsam_jax.core.errors",
+    "load_model": "semsam_jax.inference.loading",
 }
-__all__ = ["__version__", *_PUBLIC]
+__all__ = [
+    "LoadedModel",
+    "MaskGenerator",
+    "Name",
+    "Predictor",
+    "Request",
+    "Segments",
+    "SemSamError",
+    "__version__",
+    "load_model",
+]
 
 
 def __getattr__(name: str) -> object:
@@ -29,4 +49,4 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     """Lists the public names without importing them."""
-    return sorted([*globals(), *_PUBLIC])
+    return sorted(__all__)

@@ -1,7 +1,8 @@
-"""python -m semsam_jax segment | auto | evaluate | calibrate | convert | export | demo.
+"""The command `semsam`, also as `python -m semsam_jax`: train, segment, auto, evaluate, ...
 
 Each command lives in a module with `add_parser(commands)`, which adds its parser, and
-`run(args) -> int | None`; only the module of the command that is asked for is imported.
+`run(args) -> int | None`; only the module of the command that is asked for is imported. `train`
+and `data` hand their command line on.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import sys
 from typing import NoReturn
 
 from semsam_jax import __version__
+from semsam_jax.core import console
 from semsam_jax.core.errors import SemSamError
 
 _COMMANDS = {
@@ -22,18 +24,27 @@ _COMMANDS = {
     "convert": ("semsam_jax.convert.cli", "released PyTorch weights to a checkpoint and back"),
     "export": ("semsam_jax.inference.export", "a checkpoint as self-contained compiled programs"),
     "demo": ("semsam_jax.demo.cli", "a web page to click on photos"),
+    "env": ("semsam_jax.core.environment", "versions and devices, for bug reports"),
 }
+_TRAIN = "train a model, or go on with a run"
+_DATA = {
+    "check": "read a dataset and list what is in it and what is broken",
+    "build": "write a dataset as sharded records",
+    "inspect": "draw what the model would see",
+}
+_EXTRAS = {"train": "train", "data": "data", "evaluate": "eval", "calibrate": "eval"}
+"""Commands that need more than a plain installation, and the extra that brings it."""
 _EPILOG = """\
 examples:
-  python -m semsam_jax segment photo.jpg --point 320,200 --labels "dog,cat;head,leg"
-  python -m semsam_jax auto FOLDER --out masks
-  python -m semsam_jax evaluate --suite one_click
-  python -m semsam_jax convert swint_only_sam_many2many.pth --out released
-  python -m semsam_jax demo
+  semsam segment photo.jpg --point 320,200 --labels "dog,cat;head,leg"
+  semsam auto FOLDER --out masks
+  semsam train --config=configs/joint.py --workdir=runs/first
+  semsam evaluate --suite one_click
+  semsam convert swint_only_sam_many2many.pth --out released
+  semsam data check --dataset coco --data.root DATA
+  semsam demo
 
-`python -m semsam_jax COMMAND --help` explains a command. Without --checkpoint the last training
-run is used. Training: `python -m semsam_jax.main --help`. Data: `python -m data_pipelines.check`,
-`data_pipelines.build` and `data_pipelines.inspect`, each with --help."""
+`semsam COMMAND --help` explains a command."""
 _AFTER_CTRL_C = {
     "auto": "finished photos are kept; the same command goes on with the others",
     "segment": "nothing is half written; the same command starts again",
@@ -52,18 +63,38 @@ class _OneLineParser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit code (2 for an error that the user can repair)."""
     argv = sys.argv[1:] if argv is None else argv
+    asked = next((word for word in argv if not word.startswith("-")), None)
+    try:
+        if asked == "train" and argv[0] == asked:
+            from semsam_jax import main as training
+
+            return training.run_command_line(["semsam train", *argv[1:]])
+        if asked == "data" and argv[0] == asked:
+            return _data(argv[1:])
+        return _run(argv, asked)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if asked not in _EXTRAS or package in ("", "semsam_jax", "data_pipelines", "configs"):
+            raise
+        extra = f"pip install 'semsam-jax[{_EXTRAS[asked]}]'"
+        print(f"semsam {asked}: {package} is not installed; run `{extra}`.", file=sys.stderr)
+        return 2
+
+
+def _run(argv: list[str], asked: str | None) -> int:
+    """Runs a command whose module brings its own parser."""
     parser = _OneLineParser(
-        prog="python -m semsam_jax",
-        description="Segment and recognise anything at any granularity.",
+        prog="semsam",
+        description="Segment and recognize anything at any granularity.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("--version", action="version", version=f"semsam_jax {__version__}")
     commands = parser.add_subparsers(
         dest="command", metavar="COMMAND", required=True, parser_class=_OneLineParser
     )
-    asked = next((word for word in argv if not word.startswith("-")), None)
     run = None
+    commands.add_parser("train", help=_TRAIN)
     for name, (module_name, summary) in _COMMANDS.items():
         if name == asked:
             module = importlib.import_module(module_name)
@@ -71,13 +102,13 @@ def main(argv: list[str] | None = None) -> int:
             run = module.run
         else:
             commands.add_parser(name, help=summary)
-        commands.choices[name].add_argument(
-            "--traceback", action="store_true", help="show the whole traceback of an error"
-        )
+        _add_common(commands.choices[name])
+    commands.add_parser("data", help=f"{', '.join(_DATA)}: look at datasets and prepare them")
     args = parser.parse_args(argv)
     try:
-        code = run(args) or 0
-        sys.stdout.flush()
+        with console.verbosity(args.verbose, args.quiet):
+            code = run(args) or 0
+            sys.stdout.flush()
         return code
     except BrokenPipeError:
         # Whoever read the output has closed it (`| head`): end quietly, like other commands.
@@ -86,20 +117,48 @@ def main(argv: list[str] | None = None) -> int:
     except SemSamError as error:
         if args.traceback:
             raise
-        print(f"semsam_jax {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"semsam {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         hint = _AFTER_CTRL_C.get(args.command)
-        print(
-            f"semsam_jax {args.command}: interrupted{f'; {hint}' if hint else ''}", file=sys.stderr
-        )
+        print(f"semsam {args.command}: interrupted{f'; {hint}' if hint else ''}", file=sys.stderr)
         return 130
 
 
-if __name__ == "__main__":
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    """Adds what every command has."""
+    volume = parser.add_mutually_exclusive_group()
+    volume.add_argument("--verbose", action="store_true", help="also print log messages")
+    volume.add_argument("--quiet", action="store_true", help="print errors only")
+    parser.add_argument(
+        "--traceback", action="store_true", help="show the whole traceback of an error"
+    )
+
+
+def _data(argv: list[str]) -> int:
+    """Runs `semsam data check|build|inspect`, each with its own options."""
+    parser = _OneLineParser(prog="semsam data", description="Looks at datasets and prepares them.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_OneLineParser)
+    for name, summary in _DATA.items():
+        commands.add_parser(name, help=summary)
+    if not argv or argv[0] not in _DATA:
+        parser.parse_args(argv)
+    from semsam_jax.core import config_files
+
+    module = importlib.import_module(f"data_pipelines.{argv[0]}")
+    words = config_files.expand(argv[1:]) if argv[0] == "inspect" else argv[1:]
+    return module.main(words, prog=f"semsam data {argv[0]}") or 0
+
+
+def run_script() -> NoReturn:
+    """Runs the command line of this process and ends it."""
     # Imports make some 100,000 objects that stay. Python's default looks through them 400 times
     # while a command starts and twice more at its end, together half a second.
     gc.set_threshold(20_000)
     code = main()
     gc.freeze()
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    run_script()

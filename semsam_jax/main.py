@@ -1,20 +1,22 @@
-"""Trains a model: python -m semsam_jax.main --config=configs/joint.py --workdir=runs/first
+"""Trains a model: semsam train --config=configs/joint.py --workdir=runs/first
 
 Started again, the same command resumes; Ctrl-C saves first. Any key of the configuration is an
 option, such as --config.steps=2000 or --config.data.datasets.sa1b=2; semsam_jax/config.py says
-what each key means, configs/README.md which configurations there are. An error that you can
-repair is one line and exit code 2.
+what each key means, configs/README.md which configurations there are. --data.root=DIR, the folder
+of all datasets, is short for --config.data.root. An error that you can repair is one line and
+exit code 2. `python -m semsam_jax.main` is the same command.
 """
 
 import errno
 import sys
 import traceback
-from importlib import resources
 from pathlib import Path
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from semsam_jax.core import config_files, console
 from semsam_jax.core.errors import ConfigError, SemSamError, TrainingError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration, configs/NAME.py[:arg].")
@@ -27,7 +29,12 @@ _PROFILE = flags.DEFINE_string(
     "profile", None, "FIRST:STOP, steps to record for TensorBoard's profiler."
 )
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error came from.")
-
+_VERBOSE = flags.DEFINE_bool("verbose", False, "Also print log messages.")
+_QUIET = flags.DEFINE_bool("quiet", False, "Print errors only.")
+_FLAGS = (
+    *(_CONFIG, _WORKDIR, _COMPILE_ONLY, _TOPOLOGY, _PROFILE),
+    *(_VERBOSE, _QUIET, _TRACEBACK),
+)
 
 _DISK_TROUBLE = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
@@ -78,7 +85,10 @@ def _profile_window() -> tuple[int, int] | None:
 def run_with_errors(argv: list[str]) -> int:
     """Turns errors that a user can repair into one line and exit code 2."""
     try:
-        return main(argv)
+        with console.verbosity(_VERBOSE.value, _QUIET.value):
+            if _VERBOSE.value or _QUIET.value:
+                logging.set_verbosity(logging.INFO if _VERBOSE.value else logging.ERROR)
+            return main(argv)
     except SemSamError as error:
         if _TRACEBACK.value:
             traceback.print_exc()
@@ -114,29 +124,37 @@ def _fail(error: SemSamError) -> int:
 
 def _parse(argv: list[str]) -> list[str]:
     """Parses the flags; a wrong name or an unknown config key is a ConfigError."""
+    if {"--help", "-help", "-h"} & set(argv[1:]):
+        print(_help())
+        sys.exit(0)
+    argv = [argv[0], *config_files.expand(argv[1:])]
+    sys.argv = argv  # where ml_collections looks for the keys that are set
     try:
-        return flags.FLAGS([_installed(word) for word in argv])
+        return flags.FLAGS(argv)
     except flags.Error as error:
         raise ConfigError(f"command line: {error}") from error
     except (KeyError, AttributeError) as error:
         raise ConfigError(f"--config: no such key: {str(error).strip(chr(34))}") from error
     except (OSError, ImportError) as error:
         raise ConfigError(
-            f"--config: cannot be read ({error}); run from the project's root, or give the path "
-            f"of a config file."
+            f"--config: cannot be read ({error}); give one of configs/NAME.py that come with "
+            f"this package, or the path of a config file."
         ) from error
 
 
-def _installed(word: str) -> str:
-    """Takes `--config=configs/NAME.py` from the package where the working folder has none."""
-    name, _, path = word.partition("=")
-    file = Path(path.partition(":")[0])
-    if name.lstrip("-") != "config" or file.parts[:1] != ("configs",) or file.exists():
-        return word
-    installed = resources.files("configs").joinpath(*file.parts[1:])
-    return f"{name}={installed}{path[len(str(file)) :]}" if installed.is_file() else word
+def _help() -> str:
+    lines = [__doc__]
+    for holder in _FLAGS:
+        prefix = "[no]" if flags.FLAGS[holder.name].boolean else ""
+        lines.append(f"  --{prefix}{holder.name}: {flags.FLAGS[holder.name].help}")
+    return "\n".join(lines)
+
+
+def run_command_line(argv: list[str]) -> NoReturn:
+    """Runs a command line, `argv[0]` being the command's name, and ends the process."""
+    logging.set_verbosity(logging.WARNING)
+    app.run(run_with_errors, argv=argv, flags_parser=parse_or_exit)
 
 
 if __name__ == "__main__":
-    logging.set_verbosity(logging.WARNING)
-    app.run(run_with_errors, flags_parser=parse_or_exit)
+    run_command_line(sys.argv)

@@ -23,7 +23,7 @@ LAYERS = {
     "train": 8,
     "demo": 8,
     "main": 9,
-    "__main__": 9,
+    "__main__": 10,
 }
 """Packages and modules of semsam_jax; each may import what stands strictly lower, and itself."""
 JAX = ("jax", "jaxlib", "flax", "optax", "orbax")

@@ -21,6 +21,7 @@ from semsam_jax.convert.torch_pickle import (
     TensorRef,
     load_description,
 )
+from semsam_jax.core.console import hides_progress
 from semsam_jax.core.errors import ConversionError
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -221,7 +222,7 @@ def _materialise(
             break
     buffers: dict[str, tuple[StorageRef, np.ndarray]] = {}
     state: dict[str, np.ndarray] = {}
-    items = tqdm(tree.items(), "reading", unit=" tensors", disable=None, leave=False)
+    items = tqdm(tree.items(), "reading", unit=" tensors", disable=hides_progress(), leave=False)
     for key, tensor in items:
         if not isinstance(tensor, TensorRef):
             continue

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 
 from semsam_jax.core import checkpoint_io
+from semsam_jax.core.console import hides_progress
 from semsam_jax.core.errors import DataError
 from semsam_jax.evals import report
 from semsam_jax.evals.dataset_samples import EvalDataset, Frame, open_dataset
@@ -106,7 +107,7 @@ def _setting(
     driver = Driver(
         folder=out / "progress",
         settings=about | _identity(options, checkpoint, meta, dataset),
-        show_progress=sys.stderr.isatty(),
+        show_progress=sys.stderr.isatty() and not hides_progress(),
         devices=tuple(jax.local_devices()[:count]),
         photos_per_device=options.photos_per_device,
     )

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from semsam_jax.core.console import hides_progress
 from semsam_jax.core.errors import DataError, SemSamError
 from semsam_jax.inference import arguments
 
@@ -80,7 +81,7 @@ def _segment_all(model, photos: list, out: Path, settings: dict, labels, overwri
     stamp |= {"canvas_multiple": model.canvas_multiple, "model": model.fingerprint()}
     failures: dict[str, str] = {}
     num_masks = num_done = num_old = 0
-    progress = tqdm(photos, unit="photo", disable=None)
+    progress = tqdm(photos, unit="photo", disable=hides_progress())
     for image_id, photo in enumerate(progress, start=1):
         progress.set_postfix_str(photo.name, refresh=False)
         target = out / f"{names[photo]}.json"

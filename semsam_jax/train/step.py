@@ -305,7 +305,7 @@ class TrainStep:
 
     @jax.named_scope("optimizer")
     def _update(self, state: TrainState, grads: dict, metrics: dict) -> tuple[TrainState, dict]:
-        norms = {f"grad_norm/{top}": optax.global_norm(tree) for top, tree in grads.items()}
+        norms = {f"grad_norm/{top}": optax.tree.norm(tree) for top, tree in grads.items()}
         norm = jnp.sqrt(sum(jnp.square(value) for value in norms.values()))
         is_finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
         updates, opt_state = self._tx.update(grads, state.opt_state, state.params)

@@ -51,7 +51,7 @@ def test_auto_goes_on_after_ctrl_c_and_says_so(photos, tiny_checkpoint, capsys):
     assert command_line.main(args) == 130
     shown = capsys.readouterr()
     assert shown.err == (
-        "semsam_jax auto: interrupted; finished photos are kept; the same command goes on with "
+        "semsam auto: interrupted; finished photos are kept; the same command goes on with "
         "the others\n"
     )
     assert command_line.main(args) == 0

@@ -20,7 +20,7 @@ class Fresh:
     def __init__(self, folder: Path, wheel: Path):
         self.folder, self.wheel = folder, wheel
         self.python = folder / "venv" / "bin" / "python"
-        venv.create(folder / "venv", with_pip=True)
+        venv.create(folder / "venv", with_pip=False)  # finds pip there, too
         # A plain path line: packages are found there, installed-in-place projects are not.
         site = next((folder / "venv" / "lib").glob("python3*/site-packages"))
         (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")

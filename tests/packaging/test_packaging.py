@@ -92,7 +92,7 @@ def test_help_needs_no_jax(fresh):
     )
     done = fresh.run(["-c", code])
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("usage: python -m semsam_jax") == len(_COMMANDS) + 1
+    assert done.stdout.count("usage: semsam") == len(_COMMANDS) + 1
     assert done.stdout.rstrip().endswith("NONE")
 
 
