@@ -23,7 +23,7 @@ import sys
 import jax
 
 if jax.default_backend() != "gpu":
-    sys.exit("error: jax sees no GPU; pip install -e .[cuda] (README.md)")
+    sys.exit("error: jax sees no GPU; pip install -e '.[train,cuda]' (README.md)")
 print(f"jax {jax.__version__} on {jax.device_count()} x {jax.devices()[0].device_kind}")
 PY
 

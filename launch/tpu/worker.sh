@@ -25,7 +25,7 @@ install() {
   # The images bring an older Python than the project needs; uv fetches its own.
   python3 -m pip install -q --user uv
   python3 -m uv venv -q --allow-existing --python 3.12 "$HOME/venv"
-  python3 -m uv pip install -q --python "$HOME/venv/bin/python" -e "${home}[tpu]"
+  python3 -m uv pip install -q --python "$HOME/venv/bin/python" -e "${home}[train,tpu]"
   "$HOME/venv/bin/python" -c 'import libtpu' # the devices themselves want all workers at once
 }
 
