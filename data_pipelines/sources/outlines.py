@@ -14,9 +14,6 @@ from pycocotools import mask as coco_mask
 from data_pipelines.sources.values import finite, short, whole
 from data_pipelines.transforms import masks
 
-_MARGIN = 16.0
-"""Pixels around the image that an outline may use uncut, so that edges round as they do there."""
-
 _MAX_LENGTH = 2_000_000
 """Pixels along an outline: the rasteriser needs some 100 bytes for each."""
 
@@ -115,8 +112,10 @@ def _cut(polygon: np.ndarray, height: int, width: int) -> np.ndarray:
     Raises:
         ValueError: the outline is too long to be drawn.
     """
-    low = np.array([-_MARGIN, -_MARGIN])
-    high = np.array([width + _MARGIN, height + _MARGIN])
+    # What leaves the image a little stays as it is, so that its edges round as pycocotools' do.
+    margin = 100.0 + max(height, width)
+    low = np.array([-margin, -margin])
+    high = np.array([width + margin, height + margin])
     for axis in (0, 1):
         if (polygon[:, axis] < low[axis]).any():
             polygon = _half_plane(polygon, axis, low[axis], 1.0)
