@@ -25,6 +25,7 @@ class Subset(Source):
     def __init__(self, source: Source, positions: Sequence[int]):
         self.__dict__.update(source.__dict__)
         self.has_masks, self.is_displayed = source.has_masks, source.is_displayed
+        self.is_federated = source.is_federated
         self.index_folder = None
         self._source, self._positions = source, tuple(positions)
         self.example_ids = _Picked(source.example_ids, self._positions)
