@@ -55,9 +55,10 @@ def _lite(config: ConfigDict) -> ConfigDict:
     config.data.num_prompts = 24
     config.data.hierarchy = True
     config.data.granularity_balance = 0.5
+    config.data.center_clicks = 0.5
     config.data.scale_jitter = (0.6, 1.7)
     config.data.sa1b_jitter = (0.6, 1.7)
-    config.optimizer.learning_rate = 3e-4
+    config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 20
     config.optimizer.schedule = "cosine"
     config.optimizer.ema = 0.98
@@ -66,6 +67,7 @@ def _lite(config: ConfigDict) -> ConfigDict:
     config.loss.near_prompts = 0.6
     config.loss.mask_bce = 2.0
     config.loss.score_all_tokens = True
+    config.loss.iou_target = "expected"
     config.loss.iou = 5.0
     config.loss.object_class = 1.0
     config.loss.part_class = 1.0

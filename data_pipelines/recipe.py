@@ -41,6 +41,7 @@ def pipeline_config(
             hierarchy=data["hierarchy"],
             shares=data["prompt_shares"],
             granularity_balance=data["granularity_balance"],
+            center_clicks=data["center_clicks"],
         ),
         augments={"sa1b": _jitter(data["sa1b_jitter"], flip), "ade20k": ade20k},
         default_augment=_jitter(data["scale_jitter"], flip),

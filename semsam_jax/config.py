@@ -82,6 +82,7 @@ class DataChoice:
         prompt_shares: how a row's prompts are divided among its kinds of instances
             (object, part, agnostic); all 0, or none, draws evenly over instances.
         granularity_balance: share of prompts drawn evenly over mask sizes.
+        center_clicks: share of the clicks at the deepest point of their mask.
         flip: chance of a horizontal flip.
         scale_jitter: (low, high) of the large-scale jitter for labelled data.
         sa1b_jitter: (low, high) of the scale jitter for SA-1B.
@@ -113,6 +114,7 @@ class DataChoice:
     hierarchy: bool = False
     prompt_shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
     granularity_balance: float = 0.0
+    center_clicks: float = 0.0
     flip: float = 0.5
     scale_jitter: tuple[float, float] = (0.1, 2.0)
     sa1b_jitter: tuple[float, float] = (0.99, 1.01)
@@ -178,6 +180,8 @@ class LossChoice:
         many_to_one: SAM's rule (the best token alone learns) instead of many-to-many.
         detach_iou_target: no gradient from the IoU loss into the masks.
         score_all_tokens: the predicted IoU of unmatched tokens learns too.
+        iou_target: what `score_all_tokens` teaches: "best" (IoU with the best fitting target)
+            or "expected" (expected IoU of the click, `criterion.terms.CriterionConfig`).
         near_prompts: share of the points of prompts that lie near them, for small masks.
         interactive, generic: weight of each stream's sum.
         from_checkpoint: defaults give way to what `model.warm_start` was trained with.
@@ -196,6 +200,7 @@ class LossChoice:
     many_to_one: bool = False
     detach_iou_target: bool = True
     score_all_tokens: bool = False
+    iou_target: str = "best"
     near_prompts: float = 0.0
     interactive: float = 1.0
     generic: float = 1.0
@@ -397,6 +402,12 @@ def _check(run: RunConfig) -> None:
             f"data.max_targets: {data.max_targets}; a prompt has 1 to "
             f"{model.decoder.num_tokens} tokens to give to targets."
         )
+    one_of("loss.iou_target", run.loss.iou_target, ("best", "expected"))
+    if run.loss.iou_target != "best" and not run.loss.score_all_tokens:
+        raise ConfigError(
+            f"loss.iou_target: {run.loss.iou_target!r} is what loss.score_all_tokens teaches, and "
+            f"that is off; set loss.score_all_tokens=True."
+        )
     if not 0 <= run.loss.near_prompts < 1:
         raise ConfigError(f"loss.near_prompts: {run.loss.near_prompts}; must lie in 0..1, below 1.")
     if run.slices < 0:
@@ -410,7 +421,7 @@ def _check(run: RunConfig) -> None:
         for key, share in getattr(data, name).items():
             if share < 0:
                 raise ConfigError(f"data.{name}.{key}: {share}; a share is not negative.")
-    for name in ("box_share", "flip", "granularity_balance"):
+    for name in ("box_share", "flip", "granularity_balance", "center_clicks"):
         if not 0 <= getattr(data, name) <= 1:
             raise ConfigError(f"data.{name}: {getattr(data, name)}; must lie in 0..1.")
     for kind in data.prompt_shares:

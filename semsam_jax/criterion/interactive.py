@@ -1,7 +1,7 @@
 """Loss of the interactive stream: prompts, their tokens and their targets.
 
 Only tokens that got a target learn; the others get no loss of any kind, unless
-`score_all_tokens` lets every token learn how well its mask fits the best target. The assignment of
+`score_all_tokens` lets every token learn how well its mask fits the targets. The assignment of
 the last layer serves all layers.
 
 Source: SPEC (viii); class terms as the paper means them (arXiv 2307.04767, section 3),
@@ -18,6 +18,10 @@ from semsam_jax.criterion.points import Sampled, mask_terms, mean_over, over_lay
 from semsam_jax.criterion.terms import CriterionConfig, box_terms, class_heads, class_term
 from semsam_jax.models.heads import mask_logits
 from semsam_jax.ops.bitmasks import sample_bits
+
+# Cells of the mask features: a target below this area is no likelier to be meant.
+_SMALLEST_AREA = 4.0
+_NO_SHARE = 1e-9  # keeps prompts without targets finite
 
 
 def interactive_losses(
@@ -81,7 +85,8 @@ def interactive_losses(
         flat = jax.tree.map(lambda x: x.reshape(b, p * k, *x.shape[3:]), one)
         own = jax.tree.map(lambda x: jax.vmap(lambda v, i: v[i])(x, row_of_token), flat)
         truth_boxes = jnp.take_along_axis(rows.boxes, instance[..., None], axis=1)
-        terms = mask_terms(own.mask_embed, sampled, config.plan) | box_terms(own.boxes, truth_boxes)
+        terms = mask_terms(own.mask_embed, sampled, config.plan, own.mask_limits)
+        terms |= box_terms(own.boxes, truth_boxes)
         quality = 1.0 - terms["dice"]
         if config.detach_iou_target:
             quality = jax.lax.stop_gradient(quality)
@@ -89,8 +94,8 @@ def interactive_losses(
 
         every_token = None
         if config.score_all_tokens:
-            best = _best_iou(one.mask_embed, mask_features, *cells, targets, is_pair)
-            terms["iou"] = jnp.square(flat.pred_ious.astype(jnp.float32) - best.reshape(b, p * k))
+            fit = _iou_targets(one, mask_features, *cells, targets, is_pair, config.iou_target)
+            terms["iou"] = jnp.square(flat.pred_ious.astype(jnp.float32) - fit.reshape(b, p * k))
             has_target = is_pair.any(-1) & rows.has_masks[:, None]
             every_token = jnp.repeat(has_target.astype(jnp.float32), k, axis=1)
 
@@ -115,40 +120,49 @@ def interactive_losses(
 
 
 def _at_cells(rows: Batch, hw: tuple[int, int]) -> tuple[Float[Array, "b i n"], Bool[Array, "b n"]]:
-    """True masks (0 or 1) at the centres of the cells of a map, and which lie in the photo."""
+    """True masks (0 or 1) at the centers of the cells of a map, and which lie in the image."""
     b, n = rows.size_hw.shape[0], hw[0] * hw[1]
     y, x = ((jnp.arange(side) + 0.5) / side for side in hw)
-    centres = jnp.stack(jnp.meshgrid(x, y), axis=-1).reshape(1, n, 2)
-    centres = jnp.broadcast_to(centres, (b, n, 2))
+    centers = jnp.stack(jnp.meshgrid(x, y), axis=-1).reshape(1, n, 2)
+    centers = jnp.broadcast_to(centers, (b, n, 2))
     canvas_hw, valid_hw = rows.image.shape[1:3], rows.size_hw
     is_row = (y * canvas_hw[0])[None] < valid_hw[:, :1]
     is_column = (x * canvas_hw[1])[None] < valid_hw[:, 1:]
-    in_photo = (is_row[:, :, None] & is_column[:, None]).reshape(b, n)
-    truth = (sample_bits(rows.mask_bits, centres) >= 0.5) & in_photo[:, None]
-    return truth.astype(jnp.float32), in_photo
+    in_image = (is_row[:, :, None] & is_column[:, None]).reshape(b, n)
+    truth = (sample_bits(rows.mask_bits, centers) >= 0.5) & in_image[:, None]
+    return truth.astype(jnp.float32), in_image
 
 
-def _best_iou(
-    mask_embed: Float[Array, "b p k d"],
+def _iou_targets(
+    predictions: Predictions,
     mask_features: Float[Array, "b h w d"],
     truth: Float[Array, "b i n"],
-    in_photo: Bool[Array, "b n"],
+    in_image: Bool[Array, "b n"],
     targets: Int[Array, "b p t"],
     is_pair: Bool[Array, "b p t"],
+    kind: str,
 ) -> Float[Array, "b p k"]:
-    """IoU of each token's mask with the target that it fits best, at all cells of the photo.
+    """What the predicted IoU of each token learns (`CriterionConfig.iou_target`).
 
-    The points of the losses would not do: so few lie in a small target that its IoU is hardly
-    known.
+    IoUs are taken at all cells of the image. The points of the losses would not do: so few lie
+    in a small target that its IoU is hardly known.
     """
-    embed, features = jax.lax.stop_gradient((mask_embed, mask_features))
-    logits = mask_logits(embed, features).reshape(*mask_embed.shape[:3], -1)
-    mask = ((logits > 0) & in_photo[:, None, None]).astype(jnp.float32)
+    embed, features = jax.lax.stop_gradient((predictions.mask_embed, mask_features))
+    logits = mask_logits(embed, features, predictions.mask_limits)
+    logits = logits.reshape(*embed.shape[:3], -1)
+    mask = ((logits > 0) & in_image[:, None, None]).astype(jnp.float32)
     inter = jnp.einsum("bpkn,bin->bpki", mask, truth)
-    union = mask.sum(-1)[..., None] + truth.sum(-1)[:, None, None] - inter
+    area = truth.sum(-1)
+    union = mask.sum(-1)[..., None] + area[:, None, None] - inter
     iou = inter / jnp.maximum(union, 1.0)
-    own = jnp.take_along_axis(iou, jnp.maximum(targets, 0)[:, :, None], axis=-1)
-    return jnp.where(is_pair[:, :, None], own, 0.0).max(-1)
+    index = jnp.maximum(targets, 0)
+    own = jnp.take_along_axis(iou, index[:, :, None], axis=-1)
+    if kind == "best":
+        return jnp.where(is_pair[:, :, None], own, 0.0).max(-1)
+    own_area = jnp.take_along_axis(area[:, None], index, axis=-1)
+    share = is_pair / jnp.maximum(own_area, _SMALLEST_AREA)
+    share /= jnp.maximum(share.sum(-1, keepdims=True), _NO_SHARE)
+    return jnp.sum(own * share[:, :, None], axis=-1)
 
 
 def _best_token(loss: Float[Array, "b m"], p: int, k: int) -> Float[Array, "b m"]:

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from semsam_jax.core.structs import Batch
 from semsam_jax.ops.bitmasks import sample_bits
+from semsam_jax.ops.boxes import OUTSIDE_LOGIT, points_within
 from semsam_jax.ops.losses import (
     KTH_SMALLEST,
     bce_with_logits,
@@ -58,10 +59,12 @@ class Sampled:
     """Mask features and true masks at the points of one layer.
 
     Attributes:
+        points: (x, y) float32 [b, 1|m, j, 2], fractions of the canvas.
         features: float32 [b, 1|m, j, d].
         truth: float32 [b, m, j].
     """
 
+    points: Array
     features: Array
     truth: Array
 
@@ -87,15 +90,24 @@ def sample(
         own = _rows_at(rows.mask_bits, instance)
         own = own.reshape(b * g, 1, *own.shape[2:])
         truth = sample_bits(own, points.reshape(b * g, j, 2)).reshape(b, g, j)
-    return Sampled(sample_points(mask_features, points), truth)
+    return Sampled(points, sample_points(mask_features, points), truth)
 
 
 def mask_terms(
-    mask_embed: Float[Array, "b m d"], sampled: Sampled, plan: PointPlan
+    mask_embed: Float[Array, "b m d"],
+    sampled: Sampled,
+    plan: PointPlan,
+    limits: Float[Array, "b m 4"] | None = None,
 ) -> dict[str, Float[Array, "b m"]]:
     """Binary cross entropy and dice loss of each pair, over its uncertain and fresh points.
 
     Points that are not chosen have weight 0; no gradient runs through the choice.
+
+    Args:
+        mask_embed: of each pair.
+        sampled: features and truth at the points.
+        plan: how many points are chosen.
+        limits: `Predictions.mask_limits` of each pair; masks are empty outside.
     """
     b, m, d = mask_embed.shape
     g = sampled.features.shape[1]
@@ -105,6 +117,8 @@ def mask_terms(
         sampled.features,
         precision=jax.lax.Precision.HIGHEST,
     ).reshape(b, m, -1)
+    if limits is not None:
+        logits = jnp.where(points_within(sampled.points, limits), logits, OUTSIDE_LOGIT)
     candidates = jnp.abs(jax.lax.stop_gradient(logits[..., : plan.num_candidates]))
     chosen = smallest_k_weights(candidates, plan.num_chosen)
     fresh = jnp.ones((b, m, plan.num_fresh), jnp.float32)

@@ -45,9 +45,12 @@ class CriterionConfig:
         denoising_by_slots: class loss of the denoising slots by the number of slots; the
             released generic code divides by the number of classes instead, which would
             all but silence it for a vocabulary of thousands.
-        score_all_tokens: the predicted quality of every token learns the IoU of its mask with
-            the prompt's best fitting target, so that tokens without a target of their own
-            learn to score low. Off in the paper, where only matched tokens learn a quality.
+        score_all_tokens: the predicted IoU of every token learns `iou_target`, so that tokens
+            without a target of their own learn to score low. Off in the paper, where only
+            matched tokens learn one.
+        iou_target: "best": the IoU with the target that the token's mask fits best; or
+            "expected": the mean over the prompt's targets, each weighted with one over its
+            area: the IoU to expect for a click drawn evenly from the intended mask.
         near_prompts: share of an image's points that lie near its prompts (`near_points`), for
             the losses and the matching costs of prompts. 0 in the paper.
         interactive, generic: weight of each stream's sum.
@@ -61,6 +64,7 @@ class CriterionConfig:
     many_to_one: bool = False
     detach_iou_target: bool = True
     score_all_tokens: bool = False
+    iou_target: str = "best"
     denoising_by_slots: bool = True
     near_prompts: float = 0.0
     interactive: float = 1.0

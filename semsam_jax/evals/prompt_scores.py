@@ -10,6 +10,7 @@ canvas, `y x` the frame that is scored: the canvas, or a bucket that holds the s
 import dataclasses
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from semsam_jax.core.structs import Prompts, Pyramid
+from semsam_jax.core.structs import Predictions, Prompts, Pyramid
 from semsam_jax.models.heads import mask_logits
 
 MASK_STRIDE = 4
@@ -140,13 +141,13 @@ def count_pixels(
     Returns:
         Predicted quality, intersections, areas of masks, areas of targets.
     """
-    embed, pred_ious = _decode(model, params, pyramid, prompts, plan.isolate)
+    answers = _decode(model, params, pyramid, prompts, plan.isolate)
 
     def count(block):
-        embed, bits = block
+        answers, bits = block
         truth = jnp.unpackbits(bits, axis=-1)
         counts = []
-        for predicted, rows, columns in _pieces(embed, pyramid, sizes, plan.frame_hw):
+        for predicted, rows, columns in _pieces(answers, pyramid, sizes, plan.frame_hw):
             flat = predicted.reshape(*predicted.shape[:3], -1).astype(jnp.float32)
             target = truth[..., rows, columns]
             target = target.reshape(*target.shape[:3], -1).astype(jnp.float32)
@@ -155,8 +156,8 @@ def count_pixels(
             counts.append((inter, flat.sum(-1), target.sum(-1)))
         return jax.tree.map(lambda *parts: sum(parts), *counts)
 
-    counts = jax.lax.map(count, (_in_chunks(embed, plan.chunk), _in_chunks(bits, plan.chunk)))
-    return pred_ious, *(_from_chunks(x) for x in counts)
+    counts = jax.lax.map(count, (_in_chunks(answers, plan.chunk), _in_chunks(bits, plan.chunk)))
+    return answers.pred_ious, *(_from_chunks(x) for x in counts)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))
@@ -169,17 +170,20 @@ def draw_masks(
     plan: Plan,
 ) -> tuple[Float[Array, "b p k"], UInt8[Array, "b p k y x8"]]:
     """Predicted quality and masks, packed along x; arguments as `count_pixels`."""
-    embed, pred_ious = _decode(model, params, pyramid, prompts, plan.isolate)
+    answers = _decode(model, params, pyramid, prompts, plan.isolate)
 
-    def draw(embed):
-        return jnp.packbits(_thresholded(embed, pyramid, sizes, plan.frame_hw), axis=-1)
+    def draw(answers):
+        return jnp.packbits(_thresholded(answers, pyramid, sizes, plan.frame_hw), axis=-1)
 
-    return pred_ious, _from_chunks(jax.lax.map(draw, _in_chunks(embed, plan.chunk)))
+    masks = _from_chunks(jax.lax.map(draw, _in_chunks(answers, plan.chunk)))
+    return answers.pred_ious, masks
 
 
-def _in_chunks(x: Array, chunk: int) -> Array:
+def _in_chunks(tree: Any, chunk: int) -> Any:
     """[b, p, ...] to [p / chunk, b, chunk, ...]."""
-    return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
+    return jax.tree.map(
+        lambda x: jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0), tree
+    )
 
 
 def _from_chunks(x: Array) -> Array:
@@ -189,20 +193,23 @@ def _from_chunks(x: Array) -> Array:
 
 def _decode(
     model: nn.Module, params: dict, pyramid: Pyramid, prompts: Prompts, isolate: bool
-) -> tuple[Float[Array, "b p k d"], Float[Array, "b p k"]]:
+) -> Predictions:
+    """What masks and their scores need of the last layer, leading axes [b, p, k]."""
     answers = model.apply(
         {"params": params}, pyramid, prompts, isolate=isolate, method="decode_prompts"
     )
-    return answers.mask_embed[-1], answers.pred_ious[-1].astype(jnp.float32)
+    last = jax.tree.map(lambda x: x[-1], answers)
+    pred_ious = last.pred_ious.astype(jnp.float32)
+    return last.replace(pred_ious=pred_ious, object_logits=None, part_logits=None)
 
 
 def _thresholded(
-    embed: Float[Array, "b c k d"],
+    answers: Predictions,
     pyramid: Pyramid,
     sizes: Int[Array, "2 b 2"],
     frame_hw: tuple[int, int] | None,
 ) -> Bool[Array, "b c k y x"]:
-    logits = upsample_masks(mask_logits(embed, pyramid.mask_features))
+    logits = upsample_masks(_logits(answers, pyramid))
     if frame_hw is not None:
         logits = jax.vmap(functools.partial(resize_valid, frame_hw=frame_hw))(logits, *sizes)
     height, width = logits.shape[-2:]
@@ -210,7 +217,7 @@ def _thresholded(
 
 
 def _pieces(
-    embed: Float[Array, "b c k d"],
+    answers: Predictions,
     pyramid: Pyramid,
     sizes: Int[Array, "2 b 2"],
     frame_hw: tuple[int, int] | None,
@@ -221,15 +228,19 @@ def _pieces(
     in the cache while it is counted.
     """
     if frame_hw is not None:
-        yield _thresholded(embed, pyramid, sizes, frame_hw), slice(None), slice(None)
+        yield _thresholded(answers, pyramid, sizes, frame_hw), slice(None), slice(None)
         return
-    logits = mask_logits(embed, pyramid.mask_features)
+    logits = _logits(answers, pyramid)
     height, width = (MASK_STRIDE * side for side in logits.shape[-2:])
     for row, of_rows in enumerate(_phases(logits, -2)):
         for column, piece in enumerate(_phases(of_rows, -1)):
             y, x = jnp.arange(row, height, MASK_STRIDE), jnp.arange(column, width, MASK_STRIDE)
             rows, columns = slice(row, None, MASK_STRIDE), slice(column, None, MASK_STRIDE)
             yield (piece > 0) & _valid(y, x, sizes[1]), rows, columns
+
+
+def _logits(answers: Predictions, pyramid: Pyramid) -> Float[Array, "b c k h w"]:
+    return mask_logits(answers.mask_embed, pyramid.mask_features, answers.mask_limits)
 
 
 def _valid(

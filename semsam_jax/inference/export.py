@@ -142,8 +142,9 @@ def _write_programs(model, folder: Path, canvas, prompt_counts, platform: str) -
         prompts = Prompts(boxes, type_index, jnp.ones(type_index.shape, bool))
         packed = Pyramid(tuple(pyramid["levels"]), pyramid["mask_features"])
         answer = module.apply({"params": params}, packed, prompts, method="decode_prompts")
+        limits = None if answer.mask_limits is None else answer.mask_limits[-1]
         return {
-            "mask_logits": mask_logits(answer.mask_embed[-1], packed.mask_features),
+            "mask_logits": mask_logits(answer.mask_embed[-1], packed.mask_features, limits),
             "pred_ious": answer.pred_ious[-1],
             "boxes": answer.boxes[-1],
             "mask_embed": answer.mask_embed[-1],

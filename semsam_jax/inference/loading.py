@@ -250,8 +250,11 @@ def _encode_text(module: SemanticSAM, params: dict, token_ids: Array) -> Array:
 
 @jax.jit
 def low_res_logits(
-    mask_embed: Float[Array, "n d"], mask_features: Float[Array, "h w d"]
+    mask_embed: Float[Array, "n d"],
+    mask_features: Float[Array, "h w d"],
+    limits: Float[Array, "n 4"] | None = None,
 ) -> Float[Array, "n h w"]:
-    """Mask logits at stride 4 of a list of queries of one image."""
+    """Mask logits at stride 4 of a list of queries of one image (`models.heads.mask_logits`)."""
+    limits = None if limits is None else limits[None]
     with jax.default_matmul_precision("highest"):
-        return heads.mask_logits(mask_embed[None], mask_features[None])[0]
+        return heads.mask_logits(mask_embed[None], mask_features[None], limits)[0]

@@ -204,7 +204,7 @@ class Predictor:
         levels = [parse_levels(request.level, self.model.num_levels) for request in requests]
         boxes, types = prompt_arrays(checked, photo.frame)
         found = decode_prompts(self.model, photo.pyramid, boxes, types, names, self.isolate)
-        logits = _low_res(photo, found.mask_embed, [check.num_prompts for check in checked])
+        logits = _low_res(photo, found, [check.num_prompts for check in checked])
         answers, start = [], 0
         for request, check, wanted, low in zip(requests, checked, levels, logits, strict=True):
             stop = start + check.num_prompts
@@ -311,20 +311,27 @@ def decode_prompts(
 
 
 def _low_res(
-    photo: _Photo, mask_embed: Float[np.ndarray, "p k d"], sizes: list[int]
+    photo: _Photo, found: Predictions, sizes: list[int]
 ) -> Iterator[Float[np.ndarray, "q k h w"]]:
     """Mask logits at stride 4 of each request's prompts, `sizes` of them.
 
     Requests share a product, which reads the features once; padded as `decode_prompts` pads.
     """
-    _, k, d = mask_embed.shape
-    start = 0
+    k, start = found.mask_embed.shape[1], 0
     for group in _groups(sizes, LOGITS_CHUNK):
         num = sum(group)
-        padded = np.zeros((1 << (num - 1).bit_length(), k, d), mask_embed.dtype)
-        padded[:num] = mask_embed[start : start + num]
-        flat = low_res_logits(jnp.asarray(padded.reshape(-1, d)), photo.pyramid.mask_features[0])
-        logits = np.asarray(flat).reshape(len(padded), k, *flat.shape[1:])[:num]
+        count = 1 << (num - 1).bit_length()
+
+        def padded(x: np.ndarray | None) -> Array | None:
+            if x is None:
+                return None
+            rows = np.zeros((count, *x.shape[1:]), x.dtype)  # noqa: B023
+            rows[:num] = x[start : start + num]  # noqa: B023
+            return jnp.asarray(rows.reshape(-1, x.shape[-1]))
+
+        embed, limits = padded(found.mask_embed), padded(found.mask_limits)
+        flat = low_res_logits(embed, photo.pyramid.mask_features[0], limits)
+        logits = np.asarray(flat).reshape(count, k, *flat.shape[1:])[:num]
         yield from np.split(logits, np.cumsum(group)[:-1])
         start += num
 

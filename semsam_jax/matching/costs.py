@@ -14,7 +14,12 @@ from jaxtyping import Array, Float, Int
 
 from semsam_jax.core.structs import Batch, GenericPredictions, Predictions
 from semsam_jax.ops.bitmasks import sample_bits
-from semsam_jax.ops.boxes import cxcywh_to_xyxy, pairwise_generalized_iou
+from semsam_jax.ops.boxes import (
+    OUTSIDE_LOGIT,
+    cxcywh_to_xyxy,
+    pairwise_generalized_iou,
+    points_within,
+)
 from semsam_jax.ops.losses import focal_class_cost, pairwise_bce, pairwise_dice
 from semsam_jax.ops.point_sample import sample_points
 
@@ -53,9 +58,14 @@ def prompt_costs(
     target = jnp.maximum(rows.prompt_targets, 0)
     features = sample_points(mask_features, points)
     truth = sample_bits(rows.mask_bits, points)
+    logits = _logits(predictions.mask_embed, features)
+    if predictions.mask_limits is not None:
+        # The tokens of a prompt have the same limits.
+        inside = points_within(points[:, None], predictions.mask_limits[:, :, 0])
+        logits = jnp.where(inside[:, :, None], logits, OUTSIDE_LOGIT)
     return _pair_costs(
         predictions=predictions,
-        logits=_logits(predictions.mask_embed, features),
+        logits=logits,
         truth=_of_instance(truth, target),
         boxes=_of_instance(rows.boxes, target),
         object_id=_of_instance(rows.object_id, target),

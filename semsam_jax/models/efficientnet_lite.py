@@ -1,9 +1,10 @@
-"""EfficientNet-Lite0 backbone: small, plain convolutions, four maps at strides 4..32.
+"""EfficientNet-Lite backbones: small, plain convolutions, four maps at strides 4..32.
 
 Batch statistics are frozen and folded into the convolutions, so every layer is a
 convolution with a bias. Padding follows TensorFlow's SAME rule, as the weights expect.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -25,33 +26,53 @@ class BlockSpec(NamedTuple):
     features: int
 
 
-def _blocks() -> tuple[BlockSpec, ...]:
-    stages = (
-        (1, BlockSpec(3, 1, 1, 16)),
-        (2, BlockSpec(3, 2, 6, 24)),
-        (2, BlockSpec(5, 2, 6, 40)),
-        (3, BlockSpec(3, 2, 6, 80)),
-        (3, BlockSpec(5, 1, 6, 112)),
-        (4, BlockSpec(5, 2, 6, 192)),
-        (1, BlockSpec(3, 1, 6, 320)),
-    )
-    return tuple(
-        spec._replace(stride=spec.stride if i == 0 else 1)
-        for repeats, spec in stages
-        for i in range(repeats)
-    )
-
-
-BLOCKS = _blocks()
+_STAGES = (  # (repeats, first block of the stage) of Lite0
+    (1, BlockSpec(3, 1, 1, 16)),
+    (2, BlockSpec(3, 2, 6, 24)),
+    (2, BlockSpec(5, 2, 6, 40)),
+    (3, BlockSpec(3, 2, 6, 80)),
+    (3, BlockSpec(5, 1, 6, 112)),
+    (4, BlockSpec(5, 2, 6, 192)),
+    (1, BlockSpec(3, 1, 6, 320)),
+)
+# Factors on channels and repeats of each variant.
+_SCALES = {"lite0": (1.0, 1.0), "lite2": (1.1, 1.2)}
 STEM_FEATURES = 32
-# The last block at each of the strides 4, 8, 16 and 32.
-_OUTPUTS = (2, 4, 10, 15)
 # Root mean square of the four maps of a photograph with the ImageNet weights.
-_TYPICAL_RMS = (9.1, 7.9, 6.5, 2.6)
+_TYPICAL_RMS = {"lite0": (9.1, 7.9, 6.5, 2.6), "lite2": (9.7, 8.1, 6.5, 2.4)}
 _POSITION_GAIN = 1.5
-_PLAIN = EfficientNetLiteConfig(position_channels=0)
 
 _init = nn.initializers.he_normal()
+
+
+def blocks(variant: str) -> tuple[BlockSpec, ...]:
+    """All blocks of a variant, in order.
+
+    Channels are scaled and rounded to multiples of 8, repeats are scaled and rounded up, except
+    those of the first and the last stage; the stem is not scaled.
+
+    Source: EfficientNet-Lite of the TPU model garden; arXiv 1905.11946 for the rule.
+    """
+    width, depth = _SCALES[variant]
+    specs = []
+    for index, (repeats, spec) in enumerate(_STAGES):
+        is_fixed = index in (0, len(_STAGES) - 1)
+        count = repeats if is_fixed else math.ceil(repeats * depth)
+        spec = spec._replace(features=_multiple_of_8(spec.features * width))
+        specs += [spec] + [spec._replace(stride=1)] * (count - 1)
+    return tuple(specs)
+
+
+def _multiple_of_8(channels: float) -> int:
+    """The nearest multiple of 8, which must not be more than a tenth smaller."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded if rounded >= 0.9 * channels else rounded + 8
+
+
+def _last_of_each_stride(specs: tuple[BlockSpec, ...]) -> tuple[int, ...]:
+    """Indices of the last blocks at strides 4, 8, 16 and 32."""
+    starts = [i for i, spec in enumerate(specs) if spec.stride == 2]
+    return (*(start - 1 for start in starts[1:]), len(specs) - 1)
 
 
 def depthwise(
@@ -122,7 +143,7 @@ class EfficientNetLite(nn.Module):
         dtype: compute dtype.
         remat: key of `layers.REMAT_POLICIES`, for each block.
 
-    Source: EfficientNet (arXiv 1905.11946) and its Lite0 variant: ReLU6, no
+    Source: EfficientNet (arXiv 1905.11946) and its Lite variants: ReLU6, no
     squeeze-excite, stem and head not scaled.
     """
 
@@ -146,8 +167,8 @@ class EfficientNetLite(nn.Module):
             draw: no effect, nothing is random.
 
         Returns:
-            Maps at strides 4, 8, 16, 32 with 24, 40, 112, 320 channels, and behind them
-            `config.position_channels` waves of the position.
+            Maps at strides 4, 8, 16, 32 with `config.channels` channels, the last
+            `config.position_channels` of which are waves of the position.
         """
         del train, draw
         conv = nn.Conv(
@@ -157,15 +178,16 @@ class EfficientNetLite(nn.Module):
         maps, block = [], _Block
         if self.remat != "none":
             block = nn.remat(_Block, policy=REMAT_POLICIES[self.remat])
-        for i, spec in enumerate(BLOCKS):
+        specs = blocks(self.config.variant)
+        outputs = _last_of_each_stride(specs)
+        for i, spec in enumerate(specs):
             x = block(spec, self.dtype, name=f"block{i}")(x)
-            if i in _OUTPUTS:
+            if i in outputs:
                 maps.append(x)
         if not self.config.is_trained:
             maps = [jax.lax.stop_gradient(x) for x in maps]
-        return tuple(
-            self._with_positions(x, size) for x, size in zip(maps, _TYPICAL_RMS, strict=True)
-        )
+        sizes = _TYPICAL_RMS[self.config.variant]
+        return tuple(self._with_positions(x, size) for x, size in zip(maps, sizes, strict=True))
 
     def _with_positions(self, x: Float[Array, "b h w c"], size: float) -> Float[Array, "b h w c2"]:
         b, h, w, _ = x.shape
@@ -178,12 +200,14 @@ class EfficientNetLite(nn.Module):
 class Classifier(nn.Module):
     """The network as it was trained on ImageNet; proves that converted weights are right."""
 
+    variant: str = "lite0"
     num_classes: int = 1000
     head_features: int = 1280
 
     @nn.compact
     def __call__(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b classes"]:
         """Returns class logits of (pixels - 127) / 128."""
-        x = EfficientNetLite(_PLAIN, name="backbone")(image)[-1]
+        config = EfficientNetLiteConfig(position_channels=0, variant=self.variant)
+        x = EfficientNetLite(config, name="backbone")(image)[-1]
         x = nn.relu6(Dense(self.head_features, name="head")(x))
         return Dense(self.num_classes, name="classes")(x.mean((1, 2)))

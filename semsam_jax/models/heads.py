@@ -8,19 +8,27 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from semsam_jax.core.structs import Predictions, TextTable
-from semsam_jax.models.layers import MLP, LayerNorm, parameter
+from semsam_jax.models import mask_window
+from semsam_jax.models.layers import MLP, Dense, LayerNorm, parameter
 from semsam_jax.models.presets import DecoderConfig
-from semsam_jax.ops.boxes import inverse_sigmoid
+from semsam_jax.ops.boxes import OUTSIDE_LOGIT, cells_within, inverse_sigmoid
 
 _COSINE_EPS = 1e-7
 
 
 def mask_logits(
-    mask_embed: Float[Array, "b *q d"], mask_features: Float[Array, "b h w d"]
+    mask_embed: Float[Array, "b *q d"],
+    mask_features: Float[Array, "b h w d"],
+    limits: Float[Array, "b *q 4"] | None = None,
 ) -> Float[Array, "b *q h w"]:
     """Mask logits at stride 4: the dot product of each embedding with each pixel.
 
     Always float32, whatever the compute dtype of the model.
+
+    Args:
+        mask_embed: `Predictions.mask_embed`.
+        mask_features: the pyramid's.
+        limits: `Predictions.mask_limits`; outside them a logit is `OUTSIDE_LOGIT`.
     """
     b, *queries, d = mask_embed.shape
     _, h, w, _ = mask_features.shape
@@ -31,7 +39,10 @@ def mask_logits(
         mask_features.astype(jnp.float32).reshape(b, h * w, d),
         precision=jax.lax.Precision.HIGHEST,
     )
-    return logits.reshape(b, *queries, h, w)
+    logits = logits.reshape(b, *queries, h, w)
+    if limits is None:
+        return logits
+    return jnp.where(cells_within(limits, h, w), logits, OUTSIDE_LOGIT)
 
 
 def cosine_logits(
@@ -69,8 +80,10 @@ class Heads(nn.Module):
 
     Attributes:
         config: sizes.
-        mask_dim: channels of the mask features.
-        dtype: compute dtype of the mask and quality heads; boxes and names are float32.
+        mask_dim: channels of the pixel decoder's mask features; with `config.mask_window`,
+            embeddings have those of the window behind them.
+        dtype: compute dtype of the mask and quality heads; boxes, windows and names are
+            float32.
     """
 
     config: DecoderConfig
@@ -85,6 +98,12 @@ class Heads(nn.Module):
         self.bbox_embed = MLP(dim, 4, 3, zero_last=True)
         self.mask_embed = MLP(dim, self.mask_dim, 3, dtype=self.dtype)
         self.iou_head = MLP(dim, 1, 3, dtype=self.dtype)
+        if self.config.mask_window:
+            self.mask_window = Dense(
+                mask_window.NUM_CHANNELS,
+                kernel_init=nn.initializers.zeros,
+                bias_init=mask_window.shape_bias,
+            )
         self.object_embed = parameter(self, "object_embed", names_init, (dim, text_dim))
         self.part_embed = parameter(self, "part_embed", names_init, (dim, text_dim))
         if self.config.part_owner:
@@ -142,8 +161,12 @@ class Heads(nn.Module):
         object_logits, part_logits = (
             (None, None) if text is None else self.name_logits(content, text)
         )
+        mask_embed = self.mask_embed(content).astype(jnp.float32)
+        if self.config.mask_window:
+            shape = self.mask_window(content.astype(jnp.float32))
+            mask_embed = jnp.concatenate([mask_embed, mask_window.window_embed(shape, boxes)], -1)
         return Predictions(
-            mask_embed=self.mask_embed(content).astype(jnp.float32),
+            mask_embed=mask_embed,
             boxes=boxes,
             pred_ious=self.iou_head(content)[..., 0].astype(jnp.float32) if has_ious else None,
             object_logits=object_logits,

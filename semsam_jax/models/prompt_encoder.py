@@ -13,6 +13,9 @@ from semsam_jax.core.structs import Prompts
 from semsam_jax.models.layers import parameter
 from semsam_jax.ops.boxes import add_box_noise, inverse_sigmoid
 
+BOX_TYPE = 1
+"""Type index of a box prompt; clicks have 0. Released weights take 0 for both."""
+
 
 @typing.no_type_check
 @struct.dataclass

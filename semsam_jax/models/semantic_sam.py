@@ -28,12 +28,14 @@ from semsam_jax.models.decoder import (
 )
 from semsam_jax.models.denoising import Denoising, DenoisingTargets, attention_mask
 from semsam_jax.models.efficientnet_lite import EfficientNetLite
+from semsam_jax.models.mask_window import window_features
 from semsam_jax.models.pixel_decoder import PixelDecoder
 from semsam_jax.models.presets import EfficientNetLiteConfig, ModelConfig
-from semsam_jax.models.prompt_encoder import PromptEncoder
+from semsam_jax.models.prompt_encoder import BOX_TYPE, PromptEncoder
 from semsam_jax.models.query_selector import QuerySelector
 from semsam_jax.models.swin import Swin
 from semsam_jax.models.text_encoder import TextEncoder
+from semsam_jax.ops.boxes import box_limits
 
 _CANVAS_MULTIPLE = 32
 _INIT_CANVAS = 64
@@ -107,7 +109,9 @@ class SemanticSAM(nn.Module):
         is_column = jnp.arange(w)[None, None, :] < size_hw[:, 1, None, None]
         pixels = jnp.where((is_row & is_column)[..., None], pixels, 0.0)
         self.sow("intermediates", "pixels", pixels)
-        return self.pixel_decoder(self.backbone(pixels.astype(self.dtype), train=train, draw=draw))
+        maps = self.backbone(pixels.astype(self.dtype), train=train, draw=draw)
+        pyramid = self.pixel_decoder(maps)
+        return self._with_window(pyramid) if self.config.decoder.mask_window else pyramid
 
     def decode_prompts(
         self,
@@ -151,7 +155,13 @@ class SemanticSAM(nn.Module):
         if not all_layers:
             states = DecoderStates(outputs=states.outputs[-1:], references=states.references[-2:])
         out = self.decoder.predict(states, text, is_generic=False)
-        return jax.tree.map(lambda x: x.reshape(x.shape[0], b, p, k, *x.shape[3:]), out)
+        out = jax.tree.map(lambda x: x.reshape(x.shape[0], b, p, k, *x.shape[3:]), out)
+        margin = self.config.decoder.box_margin
+        if not margin:
+            return out
+        limits = box_limits(prompts.boxes, prompts.type_index == BOX_TYPE, margin)
+        limits = jnp.broadcast_to(limits[None, :, :, None], (*out.pred_ious.shape, 4))
+        return out.replace(mask_limits=limits)
 
     def decode_generic(
         self,
@@ -224,6 +234,12 @@ class SemanticSAM(nn.Module):
                 "None); choose a preset with one, or pass a stored table of names."
             )
         return self.text_encoder(token_ids)
+
+    def _with_window(self, pyramid: Pyramid) -> Pyramid:
+        features = pyramid.mask_features
+        window = jnp.asarray(window_features(*features.shape[1:3]), features.dtype)
+        window = jnp.broadcast_to(window, (features.shape[0], *window.shape))
+        return pyramid.replace(mask_features=jnp.concatenate([features, window], axis=-1))
 
     def _memory(self, pyramid: Pyramid) -> Memory:
         is_as_wide = self.config.pixel_decoder.dim == self.config.decoder.dim

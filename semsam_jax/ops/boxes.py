@@ -4,7 +4,7 @@ Everything is float32: these numbers decide matches and sampling coordinates.
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 _INVERSE_SIGMOID_EPS = 1e-5
 _GIOU_EPS = 1e-6
@@ -91,3 +91,46 @@ def add_box_noise(
     size = boxes[..., 2:]
     reach = jnp.concatenate([size / 2, size], axis=-1)
     return jnp.clip(boxes + (noise * 2.0 - 1.0) * reach * scale, 0.0, 1.0)
+
+
+OUTSIDE_LOGIT = -10.0
+"""Mask logit outside the limits of a mask."""
+
+
+def box_limits(
+    boxes: Float[Array, "*n 4"], is_box: Bool[Array, "*n"], margin: float
+) -> Float[Array, "*n 4"]:
+    """Limits (x0, y0, x1, y1) of the masks of prompts: a box enlarged, a click's whole canvas.
+
+    Args:
+        boxes: cxcywh, fractions of the canvas.
+        is_box: which prompts are boxes.
+        margin: factor on the sides of a box; outlines end between cells.
+    """
+    enlarged = jnp.concatenate([boxes[..., :2], margin * boxes[..., 2:]], axis=-1)
+    canvas = jnp.broadcast_to(jnp.asarray([0.0, 0.0, 1.0, 1.0], boxes.dtype), boxes.shape)
+    return jnp.where(is_box[..., None], cxcywh_to_xyxy(enlarged), canvas)
+
+
+def points_within(
+    points: Float[Array, "b #n j 2"], limits: Float[Array, "b n 4"]
+) -> Bool[Array, "b n j"]:
+    """Which points (x, y) lie within limits (x0, y0, x1, y1), borders included."""
+    low, high = limits[..., None, :2], limits[..., None, 2:]
+    return ((points >= low) & (points <= high)).all(-1)
+
+
+def cells_within(
+    limits: Float[Array, "*n 4"], height: int, width: int
+) -> Bool[Array, "*n {height} {width}"]:
+    """Which cells of a map over the canvas have their centre within limits (x0, y0, x1, y1).
+
+    Of limits smaller than a cell, the cells nearest to their middle are.
+    """
+    inside = []
+    for axis, side in ((1, height), (0, width)):
+        middle = (limits[..., axis] + limits[..., axis + 2]) / 2
+        half = jnp.maximum((limits[..., axis + 2] - limits[..., axis]) / 2, 0.5 / side)
+        centers = jnp.expand_dims((jnp.arange(side) + 0.5) / side, range(middle.ndim))
+        inside.append(jnp.abs(centers - middle[..., None]) <= half[..., None])
+    return inside[0][..., :, None] & inside[1][..., None, :]

@@ -89,7 +89,7 @@ def _backbone(weights: str, model: SemanticSAM, own: dict) -> dict:
                 "model.backbone_weights: 'imagenet' is for preset lite; give the .pth of an "
                 "ImageNet Swin, or '' for random weights."
             )
-        return load_imagenet_params()
+        return load_imagenet_params(model.config.backbone.variant)
     if is_lite:
         raise ConfigError(
             f"model.backbone_weights: {weights!r}; preset lite takes 'imagenet' or ''."

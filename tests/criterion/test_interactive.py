@@ -11,6 +11,7 @@ import pytest
 from semsam_jax.core.errors import ShapeError
 from semsam_jax.core.structs import Predictions
 from semsam_jax.criterion.interactive import interactive_losses
+from semsam_jax.criterion.points import PointPlan, Sampled, mask_terms
 from semsam_jax.criterion.terms import CriterionConfig
 from semsam_jax.criterion.total import weighted_sum
 from semsam_jax.matching.solvers import solve_prompts
@@ -320,22 +321,37 @@ def test_every_token_may_learn_its_iou_with_the_best_target(labelled):
     truth[1, :, 5:], truth[1, :, :, 8:] = False, False
     in_photo = np.ones((2, 8, 12), bool)
     in_photo[1, 5:], in_photo[1, :, 8:] = False, False
+    # A limit that leaves the middle of the canvas: cells outside count as empty.
+    limits = np.broadcast_to(
+        np.float32([0.25, 0.25, 0.75, 0.75]), (*predictions.boxes.shape[:-1], 4)
+    )
+    within = np.zeros((8, 12), bool)
+    within[2:6, 3:9] = True
+    cases = [("best", None), ("expected", None), ("expected", limits)]
+    for kind, limit in cases:
+        scoring = dataclasses.replace(config, score_all_tokens=True, iou_target=kind)
+        limited = predictions.replace(mask_limits=None if limit is None else jnp.asarray(limit))
+        (_, terms), grads = grad_and_terms(limited, features, rows, token, points, scoring)
+        errors = []
+        for image, prompt in np.ndindex(2, 3):
+            wanted = [i for i in np.asarray(rows.prompt_targets)[image, prompt] if i >= 0]
+            for k in range(3):
+                embed = np.asarray(predictions.mask_embed)[-1, image, prompt, k]
+                mask = (np.asarray(features)[image] @ embed > 0) & in_photo[image]
+                mask &= within if limit is not None else True
+                ious = [
+                    (truth[image, i] & mask).sum() / (truth[image, i] | mask).sum() for i in wanted
+                ]
+                shares = [1 / max(truth[image, i].sum(), 4) for i in wanted]
+                fit = max(ious, default=0.0)
+                if kind == "expected":
+                    fit = np.average(ious, weights=shares) if wanted else 0.0
+                guess = float(predictions.pred_ious[-1, image, prompt, k])
+                errors.append((guess - fit) ** 2)
+        np.testing.assert_allclose(terms["iou"][-1], np.mean(errors), rtol=1e-4)
+        assert np.all(np.asarray(grads[0].pred_ious) != 0)
     scoring = dataclasses.replace(config, score_all_tokens=True)
-    (_, terms), grads = grad_and_terms(predictions, features, rows, token, points, scoring)
-    errors = []
-    for image, prompt in np.ndindex(2, 3):
-        wanted = [i for i in np.asarray(rows.prompt_targets)[image, prompt] if i >= 0]
-        for k in range(3):
-            embed = np.asarray(predictions.mask_embed)[-1, image, prompt, k]
-            mask = (np.asarray(features)[image] @ embed > 0) & in_photo[image]
-            best = 0.0
-            for i in wanted:
-                inter = (truth[image, i] & mask).sum()
-                best = max(best, inter / (truth[image, i] | mask).sum())
-            guess = float(predictions.pred_ious[-1, image, prompt, k])
-            errors.append((guess - best) ** 2)
-    np.testing.assert_allclose(terms["iou"][-1], np.mean(errors), rtol=1e-4)
-    assert np.all(np.asarray(grads[0].pred_ious) != 0)
+    (_, terms), _ = grad_and_terms(predictions, features, rows, token, points, scoring)
     (_, others), _ = grad_and_terms(predictions, features, rows, token, points, config)
     for name in ("mask_bce", "dice", "l1", "giou", "object_class", "part_class"):
         np.testing.assert_array_equal(terms[name], others[name])
@@ -346,3 +362,20 @@ def test_scoring_every_token_is_not_for_one_target_per_prompt(labelled):
     config = dataclasses.replace(config, score_all_tokens=True, many_to_one=True)
     with pytest.raises(ShapeError, match="score_all_tokens"):
         interactive_losses(predictions, features, rows, None, points, config)
+
+
+def test_masks_are_empty_outside_their_limits_in_the_losses():
+    """Points inside alone decide: outside, the logit is -10 whatever the embedding says."""
+    rng = np.random.default_rng(0)
+    embed = jnp.asarray(rng.normal(size=(1, 2, 4)), jnp.float32)
+    features = jnp.asarray(rng.normal(size=(1, 1, 6, 4)), jnp.float32)
+    places = np.float32([[0.1, 0.5], [0.4, 0.5], [0.6, 0.4], [0.9, 0.9], [0.5, 0.1], [0.5, 0.5]])
+    truth = jnp.asarray([[[0, 1, 1, 0, 0, 1], [0, 1, 1, 1, 0, 1]]], jnp.float32)
+    sampled = Sampled(jnp.asarray(places)[None, None], features, truth)
+    limits = jnp.asarray([[[0.25, 0.25, 0.75, 0.75], [0.0, 0.0, 1.0, 1.0]]])
+    plan = PointPlan(num_candidates=0, num_chosen=0, num_fresh=6)
+    got = mask_terms(embed, sampled, plan, limits)["mask_bce"]
+    logits = np.einsum("id,jd->ij", embed[0], features[0, 0])
+    logits[0, [0, 3, 4]] = -10
+    want = np.logaddexp(0, logits) - logits * np.asarray(truth[0])
+    np.testing.assert_allclose(got[0], want.mean(-1), rtol=1e-5)

@@ -134,3 +134,29 @@ def test_a_part_keeps_its_wholes_among_the_targets():
         made = maker((example, "part"), np.random.default_rng(seed))
         targets = made["boxes"][made["prompt_targets"][0], 2] * 64
         assert 61 in np.round(targets) or 7 in np.round(targets)
+
+
+def test_center_clicks_lie_farthest_from_the_outline():
+    """Of a square with a thin arm the centre of the square, away from the canvas' border."""
+    mask = np.zeros((64, 64), bool)
+    mask[20:41, 24:45] = True
+    mask[30, 45:64] = True
+    example = RawExample(
+        "sa1b",
+        "square",
+        encode_image(np.zeros((64, 64, 3), np.uint8)),
+        64,
+        64,
+        (mask_instance(mask),),
+    )
+    still = geometry.Augment(flip=0.0)
+    row = make_rows(still, box_share=0.0, center_clicks=1.0)(
+        (example, "any"), np.random.default_rng(0)
+    )
+    scale = SHAPE.image_size / 64
+    clicks = row["prompt_box"][row["prompt_valid"]][:, :2] * SHAPE.image_size
+    assert np.abs(clicks - scale * np.float32([34.5, 30.5])).max() <= scale
+    rows = make_rows(still, box_share=0.0, center_clicks=0.5)
+    drawn = rows((example, "any"), np.random.default_rng(0))["prompt_box"][:, :2]
+    is_center = np.isclose(drawn, row["prompt_box"][:1, :2]).all(-1)
+    assert 0 < is_center.sum() < len(drawn)

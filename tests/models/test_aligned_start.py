@@ -26,7 +26,7 @@ SIDE, GRID = 256, 5
 
 @pytest.fixture(scope="module")
 def random():
-    return random_params(MODEL, seed=0) | {"backbone": load_imagenet_params()}
+    return random_params(MODEL, seed=0) | {"backbone": load_imagenet_params("lite2")}
 
 
 @pytest.fixture(scope="module")

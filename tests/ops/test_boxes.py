@@ -48,3 +48,16 @@ def test_notations_invert_each_other():
     np.testing.assert_allclose(boxes.box_area(xyxy), cxcywh[:, 2] * cxcywh[:, 3], atol=1e-6)
     half = boxes.cxcywh_to_xyxy(jnp.array([0.5, 0.4, 0.2, 0.6]))
     np.testing.assert_allclose(half, [0.4, 0.1, 0.6, 0.7], atol=1e-6)
+
+
+def test_limits_of_boxes_and_clicks():
+    prompts = jnp.asarray([[0.5, 0.5, 0.2, 0.4], [0.3, 0.3, 0.1, 0.1], [0.52, 0.5, 0.001, 0.001]])
+    limits = boxes.box_limits(prompts, jnp.asarray([True, False, True]), 1.25)
+    np.testing.assert_allclose(limits[0], [0.375, 0.25, 0.625, 0.75], atol=1e-6)
+    np.testing.assert_array_equal(limits[1], [0, 0, 1, 1])
+    cells = np.asarray(boxes.cells_within(limits, 5, 10))
+    assert np.argwhere(cells[0]).tolist() == [[y, x] for y in (1, 2, 3) for x in (4, 5)]
+    assert cells[1].all()
+    assert np.argwhere(cells[2]).tolist() == [[2, 5]]  # smaller than a cell: the nearest one
+    inside = boxes.points_within(jnp.asarray([[[[0.4, 0.3], [0.4, 0.1]]]]), limits[None, :1])
+    np.testing.assert_array_equal(inside, [[[True, False]]])
