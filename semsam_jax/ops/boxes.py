@@ -113,7 +113,7 @@ def box_limits(
 
 
 def points_within(
-    points: Float[Array, "b #n j 2"], limits: Float[Array, "b n 4"]
+    points: Float[Array, "#b #n j 2"], limits: Float[Array, "b n 4"]
 ) -> Bool[Array, "b n j"]:
     """Which points (x, y) lie within limits (x0, y0, x1, y1), borders included."""
     low, high = limits[..., None, :2], limits[..., None, 2:]
