@@ -21,9 +21,9 @@ from data_pipelines.arguments import add_source_arguments, at_least, dataset_fol
 from data_pipelines.decode import decode_image
 from data_pipelines.findings import Findings
 from data_pipelines.index.scan import BROKEN, read_entry
-from data_pipelines.schema import RawExample
+from data_pipelines.schema import DATASETS, RawExample
 from data_pipelines.sources import Source
-from data_pipelines.sources.alone import open_alone
+from data_pipelines.sources.alone import has_split, open_alone
 from data_pipelines.vocabulary import Vocabulary
 from semsam_jax.core.errors import DataError, SemSamError
 
@@ -225,6 +225,10 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     if args.sheet is not None:
         contact_sheet(source, args.count).save(args.sheet)
         print(f"sheet: {args.sheet}")
+    others = [] if args.dataset in DATASETS else [s for s in ("train", "val") if s != args.split]
+    for split in others:
+        if has_split(args.root, split):
+            print(f"not looked at: split {split} (--split {split})")
     return 1 if report.broken else 0
 
 

@@ -157,6 +157,12 @@ def test_what_tools_export_is_read_as_it_is(make, tmp_path):
             read(tmp_path, "val")
 
 
+def test_check_names_the_split_that_it_does_not_look_at(tmp_path, capsys):
+    roboflow(tmp_path)
+    assert check.main(["--dataset", "own", "--root", str(tmp_path)]) == 0
+    assert "not looked at: split val (--split val)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("make", [yolo, labelme], ids=lambda make: make.__name__)
 def test_records_of_label_files_are_what_the_reader_gives(make, tmp_path):
     make(tmp_path / "set")
