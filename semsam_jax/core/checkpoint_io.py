@@ -11,6 +11,7 @@ a step; of a run that has both, the newer one counts.
 """
 
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -178,11 +179,22 @@ def cache_dir() -> Path:
 
 
 def remember_last_run(workdir: str | os.PathLike) -> None:
-    """Records the workdir of a finished training run for `last_run`."""
+    """Records the workdir of a finished training run for `last_run`.
+
+    A cache folder that cannot be written does not fail a run that is finished.
+    """
     folder = cache_dir()
-    folder.mkdir(parents=True, exist_ok=True)
     where = str(Path(workdir).resolve()) if is_local(workdir) else os.fspath(workdir)
-    (folder / "last_run").write_text(where)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "last_run").write_text(where)
+    except OSError as error:
+        logging.getLogger(__name__).warning(
+            "cache %s cannot be written (%s): commands will not find this run by themselves; give "
+            "it as --checkpoint",
+            folder,
+            error.strerror or error,
+        )
 
 
 def last_run() -> Path | None:

@@ -1,5 +1,6 @@
 """Keeps the best model of a run, by the validation photos, as a checkpoint of its own."""
 
+import math
 from pathlib import Path
 
 import jax
@@ -37,7 +38,9 @@ class Best:
         Returns:
             Whether it was kept.
         """
-        if not self._is_on or (self.score is not None and score <= self.score):
+        if not self._is_on or math.isnan(score):  # images without a mask have no score
+            return False
+        if self.score is not None and score <= self.score:
             return False
         self.score = score
         if jax.process_index() == 0:

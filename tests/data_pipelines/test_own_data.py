@@ -15,8 +15,10 @@ from pycocotools import mask as coco_mask
 from data_pipelines import build, check, findings
 from data_pipelines.decode import decode_image
 from data_pipelines.index import open_index
-from data_pipelines.sources.outlines import to_rle
+from data_pipelines.sources.outlines import encode_mask, to_rle
 from semsam_jax.core.errors import DataError
+from semsam_jax.inference.convert_results import to_coco
+from semsam_jax.inference.images import load_image
 from tests.data_pipelines import own_data
 from tests.data_pipelines.own_data import CAT, DOG, read, write
 
@@ -465,3 +467,21 @@ def test_deep_json_and_great_values_never_end_the_process(tmp_path):
     )
     assert done.returncode == 1, done.stderr
     assert "broken            1" in done.stdout
+
+
+def test_the_export_of_a_rotated_image_trains_here(tmp_path):
+    """What the demo page and `segment` write for a phone's image, with the image beside it."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/phone.jpg").write_bytes(own_data.image(6))
+    shown = load_image(tmp_path / "images/phone.jpg")
+    red = shown[..., 0] > 128
+    record = {"segmentation": encode_mask(red), "predicted_iou": 0.9}
+    record["segmentation"]["counts"] = record["segmentation"]["counts"].decode()
+    (tmp_path / "train.json").write_text(
+        json.dumps(to_coco([record], "phone.jpg", *shown.shape[:2]))
+    )
+    example = read(tmp_path)[0]
+    assert (example.height, example.width) == shown.shape[:2] == (96, 64)
+    mask = coco_mask.decode(example.instances[0].rle).astype(bool)
+    np.testing.assert_array_equal(mask, red)
+    assert check.decode_photo(example)[mask][:, 0].mean() > 200

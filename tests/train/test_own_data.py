@@ -8,8 +8,11 @@ from jax.sharding import Mesh
 from configs.finetune import get_config
 from data_pipelines.sources.subset import hold_out
 from semsam_jax import config as config_lib
+from semsam_jax.core import checkpoint_io
 from semsam_jax.core.errors import DataError
+from semsam_jax.evals.dataset_samples import Frame, open_dataset
 from semsam_jax.train import input as input_lib
+from semsam_jax.train.best import Best
 from tests.data_pipelines import own_data
 
 
@@ -144,3 +147,33 @@ def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
     own_data.write(tmp_path, place="annotations/val.json")
     data, _ = opened(make_run(tmp_path))
     assert data.notes[0].startswith("own: 2 images")
+    checkpoint_io.remember_last_run(tmp_path)
+    assert checkpoint_io.last_run() is None
+
+
+def test_no_score_is_never_the_best(tmp_path):
+    best = Best(tmp_path, True)
+    assert not best.offer(float("nan"), {}, {}, 0)
+    assert best.score is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_broken_image_is_counted_and_not_scored(tmp_path):
+    own_data.write(
+        tmp_path / "own",
+        lambda content: content["annotations"][0].update(iscrowd="maybe"),
+        place="val.json",
+    )
+    dataset = open_dataset("own", str(tmp_path), "val", Frame(64), None)
+    chosen, report = dataset.surveyed()
+    assert len(chosen.samples()) == 1
+    assert [sample.image_id for sample in chosen.samples()] == ["2"]
+    assert "1 of 2 records not used, unreadable" in chosen.notes[0]
+    assert report.instances == 2
+    own_data.write(
+        tmp_path / "own",
+        lambda content: [row.update(iscrowd=7) for row in content["annotations"]],
+        place="val.json",
+    )
+    with pytest.raises(DataError, match="2 of 2 records not used"):
+        open_dataset("own", str(tmp_path), "val", Frame(64), None).surveyed()
