@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
+from data_pipelines.sources.values import short
 from semsam_jax.core.errors import DataError
 
 _CHUNK = 2**22  # letters read at a time
@@ -100,7 +101,7 @@ class _Parser:
                 if not isinstance(element, dict):
                     raise DataError(
                         f"{dataset}: {path}: {keys[-1]} holds a {type(element).__name__} "
-                        f"({str(element)[:40]}); wanted objects"
+                        f"({short(element)}); wanted objects"
                     )
                 use(element)
         if self._next():

@@ -485,3 +485,10 @@ def test_the_export_of_a_rotated_image_trains_here(tmp_path):
     mask = coco_mask.decode(example.instances[0].rle).astype(bool)
     np.testing.assert_array_equal(mask, red)
     assert check.decode_photo(example)[mask][:, 0].mean() > 200
+
+
+def test_messages_about_half_letters_can_be_printed(tmp_path):
+    write(tmp_path, lambda content: content["images"].append("\ud800"))
+    with pytest.raises(DataError, match="images holds a str") as caught:
+        read(tmp_path)
+    str(caught.value).encode("utf-8")
