@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.golden import table
+from tests.golden import table, weights
 
 # Before jax looks for accelerators: tests compare numbers of one kind of machine.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -66,9 +66,13 @@ def optimizations_off():
 
 
 def pytest_configure(config):
-    """Removes old compiled programs, once for all workers."""
+    """Removes old compiled programs and rebuilds the reference weights, once for all workers."""
+    if hasattr(config, "workerinput"):
+        return
+    for name in weights.NAMES:
+        weights.provide(name)
     folder = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
-    if not hasattr(config, "workerinput") and folder.is_dir():
+    if folder.is_dir():
         limit = time.time() - CACHE_DAYS * 24 * 3600
         for file in folder.iterdir():
             if file.is_file() and file.stat().st_mtime < limit:

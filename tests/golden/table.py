@@ -6,6 +6,8 @@ import pathlib
 
 import numpy as np
 
+from tests.golden.weights import uniform
+
 DATA = pathlib.Path(__file__).parent / "data"
 
 # Absolute tolerances in float32: about ten times what the reference itself loses
@@ -37,9 +39,48 @@ ROWS: list[Row] = []
 
 @functools.cache
 def golden(file: str) -> dict[str, np.ndarray]:
-    """All arrays of tests/golden/data/<file>.npz."""
+    """All arrays of tests/golden/data/<file>.npz.
+
+    Random numbers are stored as `NAME@draw`: seed, start in the generator's stream, shape.
+    """
     with np.load(DATA / f"{file}.npz") as data:
-        return {key: data[key] for key in data.files}
+        found = {key: data[key] for key in data.files}
+    for key in [key for key in found if key.endswith("@draw")]:
+        seed, start, *shape = found.pop(key).tolist()
+        stop = start + int(np.prod(shape))
+        found[key.removesuffix("@draw")] = uniform(seed, stop)[start:].reshape(shape)
+    return found
+
+
+def full_size_masks(recorded, name: str, logits, tolerance: float) -> dict[str, np.ndarray]:
+    """What is recorded of masks at the size of the image, made of `logits` [m, h, w].
+
+    Of each mask every fourth value in both directions is recorded, and the sign of every pixel;
+    a sign counts where the logit is larger than the tolerance.
+
+    Returns:
+        `masks_every_4th` and `masks_positive` (packed bits), for `recorded[f"{name}/..."]`.
+    """
+    logits = np.asarray(logits)
+    packed = recorded[f"{name}/masks_positive"]
+    positive = np.unpackbits(packed, axis=-1, count=logits.shape[-1]).astype(bool)
+    settled = np.where(np.abs(logits) <= tolerance, positive, logits > 0)
+    return {
+        "masks_every_4th": logits[:, ::4, ::4],
+        "masks_positive": np.packbits(settled, axis=-1),
+    }
+
+
+def assert_masks_recorded(recorded, name: str, logits, tolerance: float, chosen=slice(None)):
+    """Asserts that full-size logits are those recorded, of all masks or of some."""
+    part = {
+        f"{name}/{key}": recorded[f"{name}/{key}"][chosen]
+        for key in ("masks_every_4th", "masks_positive")
+    }
+    got = full_size_masks(part, name, logits, tolerance)
+    want = part[f"{name}/masks_every_4th"].astype(np.float32)
+    np.testing.assert_allclose(got["masks_every_4th"], want, rtol=0, atol=tolerance)
+    np.testing.assert_array_equal(got["masks_positive"], part[f"{name}/masks_positive"])
 
 
 def compare(file: str, key: str, got, tolerance: float) -> None:

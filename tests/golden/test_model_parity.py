@@ -195,9 +195,12 @@ def test_demo(file, name, tokens):
     masks = masks[-1].reshape(len(clicks), 6, *masks.shape[-2:])[:, chosen]
     flat = masks.reshape(-1, *masks.shape[-2:])
     full = resize_bilinear(flat[..., None], (128, 160))[:, :h, :w, 0]
-    is_half = data[f"{name}/masks"].dtype == np.float16
+    is_half = data[f"{name}/masks_every_4th"].dtype == np.float16
+    tolerance = table.HALF_PRECISION if is_half else table.MASKS
+    found = table.full_size_masks(data, name, full, tolerance)
     got = {
-        "masks": (full, table.HALF_PRECISION if is_half else table.MASKS),
+        "masks_every_4th": (found["masks_every_4th"], tolerance),
+        "masks_positive": (found["masks_positive"], table.EXACT),
         "ious": (out.pred_ious[-1][..., chosen], table.IOUS),
     }
     _compare_all(file, f"{name}/", got, inputs=["prompt_cxcywh"])

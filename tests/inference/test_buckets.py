@@ -7,6 +7,7 @@ import numpy as np
 from semsam_jax.inference import loading
 from semsam_jax.inference.loading import LoadedModel
 from semsam_jax.inference.predictor import Predictor
+from tests.golden.table import assert_masks_recorded
 from tests.inference.conftest import DATA
 
 SIZES = [(90, 100), (70, 120), (128, 101), (117, 127), (64, 65), (127, 70)]
@@ -29,7 +30,7 @@ def test_exact_padding_is_the_default_and_equals_reference(tiny_model, golden):
     x, y = want["demo_one/prompt_cxcywh"][0, :2].astype(np.float64) * [150, 117]
     found = predictor.predict(point_coords=[[x, y]], return_logits=True)
     order = list(found.tokens)
-    np.testing.assert_allclose(found.masks, want["demo_one/masks"][order], atol=1e-3)
+    assert_masks_recorded(want, "demo_one", found.masks, 1e-3, order)
     np.testing.assert_allclose(found.scores, want["demo_one/ious"][0, 0, order], atol=5e-5)
 
 

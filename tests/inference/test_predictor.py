@@ -5,6 +5,7 @@ from PIL import Image
 from semsam_jax.core.errors import CheckpointError, PromptError
 from semsam_jax.inference.predictor import Predictor
 from semsam_jax.inference.requests import Request
+from tests.golden.table import assert_masks_recorded
 
 
 def by_token(answers, field):
@@ -37,7 +38,7 @@ def test_one_click_equals_reference_demo(isolated, golden):
     found = isolated.predict_many(clicks_px(golden, "demo_one"), return_logits=True)
     want = golden["tiny_image_a"]
     got = by_token(found, "masks").reshape(6, 128, 160)
-    np.testing.assert_allclose(got, want["demo_one/masks"], atol=1e-3)
+    assert_masks_recorded(want, "demo_one", got, 1e-3)
     np.testing.assert_allclose(by_token(found, "scores"), want["demo_one/ious"][0], atol=5e-5)
 
 
@@ -45,7 +46,7 @@ def test_five_clicks_together_equal_reference_demo(joint, golden):
     found = joint.predict_many(clicks_px(golden, "demo_five"), return_logits=True)
     want = golden["tiny_image_a"]
     got = by_token(found, "masks").reshape(30, 128, 160)
-    np.testing.assert_allclose(got, want["demo_five/masks"], atol=2e-2)  # stored as float16
+    assert_masks_recorded(want, "demo_five", got, 2e-2)  # stored as float16
     np.testing.assert_allclose(by_token(found, "scores"), want["demo_five/ious"][0], atol=5e-5)
 
 
@@ -61,10 +62,10 @@ def test_isolated_clicks_equal_reference_one_at_a_time(isolated, golden):
 def test_levels_1_and_3_are_tokens_3_and_0(joint, golden):
     requests = [Request(r.point_coords, level=[1, 3]) for r in clicks_px(golden, "demo_five")]
     found = joint.predict_many(requests, return_logits=True)
-    want = golden["tiny_image_a"]["demo_five_level13/masks"]
+    want = golden["tiny_image_a"]
     assert found[0].tokens == (3, 0)
     got = np.stack([a.masks for a in found]).reshape(10, 128, 160)
-    np.testing.assert_allclose(got, want, atol=2e-2)
+    assert_masks_recorded(want, "demo_five_level13", got, 2e-2)
 
 
 def test_boxes_equal_reference(joint, golden):
