@@ -31,8 +31,8 @@ from data_pipelines.pipeline import PipelineConfig, StreamConfig, make_iterator
 from data_pipelines.schema import BatchShape
 from data_pipelines.sources import SA1B, open_source
 from data_pipelines.sources.sa1b_listing import Listing, read_listing, save_listing, stamp_of
-from data_pipelines.testing import make_scene, write_sa1b_archives
 from data_pipelines.vocabulary import build_vocabulary
+from tests.data_pipelines.trees import make_scene, write_sa1b_archives
 
 PHOTOS = 1000
 MB = 1e6

@@ -12,12 +12,12 @@ from data_pipelines.schema import BatchShape, RawExample, RawInstance
 from data_pipelines.sources import open_source
 from data_pipelines.sources import records as records_module
 from data_pipelines.sources.base import encode_mask
-from data_pipelines.testing import make_scene, write_scenes
 from data_pipelines.transforms.geometry import Augment
 from data_pipelines.transforms.prompts import PromptPolicy
 from data_pipelines.transforms.row import RowMaker
 from data_pipelines.vocabulary import build_vocabulary
 from semsam_jax.core.errors import DataError
+from tests.data_pipelines.trees import make_scene, write_scenes
 
 UNION = build_vocabulary(["paco", "part_imagenet"])
 STILL = Augment(flip=0.0, min_scale=1.0, max_scale=1.0)

@@ -21,9 +21,15 @@ from data_pipelines.schema import DATASETS
 from data_pipelines.sources import Records, open_native, open_source
 from data_pipelines.sources import records as records_module
 from data_pipelines.sources.alone import open_alone
-from data_pipelines.testing import make_scene, truncate, write_scenes, write_tree, write_ugly_tree
 from data_pipelines.vocabulary import build_vocabulary
 from semsam_jax.core.errors import ConfigError, DataError
+from tests.data_pipelines.trees import (
+    make_scene,
+    truncate,
+    write_scenes,
+    write_tree,
+    write_ugly_tree,
+)
 
 OWN = (["cat", "snow ☃", "class 77"], ["ear"])
 UNION = build_vocabulary(extra={"coco_folder": OWN})

@@ -9,10 +9,10 @@ from PIL import Image
 from data_pipelines import inspect
 from data_pipelines.mixture import Mixture
 from data_pipelines.pipeline import StreamConfig
-from data_pipelines.testing import write_tree
 from semsam_jax.core.errors import ConfigError
 from tests.data_pipelines.fake_source import VOCABULARY
 from tests.data_pipelines.test_pipeline import CONFIG, build
+from tests.data_pipelines.trees import write_tree
 
 PANEL = (inspect.PANEL_PX + 2, inspect.PANEL_PX + 16)
 

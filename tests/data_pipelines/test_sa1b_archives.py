@@ -9,9 +9,9 @@ import pytest
 from data_pipelines.check import check
 from data_pipelines.index.strings import StringTable
 from data_pipelines.sources import SA1B, open_source, sa1b_listing
-from data_pipelines.testing import make_scene, truncate, write_sa1b_archives, write_scenes
 from data_pipelines.vocabulary import build_vocabulary
 from semsam_jax.core.errors import DataError
+from tests.data_pipelines.trees import make_scene, truncate, write_sa1b_archives, write_scenes
 
 NOTHING = build_vocabulary([])
 SCENES = [make_scene("sa1b", number) for number in (2, 9, 10, 11, 30)]

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from data_pipelines import sample
-from data_pipelines.sample.build import VAL_IDS, build, split_of
-from data_pipelines.sample.shrink import Shrink, rle_area, rle_box, shrink_photo
 from data_pipelines.schema import DATASETS
 from data_pipelines.sources import open_source
 from data_pipelines.vocabulary import build_vocabulary
+from tools.build_sample import VAL_IDS, build, split_of
+from tools.shrink import Shrink, rle_area, rle_box, shrink_photo
 
 SIZES = {
     "sa1b": (70, 24),

@@ -9,9 +9,9 @@ from PIL import Image
 from data_pipelines import check, findings
 from data_pipelines.index import open_index
 from data_pipelines.sources import SA1B, open_source
-from data_pipelines.testing import make_photo, make_scene, write_ade20k_full, write_scenes
 from data_pipelines.vocabulary import build_vocabulary
 from semsam_jax.core.errors import DataError
+from tests.data_pipelines.trees import make_photo, make_scene, write_ade20k_full, write_scenes
 
 UNION = build_vocabulary()
 COCO_JSON = "annotations/panoptic_train2017.json"

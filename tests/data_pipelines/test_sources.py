@@ -14,7 +14,9 @@ from data_pipelines.sources import SA1B, CocoFolder, open_source
 from data_pipelines.sources.alone import open_alone
 from data_pipelines.sources.coco_folder import read_class_names
 from data_pipelines.sources.pascal_part import full_part, merged_part
-from data_pipelines.testing import (
+from data_pipelines.vocabulary import Vocabulary, VocabularyEntry, build_vocabulary
+from semsam_jax.core.errors import ConfigError, DataError
+from tests.data_pipelines.trees import (
     CLASSES,
     SceneInstance,
     example_id,
@@ -24,8 +26,6 @@ from data_pipelines.testing import (
     write_tree,
     write_ugly_tree,
 )
-from data_pipelines.vocabulary import Vocabulary, VocabularyEntry, build_vocabulary
-from semsam_jax.core.errors import ConfigError, DataError
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 ALL = (*DATASETS, "coco_folder")

@@ -8,9 +8,9 @@ from pycocotools import mask as coco_mask
 
 from data_pipelines.sources import open_source
 from data_pipelines.sources.outlines import encode_mask, merge_masks, to_rle
-from data_pipelines.testing import make_scene, truncate, write_scenes
 from data_pipelines.vocabulary import build_vocabulary
 from semsam_jax.core.errors import DataError
+from tests.data_pipelines.trees import make_scene, truncate, write_scenes
 
 UNION = build_vocabulary()
 

@@ -19,9 +19,9 @@ from semsam_jax.models.denoising import DenoisingTargets, attention_mask
 from semsam_jax.models.heads import mask_logits
 from semsam_jax.models.presets import model_config
 from semsam_jax.models.semantic_sam import SemanticSAM
-from semsam_jax.ops.resize import resize_bilinear
 from tests.golden import table
 from tests.golden.table import DATA, compare, golden
+from tests.ops.resize import resize_bilinear
 
 FILES = ("tiny_image_a", "tiny_image_b")
 INTERACTIVE = SemanticSAM(dataclasses.replace(model_config("tiny"), has_generic=False))

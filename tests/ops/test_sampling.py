@@ -8,8 +8,8 @@ import pytest
 from semsam_jax.core.errors import ShapeError
 from semsam_jax.ops.bitmasks import pack_masks, sample_bits, unpack_masks
 from semsam_jax.ops.point_sample import sample_points
-from semsam_jax.ops.resize import resize_bilinear
 from tests.golden.table import compare, golden
+from tests.ops.resize import resize_bilinear
 
 
 def test_sample_points_golden():

@@ -9,7 +9,10 @@ from tests.packaging.conftest import ROOT
 
 FOLDERS = [
     *sorted(p.parent for p in (ROOT / "semsam_jax").glob("*/__init__.py")),
-    *(ROOT / name for name in ("semsam_jax", "data_pipelines", "configs", "benchmarks", "launch")),
+    *(
+        ROOT / name
+        for name in ("semsam_jax", "data_pipelines", "configs", "benchmarks", "launch", "tools")
+    ),
     *(ROOT / "launch" / name for name in ("tpu", "gpu", "colab")),
     ROOT / "tests",
     ROOT,
@@ -17,11 +20,11 @@ FOLDERS = [
 PAGES = sorted(
     path
     for pattern in ("*.md", "docs/*.md", "configs/*.md", "benchmarks/*.md", "launch/**/*.md",
-                    "semsam_jax/**/*.md", "data_pipelines/**/*.md", "tests/*.md")
+                    "semsam_jax/**/*.md", "data_pipelines/**/*.md", "tests/*.md", "tools/*.md")
     for path in ROOT.glob(pattern)
 )  # fmt: skip
 FILE = re.compile(r"`([\w./-]+\.(?:py|md|js|sh|yaml|sbatch|ipynb|txt|csv))`")
-MODULE = re.compile(r"python3? -m ((?:semsam_jax|data_pipelines|benchmarks)[\w.]*)")
+MODULE = re.compile(r"python3? -m ((?:semsam_jax|data_pipelines|benchmarks|tools)[\w.]*)")
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 # Written by a run, brought by the user, or of another project.
 ELSEWHERE = {
@@ -36,7 +39,16 @@ ELSEWHERE = {
 ELSEWHERE |= {"demo_auto_generation.py", "scripts/amg.py", "scripts/export_onnx_model.py"}
 SOURCES = [
     f"/{path.relative_to(ROOT).as_posix()}"
-    for name in ("semsam_jax", "data_pipelines", "configs", "benchmarks", "launch", "tests", "docs")
+    for name in (
+        "semsam_jax",
+        "data_pipelines",
+        "configs",
+        "benchmarks",
+        "launch",
+        "tests",
+        "tools",
+        "docs",
+    )
     for path in (ROOT / name).rglob("*")
 ]
 

@@ -8,10 +8,10 @@ from jax.sharding import Mesh
 from configs.joint import get_config
 from data_pipelines.builders.tfds_builder import RecordsBuilder
 from data_pipelines.sources import CocoFolder, Records
-from data_pipelines.testing import write_tree
 from semsam_jax import config as config_lib
 from semsam_jax.core.errors import DataError
 from semsam_jax.train import input as input_lib
+from tests.data_pipelines.trees import write_tree
 
 
 def make_run(root, **shares):

@@ -12,7 +12,7 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from data_pipelines.testing_layouts import (
+from tests.data_pipelines.tree_layouts import (
     CLASSES,
     Scene,
     SceneInstance,

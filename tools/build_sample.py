@@ -1,4 +1,4 @@
-"""Builds the embedded sample: `python -m data_pipelines.sample.build --from DIR --out DIR`.
+"""Builds the embedded sample: `python -m tools.build_sample --from DIR --out DIR`.
 
 DIR holds freely licensed COCO photos with COCO annotations, the same photos in the SA-1B layout,
 and stand-ins for the layouts whose own photos may not be passed on (see `README.md` here). The
@@ -17,8 +17,8 @@ import numpy as np
 import scipy.io
 from PIL import Image
 
-from data_pipelines.sample.shrink import Shrink, rle_area, rle_box, shrink_photo, text_rle
 from data_pipelines.vocabulary import class_file
+from tools.shrink import Shrink, rle_area, rle_box, shrink_photo, text_rle
 
 VAL_IDS = frozenset(
     (285, 785, 872, 885, 1000, 1268, 1296, 1993, 2149, 2153, 2473, 3553, 5001, 6012, 6723, 6818,

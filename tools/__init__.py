@@ -1,0 +1,1 @@
+"""Programs for maintainers; nothing of them is in the wheel."""
