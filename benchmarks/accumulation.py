@@ -24,7 +24,7 @@ from semsam_jax.train import input as input_lib
 from semsam_jax.train import loop
 from semsam_jax.train.optimizer import build_optimizer
 from semsam_jax.train.state import TrainState, shard_state
-from semsam_jax.train.step import Text, TrainStep
+from semsam_jax.train.step import TextInputs, TrainStep
 from semsam_jax.train.text import build_text
 from semsam_jax.train.warm_start import random_params
 
@@ -59,12 +59,12 @@ def main() -> None:
     )
 
 
-def _prepare(run, steps: int) -> tuple[TrainStep, TrainState, list, Text]:
+def _prepare(run, steps: int) -> tuple[TrainStep, TrainState, list, TextInputs]:
     mesh = build_mesh(1, jax.devices()[:1])
     vocabulary = input_lib.open_vocabulary(run, input_lib.used_datasets(run))
     model = loop.build_model(run)
     text = build_text(run, model.config, vocabulary.names, vocabulary.num_objects, mesh)
-    data = input_lib.build_input(run, vocabulary, text.name_mask, mesh)
+    data = input_lib.build_input(run, vocabulary, text.class_mask, mesh)
     batches = [next(data) for _ in range(steps)]
     data.close()
     frozen = loop.frozen_groups(model.config, run)

@@ -1,12 +1,12 @@
 """A crowd, damaged files and a flood against the web demo: requests, failures, peak memory.
 
     python -m benchmarks.demo_load                      # the last training run
-    python -m benchmarks.demo_load --checkpoint DIR --photos 200 --visitors 8 --flood-sec 20
+    python -m benchmarks.demo_load --checkpoint DIR --images 200 --visitors 8 --flood-sec 20
 
 Starts `python -m semsam_jax demo` in a process of its own on a free port. Every visitor has an
 address of its own (127.0.0.2 and so on: Linux). Memory is the resident memory of the server:
-the level after a first round of 24 photos that are forgotten again, the peak, and what remains
-when the photos of all rounds are forgotten. A refusal in words (4xx, 503) is an answer; a
+the level after a first round of 24 images that are forgotten again, the peak, and what remains
+when the images of all rounds are forgotten. A refusal in words (4xx, 503) is an answer; a
 failure is any other status, a refusal without words, or a connection that breaks.
 """
 
@@ -31,14 +31,14 @@ from PIL import Image
 
 import data_pipelines.sample
 
-WARM_PHOTOS = 24
+WARM_IMAGES = 24
 SIDES = (320, 640, 1280, 2400)
 SETTLE_SEC = 35.0  # the server gives memory back every 30 seconds
 NAMES = "dog, cat, person; head, leg"
 
 
 @dataclasses.dataclass
-class Tally:
+class LoadTally:
     """What a phase has sent and got; used by several threads."""
 
     requests: int = 0
@@ -47,7 +47,7 @@ class Tally:
     click_sec: list[float] = dataclasses.field(default_factory=list)
     lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
-    def row(self, name: str, server: "Server") -> str:
+    def row(self, name: str, server: "DemoServer") -> str:
         """Line of the table."""
         answered = sum(n for status, n in self.statuses.items() if status == 200)
         refused = sum(n for status, n in self.statuses.items() if status != 200)
@@ -62,7 +62,7 @@ class Tally:
 
 
 @dataclasses.dataclass
-class Server:
+class DemoServer:
     """The running demo."""
 
     process: subprocess.Popen
@@ -77,7 +77,7 @@ class Server:
 class Visitor:
     """Sends requests from one address and counts the answers."""
 
-    def __init__(self, server: Server, tally: Tally, address: str):
+    def __init__(self, server: DemoServer, tally: LoadTally, address: str):
         self._server, self._tally, self._address = server, tally, address
 
     def post(self, path: str, body: bytes | dict) -> dict | None:
@@ -112,20 +112,20 @@ class Visitor:
         return answer if status == 200 else None
 
     def visit(self, content: bytes, number: int) -> str | None:
-        """Drops a photo and works on it; returns its secret."""
-        photo = self.post("photo", content)
-        if photo is None:
+        """Drops an image and works on it; returns its secret."""
+        image = self.post("image", content)
+        if image is None:
             return None
-        key, width, height = photo["photo"], photo["width"], photo["height"]
-        self.post("encode", {"photo": key})
+        key, width, height = image["image"], image["width"], image["height"]
+        self.post("encode", {"image": key})
         answer = None
         for click in range(4):
             point = [width * (0.2 + 0.2 * click), height * 0.5, 1]
             names = NAMES if click == 3 else ""
-            answer = self.post("click", {"photo": key, "points": [point], "names": names})
+            answer = self.post("click", {"image": key, "points": [point], "names": names})
         if answer:
             masks = [mask["number"] for mask in answer["masks"]]
-            request = {"photo": key, "kind": "coco", "file_name": "photo.jpg", "masks": masks}
+            request = {"image": key, "kind": "coco", "file_name": "image.jpg", "masks": masks}
             self.post("download", request)
         if number % 10 == 0:
             self.post("everything", everything(key))
@@ -136,29 +136,29 @@ def main() -> None:
     """Prints a table; exits with 1 if anything failed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--checkpoint", help="default: the last training run")
-    parser.add_argument("--photos", type=int, default=200)
+    parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--visitors", type=int, default=8)
     parser.add_argument("--flood-threads", type=int, default=32)
     parser.add_argument("--flood-sec", type=float, default=20.0)
     args = parser.parse_args()
-    photos = list(make_photos())
+    images = list(make_images())
     with start(args.checkpoint) as server:
         print("| phase | requests | answered | refused | failures | click (95 %) | memory |")
         print("|---|---|---|---|---|---|---|")
         print(f"| started | – | – | – | – | – | {server.memory_mb():.0f} MB |", flush=True)
         failures = []
         for name, work in (
-            ("warm", lambda t: crowd(server, t, photos, WARM_PHOTOS, args.visitors)),
-            ("one visitor", lambda t: crowd(server, t, photos, len(photos), 1)),
-            ("crowd", lambda t: crowd(server, t, photos, args.photos, args.visitors)),
-            ("damaged files", lambda t: damaged(server, t, photos)),
-            ("flood", lambda t: flood(server, t, photos, args.flood_threads, args.flood_sec)),
+            ("warm", lambda t: crowd(server, t, images, WARM_IMAGES, args.visitors)),
+            ("one visitor", lambda t: crowd(server, t, images, len(images), 1)),
+            ("crowd", lambda t: crowd(server, t, images, args.images, args.visitors)),
+            ("damaged files", lambda t: damaged(server, t, images)),
+            ("flood", lambda t: flood(server, t, images, args.flood_threads, args.flood_sec)),
         ):
-            tally = Tally()
+            tally = LoadTally()
             keys = work(tally)
             print(tally.row(name, server), flush=True)
             forget(server, keys)
-            print(f"| … photos forgotten | – | – | – | – | – | {server.memory_mb():.0f} MB |")
+            print(f"| … images forgotten | – | – | – | – | – | {server.memory_mb():.0f} MB |")
             failures += tally.failures
         print(f"peak {server.memory_mb('VmHWM'):.0f} MB, load average {os.getloadavg()[0]:.1f}")
     for failure in failures[:20]:
@@ -167,7 +167,7 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def start(checkpoint: str | None) -> Iterator[Server]:
+def start(checkpoint: str | None) -> Iterator[DemoServer]:
     """Runs the demo while the block lasts."""
     command = [sys.executable, "-m", "semsam_jax", "demo", "--port", "0"]
     command += ["--checkpoint", checkpoint] if checkpoint else []
@@ -176,14 +176,14 @@ def start(checkpoint: str | None) -> Iterator[Server]:
     if found is None:
         sys.exit("the demo did not start")
     try:
-        yield Server(process, int(found.group(1)))
+        yield DemoServer(process, int(found.group(1)))
     finally:
         process.terminate()
         process.wait(60)
 
 
-def make_photos() -> Iterator[bytes]:
-    """Photos of the sample in several sizes, as JPEG and PNG."""
+def make_images() -> Iterator[bytes]:
+    """Images of the sample in several sizes, as JPEG and PNG."""
     folder = data_pipelines.sample.roots()["coco"] / "val2017"
     for i, path in enumerate(sorted(folder.glob("*.jpg"))[:8]):
         with Image.open(path) as image:
@@ -195,8 +195,10 @@ def make_photos() -> Iterator[bytes]:
         yield buffer.getvalue()
 
 
-def crowd(server: Server, tally: Tally, photos: list[bytes], number: int, visitors: int) -> list:
-    """Many visitors with many photos, all tabs left open."""
+def crowd(
+    server: DemoServer, tally: LoadTally, images: list[bytes], number: int, visitors: int
+) -> list:
+    """Many visitors with many images, all tabs left open."""
     keys, turns = [], iter(range(number))
 
     def visit(address: str) -> None:
@@ -206,33 +208,35 @@ def crowd(server: Server, tally: Tally, photos: list[bytes], number: int, visito
                 turn = next(turns, None)
             if turn is None:
                 return
-            keys.append(visitor.visit(photos[turn % len(photos)], turn))
+            keys.append(visitor.visit(images[turn % len(images)], turn))
 
     together([lambda i=i: visit(f"127.0.0.{2 + i}") for i in range(visitors)])
     return keys
 
 
-def damaged(server: Server, tally: Tally, photos: list[bytes]) -> list:
-    """Files that are no photos, from many addresses, while a visitor clicks."""
+def damaged(server: DemoServer, tally: LoadTally, images: list[bytes]) -> list:
+    """Files that are no images, from many addresses, while a visitor clicks."""
     bomb = io.BytesIO()
     Image.new("1", (12_000, 12_000)).save(bomb, "PNG")
     strip = io.BytesIO()
     Image.new("L", (20_000, 4)).save(strip, "PNG")
     svg = b'<svg xmlns="http://www.w3.org/2000/svg"><image href="/etc/passwd"/></svg>'
-    files = [bomb.getvalue(), strip.getvalue(), svg, b"", b"%!PS", photos[0][:900], b"\xff" * 500]
+    files = [bomb.getvalue(), strip.getvalue(), svg, b"", b"%!PS", images[0][:900], b"\xff" * 500]
 
     def send(address: str) -> None:
         visitor = Visitor(server, tally, address)
         for content in files * 4:
-            visitor.post("photo", content)
+            visitor.post("image", content)
 
-    return beside(server, tally, photos, [lambda i=i: send(f"127.0.0.{60 + i}") for i in range(8)])
+    return beside(server, tally, images, [lambda i=i: send(f"127.0.0.{60 + i}") for i in range(8)])
 
 
-def flood(server: Server, tally: Tally, photos: list[bytes], threads: int, seconds: float) -> list:
-    """One address asks for whole photos and sends photos without a pause; a visitor clicks."""
+def flood(
+    server: DemoServer, tally: LoadTally, images: list[bytes], threads: int, seconds: float
+) -> list:
+    """One address asks for whole images and sends images without a pause; a visitor clicks."""
     stop = time.perf_counter() + seconds
-    key = Visitor(server, tally, "127.0.0.99").post("photo", photos[0])["photo"]
+    key = Visitor(server, tally, "127.0.0.99").post("image", images[0])["image"]
 
     def send() -> None:
         visitor, turn = Visitor(server, tally, "127.0.0.99"), 0
@@ -241,35 +245,35 @@ def flood(server: Server, tally: Tally, photos: list[bytes], threads: int, secon
             if turn % 4:
                 visitor.post("everything", everything(key))
             else:
-                visitor.post("photo", photos[turn % len(photos)])
+                visitor.post("image", images[turn % len(images)])
 
-    return [*beside(server, tally, photos, [send] * threads), key]
+    return [*beside(server, tally, images, [send] * threads), key]
 
 
-def beside(server: Server, tally: Tally, photos: list[bytes], work: list[Callable]) -> list:
-    """Runs `work` in threads and visits with one photo after the other until they are done."""
+def beside(server: DemoServer, tally: LoadTally, images: list[bytes], work: list[Callable]) -> list:
+    """Runs `work` in threads and visits with one image after the other until they are done."""
     threads = [threading.Thread(target=one) for one in work]
     visitor, keys = Visitor(server, tally, "127.0.0.50"), []
     for thread in threads:
         thread.start()
     while not keys or any(thread.is_alive() for thread in threads):
-        keys.append(visitor.visit(photos[len(keys) % len(photos)], 1))
+        keys.append(visitor.visit(images[len(keys) % len(images)], 1))
     for thread in threads:
         thread.join()
     return keys
 
 
-def forget(server: Server, keys: list) -> None:
+def forget(server: DemoServer, keys: list) -> None:
     """Closes all tabs and waits until the server has given memory back."""
-    closer = Visitor(server, Tally(), "127.0.0.40")
+    closer = Visitor(server, LoadTally(), "127.0.0.40")
     for key in filter(None, keys):
-        closer.post("forget", {"photo": key})
+        closer.post("forget", {"image": key})
     time.sleep(SETTLE_SEC)
 
 
 def everything(key: str) -> dict:
-    """Request for all masks of a photo."""
-    return {"photo": key, "names": "", "level": 0, "quality": 0.3, "grid": 8}
+    """Request for all masks of an image."""
+    return {"image": key, "names": "", "level": 0, "quality": 0.3, "grid": 8}
 
 
 def together(work: list[Callable]) -> None:

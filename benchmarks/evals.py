@@ -1,7 +1,7 @@
 """Speed of the metrics on data of COCO's size, synthetic and seeded.
 
     python -m benchmarks.evals [--images 5000] [--detections 100]
-    python -m benchmarks.evals --preset swin_t --suite one_click [--photos 3]
+    python -m benchmarks.evals --preset swin_t --suite one_click [--num-images 3]
 
 Goals for 5,000 images of 480 x 640 with 100 detections each: instance AP below 30 s,
 panoptic quality below 60 s (the time inside the metric; making the data is not counted).
@@ -9,7 +9,7 @@ With `--preset`, whole evaluations are timed instead: how much of one-click and 
 evaluation is the network, and how much is everything else (goal: at most a tenth), in CPU
 seconds, which other programs on the machine hardly change. The network's share is the time of
 its own program alone: image and prompts to mask logits at stride 4 for clicks, to mask
-embeddings for the generic branch. There the class of every pixel and the masks at the photo's
+embeddings for the generic branch. There the class of every pixel and the masks at the image's
 size, which whoever segments without scoring draws too, are timed with the network as well.
 """
 
@@ -106,11 +106,11 @@ def time_panoptic(num_images: int, rng: np.random.Generator) -> dict:
     return {"seconds": seconds, "cpu_seconds": cpu_sec, "pq": result.all["pq"]}
 
 
-def photos_of(num_photos: int, rng: np.random.Generator) -> list[EvalSample]:
-    """Photos of 480 x 640 at short side 800, with 20 masks each, in the published frame."""
+def random_samples(num_images: int, rng: np.random.Generator) -> list[EvalSample]:
+    """Images of 480 x 640 at short side 800, with 20 masks each, in the published frame."""
     height, width = 800, 1067
     samples = []
-    for number in range(num_photos):
+    for number in range(num_images):
         image = np.zeros((800, 1088, 3), np.uint8)
         image[:height, :width] = rng.integers(0, 256, (height, width, 3))
         small = [decode_rle(random_ellipse(rng)).astype(np.uint8) for _ in range(20)]
@@ -127,8 +127,8 @@ def photos_of(num_photos: int, rng: np.random.Generator) -> list[EvalSample]:
     return samples
 
 
-def in_photo_pixels(sample: EvalSample) -> EvalSample:
-    """The same photo with its masks in the stored photo's frame."""
+def in_image_pixels(sample: EvalSample) -> EvalSample:
+    """The same image with its masks in the stored image's frame."""
     masks = [cv2.resize(mask.astype(np.uint8), SIZE[::-1]) > 0 for mask in sample.masks]
     return dataclasses.replace(sample, masks=masks, truth_hw=SIZE)
 
@@ -139,11 +139,11 @@ def random_params(model: SemanticSAM, rng: np.random.Generator) -> dict:
     return jax.tree.map(lambda x: 0.02 * rng.normal(size=x.shape).astype(np.float32), shapes)
 
 
-def time_evaluation(preset: str, suite: str, num_photos: int, rng: np.random.Generator) -> dict:
+def time_evaluation(preset: str, suite: str, num_images: int, rng: np.random.Generator) -> dict:
     config = presets.PRESETS[preset]
     model = SemanticSAM(config)
     params = jax.device_put(random_params(model, rng))
-    samples = photos_of(num_photos + 1, rng)
+    samples = random_samples(num_images + 1, rng)
     size_hw = np.asarray([samples[0].size_hw], np.int32)
 
     @jax.jit
@@ -164,47 +164,47 @@ def time_evaluation(preset: str, suite: str, num_photos: int, rng: np.random.Gen
         answers = model.apply({"params": params}, pyramid, text, method="decode_generic")
         return jax.tree.map(lambda x: x[-1], answers.layers), pyramid.mask_features
 
-    def per_photo(work):
-        """Wall and CPU seconds per photo of a function of photos."""
+    def per_image(work):
+        """Wall and CPU seconds per image of a function of images."""
         work(samples[:1])  # compiles
         start = np.asarray([time.perf_counter(), time.process_time()])
         work(samples[1:])
-        return (np.asarray([time.perf_counter(), time.process_time()]) - start) / num_photos
+        return (np.asarray([time.perf_counter(), time.process_time()]) - start) / num_images
 
-    def clicks(photos):
-        evaluate_one_click(model, params, photos, prompts_per_call=20)
+    def clicks(images):
+        evaluate_one_click(model, params, images, prompts_per_call=20)
 
-    def generic(photos):
-        evaluate_generic(model, params, text, map(in_photo_pixels, photos), classes)
+    def generic(images):
+        evaluate_generic(model, params, text, map(in_image_pixels, images), classes)
 
     network, evaluate = {
         "one_click": (click_network, clicks),
         "generic": (generic_network, generic),
     }[suite]
 
-    def run_network(photos):
-        for sample in photos:
+    def run_network(images):
+        for sample in images:
             jax.block_until_ready(network(params, sample.image[None]))
 
-    whole, alone = per_photo(evaluate), per_photo(run_network)
+    whole, alone = per_image(evaluate), per_image(run_network)
     report = {
         "suite": suite,
-        "sec_per_photo": whole[0],
-        "network_sec_per_photo": alone[0],
-        "cpu_sec_per_photo": whole[1],
-        "network_cpu_sec_per_photo": alone[1],
+        "sec_per_image": whole[0],
+        "network_sec_per_image": alone[0],
+        "cpu_sec_per_image": whole[1],
+        "network_cpu_sec_per_image": alone[1],
         "share_of_the_rest_in_cpu_time": 1 - alone[1] / whole[1],
     }
     if suite == "generic":
         runner = GenericRunner(model, params, text)
 
-        def answer(photos):
-            for sample in photos:
-                runner.answer([in_photo_pixels(sample)])
+        def answer(images):
+            for sample in images:
+                runner.answer([in_image_pixels(sample)])
 
-        drawn = per_photo(answer)[1]
+        drawn = per_image(answer)[1]
         report |= {
-            "network_and_drawing_cpu_sec_per_photo": drawn,
+            "network_and_drawing_cpu_sec_per_image": drawn,
             "share_of_the_metric_in_cpu_time": 1 - drawn / whole[1],
         }
     return report
@@ -216,12 +216,12 @@ def main() -> None:
     parser.add_argument("--detections", type=int, default=100)
     parser.add_argument("--preset", choices=sorted(presets.PRESETS))
     parser.add_argument("--suite", choices=("one_click", "generic"), default="one_click")
-    parser.add_argument("--photos", type=int, default=3)
+    parser.add_argument("--num-images", type=int, default=3)
     args = parser.parse_args()
     rng = np.random.default_rng(0)
     if args.preset:
         use_compilation_cache()
-        report = time_evaluation(args.preset, args.suite, args.photos, rng)
+        report = time_evaluation(args.preset, args.suite, args.num_images, rng)
         print(json.dumps(report, indent=1))
         return
     report = {

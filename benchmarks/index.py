@@ -2,7 +2,7 @@
 
     python -m benchmarks.index --entries 11185362 --workers 2
 
-A synthetic SA-1B of that many photos (a few real ones, listed over and over) is opened as training
+A synthetic SA-1B of that many images (a few real ones, listed over and over) is opened as training
 opens it: once from archives with a kept listing and index, once from records. Memory is what only
 this process has (USS): mapped files count for the machine once, however many processes read them.
 """
@@ -34,7 +34,7 @@ from data_pipelines.sources.sa1b_listing import Listing, read_listing, save_list
 from data_pipelines.vocabulary import build_vocabulary
 from tests.data_pipelines.trees import make_scene, write_sa1b_archives
 
-PHOTOS = 1000
+IMAGES = 1000
 MB = 1e6
 
 
@@ -45,7 +45,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch)
-        write_sa1b_archives(folder / "tars", [make_scene("sa1b", n) for n in range(PHOTOS)], PHOTOS)
+        write_sa1b_archives(folder / "tars", [make_scene("sa1b", n) for n in range(IMAGES)], IMAGES)
         start = time.perf_counter()
         write_listing(folder, args.entries)
         print(f"listing of {args.entries:,} names written in {time.perf_counter() - start:.1f} s")
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def write_listing(folder: pathlib.Path, entries: int) -> None:
-    """Keeps a listing and an index of so many photos as if a scan had left them."""
+    """Keeps a listing and an index of so many images as if a scan had left them."""
     real = read_listing(folder / "tars")
     places = np.resize(real.places, entries)
     listing = Listing(StringTable.of(f"sa_{n}" for n in range(entries)), real.archives, places)
@@ -79,7 +79,7 @@ def write_records(folder: pathlib.Path, entries: int) -> None:
     builder.download_and_prepare()
     data = pathlib.Path(builder.plan.folder)
     manifest = json.loads((data / "records.json").read_text())
-    shards = -(-entries // PHOTOS)
+    shards = -(-entries // IMAGES)
     entry = manifest["files"][0]
     manifest["files"] = []
     for number in range(shards):
@@ -87,7 +87,7 @@ def write_records(folder: pathlib.Path, entries: int) -> None:
         os.link(data / entry["file"], data / name)
         manifest["files"].append({**entry, "file": name})
     (data / "records.json").write_text(json.dumps(manifest))
-    save_index(data / "index", *synthetic_index(shards * PHOTOS))
+    save_index(data / "index", *synthetic_index(shards * IMAGES))
 
 
 def synthetic_index(entries: int) -> tuple[dict[str, np.ndarray], IndexReport]:
@@ -121,7 +121,7 @@ def measure(kind: str, folder: pathlib.Path, workers: int) -> None:
     rows = make_iterator(config, {"sa1b": source}, vocabulary, indexes={"sa1b": index})
     ready = time.perf_counter()
     own = me.memory_full_info().uss - before
-    print(f"\n{kind}: {len(source):,} photos in {type(source).__name__}")
+    print(f"\n{kind}: {len(source):,} images in {type(source).__name__}")
     print(f"  open the source         {opened - start:8.2f} s")
     print(f"  open index, mix, shuffle{ready - opened:8.2f} s")
     print(f"  memory of the process   {own / MB:8.1f} MB more than before opening")

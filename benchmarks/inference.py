@@ -1,7 +1,7 @@
 """What a user waits for: encode, one click, segment everything, and the first mask of a process.
 
     python -m benchmarks.inference                       # random Swin-T weights
-    python -m benchmarks.inference --checkpoint DIR --photo photo.jpg --threads 2
+    python -m benchmarks.inference --checkpoint DIR --image image.jpg --threads 2
 
 Every row runs in a process of its own, so that its peak memory is its own. Times are the
 smallest of some repeats after everything is compiled; CPU seconds stand beside them, because
@@ -30,7 +30,7 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--checkpoint", help="converted or trained; default: random Swin-T")
-    parser.add_argument("--photo", help=f"default: noise of {LONG_SIDE}x{SHORT_SIDE} pixels")
+    parser.add_argument("--image", help=f"default: noise of {LONG_SIDE}x{SHORT_SIDE} pixels")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--repeats", type=int, default=3)
@@ -44,7 +44,7 @@ def main() -> None:
         print(json.dumps(measure(args)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        args.photo = args.photo or str(write_noise(Path(folder) / "photo.png"))
+        args.image = args.image or str(write_noise(Path(folder) / "image.png"))
         args.checkpoint = args.checkpoint or str(write_random(Path(folder) / "random"))
         print(f"{'':<34}{'wall s':>9}{'CPU s':>9}{'peak GB':>9}")
         for name in args.rows:
@@ -58,7 +58,7 @@ def main() -> None:
 def run_row(args: argparse.Namespace, name: str) -> dict:
     """Measures one row in a new process."""
     command = [sys.executable, "-m", "benchmarks.inference", "--run", name]
-    for key in ("checkpoint", "photo", "dtype", "repeats", "points_per_side"):
+    for key in ("checkpoint", "image", "dtype", "repeats", "points_per_side"):
         command += [f"--{key.replace('_', '-')}", str(getattr(args, key))]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -77,24 +77,24 @@ def measure(args: argparse.Namespace) -> dict:
     from semsam_jax.inference.preprocess import fit_image
     from semsam_jax.inference.requests import Request
 
-    model, photo = load_model(args.checkpoint, dtype=args.dtype), load_image(args.photo)
-    height, width = photo.shape[:2]
+    model, image = load_model(args.checkpoint, dtype=args.dtype), load_image(args.image)
+    height, width = image.shape[:2]
     frame = model.frame((height, width))
     size = f"{frame.resized_hw[1]}x{frame.resized_hw[0]}"
     if args.run == "encode":
-        canvas = fit_image(photo, frame)[None]
+        canvas = fit_image(image, frame)[None]
         wall, cpu = best(lambda: jax.block_until_ready(model.encode(canvas, [frame])), args.repeats)
         what = f"encode {size}"
     elif args.run == "auto":
-        generator, num_measured = make_generator(model, photo, frame, args.points_per_side)
+        generator, num_measured = make_generator(model, image, frame, args.points_per_side)
         found: list = []
-        wall, cpu = best(lambda: found.__setitem__(slice(None), generator.generate(photo)), 1)
+        wall, cpu = best(lambda: found.__setitem__(slice(None), generator.generate(image)), 1)
         clicks = args.points_per_side**2
         what = f"everything, {clicks} clicks, {len(found)} masks"
         print(f"{num_measured:.0%} of the masks pass the predicted IoU", file=sys.stderr)
     else:
         predictor = Predictor(model)
-        predictor.set_image(photo)
+        predictor.set_image(image)
         count = 1 if args.run == "click" else 50
         points = np.random.default_rng(0).uniform(0.05, 0.95, (count, 2)) * [width, height]
         requests = [Request([point]) for point in points]
@@ -104,7 +104,7 @@ def measure(args: argparse.Namespace) -> dict:
     return {"what": what, "wall": wall, "cpu": cpu, "peak_gb": peak}
 
 
-def make_generator(model: Any, photo: Any, frame: Any, points_per_side: int) -> tuple[Any, float]:
+def make_generator(model: Any, image: Any, frame: Any, points_per_side: int) -> tuple[Any, float]:
     """A generator whose IoU filter lets `PASS_SHARE` of random weights' masks through."""
     import numpy as np
 
@@ -113,8 +113,8 @@ def make_generator(model: Any, photo: Any, frame: Any, points_per_side: int) -> 
     from semsam_jax.inference.requests import Request
 
     predictor = Predictor(model)
-    predictor.set_image(photo)
-    points = point_grid(8) * np.array(photo.shape[1::-1])
+    predictor.set_image(image)
+    points = point_grid(8) * np.array(image.shape[1::-1])
     found = predictor.predict_many([Request([point]) for point in points])
     scores = np.concatenate([answer.scores for answer in found])
     threshold = 0.88
@@ -126,7 +126,7 @@ def make_generator(model: Any, photo: Any, frame: Any, points_per_side: int) -> 
 
 def time_cold_start(args: argparse.Namespace, folder: str) -> dict:
     """From the start of the command to its result on disk, with a warm compilation cache."""
-    command = [sys.executable, "-m", "semsam_jax", "segment", args.photo, "--point", "300,300"]
+    command = [sys.executable, "-m", "semsam_jax", "segment", args.image, "--point", "300,300"]
     command += ["--checkpoint", args.checkpoint, "--dtype", args.dtype, "--out", f"{folder}/out"]
     env = os.environ | {"SEMSAM_JAX_CACHE": f"{folder}/cache"}
     wall, cpu = [], []
@@ -152,7 +152,7 @@ def best(run: Callable[[], Any], repeats: int) -> tuple[float, float]:
 
 
 def write_noise(path: Path) -> Path:
-    """Writes a photo of coloured noise with structure at several scales."""
+    """Writes an image of coloured noise with structure at several scales."""
     import numpy as np
     from PIL import Image
 

@@ -5,7 +5,7 @@
 
 Two records, as `data_pipelines.build` writes them: one like SA-1B's (a 2250x1500 JPEG with
 camera-like detail, 100 ragged masks of all sizes) and one like COCO's panoptic (640x480, 20
-segments that cover the photo). Decoding the JPEG alone is the bound that no amount of work on the
+segments that cover the image). Decoding the JPEG alone is the bound that no amount of work on the
 masks can pass; it is given at the reduced scale at which the row decodes it. With --workers the
 SA-1B record is read by worker processes, as training does, and their memory is watched.
 """
@@ -29,7 +29,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from data_pipelines import decode
-from data_pipelines.builders.codec import Decoder, Encoder
+from data_pipelines.builders.codec import RecordDecoder, RecordEncoder
 from data_pipelines.builders.tfds_builder import RecordsBuilder
 from data_pipelines.mixture import Mixture
 from data_pipelines.pipeline import PipelineConfig, StreamConfig, make_iterator
@@ -40,7 +40,7 @@ from data_pipelines.transforms.prompts import PromptPolicy
 from data_pipelines.vocabulary import build_vocabulary
 
 
-def photo(rng: np.random.Generator, height: int, width: int) -> bytes:
+def random_jpeg(rng: np.random.Generator, height: int, width: int) -> bytes:
     """A JPEG with smooth colours and camera noise: about 0.3 bytes a pixel."""
     coarse = rng.integers(0, 255, (height // 32, width // 32, 3)).astype(np.uint8)
     smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).astype(np.float32)
@@ -57,7 +57,7 @@ def instance(mask: np.ndarray, object_id: int) -> RawInstance:
 
 
 def sa1b_example(num_masks: int, height: int = 1500, width: int = 2250) -> RawExample:
-    """Ragged blobs: most are small, a few cover much of the photo."""
+    """Ragged blobs: most are small, a few cover much of the image."""
     rng = np.random.default_rng(0)
     noise = cv2.resize(rng.normal(0, 1, (height // 24, width // 24)), (width, height))
     yy, xx = np.mgrid[:height, :width].astype(np.float32)
@@ -66,12 +66,12 @@ def sa1b_example(num_masks: int, height: int = 1500, width: int = 2250) -> RawEx
         radius = min(height, width) / 2 * float(np.exp(rng.uniform(-4, 0)))
         y, x = rng.uniform(0, height), rng.uniform(0, width)
         instances.append(instance(np.hypot(yy - y, xx - x) / radius + 0.15 * noise <= 1, -1))
-    image = photo(rng, height, width)
+    image = random_jpeg(rng, height, width)
     return RawExample("sa1b", "synthetic", image, height, width, tuple(instances))
 
 
 def coco_example(num_segments: int = 20, height: int = 480, width: int = 640) -> RawExample:
-    """Ragged cells that together cover the photo."""
+    """Ragged cells that together cover the image."""
     rng = np.random.default_rng(0)
     yy, xx = np.mgrid[:height, :width].astype(np.float32)
     noise = cv2.resize(rng.normal(0, 25, (height // 8, width // 8)), (width, height))
@@ -79,7 +79,7 @@ def coco_example(num_segments: int = 20, height: int = 480, width: int = 640) ->
     distance = [np.hypot(yy - y, xx - x) + noise * rng.uniform(0, 1) for y, x in seeds]
     owner = np.argmin(distance, axis=0)
     instances = [instance(owner == i, i) for i in range(num_segments) if (owner == i).any()]
-    image = photo(rng, height, width)
+    image = random_jpeg(rng, height, width)
     return RawExample("coco", "synthetic", image, height, width, tuple(instances))
 
 
@@ -92,7 +92,7 @@ def rate(work: Callable[[], object], repeats: int) -> float:
     return repeats / (time.process_time() - start)
 
 
-def make_row(decoder: Decoder, record: bytes, maker: row.RowMaker, rng) -> dict:
+def make_row(decoder: RecordDecoder, record: bytes, maker: row.RowMaker, rng) -> dict:
     return maker((decoder(record), "any"), rng)
 
 
@@ -106,8 +106,8 @@ def measure(example: RawExample, augment: geometry.Augment, stride: int, repeats
         vocab_valid={example.dataset: vocabulary.valid(example.dataset)},
         dataset_index={example.dataset: 0},
     )
-    record = Encoder(example.dataset, vocabulary)(example)
-    decoder, rng = Decoder(example.dataset, vocabulary), np.random.default_rng(0)
+    record = RecordEncoder(example.dataset, vocabulary)(example)
+    decoder, rng = RecordDecoder(example.dataset, vocabulary), np.random.default_rng(0)
     work = functools.partial(make_row, decoder, record, maker, rng)
     outlines = sum(len(item.rle["counts"]) for item in example.instances)
     print(
@@ -140,7 +140,7 @@ def measure_workers(example: RawExample, workers: int, batches: int) -> None:
     )
     with tempfile.TemporaryDirectory() as scratch:
         root = pathlib.Path(scratch)
-        write_photos(example, root / "native", count=8)
+        write_images(example, root / "native", count=8)
         RecordsBuilder("sa1b", root / "native", "train", root, num_threads=1).download_and_prepare()
         vocabulary = build_vocabulary([])
         source = open_source("sa1b", root / "sa1b", "train", vocabulary)
@@ -157,7 +157,7 @@ def measure_workers(example: RawExample, workers: int, batches: int) -> None:
     print(f"{workers} workers: {speed:.1f} rows/s, each at most {largest / 1e6:.0f} MB")
 
 
-def write_photos(example: RawExample, folder: pathlib.Path, count: int) -> None:
+def write_images(example: RawExample, folder: pathlib.Path, count: int) -> None:
     """The example some times over, as unpacked SA-1B."""
     folder.mkdir()
     annotations = [

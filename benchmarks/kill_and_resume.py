@@ -31,7 +31,7 @@ _POLL_SEC = 0.005
 
 
 @dataclasses.dataclass
-class Outcome:
+class KillReport:
     """What happened.
 
     Attributes:
@@ -49,11 +49,11 @@ class Outcome:
 
 def kill_and_resume(
     flags: list[str], workdir: Path, kills: int, seed: int, environment: dict[str, str]
-) -> Outcome:
+) -> KillReport:
     """Runs straight, then with kills.
 
     Args:
-        flags: of the main job, without --workdir.
+        flags: of the quickstart, without --workdir.
         workdir: gets the folders straight and killed-N.
         kills: how many.
         seed: of the moments.
@@ -62,7 +62,7 @@ def kill_and_resume(
     Raises:
         RuntimeError: a run failed by itself, or did not end as the straight one.
     """
-    rng, outcome = random.Random(seed), Outcome()
+    rng, report = random.Random(seed), KillReport()
     straight = workdir / "straight"
     if not checkpoint_io.complete_steps(straight):
         _start(flags, straight, environment).finish()  # Fills the cache of compiled programs.
@@ -77,25 +77,25 @@ def kill_and_resume(
     folder = workdir / "killed"
     shutil.rmtree(folder, ignore_errors=True)
     while True:
-        is_last = len(outcome.kills) >= kills
+        is_last = len(report.kills) >= kills
         run = _start(flags, folder, environment)
         moment = None if is_last else rng.uniform(0.0, length)
-        wants_save = len(outcome.kills) % 3 == 2
+        wants_save = len(report.kills) % 3 == 2
         is_ended = run.kill(moment, folder if wants_save else None)
-        outcome.resumed += run.resumed()
+        report.resumed += run.resumed()
         if is_ended:
-            outcome.ends += 1
+            report.ends += 1
             compare(straight, folder)
-            print(f"run {outcome.ends} ended bitwise equal", flush=True)
+            print(f"run {report.ends} ended bitwise equal", flush=True)
             shutil.rmtree(folder)
             if is_last:
-                return outcome
+                return report
             continue
         half = _half_written(folder)
-        outcome.during_save += bool(half)
-        outcome.kills.append((run.seconds(), run.last_line()))
+        report.during_save += bool(half)
+        report.kills.append((run.seconds(), run.last_line()))
         print(
-            f"kill {len(outcome.kills)} after {run.seconds():.1f} s, half-written: {half or '-'}, "
+            f"kill {len(report.kills)} after {run.seconds():.1f} s, half-written: {half or '-'}, "
             f"last said: {run.last_line()[:70]}",
             flush=True,
         )
@@ -123,7 +123,7 @@ def compare(first: Path, second: Path) -> None:
 
 
 class _Run:
-    """One process of the main job; its output goes to a file, which survives a kill."""
+    """One process of the quickstart; its output goes to a file, which survives a kill."""
 
     def __init__(self, process: subprocess.Popen, log: Path):
         self._process, self._log = process, log
@@ -212,13 +212,13 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("flags", nargs="+", help="flags of the main job, after --")
+    parser.add_argument("flags", nargs="+", help="flags of the quickstart, after --")
     args = parser.parse_args()
     environment = dict(os.environ)
-    outcome = kill_and_resume(args.flags, args.workdir, args.kills, args.seed, environment)
+    report = kill_and_resume(args.flags, args.workdir, args.kills, args.seed, environment)
     print(
-        f"{len(outcome.kills)} kills, {outcome.during_save} of them during a save; resumed at "
-        f"steps {outcome.resumed}; {outcome.ends} runs ended, all bitwise equal to the straight run"
+        f"{len(report.kills)} kills, {report.during_save} of them during a save; resumed at "
+        f"steps {report.resumed}; {report.ends} runs ended, all bitwise equal to the straight run"
     )
 
 

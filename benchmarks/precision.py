@@ -1,4 +1,4 @@
-"""Loss curves of bfloat16 beside float32: one run twice, with the same seed and photos.
+"""Loss curves of bfloat16 beside float32: one run twice, with the same seed and images.
 
     python -m benchmarks.precision --workdir DIR -- --config=configs/joint.py --config.steps=150
 
@@ -22,7 +22,7 @@ SCORES = ("one_click_iou_max", "one_click_iou_oracle")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--workdir", type=Path, required=True)
-    parser.add_argument("flags", nargs="+", help="flags of the main job, after --")
+    parser.add_argument("flags", nargs="+", help="flags of the quickstart, after --")
     args = parser.parse_args()
     curves, summaries = {}, {}
     for dtype in DTYPES:

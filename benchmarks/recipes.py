@@ -17,7 +17,7 @@ from semsam_jax.core.backend import compiling_for
 from semsam_jax.parallel.arithmetic import Arithmetic
 from semsam_jax.parallel.hardware import CHIPS
 from semsam_jax.parallel.mesh import build_mesh
-from semsam_jax.train import halves, loop
+from semsam_jax.train import aot, loop
 from semsam_jax.train import input as input_lib
 from semsam_jax.train.abstract import abstract_inputs
 from semsam_jax.train.optimizer import build_optimizer
@@ -67,7 +67,7 @@ def count(run: config_lib.RunConfig) -> Arithmetic:
     step = loop.build_step(run, model, tx, mesh, names.num_objects)
     inputs = abstract_inputs(run, model, tx, mesh, names.num_objects, len(names))
     with compiling_for("tpu"):
-        return halves.count(halves.trace(step, inputs.state, inputs.batch, inputs.text))
+        return aot.count(aot.trace(step, inputs.state, inputs.batch, inputs.text))
 
 
 if __name__ == "__main__":

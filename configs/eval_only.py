@@ -6,7 +6,7 @@ r"""Evaluation alone, through the same launcher as a training run.
         --config.evaluate.checkpoint=DIR --config.evaluate.root=DIR \
         --config.evaluate.dataset=ade20k
 
-Tables and pictures go to OUT. On several hosts every process takes its share of the photos;
+Tables and pictures go to OUT. On several hosts every process takes its share of the images;
 the same command goes on where an interrupted one stopped. `python -m semsam_jax evaluate` is
 the same with shorter flags. Which command gives which row of the paper:
 semsam_jax/evals/README.md.
@@ -27,20 +27,20 @@ def get_config(suites: str = "one_click,baselines") -> ConfigDict:
                 "root": "",
                 "dataset": "coco",
                 "split": "val",
-                # Photos, 0 for all.
+                # Images, 0 for all.
                 "limit": 0,
                 # Which masks are prompted: "any", "object" or "part".
                 "view": "any",
-                # Frame of the scores: "own", "released_v1" or "original_size"; "" is
-                # released_v1 for released weights and own for others.
+                # Frame of the scores: "square", "released_v1" or "original_size"; "" is
+                # released_v1 for released weights and square for others.
                 "protocol": "",
-                # Frame of the photo; 0 and "" as the protocol says.
+                # Frame of the image; 0 and "" as the protocol says.
                 "image_size": 0,
                 "short_side": 0,
                 "canvas": "",
                 # Speed and memory only.
                 "prompts_per_call": 16,
-                "photos_per_device": 1,
+                "images_per_device": 1,
                 # Grid of the suite `proposals`.
                 "points_per_side": 32,
                 # Write the measured order of levels into the checkpoint.

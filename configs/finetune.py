@@ -1,9 +1,9 @@
-r"""Your own photos, from any checkpoint, in one command; docs/finetune.md walks through it.
+r"""Your own images, from any checkpoint, in one command; docs/finetune.md walks through it.
 
     python -m semsam_jax.main --config=configs/finetune.py:frozen \
-        --config.model.warm_start=CHECKPOINT --config.data.own=FOLDER --workdir=DIR
+        --config.model.warm_start=CHECKPOINT --config.data.custom=FOLDER --workdir=DIR
 
-FOLDER is COCO-format: annotations/train.json, annotations/val.json, and the photos in train/ and
+FOLDER is COCO-format: annotations/train.json, annotations/val.json, and the images in train/ and
 val/ (or images/). CHECKPOINT is a workdir or the output of `semsam_jax convert`; it decides the
 network, the size of the canvas and where class names come from.
 
@@ -12,10 +12,10 @@ network, the size of the canvas and where class names come from.
     full    everything learns.
 
 The model with the best one-click IoU on val is kept in DIR/best. A share of one of the seven
-datasets, such as --config.data.datasets.coco=1, mixes it in (or replaces `own`, at 0).
+datasets, such as --config.data.datasets.coco=1, mixes it in (or replaces `custom`, at 0).
 
 Hardware: any one card with 16 GB for Swin-T at 1024 px (frozen), or the CPU for `lite`.
-Hours: minutes to a few hours, it depends on the photos; the progress line says.
+Hours: minutes to a few hours, it depends on the images; the progress line says.
 """
 
 from ml_collections import ConfigDict
@@ -47,7 +47,7 @@ def get_config(mode: str = "frozen") -> ConfigDict:
     config.model.lora_rank = 8 if mode == "lora" else 0
     config.text.source = "checkpoint"
     config.data.image_size = 0  # the checkpoint's
-    shares = {**dict.fromkeys(SHARES, 0.0), "own": 1.0}
+    shares = {**dict.fromkeys(SHARES, 0.0), "custom": 1.0}
     config.data.datasets = ConfigDict(shares)
     config.data.granularity = ConfigDict({"any": 1.0})
     config.data.generic_datasets = ConfigDict(shares)
@@ -68,7 +68,7 @@ def get_config(mode: str = "frozen") -> ConfigDict:
     config.log_every = 20
     config.save_every = 100
     config.eval_every = 50
-    config.eval_dataset = "own"
-    config.eval_photos = 100
+    config.eval_dataset = "custom"
+    config.eval_images = 100
     config.keep_best = True
     return config

@@ -42,7 +42,7 @@ def get_config(preset: str = "lite") -> ConfigDict:
 
 def _lite(config: ConfigDict) -> ConfigDict:
     config.model.backbone_weights = "imagenet"
-    config.model.start = "aligned"
+    config.model.init = "similarity"
     config.data.datasets = ConfigDict(
         {**SHARES, "sa1b": 8.0, "coco": 6.0, "objects365": 0.0, "ade20k": 2.0}
     )
@@ -64,7 +64,7 @@ def _lite(config: ConfigDict) -> ConfigDict:
     config.optimizer.ema = 0.98
     config.loss.num_points = 512
     config.loss.match_points = 512
-    config.loss.near_prompts = 0.6
+    config.loss.prompt_point_ratio = 0.6
     config.loss.mask_bce = 2.0
     config.loss.score_all_tokens = True
     config.loss.iou_target = "expected"
@@ -76,7 +76,7 @@ def _lite(config: ConfigDict) -> ConfigDict:
     config.steps = 300
     config.log_every = 25
     config.save_every = 150
-    config.eval_photos = 24
+    config.eval_images = 24
     return config
 
 

@@ -7,7 +7,7 @@ The many-to-one baseline of the paper: a click has one target; the token whose m
 best takes all of the loss. Everything else is sa1b.py.
 
 Hardware and hours: as sa1b.py:swin_l.
-Published (1-IoU at all granularities, 1,000 photos of SA-1B): many-to-one 73.2, many-to-many
+Published (1-IoU at all granularities, 1,000 images of SA-1B): many-to-one 73.2, many-to-many
 89.0 (arXiv 2307.04767, table 4). Ours: not trained yet.
 """
 

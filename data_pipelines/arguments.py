@@ -11,7 +11,11 @@ from data_pipelines.schema import DATASETS
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what says which native data is meant, except the split."""
-    parser.add_argument("--dataset", required=True, help=f"one of {', '.join(DATASETS)}, or own")
+    parser.add_argument(
+        "--dataset",
+        required=True,
+        help=f"one of {', '.join(DATASETS)}, or the name of a custom one",
+    )
     root = parser.add_mutually_exclusive_group(required=True)
     root.add_argument("--root", metavar="DIR", type=pathlib.Path, help="the dataset's folder")
     root.add_argument(

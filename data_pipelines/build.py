@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     add_source_arguments(parser)
     parser.add_argument("--out", required=True, help="folder or bucket (gs://...) of all records")
     parser.add_argument("--split", nargs="+", default=["train"], help="one or more (train)")
-    parser.add_argument("--shard-records", type=at_least(1), default=1000, help="photos of a file")
+    parser.add_argument("--shard-records", type=at_least(1), default=1000, help="images of a file")
     parser.add_argument("--max-broken", type=share, default=0.01, help="share that may be broken")
     parser.add_argument("--threads", type=at_least(1), default=4, help="readers, without a runner")
     parser.add_argument("--verify", action="store_true", help="hash finished files again")

@@ -1,9 +1,9 @@
 """Looks at a dataset before anybody trains on it.
 
-    python -m data_pipelines.check --dataset coco --root /data/coco --split train --sheet coco.png
+    python -m data_pipelines.check --dataset coco --root /data/coco --contact-sheet coco.png
 
 Prints counts, the classes found, what is not used and why, and every broken record, and draws a
-contact sheet: photos with their masks in colour (parts brighter, with a white edge) and the boxes
+contact sheet: images with their masks in colour (parts brighter, with a white edge) and the boxes
 of boxes-only data.
 Exits with 1 if a record is broken, with 2 if the folder cannot be read at all.
 """
@@ -23,22 +23,22 @@ from data_pipelines.findings import Findings
 from data_pipelines.index.scan import BROKEN, read_entry
 from data_pipelines.schema import DATASETS, RawExample
 from data_pipelines.sources import Source
-from data_pipelines.sources.alone import has_split, open_alone
+from data_pipelines.sources.single_dataset import has_split, open_single_dataset
 from data_pipelines.vocabulary import Vocabulary
 from semsam_jax.core.errors import DataError, SemSamError
 
 
 @dataclasses.dataclass
-class Report:
+class DatasetReport:
     """What was found in a dataset.
 
     Attributes:
         num_examples: readable examples.
         num_empty: examples among them without any instance.
         num_instances, num_parts, num_orphan_parts, num_stuff, num_pseudo: instance counts; an
-            orphan part has no whole in its photo.
+            orphan part has no whole in its image.
         num_crowds: crowd regions, which are ignored.
-        masks_per_photo: 0, 25, 50, 75 and 100 % quantiles.
+        masks_per_image: 0, 25, 50, 75 and 100 % quantiles.
         classes: class text -> number of instances, most frequent first.
         broken: messages of the records that cannot be trained on.
         unused: what is not used, and why; a sentence each.
@@ -52,21 +52,21 @@ class Report:
     num_stuff: int = 0
     num_pseudo: int = 0
     num_crowds: int = 0
-    masks_per_photo: tuple[int, ...] = ()
+    masks_per_image: tuple[int, ...] = ()
     classes: dict[str, int] = dataclasses.field(default_factory=dict)
     broken: list[str] = dataclasses.field(default_factory=list)
     unused: list[str] = dataclasses.field(default_factory=list)
 
 
-def check(source: Source, limit: int | None = None, *, decode: bool = True) -> Report:
+def check(source: Source, limit: int | None = None, *, decode: bool = True) -> DatasetReport:
     """Reads the examples of a source and counts.
 
     Args:
         source: an open reader.
         limit: read at most so many examples, evenly spread; None reads all.
-        decode: also decode every photo, which finds files that are cut off.
+        decode: also decode every image, which finds files that are cut off.
     """
-    report = Report()
+    report = DatasetReport()
     counts: list[int] = []
     findings = Findings()
     findings.add(source.unused)
@@ -76,7 +76,7 @@ def check(source: Source, limit: int | None = None, *, decode: bool = True) -> R
         problem = entry.message if entry.reason in BROKEN else ""
         if example is not None and decode and not problem:
             try:
-                decode_photo(example)
+                decode_example(example)
             except DataError as error:
                 problem = str(error)
         if example is None or problem:
@@ -99,7 +99,7 @@ def check(source: Source, limit: int | None = None, *, decode: bool = True) -> R
     report.num_instances = sum(counts)
     if counts:
         quantiles = np.quantile(counts, [0, 0.25, 0.5, 0.75, 1])
-        report.masks_per_photo = tuple(int(value) for value in quantiles)
+        report.masks_per_image = tuple(int(value) for value in quantiles)
     found = {text: count for text, (count, _) in findings.classes.items() if count}
     report.classes = dict(collections.Counter(found).most_common())
     report.unused = findings.lines()
@@ -113,8 +113,8 @@ def spread(length: int, limit: int | None) -> list[int]:
     return sorted({int(value) for value in np.linspace(0, length - 1, limit)})
 
 
-def decode_photo(example: RawExample) -> np.ndarray:
-    """Decodes a photo as RGB [h,w,3] in the frame that its masks lie in.
+def decode_example(example: RawExample) -> np.ndarray:
+    """Decodes an image as RGB [h,w,3] in the frame that its masks lie in.
 
     Raises:
         DataError: the file is cut off or damaged.
@@ -128,8 +128,8 @@ def decode_photo(example: RawExample) -> np.ndarray:
 
 
 def draw(example: RawExample, vocabulary: Vocabulary, height: int = 240) -> Image.Image:
-    """Draws one photo with its masks and its name, `height` pixels high."""
-    photo = decode_photo(example).astype(np.float32)
+    """Draws one image with its masks and its name, `height` pixels high."""
+    image = decode_example(example).astype(np.float32)
     colours = np.random.default_rng(7).integers(60, 255, (max(1, len(example.instances)), 3))
     order = sorted(
         range(len(example.instances)),
@@ -140,9 +140,9 @@ def draw(example: RawExample, vocabulary: Vocabulary, height: int = 240) -> Imag
         if rle is None:
             continue
         inside = coco_mask.decode(rle).astype(bool)
-        photo[inside] = 0.45 * photo[inside] + 0.55 * colours[index]
-        photo[inside & ~_eroded(inside)] = 255 if example.instances[index].part_id >= 0 else 0
-    picture = Image.fromarray(photo.astype(np.uint8))
+        image[inside] = 0.45 * image[inside] + 0.55 * colours[index]
+        image[inside & ~_eroded(inside)] = 255 if example.instances[index].part_id >= 0 else 0
+    picture = Image.fromarray(image.astype(np.uint8))
     scale = height / picture.height
     picture = picture.resize((max(1, round(picture.width * scale)), height))
     pen = ImageDraw.Draw(picture)
@@ -202,11 +202,11 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     add_source_arguments(parser)
     parser.add_argument("--split", default="train", help="such as train or val (train)")
     parser.add_argument("--limit", type=at_least(1), help="read at most so many, evenly spread")
-    parser.add_argument("--sheet", type=png_file, help="write a contact sheet (PNG) here")
-    parser.add_argument("--count", type=at_least(1), default=12, help="photos on the sheet")
+    parser.add_argument("--contact-sheet", type=png_file, help="write a contact sheet (PNG) here")
+    parser.add_argument("--count", type=at_least(1), default=12, help="images on the sheet")
     args = parser.parse_args(arguments)
     try:
-        source = open_alone(args.dataset, dataset_folder(args), args.split, args.options)
+        source = open_single_dataset(args.dataset, dataset_folder(args), args.split, args.options)
         report = check(source, args.limit)
     except (SemSamError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -222,9 +222,9 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     print(f"{'broken':17} {len(report.broken)}")
     for message in report.broken[:40]:
         print(f"  {message}")
-    if args.sheet is not None:
-        contact_sheet(source, args.count).save(args.sheet)
-        print(f"sheet: {args.sheet}")
+    if args.contact_sheet is not None:
+        contact_sheet(source, args.count).save(args.contact_sheet)
+        print(f"sheet: {args.contact_sheet}")
     others = [] if args.dataset in DATASETS else [s for s in ("train", "val") if s != args.split]
     for split in others:
         if has_split(args.root, split):

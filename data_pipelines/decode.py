@@ -1,4 +1,4 @@
-"""Encoded photo to RGB pixels in the frame of its annotations, at reduced scale where enough.
+"""Encoded image to RGB pixels in the frame of its annotations, at reduced scale where enough.
 
 That frame is the one of the stored pixels, or of the displayed image, with its EXIF orientation
 applied (`RawExample.is_displayed`). Pillow decodes because, unlike OpenCV, it refuses a truncated
@@ -50,13 +50,13 @@ class Header:
 
 
 def read_header(data: bytes, where: str = "") -> Header:
-    """Reads size and orientation of an encoded photo without decoding it.
+    """Reads size and orientation of an encoded image without decoding it.
 
     Raises:
         DataError: not a JPEG or PNG, or of too many pixels.
     """
-    with _opened(data, where) as photo:
-        return Header(photo.height, photo.width, _orientation(photo, data))
+    with _opened(data, where) as image:
+        return Header(image.height, image.width, _orientation(image, data))
 
 
 def decode_image(
@@ -70,7 +70,7 @@ def decode_image(
     """Decodes JPEG or PNG bytes to RGB.
 
     Args:
-        data: encoded photo.
+        data: encoded image.
         where: dataset and example id, for messages.
         size_hw: height and width that the annotations were made for; checked.
         is_displayed: apply the EXIF orientation; None does so only where the stored pixels do not
@@ -84,36 +84,36 @@ def decode_image(
     Raises:
         DataError: not a JPEG or PNG, truncated, too large, or of another size.
     """
-    with _opened(data, where) as photo:
-        orientation = _check_size(photo, data, where, size_hw, is_displayed)
+    with _opened(data, where) as image:
+        orientation = _check_size(image, data, where, size_hw, is_displayed)
         if reduction > 1:
-            photo.draft(None, (photo.width // reduction, photo.height // reduction))
-        return _turned(_to_rgb(photo), orientation)
+            image.draft(None, (image.width // reduction, image.height // reduction))
+        return _turned(_to_rgb(image), orientation)
 
 
 def check_header(
     data: bytes, *, where: str, size_hw: tuple[int, int], is_displayed: bool | None = None
 ) -> None:
-    """Checks format, size and completeness of an encoded photo without decoding it.
+    """Checks format, size and completeness of an encoded image without decoding it.
 
-    Bytes behind the end of the photo (the video of a phone's motion photo) do no harm.
+    Bytes behind the end of the image (the video of a phone's motion image) do no harm.
 
     Raises:
         DataError: not a JPEG or PNG, of another size, damaged or cut short.
     """
-    with _opened(data, where) as photo:
-        _check_size(photo, data, where, size_hw, is_displayed)
-        if photo.format == "PNG":
-            photo.verify()  # the checksums of all chunks, up to the last
+    with _opened(data, where) as image:
+        _check_size(image, data, where, size_hw, is_displayed)
+        if image.format == "PNG":
+            image.verify()  # the checksums of all chunks, up to the last
             return
     if not _has_end(data):
-        raise DataError(f"{where}: the photo is cut short, its end mark is missing.")
+        raise DataError(f"{where}: the image is cut short, its end mark is missing.")
 
 
 def place_image(
     data: bytes, placement: Placement, *, where: str, is_displayed: bool | None = None
 ) -> UInt8[np.ndarray, "canvas canvas 3"]:
-    """Decodes a photo and draws it on a zeroed canvas as `placement` says."""
+    """Decodes an image and draws it on a zeroed canvas as `placement` says."""
     height, width = placement.height, placement.width
     scale = max(placement.scale)
     reduction = next((r for r in (8, 4, 2) if scale * r <= 1), 1)
@@ -128,7 +128,7 @@ def place_image(
     if scale > 1:
         cut = _enlarged_cut(pixels, placement)
     else:
-        # A reduced JPEG is rounded up to whole pixels, so it covers a little more than the photo.
+        # A reduced JPEG is rounded up to whole pixels, so it covers a little more than the image.
         factor = reduction if pixels.shape[:2] != (height, width) else 1
         scale_y, scale_x = placement.scale
         size = (
@@ -176,13 +176,13 @@ def _enlarged_cut(pixels: np.ndarray, placement: Placement) -> np.ndarray:
 
 @contextlib.contextmanager
 def _opened(data: bytes, where: str) -> Iterator[Image.Image]:
-    """Opens a photo; whatever its decoder raises becomes a DataError."""
+    """Opens an image; whatever its decoder raises becomes a DataError."""
     prefix = f"{where}: " if where else ""
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as photo:
-            if photo.width * photo.height > MAX_PIXELS:
-                raise DataError(_too_large(prefix, f"{photo.width}x{photo.height}"))
-            yield photo
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(_too_large(prefix, f"{image.width}x{image.height}"))
+            yield image
     except DataError:
         raise
     except Image.DecompressionBombError as error:
@@ -191,49 +191,49 @@ def _opened(data: bytes, where: str) -> Iterator[Image.Image]:
     except Exception as error:
         detail = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
-            f"{prefix}the photo cannot be decoded ({detail}); got {len(data)} bytes, not a "
-            "readable photo; wanted a whole JPEG or PNG. Replace or remove the file and rebuild "
+            f"{prefix}the image cannot be decoded ({detail}); got {len(data)} bytes, not a "
+            "readable image; wanted a whole JPEG or PNG. Replace or remove the file and rebuild "
             "the index."
         ) from error
 
 
 def _too_large(prefix: str, size: str) -> str:
     return (
-        f"{prefix}the photo has too many pixels ({size}), wanted at most "
+        f"{prefix}the image has too many pixels ({size}), wanted at most "
         f"{MAX_PIXELS // 10**6} million; use a smaller copy of it"
     )
 
 
-def _orientation(photo: Image.Image, data: bytes) -> int:
+def _orientation(image: Image.Image, data: bytes) -> int:
     """EXIF's number; a file whose EXIF cannot be read is displayed as it is stored."""
     # Pillow decodes a whole PNG to look for EXIF behind its pixels.
-    if photo.format == "PNG" and not any(mark in data for mark in _PNG_TEXT):
+    if image.format == "PNG" and not any(mark in data for mark in _PNG_TEXT):
         return 1
     try:
-        value = photo.getexif().get(_ORIENTATION_TAG, 1)
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # damaged EXIF raises whatever its bytes hit first; viewers pass over it
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _check_size(
-    photo: Image.Image,
+    image: Image.Image,
     data: bytes,
     where: str,
     size_hw: tuple[int, int] | None,
     is_displayed: bool | None,
 ) -> int:
-    """The EXIF orientation to apply, so that the photo has the wanted size."""
-    stored = photo.height, photo.width
+    """The EXIF orientation to apply, so that the image has the wanted size."""
+    stored = image.height, image.width
     wanted = None if size_hw is None else tuple(size_hw)
     if is_displayed is False or (is_displayed is None and wanted in (None, stored)):
         orientation = 1
     else:
-        orientation = _orientation(photo, data)
+        orientation = _orientation(image, data)
     size = Header(*stored, orientation).size_hw(True)
     if wanted is not None and size != wanted:
         raise DataError(
-            f"{where}: the photo is {size[0]}x{size[1]} but its annotations are for "
+            f"{where}: the image is {size[0]}x{size[1]} but its annotations are for "
             f"{wanted[0]}x{wanted[1]} (height x width); they must be of the same file."
         )
     return orientation
@@ -264,10 +264,10 @@ def _has_end(data: bytes) -> bool:
             at += int.from_bytes(data[at : at + 2], "big")
 
 
-def _to_rgb(photo: Image.Image) -> np.ndarray:
-    if photo.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip
-        grey = np.clip(np.asarray(photo) >> 8, 0, 255).astype(np.uint8)
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip
+        grey = np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=-1)
-    if photo.mode in ("P", "PA", "LA", "RGBA"):
-        return np.ascontiguousarray(np.asarray(photo.convert("RGBA"))[..., :3])
-    return np.asarray(photo if photo.mode == "RGB" else photo.convert("RGB"))
+    if image.mode in ("P", "PA", "LA", "RGBA"):
+        return np.ascontiguousarray(np.asarray(image.convert("RGBA"))[..., :3])
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))

@@ -25,7 +25,7 @@ from data_pipelines.pipeline import STREAMS, make_iterator
 from data_pipelines.recipe import pipeline_config
 from data_pipelines.schema import DATASETS
 from data_pipelines.sources import open_source
-from data_pipelines.sources.alone import own_classes, reader_options
+from data_pipelines.sources.single_dataset import custom_classes, reader_options
 from data_pipelines.transforms.masks import unpack_bits
 from data_pipelines.vocabulary import Vocabulary, build_vocabulary
 from semsam_jax.core.errors import ConfigError, SemSamError
@@ -88,7 +88,7 @@ def _shown_prompts(row: Mapping[str, np.ndarray], count: int) -> list[int]:
 def _overview(
     row: Mapping[str, np.ndarray], vocabulary: Vocabulary, name: str, *, show_prompts: bool
 ) -> np.ndarray:
-    picture = _photo(row)
+    picture = _image(row)
     count = int(row["instance_valid"].sum())
     colours = _distinct_colours(count)
     for slot in _large_first(row, np.arange(count)):
@@ -110,7 +110,7 @@ def _overview(
 
 
 def _prompt_panel(row: Mapping[str, np.ndarray], vocabulary: Vocabulary, prompt: int) -> np.ndarray:
-    picture = _photo(row)
+    picture = _image(row)
     targets = row["prompt_targets"][prompt]
     targets = _large_first(row, targets[targets >= 0])
     spectrum = np.linspace(0.66, 0.0, len(targets)) if len(targets) > 1 else [0.33]
@@ -126,7 +126,7 @@ def _prompt_panel(row: Mapping[str, np.ndarray], vocabulary: Vocabulary, prompt:
     return _titled(Image.fromarray(picture), text)
 
 
-def _photo(row: Mapping[str, np.ndarray]) -> np.ndarray:
+def _image(row: Mapping[str, np.ndarray]) -> np.ndarray:
     image = row["image"].copy()
     rows, columns = row["size_hw"]
     image[rows:] = _PADDING_GREY
@@ -266,13 +266,13 @@ def inspect(
     if root is None and set(own) - set(placed):
         raise ConfigError(
             f"inspect: {', '.join(own)} are not in the embedded sample ({', '.join(DATASETS)}); "
-            f"give the folder above them as config.data.root, or that of own as config.data.own."
+            f"give the folder above them as config.data.root, or that of own as config.data.custom."
         )
     folders = {name: root / name for name in used} if root else dict(sample.roots())
     folders |= placed
     vocabulary = build_vocabulary(
         [name for name in used if name in DATASETS],
-        extra={name: own_classes(name, folders[name], split) for name in own},
+        extra={name: custom_classes(name, folders[name], split) for name in own},
         pascal_parts="full" if data["pascal_part_tree"] else "merged",
     )
     switches = {key: data[key] for key in ("pascal_part_tree", "ade20k_parts")}

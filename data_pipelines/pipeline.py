@@ -16,7 +16,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from data_pipelines.index import Index, Source, open_index
+from data_pipelines.index import ExampleSource, Index, open_index
 from data_pipelines.mixture import Mixture, MixtureTable, build_mixture
 from data_pipelines.schema import DATASETS, BatchShape, RawExample
 from data_pipelines.transforms import geometry
@@ -86,7 +86,7 @@ class PipelineConfig:
 
 def make_iterator(
     config: PipelineConfig,
-    sources: Mapping[str, Source],
+    sources: Mapping[str, ExampleSource],
     vocabulary: Vocabulary,
     *,
     process_index: int = 0,
@@ -94,7 +94,7 @@ def make_iterator(
     seed: int = 0,
     indexes: Mapping[str, Index] | None = None,
     index_folder: str | pathlib.Path | None = None,
-    name_mask: np.ndarray | None = None,
+    class_mask: np.ndarray | None = None,
 ) -> "InputIterator":
     """Builds the endless iterator over this process' share of the global batches.
 
@@ -110,7 +110,7 @@ def make_iterator(
         index_folder: where indexes that are built here are kept (a folder for each dataset
             and state of its files), so that the next start does not scan again; None scans
             every time. Records bring their own index.
-        name_mask: bool [v], False for names that have no text embedding: they are taken out
+        class_mask: bool [v], False for names that have no text embedding: they are taken out
             of `vocab_valid` and `vocab_owned` everywhere.
 
     Raises:
@@ -133,7 +133,7 @@ def make_iterator(
         shape=config.shape,
         policy=config.prompts,
         augments={name: config.augments.get(name, config.default_augment) for name in built},
-        vocab_valid=_vocab_valid(config.shape, vocabulary, tuple(built), name_mask),
+        vocab_valid=_vocab_valid(config.shape, vocabulary, tuple(built), class_mask),
         dataset_index=dataset_numbers(tuple(sources)),
         verified_classes=config.verified_classes,
     )
@@ -304,7 +304,7 @@ def dataset_numbers(names: tuple[str, ...]) -> dict[str, int]:
 class _ViewSource:
     """Examples of one view of one dataset, for grain."""
 
-    def __init__(self, source: Source, index: Index, view: str):
+    def __init__(self, source: ExampleSource, index: Index, view: str):
         self._source, self._index, self._view = source, index, view
 
     def __len__(self) -> int:
@@ -352,7 +352,7 @@ class _ProcessRows(grain.transforms.DatasetSelectionMap):
 def _examples(
     name: str,
     table: MixtureTable,
-    sources: Mapping[str, Source],
+    sources: Mapping[str, ExampleSource],
     indexes: Mapping[str, Index],
     seed: int,
 ) -> grain.MapDataset:
@@ -376,7 +376,7 @@ def _vocab_valid(
     shape: BatchShape,
     vocabulary: Vocabulary,
     names: tuple[str, ...],
-    name_mask: np.ndarray | None,
+    class_mask: np.ndarray | None,
 ) -> dict[str, np.ndarray]:
     size = len(vocabulary)
     if shape.vocab_size != max(size, 1):
@@ -384,11 +384,11 @@ def _vocab_valid(
             f"pipeline: shape.vocab_size is {shape.vocab_size}, the vocabulary has {size} names; "
             f"set vocab_size={max(size, 1)}."
         )
-    if name_mask is not None and name_mask.shape != (size,):
+    if class_mask is not None and class_mask.shape != (size,):
         raise ConfigError(
-            f"pipeline: name_mask has shape {name_mask.shape}, wanted ({size},), one per name."
+            f"pipeline: class_mask has shape {class_mask.shape}, wanted ({size},), one per name."
         )
-    mask = np.ones(size, np.bool_) if name_mask is None else name_mask.astype(np.bool_)
+    mask = np.ones(size, np.bool_) if class_mask is None else class_mask.astype(np.bool_)
     # A run without class names still has one (never valid) entry: shapes stay non-empty.
     return {name: np.resize(vocabulary.valid(name) & mask, shape.vocab_size) for name in names}
 

@@ -1,6 +1,6 @@
 """The contracts of the input: what a reader yields and what a training step receives.
 
-`RawExample` is one annotated photo as a reader of `sources/` yields it. `BatchShape.spec` is
+`RawExample` is one annotated image as a reader of `sources/` yields it. `BatchShape.spec` is
 the padded, fixed-shape row that the transforms make of it; `semsam_jax.core.structs.Batch`
 mirrors its keys. Nothing here imports jax.
 
@@ -53,7 +53,7 @@ class RawInstance:
 
 @dataclasses.dataclass(frozen=True)
 class RawExample:
-    """One photo with its instances.
+    """One image with its instances.
 
     Attributes:
         dataset: name out of `DATASETS`, or the name of the user's own set.

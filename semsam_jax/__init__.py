@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from semsam_jax.inference.loading import LoadedModel, load_model
     from semsam_jax.inference.mask_generator import MaskGenerator
     from semsam_jax.inference.predictor import Predictor
-    from semsam_jax.inference.requests import Name, Request, Segments
+    from semsam_jax.inference.requests import Request, ScoredName, Segments
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
     "LoadedModel": "semsam_jax.inference.loading",
     "MaskGenerator": "semsam_jax.inference.mask_generator",
-    "Name": "semsam_jax.inference.requests",
+    "ScoredName": "semsam_jax.inference.requests",
     "Predictor": "semsam_jax.inference.predictor",
     "Request": "semsam_jax.inference.requests",
     "Segments": "semsam_jax.inference.requests",
@@ -30,9 +30,9 @@ _PUBLIC = {
 __all__ = [
     "LoadedModel",
     "MaskGenerator",
-    "Name",
     "Predictor",
     "Request",
+    "ScoredName",
     "Segments",
     "SemSamError",
     "__version__",

@@ -17,13 +17,13 @@ from semsam_jax.core import console
 from semsam_jax.core.errors import SemSamError
 
 _COMMANDS = {
-    "segment": ("semsam_jax.inference.segment", "masks of a photo from clicks, boxes or names"),
-    "auto": ("semsam_jax.inference.auto", "all masks of a photo or of a folder of photos"),
+    "segment": ("semsam_jax.inference.segment", "masks of an image from clicks, boxes or names"),
+    "auto": ("semsam_jax.inference.auto", "all masks of an image or of a folder of images"),
     "evaluate": ("semsam_jax.evals.cli", "scores of a checkpoint on annotated data"),
     "calibrate": ("semsam_jax.evals.calibrate", "the order of a checkpoint's levels, measured"),
     "convert": ("semsam_jax.convert.cli", "released PyTorch weights to a checkpoint and back"),
     "export": ("semsam_jax.inference.export", "a checkpoint as self-contained compiled programs"),
-    "demo": ("semsam_jax.demo.cli", "a web page to click on photos"),
+    "demo": ("semsam_jax.demo.cli", "a web page to click on images"),
     "env": ("semsam_jax.core.environment", "versions and devices, for bug reports"),
 }
 _TRAIN = "train a model, or go on with a run"
@@ -36,7 +36,7 @@ _EXTRAS = {"train": "train", "data": "data", "evaluate": "eval", "calibrate": "e
 """Commands that need more than a plain installation, and the extra that brings it."""
 _EPILOG = """\
 examples:
-  semsam segment photo.jpg --point 320,200 --labels "dog,cat;head,leg"
+  semsam segment image.jpg --point 320,200 --labels "dog,cat;head,leg"
   semsam auto FOLDER --out masks
   semsam train --config=configs/joint.py --workdir=runs/first
   semsam evaluate --suite one_click
@@ -46,7 +46,7 @@ examples:
 
 `semsam COMMAND --help` explains a command."""
 _AFTER_CTRL_C = {
-    "auto": "finished photos are kept; the same command goes on with the others",
+    "auto": "finished images are kept; the same command goes on with the others",
     "segment": "nothing is half written; the same command starts again",
     "convert": "nothing is half written; the same command starts again",
     "export": "nothing is half written; the same command starts again",

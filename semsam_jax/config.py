@@ -12,11 +12,11 @@ from ml_collections import ConfigDict
 from semsam_jax.core.config_values import build_dataclass, one_of
 from semsam_jax.core.errors import ConfigError
 from semsam_jax.evals.options import SUITE_NAMES, EvalOptions
-from semsam_jax.models import aligned_start, presets
+from semsam_jax.models import presets, similarity_init
 from semsam_jax.models.layers import REMAT_POLICIES
 
 TRAINING_SUITES = tuple(name for name in SUITE_NAMES if name not in ("levels", "proposals"))
-"""What a run can measure on its held-back photos."""
+"""What a run can measure on its held-out images."""
 
 CHECKPOINT = "checkpoint"
 """In the place of a value: the one of the checkpoint that the run starts from."""
@@ -31,8 +31,8 @@ class ModelChoice:
         dtype: compute dtype, "float32" or "bfloat16"; parameters stay float32.
         remat: what a layer of a stack keeps for the backward pass: "none" recomputed (all
             kept), "dots" (the results of linear layers) or "full" (only its input).
-        start: "random", or "aligned": masks of an untrained model are the pixels like the
-            clicked one (`models.aligned_start`, preset lite).
+        init: "random", or "similarity": masks of an untrained model are the pixels like the
+            clicked one (`models.similarity_init`, preset lite).
         warm_start: checkpoint folder whose parameters start the run, "" for none.
         backbone_weights: "imagenet" (lite: from its package), a .pth of an ImageNet Swin,
             or "" for random.
@@ -48,7 +48,7 @@ class ModelChoice:
     preset: str = "lite"
     dtype: str = "float32"
     remat: str = "none"
-    start: str = "random"
+    init: str = "random"
     warm_start: str = ""
     backbone_weights: str = ""
     text_weights: str = ""
@@ -97,7 +97,7 @@ class DataChoice:
     """
 
     root: str = ""
-    own: str = ""
+    custom: str = ""
     own_images: str = ""
     own_boxes_only: bool = False
     datasets: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -182,7 +182,7 @@ class LossChoice:
         score_all_tokens: the predicted IoU of unmatched tokens learns too.
         iou_target: what `score_all_tokens` teaches: "best" (IoU with the best fitting target)
             or "expected" (expected IoU of the click, `criterion.terms.CriterionConfig`).
-        near_prompts: share of the points of prompts that lie near them, for small masks.
+        prompt_point_ratio: share of the points of prompts that lie near them, for small masks.
         interactive, generic: weight of each stream's sum.
         from_checkpoint: defaults give way to what `model.warm_start` was trained with.
     """
@@ -201,7 +201,7 @@ class LossChoice:
     detach_iou_target: bool = True
     score_all_tokens: bool = False
     iou_target: str = "best"
-    near_prompts: float = 0.0
+    prompt_point_ratio: float = 0.0
     interactive: float = 1.0
     generic: float = 1.0
     from_checkpoint: bool = False
@@ -219,15 +219,15 @@ class RunConfig:
             what the devices say. `fsdp` never reaches from one to another.
         log_every, save_every, eval_every: steps; 0 turns evaluation within the run off.
         keep: checkpoints kept.
-        eval_photos: held-back photos of the one-click evaluation, 0 for none.
+        eval_images: held-out images of the one-click evaluation, 0 for none.
         time_limit_sec: stop (and save) after this many seconds, 0 for no limit.
         accumulate: micro-batches per step; the host matches one while the device runs the
             next. The quotas stay those of the whole step.
-        eval_dataset: whose validation photos they are.
+        eval_dataset: whose validation images they are.
         eval_suites: what is measured on them: one_click, and others of
             `evals.options.SUITE_NAMES` that need no pictures of their own.
         keep_best: keep the model with the best one-click IoU in WORKDIR/best.
-        streams_apart: every stream is a micro-batch of its own, which halves the memory.
+        accumulate_per_stream: every stream is a micro-batch of its own, which halves the memory.
     """
 
     model: ModelChoice = ModelChoice()
@@ -243,10 +243,10 @@ class RunConfig:
     save_every: int = 500
     eval_every: int = 0
     keep: int = 2
-    eval_photos: int = 0
+    eval_images: int = 0
     time_limit_sec: float = 0.0
     accumulate: int = 1
-    streams_apart: bool = False
+    accumulate_per_stream: bool = False
     eval_dataset: str = "coco"
     eval_suites: tuple[str, ...] = ("one_click",)
     keep_best: bool = False
@@ -302,7 +302,7 @@ def model_config(choice: ModelChoice) -> presets.ModelConfig:
     return dataclasses.replace(config, decoder=decoder)
 
 
-def follow(run: RunConfig, meta: Mapping) -> RunConfig:
+def inherit_from_checkpoint(run: RunConfig, meta: Mapping) -> RunConfig:
     """Fills in what a run takes over from the checkpoint that it starts from.
 
     Args:
@@ -328,13 +328,13 @@ def follow(run: RunConfig, meta: Mapping) -> RunConfig:
             # Such a checkpoint knows no names: what would go to the generic stream is clicked.
             rows = data.interactive_batch + data.generic_batch
             data = dataclasses.replace(data, interactive_batch=rows, generic_batch=0)
-    loss = _follow_loss(run.loss, meta) if run.loss.from_checkpoint else run.loss
+    loss = _inherit_loss(run.loss, meta) if run.loss.from_checkpoint else run.loss
     run = dataclasses.replace(run, model=model, data=data, text=text, loss=loss)
     _check(run)
     return run
 
 
-def _follow_loss(loss: LossChoice, meta: Mapping) -> LossChoice:
+def _inherit_loss(loss: LossChoice, meta: Mapping) -> LossChoice:
     """The loss that a checkpoint learned: another one undoes it. Converted ones say nothing."""
     trained = (meta.get("config") or {}).get("loss", {})
     free = (f for f in dataclasses.fields(loss) if getattr(loss, f.name) == f.default)
@@ -343,7 +343,7 @@ def _follow_loss(loss: LossChoice, meta: Mapping) -> LossChoice:
 
 
 def needs_checkpoint(run: RunConfig) -> bool:
-    """Whether `follow` has something to fill in."""
+    """Whether `inherit_from_checkpoint` has something to fill in."""
     choices = run.model.preset, run.text.source
     return CHECKPOINT in choices or run.data.image_size == 0 or run.loss.from_checkpoint
 
@@ -363,9 +363,9 @@ def check_batch(run: RunConfig, num_shards: int) -> None:
 
 def _check(run: RunConfig) -> None:
     model = model_config(run.model)
-    one_of("model.start", run.model.start, ("random", "aligned"))
-    if run.model.start == "aligned":
-        aligned_start.check_fits(model)
+    one_of("model.init", run.model.init, ("random", "similarity"))
+    if run.model.init == "similarity":
+        similarity_init.check_fits(model)
     one_of("model.dtype", run.model.dtype, ("float32", "bfloat16"))
     one_of("model.remat", run.model.remat, tuple(REMAT_POLICIES))
     one_of("text.source", run.text.source, ("table", "encoder", "none"))
@@ -408,8 +408,10 @@ def _check(run: RunConfig) -> None:
             f"loss.iou_target: {run.loss.iou_target!r} is what loss.score_all_tokens teaches, and "
             f"that is off; set loss.score_all_tokens=True."
         )
-    if not 0 <= run.loss.near_prompts < 1:
-        raise ConfigError(f"loss.near_prompts: {run.loss.near_prompts}; must lie in 0..1, below 1.")
+    if not 0 <= run.loss.prompt_point_ratio < 1:
+        raise ConfigError(
+            f"loss.prompt_point_ratio: {run.loss.prompt_point_ratio}; must lie in 0..1, below 1."
+        )
     if run.slices < 0:
         raise ConfigError(f"slices: {run.slices}; must not be negative (0: as the devices say).")
     for name in ("interactive_batch", "generic_batch"):

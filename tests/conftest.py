@@ -115,7 +115,7 @@ def pytest_sessionfinish(session):
 def pytest_testnodedown(node):
     """Takes what a worker hands over."""
     rows = getattr(node, "workeroutput", {}).get("parity", ())
-    table.ROWS.extend(table.Row(*row) for row in rows)
+    table.ROWS.extend(table.ParityRow(*row) for row in rows)
 
 
 def pytest_terminal_summary(terminalreporter):

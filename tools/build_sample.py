@@ -1,9 +1,9 @@
 """Builds the embedded sample: `python -m tools.build_sample --from DIR --out DIR`.
 
-DIR holds freely licensed COCO photos with COCO annotations, the same photos in the SA-1B layout,
-and stand-ins for the layouts whose own photos may not be passed on (see `README.md` here). The
-builder shrinks photos and annotations together and splits by COCO id, the same way everywhere,
-so that no photo of `val` is ever seen in `train`.
+DIR holds freely licensed COCO images with COCO annotations, the same images in the SA-1B layout,
+and stand-ins for the layouts whose own images may not be passed on (see `README.md` here). The
+builder shrinks images and annotations together and splits by COCO id, the same way everywhere,
+so that no image of `val` is ever seen in `train`.
 """
 
 import argparse
@@ -18,13 +18,13 @@ import scipy.io
 from PIL import Image
 
 from data_pipelines.vocabulary import class_file
-from tools.shrink import Shrink, rle_area, rle_box, shrink_photo, text_rle
+from tools.shrink import Shrink, rle_area, rle_box, shrink_image, text_rle
 
 VAL_IDS = frozenset(
     (285, 785, 872, 885, 1000, 1268, 1296, 1993, 2149, 2153, 2473, 3553, 5001, 6012, 6723, 6818,
      7281, 7511, 7574, 7991, 8021, 8762, 8844, 9483)
 )  # fmt: skip
-"""COCO ids of the 24 held-out photos: COCO val2017 photos with human masks of things and stuff."""
+"""COCO ids of the 24 held-out images: COCO val2017 images with human masks of things and stuff."""
 
 _MAX_MASKS = 32
 _MIN_PSEUDO_AREA = 100
@@ -37,17 +37,17 @@ _ADE_EXTRA = {
 
 
 def split_of(coco_id: int) -> str:
-    """Returns `val` for the held-out photos, else `train`."""
+    """Returns `val` for the held-out images, else `train`."""
     return "val" if coco_id in VAL_IDS else "train"
 
 
 def build_sa1b(source: pathlib.Path, out: pathlib.Path) -> None:
-    """Writes all photos in the SA-1B layout, human masks first, then the best pseudo-labels."""
+    """Writes all images in the SA-1B layout, human masks first, then the best pseudo-labels."""
     for file in sorted((source / "sa1b_layout_from_coco_cc" / "batch_000").glob("*.json")):
         content = json.loads(file.read_text())
         coco_id = content["image"]["image_id"]
         folder = out / "sa1b" / split_of(coco_id)
-        shrink = shrink_photo(file.with_suffix(".jpg"), folder / f"sa_{coco_id}.jpg", 448, 72)
+        shrink = shrink_image(file.with_suffix(".jpg"), folder / f"sa_{coco_id}.jpg", 448, 72)
         human = [a for a in content["annotations"] if a["id"] % 1000 < 500]
         pseudo = sorted(
             (a for a in content["annotations"] if a["id"] % 1000 >= 500),
@@ -71,7 +71,7 @@ def build_sa1b(source: pathlib.Path, out: pathlib.Path) -> None:
 
 
 def build_coco(source: pathlib.Path, out: pathlib.Path) -> None:
-    """Writes COCO panoptic, and instances of the same photos."""
+    """Writes COCO panoptic, and instances of the same images."""
     origin = source / "coco_panoptic_cc"
     shrinks: dict[int, Shrink] = {}
     panoptic = {split: {"images": [], "annotations": []} for split in ("train", "val")}
@@ -83,7 +83,7 @@ def build_coco(source: pathlib.Path, out: pathlib.Path) -> None:
             coco_id = record["image_id"]
             split = split_of(coco_id)
             name = images[coco_id]["file_name"]
-            shrink = shrink_photo(
+            shrink = shrink_image(
                 origin / f"{part}2017" / name, out / "coco" / f"{split}2017" / name, 416, 74
             )
             shrinks[coco_id] = shrink
@@ -116,7 +116,7 @@ def build_coco(source: pathlib.Path, out: pathlib.Path) -> None:
 
 
 def build_ade20k(out: pathlib.Path, num_train: int = 10, num_val: int = 4) -> None:
-    """Writes a SceneParsing stand-in from the sample's COCO photos, where class names agree."""
+    """Writes a SceneParsing stand-in from the sample's COCO images, where class names agree."""
     ade = class_file("ade20k")["objects"]
     by_text = {row["text"]: row for row in ade}
     things = [row["id"] for row in ade if row.get("is_thing", True)]
@@ -142,9 +142,9 @@ def build_ade20k(out: pathlib.Path, num_train: int = 10, num_val: int = 4) -> No
             number += 1
             image = images[record["image_id"]]
             name = f"ADE_{split}_{number:08d}"
-            photo = out / "ade20k/images" / folder / f"{name}.jpg"
-            photo.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(out / f"coco/{split}2017" / image["file_name"], photo)
+            image = out / "ade20k/images" / folder / f"{name}.jpg"
+            image.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(out / f"coco/{split}2017" / image["file_name"], image)
             png = out / f"coco/annotations/panoptic_{split}2017" / record["file_name"]
             ids = np.asarray(Image.open(png)).astype(np.int64) @ np.asarray([1, 256, 65536])
             classes = np.zeros(ids.shape, np.uint8)
@@ -209,7 +209,7 @@ def build_pascal_part(source: pathlib.Path, out: pathlib.Path) -> None:
     lists: dict[str, list[str]] = {"train": [], "val": []}
     for file in sorted((origin / "Annotations_Part").glob("*.mat")):
         name, coco_id = file.stem, int(file.stem.split("_")[1])
-        shrink = shrink_photo(
+        shrink = shrink_image(
             origin / "JPEGImages" / f"{name}.jpg",
             out / "pascal_part/JPEGImages" / f"{name}.jpg",
             416,
@@ -236,7 +236,7 @@ def build_pascal_part(source: pathlib.Path, out: pathlib.Path) -> None:
 
 
 def write_attribution(source: pathlib.Path, out: pathlib.Path) -> None:
-    """Writes ATTRIBUTION.csv: one row for each photo file of the sample."""
+    """Writes ATTRIBUTION.csv: one row for each image file of the sample."""
     with (source / "coco_panoptic_cc" / "ATTRIBUTION.csv").open(newline="") as file:
         licences = {int(row["coco_id"]): row for row in csv.DictReader(file)}
     noted = out / "coco_ids.tmp"
@@ -247,9 +247,9 @@ def write_attribution(source: pathlib.Path, out: pathlib.Path) -> None:
         writer.writerow(
             ["file", "split", "coco_id", "license", "license_url", "flickr_url", "changes"]
         )
-        for photo in sorted(p for p in out.rglob("*") if p.suffix in (".jpg", ".JPEG")):
-            path = photo.relative_to(out).as_posix()
-            digits = photo.stem.rsplit("_", 1)[-1]
+        for image in sorted(p for p in out.rglob("*") if p.suffix in (".jpg", ".JPEG")):
+            path = image.relative_to(out).as_posix()
+            digits = image.stem.rsplit("_", 1)[-1]
             coco_id = int(known.get(path, digits))
             row = licences[coco_id]
             writer.writerow(
@@ -259,14 +259,14 @@ def write_attribution(source: pathlib.Path, out: pathlib.Path) -> None:
 
 
 def _write_coco_like(
-    content: dict, origin: pathlib.Path, out: pathlib.Path, file: str, photo: str, side: int = 416
+    content: dict, origin: pathlib.Path, out: pathlib.Path, file: str, image: str, side: int = 416
 ) -> None:
     """Shrinks a COCO-style tree and splits it; image ids are COCO ids."""
     shrinks: dict[int, Shrink] = {}
     for image in content["images"]:
         tail = pathlib.PurePosixPath(image["file_name"]).name
-        name = photo.format(name=image["file_name"], tail=tail, split=split_of(image["id"]))
-        shrinks[image["id"]] = shrink_photo(origin / image["file_name"], out / name, side, 74)
+        name = image.format(name=image["file_name"], tail=tail, split=split_of(image["id"]))
+        shrinks[image["id"]] = shrink_image(origin / image["file_name"], out / name, side, 74)
         image["file_name"] = name
     shared = {k: v for k, v in content.items() if k not in ("images", "annotations", "licenses")}
     for split in ("train", "val"):

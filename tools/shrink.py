@@ -1,4 +1,4 @@
-"""Scaling a photo and its annotations together, for the builder of the embedded sample."""
+"""Scaling an image and its annotations together, for the builder of the embedded sample."""
 
 import dataclasses
 import io
@@ -14,7 +14,7 @@ from data_pipelines.sources.outlines import encode_mask, to_rle
 
 @dataclasses.dataclass(frozen=True)
 class Shrink:
-    """The change of size of one photo.
+    """The change of size of one image.
 
     Attributes:
         old_hw: rows and columns of the source.
@@ -25,7 +25,7 @@ class Shrink:
     new_hw: tuple[int, int]
 
     def box_xywh(self, box: Sequence[float | int]) -> list[float]:
-        """Returns a box (x, y, width, height) in pixels of the small photo."""
+        """Returns a box (x, y, width, height) in pixels of the small image."""
         sy, sx = (new / old for new, old in zip(self.new_hw, self.old_hw, strict=True))
         return [round(v * s, 2) for v, s in zip(box, (sx, sy, sx, sy), strict=True)]
 
@@ -67,19 +67,19 @@ def rle_area(rle: dict) -> int:
     return int(coco_mask.area({"size": rle["size"], "counts": rle["counts"].encode("ascii")}))
 
 
-def shrink_photo(source: pathlib.Path, target: pathlib.Path, side: int, quality: int) -> Shrink:
-    """Writes a photo as RGB JPEG with its long side at most `side` pixels."""
+def shrink_image(source: pathlib.Path, target: pathlib.Path, side: int, quality: int) -> Shrink:
+    """Writes an image as RGB JPEG with its long side at most `side` pixels."""
     with Image.open(source) as image:
-        photo = image.convert("RGB")
-    scale = min(1.0, side / max(photo.size))
-    size = tuple(max(1, round(length * scale)) for length in photo.size)
+        image = image.convert("RGB")
+    scale = min(1.0, side / max(image.size))
+    size = tuple(max(1, round(length * scale)) for length in image.size)
     buffer = io.BytesIO()
-    photo.resize(size, Image.Resampling.LANCZOS).save(
+    image.resize(size, Image.Resampling.LANCZOS).save(
         buffer, "JPEG", quality=quality, optimize=True, progressive=True
     )
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(buffer.getvalue())
-    return Shrink((photo.height, photo.width), (size[1], size[0]))
+    return Shrink((image.height, image.width), (size[1], size[0]))
 
 
 def _centres(old: int, new: int) -> np.ndarray:

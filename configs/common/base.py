@@ -13,8 +13,8 @@ def base() -> ConfigDict:
                 "dtype": "float32",
                 # What the backward pass recomputes: "none", "dots" or "full".
                 "remat": "none",
-                # "aligned": an untrained lite already segments (models/aligned_start.py).
-                "start": "random",
+                # "similarity": an untrained lite already segments (models/similarity_init.py).
+                "init": "random",
                 # Checkpoint folder whose parameters start the run.
                 "warm_start": "",
                 # "imagenet" (lite) or a .pth of an ImageNet Swin.
@@ -32,7 +32,7 @@ def base() -> ConfigDict:
                 # One sub-folder per dataset; "" is the embedded sample.
                 "root": "",
                 # A folder of your own, as an annotation tool exports it: the dataset "own".
-                "own": "",
+                "custom": "",
                 # Where its images are, if not where its file names lead; boxes, not outlines.
                 "own_images": "",
                 "own_boxes_only": False,
@@ -94,7 +94,7 @@ def base() -> ConfigDict:
                 "score_all_tokens": False,
                 "iou_target": "best",
                 # Share of the points of prompts that lie near them.
-                "near_prompts": 0.0,
+                "prompt_point_ratio": 0.0,
                 "interactive": 1.0,
                 "generic": 1.0,
                 # What is left as it is here is as the warm start was trained.
@@ -110,12 +110,12 @@ def base() -> ConfigDict:
             "save_every": 500,
             "eval_every": 0,
             "keep": 2,
-            "eval_photos": 0,
+            "eval_images": 0,
             "time_limit_sec": 0.0,
             # Micro-batches per step; the streams as micro-batches of their own.
             "accumulate": 1,
-            "streams_apart": False,
-            # Whose validation photos; keep the best model by them in WORKDIR/best.
+            "accumulate_per_stream": False,
+            # Whose validation images; keep the best model by them in WORKDIR/best.
             "eval_dataset": "coco",
             # What is measured on them, beside one_click: box, granularity, interactive,
             # generic, part, baselines.

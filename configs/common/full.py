@@ -15,5 +15,5 @@ def at_full_size(config: ConfigDict, preset: str) -> ConfigDict:
     config.log_every = 50
     config.save_every = 2000
     config.eval_every = 20_000
-    config.eval_photos = 500
+    config.eval_images = 500
     return config

@@ -1,6 +1,6 @@
 """One example as one record: the features that TFDS documents, and back without loss.
 
-A record holds the photo's stored bytes and each mask's compressed RLE, never pixels. Classes
+A record holds the image's stored bytes and each mask's compressed RLE, never pixels. Classes
 are numbered within the dataset, so that records fit every mixture of datasets.
 """
 
@@ -22,7 +22,7 @@ def features() -> tfds.features.FeaturesDict:
         {
             "example_id": tfds.features.Text(doc="unique within the dataset"),
             "image": tfds.features.Tensor(
-                shape=(), dtype=np.object_, doc="the photo's file, as stored"
+                shape=(), dtype=np.object_, doc="the image's file, as stored"
             ),
             "height": tfds.features.Scalar(np.int32, doc="pixels of the annotations' frame"),
             "width": tfds.features.Scalar(np.int32, doc="pixels of the annotations' frame"),
@@ -32,7 +32,7 @@ def features() -> tfds.features.FeaturesDict:
             "instances": _instances("classes and parent count from 0, -1 is none"),
             "ignored": _instances("crowd regions, the same fields"),
             "has_annotated": tfds.features.Scalar(
-                np.bool_, doc="whether the photo is annotated for the classes below only"
+                np.bool_, doc="whether the image is annotated for the classes below only"
             ),
             "annotated": _classes("classes whose every instance is annotated"),
             "partial": _classes("classes of which instances may be missing"),
@@ -63,7 +63,7 @@ def _classes(doc: str) -> tfds.features.Sequence:
     return tfds.features.Sequence({"object_id": np.int32, "part_id": np.int32}, doc=doc)
 
 
-class Encoder:
+class RecordEncoder:
     """Examples of one dataset to record bytes."""
 
     def __init__(self, dataset: str, vocabulary: Vocabulary):
@@ -111,7 +111,7 @@ class Encoder:
         }
 
 
-class Decoder:
+class RecordDecoder:
     """Record bytes to examples, with the class numbers of a vocabulary.
 
     Reads the protocol buffer itself: TFDS' own way takes several times as long.

@@ -20,18 +20,18 @@ from concurrent import futures
 from array_record.python import array_record_module
 from etils import epath
 
-from data_pipelines.builders.codec import Encoder
+from data_pipelines.builders.codec import RecordEncoder
 from data_pipelines.index.files import write_json
-from data_pipelines.index.scan import BROKEN, Entry, Tally, read_entry
-from data_pipelines.sources.alone import open_alone
+from data_pipelines.index.scan import BROKEN, Entry, ScanTally, read_entry
 from data_pipelines.sources.base import Source
+from data_pipelines.sources.single_dataset import open_single_dataset
 from semsam_jax.core.errors import DataError
 
 _OPTIONS = "group_size:1"  # one record a chunk, so that each can be read alone
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class ShardPlan:
     """What is built, small enough to travel to any worker.
 
     Attributes:
@@ -73,7 +73,7 @@ class Plan:
 
 @functools.lru_cache(maxsize=2)
 def _opened(dataset: str, root: str, split: str, options: str) -> Source:
-    return open_alone(dataset, root, split, json.loads(options), is_native=True)
+    return open_single_dataset(dataset, root, split, json.loads(options), is_native=True)
 
 
 def forget_sources() -> None:
@@ -81,7 +81,7 @@ def forget_sources() -> None:
     _opened.cache_clear()
 
 
-def read_receipt(plan: Plan, shard: int) -> dict | None:
+def read_receipt(plan: ShardPlan, shard: int) -> dict | None:
     """Returns the receipt of a shard that is there in full length, else None."""
     file = plan.receipt(shard)
     if not file.exists():
@@ -93,7 +93,7 @@ def read_receipt(plan: Plan, shard: int) -> dict | None:
     return receipt
 
 
-def is_current(plan: Plan, receipt: dict) -> bool:
+def is_current(plan: ShardPlan, receipt: dict) -> bool:
     """Whether a shard holds what its source's files hold now, by their sizes and ages."""
     made_of = receipt.get("source")  # receipts of earlier releases do not say
     return made_of in (None, plan.open().content_hash(plan.span(receipt["shard"])))
@@ -104,14 +104,14 @@ def has_broken(receipt: dict) -> bool:
     return any(receipt["dropped"].get(reason, 0) for reason in BROKEN)
 
 
-def is_intact(plan: Plan, receipt: dict) -> bool:
+def is_intact(plan: ShardPlan, receipt: dict) -> bool:
     """Reads a shard's file again and compares its hash."""
     with plan.file(receipt["shard"]).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() == receipt["sha256"]
 
 
 def write_shard(
-    plan: Plan,
+    plan: ShardPlan,
     shard: int,
     *,
     num_threads: int = 1,
@@ -133,7 +133,7 @@ def write_shard(
     """
     source = plan.open()
     stamp = source.content_hash(plan.span(shard))
-    tally = Tally()
+    tally = ScanTally()
     final = plan.file(shard)
     is_remote = "://" in plan.folder
     with tempfile.TemporaryDirectory(
@@ -167,7 +167,7 @@ def _records(
     source: Source, span: range, num_threads: int
 ) -> Iterator[tuple[int, Entry, bytes | None]]:
     """Yields position, what was seen, and the record of what can be used, in order."""
-    encode = Encoder(source.dataset, source.vocabulary)
+    encode = RecordEncoder(source.dataset, source.vocabulary)
 
     def make(position: int) -> tuple[int, Entry, bytes | None]:
         entry, example = read_entry(source, position)
@@ -182,7 +182,7 @@ def _records(
             yield from pool.map(make, span[start : start + block])
 
 
-def _receipt(shard: int, name: str, local: pathlib.Path, tally: Tally) -> dict:
+def _receipt(shard: int, name: str, local: pathlib.Path, tally: ScanTally) -> dict:
     """Describes a finished file, after reading back how many records it holds."""
     with local.open("rb") as file:
         os.fsync(file.fileno())

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from data_pipelines.builders import shards
 from data_pipelines.builders.codec import features
-from data_pipelines.builders.shards import Plan
+from data_pipelines.builders.shards import ShardPlan
 from data_pipelines.findings import Findings
 from data_pipelines.index.build import save_index
 from data_pipelines.index.files import write_json
@@ -35,7 +35,7 @@ from data_pipelines.index.scan import (
     with_views,
 )
 from data_pipelines.sources import records
-from data_pipelines.sources.alone import open_alone
+from data_pipelines.sources.single_dataset import open_single_dataset
 from semsam_jax.core.errors import ConfigError, DataError
 
 _POLL_SEC = 2.0
@@ -50,7 +50,7 @@ class RecordsBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
         split: which part of it; it is the name of the TFDS config, too.
         data_dir: folder or bucket (`gs://...`); the records go to `dataset/split/VERSION` in it.
         options: of the reader.
-        shard_records: photos of a shard; each is written as it is read.
+        shard_records: images of a shard; each is written as it is read.
         max_broken_share: broken records allowed, as a share of all; one always is.
         num_threads: reading threads where no Beam runner is given.
 
@@ -78,7 +78,7 @@ class RecordsBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
         if "://" not in out:  # workers may start in another folder
             out = os.path.abspath(os.path.expanduser(out))
         super().__init__(data_dir=out, config=config, file_format="array_record")
-        self._source = open_alone(dataset, root, split, options or {}, is_native=True)
+        self._source = open_single_dataset(dataset, root, split, options or {}, is_native=True)
         if pathlib.Path(root).resolve() in (self.data_path, *self.data_path.parents):
             raise DataError(
                 f"{dataset}: --out {out} would put records inside the data's own folder "
@@ -86,7 +86,7 @@ class RecordsBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
             )
         self._max_broken_share = max_broken_share
         self._num_threads = num_threads
-        self.plan = Plan(
+        self.plan = ShardPlan(
             dataset=dataset,
             root=str(pathlib.Path(root).resolve()),
             split=split,
@@ -99,7 +99,7 @@ class RecordsBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
             features=features(),
-            description=f"{self.name}: photos as stored, masks as compressed COCO RLE.",
+            description=f"{self.name}: images as stored, masks as compressed COCO RLE.",
         )
 
     def download_and_prepare(
@@ -176,7 +176,7 @@ class RecordsBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
         done = sum(sizes) - sum(sizes[number] for number in missing)
         bar = tqdm(
             desc=f"{self.plan.dataset} {self.plan.split}", total=sum(sizes), initial=done,
-            unit=" photos", smoothing=0.05, disable=None,
+            unit=" images", smoothing=0.05, disable=None,
         )  # fmt: skip
         with bar:
             if config.beam_runner is None:
@@ -277,7 +277,9 @@ class RecordsBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
 _COLUMNS = {"num_instances": np.int32, "has_object": np.bool_, "has_part": np.bool_}
 
 
-def _run_beam(plan: Plan, missing: Sequence[int], config: tfds.download.DownloadConfig) -> None:
+def _run_beam(
+    plan: ShardPlan, missing: Sequence[int], config: tfds.download.DownloadConfig
+) -> None:
     """Spreads the shards over the workers of a Beam runner.
 
     One `Create` of shard numbers, whatever their count: TFDS' own pipeline has two steps for
@@ -294,7 +296,7 @@ def _run_beam(plan: Plan, missing: Sequence[int], config: tfds.download.Download
         )
 
 
-def _write_in_worker(plan: Plan, shard: int) -> int:
+def _write_in_worker(plan: ShardPlan, shard: int) -> int:
     """Writes a shard unless an earlier attempt of the same worker pool has finished it."""
     if shards.read_receipt(plan, shard) is None:
         shards.write_shard(plan, shard)

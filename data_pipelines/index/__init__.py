@@ -1,6 +1,6 @@
 """The index of examples, scanned once."""
 
 from data_pipelines.index.build import Index, build_index, open_index
-from data_pipelines.index.scan import IndexReport, Source
+from data_pipelines.index.scan import ExampleSource, IndexReport
 
-__all__ = ["Index", "IndexReport", "Source", "build_index", "open_index"]
+__all__ = ["ExampleSource", "Index", "IndexReport", "build_index", "open_index"]

@@ -17,7 +17,7 @@ from etils import epath
 from tqdm import tqdm
 
 from data_pipelines.index.files import say_not_kept, write_json, write_whole
-from data_pipelines.index.scan import IndexReport, Source, Tally, check_report, entries
+from data_pipelines.index.scan import ExampleSource, IndexReport, ScanTally, check_report, entries
 from semsam_jax.core.errors import DataError
 
 _ARRAYS = ("position", "num_instances", "has_object", "has_part", "view_object", "view_part")
@@ -88,7 +88,7 @@ class Index:
 
 
 def open_index(
-    source: Source,
+    source: ExampleSource,
     name: str,
     *,
     cache: str | os.PathLike | None = None,
@@ -118,7 +118,7 @@ def open_index(
 
 
 def build_index(
-    source: Source,
+    source: ExampleSource,
     *,
     folder: str | os.PathLike | None = None,
     max_broken_share: float = 0.01,
@@ -126,7 +126,7 @@ def build_index(
 ) -> Index:
     """Scans a source, or maps the index that an earlier scan left in `folder`.
 
-    Dropped and counted: broken records (unreadable, photo cut short or of another size than
+    Dropped and counted: broken records (unreadable, image cut short or of another size than
     the annotations, invalid RLE, masks mixed with bare boxes), records without instances or
     with crowd regions only, and records whose instances are all empty.
 
@@ -143,7 +143,7 @@ def build_index(
     """
     if folder is not None and _is_kept(pathlib.Path(folder)):
         return load_index(folder, source)
-    tally = Tally()
+    tally = ScanTally()
     found_in_order = entries(source, num_threads)
     for position, found in enumerate(tqdm(found_in_order, "index", len(source), disable=None)):
         tally.add(position, found)
@@ -181,7 +181,7 @@ def save_index(
 
 
 def load_index(
-    folder: str | os.PathLike, source: Source, cache: str | os.PathLike | None = None
+    folder: str | os.PathLike, source: ExampleSource, cache: str | os.PathLike | None = None
 ) -> Index:
     """Maps a kept index; one in a bucket is copied to `cache` first.
 

@@ -22,8 +22,8 @@ _NAMED = 1000  # messages kept for each reason
 
 
 @typing.runtime_checkable
-class Source(typing.Protocol):
-    """A reader: random access to the annotated photos of one dataset.
+class ExampleSource(typing.Protocol):
+    """A reader: random access to the annotated images of one dataset.
 
     Attributes:
         fingerprint: short text that changes when other records would be read.
@@ -88,7 +88,7 @@ class IndexReport:
         return dataclasses.asdict(self)
 
 
-class Tally:
+class ScanTally:
     """Collects what was seen of each record: a few bytes for one, however many there are."""
 
     def __init__(self):
@@ -134,7 +134,7 @@ class Tally:
             findings.add_class(text, *((0, count) if is_crowd else (count, 0)))
         return findings.to_dict()
 
-    def report(self, source: Source) -> IndexReport:
+    def report(self, source: ExampleSource) -> IndexReport:
         """The counts, for all records of a source."""
         records = len(source)
         return IndexReport(
@@ -195,12 +195,12 @@ class Entry:
     classes: tuple[tuple[int, int, bool], ...] = ()
 
 
-BROKEN = ("unreadable", "photo", "annotation")
+BROKEN = ("unreadable", "image", "annotation")
 _EMPTY = ("no instances", "only crowd regions", "only empty instances")
 
 
 def entries(
-    source: Source, num_threads: int = 0, positions: Sequence[int] | None = None
+    source: ExampleSource, num_threads: int = 0, positions: Sequence[int] | None = None
 ) -> Iterator[Entry]:
     """Yields what `look_at` says of every record, in order, read by so many threads."""
     positions = range(len(source)) if positions is None else positions
@@ -216,7 +216,7 @@ def entries(
             yield from pool.map(lambda position: read_entry(source, position)[0], part)
 
 
-def read_entry(source: Source, position: int) -> tuple[Entry, RawExample | None]:
+def read_entry(source: ExampleSource, position: int) -> tuple[Entry, RawExample | None]:
     """Reads one record: what was seen of it, and the example if it can be read."""
     try:
         example = source[position]
@@ -237,7 +237,7 @@ def look_at(example: RawExample) -> Entry:
             example.image, where=where, size_hw=size, is_displayed=example.is_displayed
         )
     except DataError as error:
-        return dataclasses.replace(seen, reason="photo", message=str(error))
+        return dataclasses.replace(seen, reason="image", message=str(error))
     if not example.instances:
         reason = _EMPTY[1 if example.ignored else 0]
         return dataclasses.replace(seen, reason=reason, message=where)

@@ -1,8 +1,8 @@
-"""The embedded sample: real photos in all seven native layouts, about 7 MB, inside the package.
+"""The embedded sample: real images in all seven native layouts, about 7 MB, inside the package.
 
 It lets training, evaluation and the demo run before any dataset is downloaded. What in it is
 human label, machine-made label or stand-in is told in the `README.md` beside this file; the
-licence of every photo in `data/ATTRIBUTION.csv`.
+licence of every image in `data/ATTRIBUTION.csv`.
 """
 
 import csv
@@ -11,7 +11,7 @@ import pathlib
 from data_pipelines.schema import DATASETS
 
 SPLITS = ("train", "val")
-"""No photo of one split occurs in the other, in any dataset."""
+"""No image of one split occurs in the other, in any dataset."""
 
 _DATA = pathlib.Path(__file__).parent / "data"
 
@@ -22,7 +22,7 @@ def roots() -> dict[str, pathlib.Path]:
 
 
 def attribution() -> list[dict[str, str]]:
-    """Returns one row for each photo file.
+    """Returns one row for each image file.
 
     Keys: file, split, coco_id, license, license_url, flickr_url, changes.
     """

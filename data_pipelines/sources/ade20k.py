@@ -1,11 +1,11 @@
 """ADE20k with the 150 classes of the SceneParsing benchmark, in any of its three layouts.
 
 - *panoptic*: COCO's panoptic format, `ade20k_panoptic_{train,val}.json`, a folder of PNGs of the
-  same name, photos in `images/{training,validation}`.
+  same name, images in `images/{training,validation}`.
 - *scene parsing*: `annotations/{training,validation}/*.png` (class 1..150, 0 unlabelled) for
   stuff and `annotations_instance/...` (R = 1..100, rank among the things; G = instance) for
-  things, photos in `images/...`.
-- *full* (2016/2017 and 2021): photos anywhere below `training` or `validation` with `X_seg.png`
+  things, images in `images/...`.
+- *full* (2016/2017 and 2021): images anywhere below `training` or `validation` with `X_seg.png`
   (B = instance) and `X_atr.txt`, or with `X.json` and its instance masks. Names outside the 150
   classes are left out.
 
@@ -96,9 +96,9 @@ class _Layout(abc.ABC):
 
 
 class _Panoptic(_Layout):
-    def __init__(self, panoptic: PanopticFile, photos: pathlib.Path):
+    def __init__(self, panoptic: PanopticFile, images: pathlib.Path):
         self._panoptic = panoptic
-        self._photos = photos
+        self._images = images
         self.example_ids = panoptic.image_ids
         self.annotation_files = (panoptic.path,)
         self.unused = panoptic.unused
@@ -106,25 +106,25 @@ class _Panoptic(_Layout):
     @classmethod
     def find(cls, source: Source, folder: str) -> "_Panoptic | None":
         file = source.root / f"ade20k_panoptic_{source.split}.json"
-        photos = source.root / "images" / folder
-        if not (file.is_file() and file.with_suffix("").is_dir() and photos.is_dir()):
+        images = source.root / "images" / folder
+        if not (file.is_file() and file.with_suffix("").is_dir() and images.is_dir()):
             return None
-        return cls(PanopticFile(file, "ade20k", source.vocabulary), photos)
+        return cls(PanopticFile(file, "ade20k", source.vocabulary), images)
 
     def files(self, position: int) -> tuple[pathlib.Path, ...]:
-        photo, png = self._panoptic.file_names(position)
-        return self._photos / photo, self._panoptic.path.with_suffix("") / png
+        image, png = self._panoptic.file_names(position)
+        return self._images / image, self._panoptic.path.with_suffix("") / png
 
     def read(self, source: Source, position: int) -> RawExample:
-        photo, png = self.files(position)
-        builder = ExampleBuilder(source, position, photo)
+        image, png = self.files(position)
+        builder = ExampleBuilder(source, position, image)
         self._panoptic.add_segments(builder, position, png)
         return builder.build()
 
 
 class _SceneParsing(_Layout):
-    def __init__(self, source: Source, photos: pathlib.Path, folder: str):
-        self._photos = photos
+    def __init__(self, source: Source, images: pathlib.Path, folder: str):
+        self._images = images
         self._classes = source.root / "annotations" / folder
         self._instances = source.root / "annotations_instance" / folder
         self.example_ids = StringTable.of(sorted(p.stem for p in self._classes.glob("*.png")))
@@ -143,20 +143,20 @@ class _SceneParsing(_Layout):
 
     @classmethod
     def find(cls, source: Source, folder: str) -> "_SceneParsing | None":
-        photos = source.root / "images" / folder
+        images = source.root / "images" / folder
         classes = source.root / "annotations" / folder
-        if not (photos.is_dir() and classes.is_dir() and any(classes.glob("*.png"))):
+        if not (images.is_dir() and classes.is_dir() and any(classes.glob("*.png"))):
             return None
-        return cls(source, photos, folder)
+        return cls(source, images, folder)
 
     def files(self, position: int) -> tuple[pathlib.Path, ...]:
         name = self.example_ids[position]
         label = f"{name}.png"
-        return self._photos / f"{name}.jpg", self._classes / label, self._instances / label
+        return self._images / f"{name}.jpg", self._classes / label, self._instances / label
 
     def read(self, source: Source, position: int) -> RawExample:
-        photo, labels, instances = self.files(position)
-        builder = ExampleBuilder(source, position, photo)
+        image, labels, instances = self.files(position)
+        builder = ExampleBuilder(source, position, image)
         classes = read_png(labels, builder, ("L", "P"))
         if classes.max() > 150:
             raise builder.broken(f"class {classes.max()} in annotations/; wanted 0..150")
@@ -173,14 +173,14 @@ class _SceneParsing(_Layout):
 
 
 class _Full(_Layout):
-    def __init__(self, source: Source, photos: list[pathlib.Path], folder: pathlib.Path):
+    def __init__(self, source: Source, images: list[pathlib.Path], folder: pathlib.Path):
         self._folder = folder
         self._vocabulary = source.vocabulary
         self._has_parts = source.options["parts"]
         self.example_ids = StringTable.of(
-            photo.relative_to(folder).with_suffix("").as_posix() for photo in photos
+            image.relative_to(folder).with_suffix("").as_posix() for image in images
         )
-        self.annotation_files = tuple(sorted({photo.parent for photo in photos}))
+        self.annotation_files = tuple(sorted({image.parent for image in images}))
 
     @classmethod
     def find(cls, source: Source, folder: str) -> "_Full | None":
@@ -188,32 +188,32 @@ class _Full(_Layout):
             below = start / folder
             if not below.is_dir():
                 continue
-            photos = sorted(
+            images = sorted(
                 pathlib.Path(parent, name.removesuffix("_seg.png") + ".jpg")
                 for parent, _, names in os.walk(below)
                 for name in names
                 if name.endswith("_seg.png")
             )
-            if photos:
-                return cls(source, photos, below)
+            if images:
+                return cls(source, images, below)
         return None
 
     def files(self, position: int) -> tuple[pathlib.Path, ...]:
-        photo = self._folder / f"{self.example_ids[position]}.jpg"
-        beside = (f"{photo.stem}.json", f"{photo.stem}_atr.txt", f"{photo.stem}_seg.png")
-        return photo, *(photo.with_name(name) for name in beside)
+        image = self._folder / f"{self.example_ids[position]}.jpg"
+        beside = (f"{image.stem}.json", f"{image.stem}_atr.txt", f"{image.stem}_seg.png")
+        return image, *(image.with_name(name) for name in beside)
 
     def read(self, source: Source, position: int) -> RawExample:
-        photo = self._folder / f"{self.example_ids[position]}.jpg"
-        builder = ExampleBuilder(source, position, photo)
-        if photo.with_suffix(".json").is_file():
-            self._read_2021(builder, photo)
+        image = self._folder / f"{self.example_ids[position]}.jpg"
+        builder = ExampleBuilder(source, position, image)
+        if image.with_suffix(".json").is_file():
+            self._read_2021(builder, image)
         else:
-            self._read_2017(builder, photo)
+            self._read_2017(builder, image)
         return builder.build()
 
-    def _read_2021(self, builder: ExampleBuilder, photo: pathlib.Path) -> None:
-        content = read_json(photo.with_suffix(".json"), "ade20k")
+    def _read_2021(self, builder: ExampleBuilder, image: pathlib.Path) -> None:
+        content = read_json(image.with_suffix(".json"), "ade20k")
         items = content["annotation"]["object"]
         added: dict[int, int] = {}
         for item in sorted(items, key=lambda item: int(item["parts"]["part_level"])):
@@ -226,7 +226,7 @@ class _Full(_Layout):
             if label is None:
                 self._leave_out(builder, item["name"], level=item["parts"]["part_level"])
                 continue
-            mask = read_png(photo.parent / item["instance_mask"], builder)
+            mask = read_png(image.parent / item["instance_mask"], builder)
             if mask.ndim == 3:
                 mask = mask[..., 0]
             # 255 is visible, lower values are hidden behind something else.
@@ -234,12 +234,12 @@ class _Full(_Layout):
                 builder, mask == mask.max() if mask.any() else mask, label, above
             )
 
-    def _read_2017(self, builder: ExampleBuilder, photo: pathlib.Path) -> None:
-        listing = photo.with_name(f"{photo.stem}_atr.txt")
+    def _read_2017(self, builder: ExampleBuilder, image: pathlib.Path) -> None:
+        listing = image.with_name(f"{image.stem}_atr.txt")
         try:
             lines = listing.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError as error:
-            raise builder.broken(f"neither {photo.stem}.json nor {listing.name}") from error
+            raise builder.broken(f"neither {image.stem}.json nor {listing.name}") from error
         rows = [[field.strip() for field in line.split("#")] for line in lines if line.strip()]
         if any(len(row) < 5 for row in rows):
             raise builder.broken(f"{listing.name}: a line has too few fields separated by #")
@@ -247,7 +247,7 @@ class _Full(_Layout):
         for row in rows:
             levels.setdefault(int(row[1]), {})[int(row[0])] = row[3]
         names = levels.get(0, {})
-        below = _numbered(builder, photo.with_name(f"{photo.stem}_seg.png"), names)
+        below = _numbered(builder, image.with_name(f"{image.stem}_seg.png"), names)
         added = {}
         for number, name in names.items():
             label = self._label(name)
@@ -258,7 +258,7 @@ class _Full(_Layout):
         for level in range(1, max(levels, default=0) + 1) if self._has_parts else ():
             names = levels.get(level, {})
             above = below
-            png = photo.with_name(f"{photo.stem}_parts_{level}.png")
+            png = image.with_name(f"{image.stem}_parts_{level}.png")
             below = _numbered(builder, png, names)
             parents, added = added, {}
             for number in names:

@@ -1,8 +1,8 @@
 """What every reader shares: the protocol, and the careful handling of one annotation.
 
 A reader turns a dataset's native folder into `RawExample`s. It checks the layout when built,
-lists its examples in a fixed order, and reads only the photo and the annotation that are asked
-for. Photos pass through as stored bytes: grey and CMYK photos are the decoder's business. Masks
+lists its examples in a fixed order, and reads only the image and the annotation that are asked
+for. Images pass through as stored bytes: grey and CMYK images are the decoder's business. Masks
 stay compressed RLE.
 
 One rule for images that EXIF turns: annotations are in the frame whose size the file states, that
@@ -43,7 +43,7 @@ class Source(abc.ABC):
         split: `train`, `val`, or what the dataset calls its splits.
         vocabulary: the union vocabulary that gives the class indices.
         has_masks: False where the dataset has boxes only.
-        is_federated: whether each photo was annotated for some classes only and is scored by
+        is_federated: whether each image was annotated for some classes only and is scored by
             these alone, as LVIS is.
         example_ids: unique names in reading order.
         options: the reader's own options; they change what is read.
@@ -173,25 +173,25 @@ class Source(abc.ABC):
 
 
 class ExampleBuilder:
-    """Collects the instances of one photo; what cannot be used is left out and counted.
+    """Collects the instances of one image; what cannot be used is left out and counted.
 
-    Empty masks and boxes without area are left out, boxes clipped to the photo. Boxes of masks
-    are measured on the mask. A mask of another size than the photo is an error, because nobody
+    Empty masks and boxes without area are left out, boxes clipped to the image. Boxes of masks
+    are measured on the mask. A mask of another size than the image is an error, because nobody
     can know how it was meant to fit.
 
     Attributes:
-        image: the photo's bytes.
+        image: the image's bytes.
         height, width: of the frame that the annotations are in, in pixels.
     """
 
     def __init__(
-        self, source: Source, position: int, photo: pathlib.Path, image: bytes | None = None
+        self, source: Source, position: int, path: pathlib.Path, image: bytes | None = None
     ):
-        """Reads the photo, or takes its bytes where the reader has them already."""
+        """Reads the image, or takes its bytes where the reader has them already."""
         self._source = source
         self._position = position
-        self._photo = photo
-        self.image = self._read_photo() if image is None else image
+        self._path = path
+        self.image = self._read_image() if image is None else image
         try:
             self._header = decode.read_header(self.image)
         except DataError as error:
@@ -217,11 +217,11 @@ class ExampleBuilder:
 
     def _where(self) -> str:
         name = self._source.example_ids[self._position]
-        return clean_text(f"{self._source.dataset} example {name!r} ({self._photo})")
+        return clean_text(f"{self._source.dataset} example {name!r} ({self._path})")
 
     def broken(self, what: str) -> DataError:
         """Returns the error for this record; raise it."""
-        return self._source._broken(self._position, what, self._photo)
+        return self._source._broken(self._position, what, self._path)
 
     def leave_out(self, reason: str, what: str, count: int = 1) -> None:
         """Counts annotations that are not used, or not as they say; `what` names them."""
@@ -232,7 +232,7 @@ class ExampleBuilder:
         """Chooses the frame that has the size that the annotation file states.
 
         Raises:
-            DataError: neither the stored nor the displayed photo has it.
+            DataError: neither the stored nor the displayed image has it.
         """
         if not self._choose_frame((int(height), int(width))):
             rows, columns = self._header.size_hw(False)
@@ -242,7 +242,7 @@ class ExampleBuilder:
                     f", displayed {rows}x{columns} (EXIF orientation {self._header.orientation})"
                 )
             raise self.broken(
-                f"the annotation says {int(width)}x{int(height)} pixels, the stored photo has "
+                f"the annotation says {int(width)}x{int(height)} pixels, the stored image has "
                 f"{columns}x{rows} (width x height){shown}"
             )
 
@@ -277,7 +277,7 @@ class ExampleBuilder:
         size = tuple(int(side) for side in rle["size"])
         if size != (self.height, self.width) and not self._choose_frame(size):
             raise self.broken(
-                f"mask size {list(rle['size'])} (h, w), photo size {[self.height, self.width]}"
+                f"mask size {list(rle['size'])} (h, w), image size {[self.height, self.width]}"
             )
         self._is_frame_known = True
         if int(coco_mask.area(rle)) == 0:
@@ -333,14 +333,14 @@ class ExampleBuilder:
         kept.append(instance)
         return len(kept) - 1
 
-    def _read_photo(self) -> bytes:
+    def _read_image(self) -> bytes:
         try:
-            if self._photo.exists() and not self._photo.is_file():
+            if self._path.exists() and not self._path.is_file():
                 # A folder, where the record has no file_name, or a device, which never ends.
-                raise self.broken("cannot read the photo: this is no file")
-            return self._photo.read_bytes()
+                raise self.broken("cannot read the image: this is no file")
+            return self._path.read_bytes()
         except OSError as error:
-            raise self.broken(f"cannot read the photo: {error.strerror or error}") from error
+            raise self.broken(f"cannot read the image: {error.strerror or error}") from error
 
 
 def read_json(path: pathlib.Path, dataset: str) -> dict:

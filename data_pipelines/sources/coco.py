@@ -38,11 +38,11 @@ class Coco(Source):
             raise ConfigError(
                 f"coco: annotations={annotations!r}; wanted 'panoptic' or 'instances'"
             )
-        self._photos = self.root / f"{split}2017"
+        self._images = self.root / f"{split}2017"
         file = self.root / "annotations" / f"{annotations}_{split}2017.json"
         self._pngs = file.with_suffix("")
         is_panoptic = annotations == "panoptic"
-        wanted = [self._photos, *([self._pngs] if is_panoptic else [])]
+        wanted = [self._images, *([self._pngs] if is_panoptic else [])]
         if not file.is_file() or not all(folder.is_dir() for folder in wanted):
             raise self._layout_error(
                 f"annotations/{file.name} and folders "
@@ -59,17 +59,17 @@ class Coco(Source):
 
     def _files(self, position: int) -> tuple[pathlib.Path, ...]:
         if self._panoptic is None:
-            return (self._photos / self._table.file_names[position],)
-        photo, png = self._panoptic.file_names(position)
-        return self._photos / photo, self._pngs / png
+            return (self._images / self._table.file_names[position],)
+        image, png = self._panoptic.file_names(position)
+        return self._images / image, self._pngs / png
 
     def _read(self, position: int) -> RawExample:
         if self._panoptic is None:
             name = self._table.file_names[position]
-            builder = ExampleBuilder(self, position, self._photos / name)
+            builder = ExampleBuilder(self, position, self._images / name)
             add_annotations(builder, self._table, position, self._labels)
         else:
-            photo, png = self._panoptic.file_names(position)
-            builder = ExampleBuilder(self, position, self._photos / photo)
+            image, png = self._panoptic.file_names(position)
+            builder = ExampleBuilder(self, position, self._images / image)
             self._panoptic.add_segments(builder, position, self._pngs / png)
         return builder.build()

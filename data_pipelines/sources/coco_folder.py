@@ -1,4 +1,4 @@
-"""A user's own data: one COCO-format JSON and a folder of photos, as annotation tools export them.
+"""A user's own data: one COCO-format JSON and a folder of images, as annotation tools export them.
 
 A category `whole:part` names a part of a whole; an annotation of a part may point at its whole
 by `obj_ann_id`. Build the vocabulary from the same file:
@@ -36,11 +36,11 @@ class CocoFolder(Source):
 
     Args:
         root: the folder.
-        split: names the files if `annotations` and `photos` are not given.
+        split: names the files if `annotations` and `images` are not given.
         vocabulary: must hold the classes under the name `dataset`.
         dataset: the user's name for the set.
         annotations: the JSON, relative to root; by default where `layouts` finds it.
-        photos: folder of the photos, relative to root; by default where the file names lead.
+        images: folder of the images, relative to root; by default where the file names lead.
         boxes_only: ignore outlines; every annotation is its box.
     """
 
@@ -54,14 +54,14 @@ class CocoFolder(Source):
         *,
         dataset: str,
         annotations: str | None = None,
-        photos: str | None = None,
+        images: str | None = None,
         boxes_only: bool = False,
     ):
         check_own_name(dataset)
-        options = {"annotations": annotations, "photos": photos, "boxes_only": boxes_only}
+        options = {"annotations": annotations, "images": images, "boxes_only": boxes_only}
         super().__init__(dataset, root, split, vocabulary, **options)
         self.has_masks = not boxes_only
-        layout = find_layout(self.root, split, annotations=annotations, images=photos)
+        layout = find_layout(self.root, split, annotations=annotations, images=images)
         if layout is None or layout.file is None or not layout.folders:
             raise layout_error(dataset, self.root, split)
         file = layout.file
@@ -75,8 +75,8 @@ class CocoFolder(Source):
         return (self._places.path(self._table.file_names[position]),)
 
     def _read(self, position: int) -> RawExample:
-        (photo,) = self._files(position)
-        builder = ExampleBuilder(self, position, photo)
+        (image,) = self._files(position)
+        builder = ExampleBuilder(self, position, image)
         add_annotations(
             builder,
             self._table,

@@ -2,7 +2,7 @@
 
 One file can hold tens of millions of annotations. Kept as Python dictionaries it would not fit
 beside the readers of the other datasets, so boxes, classes and links become arrays sorted by
-photo, and each outline stays a short piece of JSON text until its photo is read.
+image, and each outline stays a short piece of JSON text until its image is read.
 """
 
 import array
@@ -44,16 +44,16 @@ class ClassLabel:
 
 @dataclasses.dataclass(frozen=True)
 class CocoTable:
-    """One annotation file, photos in order of their id.
+    """One annotation file, images in order of their id.
 
     Ids (of images, annotations, categories) are codes of `values.IdCodes`, which `id_texts` says.
 
     Attributes:
         path: the file, for messages.
-        image_ids: native ids of the n photos, as text.
+        image_ids: native ids of the n images, as text.
         file_names: as the file states them; empty where missing.
         heights, widths: int32 [n] pixels, 0 where missing, -1 where they are no sizes.
-        starts: int64 [n + 1]; annotations starts[i]:starts[i + 1] belong to photo i.
+        starts: int64 [n + 1]; annotations starts[i]:starts[i + 1] belong to image i.
         ids: int64 [a] native annotation ids.
         categories: int64 [a] native category ids.
         boxes: float64 [a, 4] x, y, width, height in pixels; NaN where missing.
@@ -66,8 +66,8 @@ class CocoTable:
         category_names: native category id -> name.
         id_texts: what codes mean.
         unused: annotations that belong to no image of the file, and images without an id.
-        negatives, not_exhaustive: photo -> category ids that its annotators looked for and did not
-            find, or did not annotate completely (LVIS); only photos that state any.
+        negatives, not_exhaustive: image -> category ids that its annotators looked for and did not
+            find, or did not annotate completely (LVIS); only images that state any.
     """
 
     path: pathlib.Path
@@ -133,51 +133,51 @@ def load_table(path: pathlib.Path, dataset: str, *, with_outlines: bool = True) 
             of an image or a category stands for two.
     """
     codes = IdCodes()
-    photos, notes = _Photos(path, dataset, codes), _Notes(codes, with_outlines)
+    images, notes = _ImageTable(path, dataset, codes), _Notes(codes, with_outlines)
     categories = Categories(path, dataset, codes)
-    wanted = {"images": photos.add, "annotations": notes.add, "categories": categories.add}
+    wanted = {"images": images.add, "annotations": notes.add, "categories": categories.add}
     read_elements(path, dataset, wanted)
     id_texts = codes.table()
-    order = id_texts.order(photos.ids)
-    place = {photos.ids[number]: position for position, number in enumerate(order)}
+    order = id_texts.order(images.ids)
+    place = {images.ids[number]: position for position, number in enumerate(order)}
     if len(place) != len(order):
-        twice = next(code for code, n in collections.Counter(photos.ids).items() if n > 1)
+        twice = next(code for code, n in collections.Counter(images.ids).items() if n > 1)
         raise DataError(
             f"{dataset}: {path}: image ids repeat, such as {id_texts.quoted(twice)}; wanted one "
-            "record for each photo"
+            "record for each image"
         )
     owners = np.fromiter((place.get(i, -1) for i in notes.image_ids), np.int64)
     num_orphans = int((owners < 0).sum())
     in_order = np.argsort(owners, kind="stable")
-    by_photo = in_order[num_orphans:]
+    by_image = in_order[num_orphans:]
     # Only views of the columns: what is sorted is copied once.
-    columns = {name: np.asarray(column)[by_photo] for name, column in notes.columns.items()}
-    names_in_file = StringTable.of(photos.names)
+    columns = {name: np.asarray(column)[by_image] for name, column in notes.columns.items()}
+    names_in_file = StringTable.of(images.names)
     return CocoTable(
         path=path,
-        image_ids=StringTable.of(id_texts.text(photos.ids[number]) for number in order),
+        image_ids=StringTable.of(id_texts.text(images.ids[number]) for number in order),
         file_names=StringTable.of(names_in_file[number] for number in order),
-        heights=np.array(photos.heights, np.int32)[order],
-        widths=np.array(photos.widths, np.int32)[order],
-        starts=np.searchsorted(owners[by_photo], np.arange(len(order) + 1)),
+        heights=np.array(images.heights, np.int32)[order],
+        widths=np.array(images.widths, np.int32)[order],
+        starts=np.searchsorted(owners[by_image], np.arange(len(order) + 1)),
         ids=columns["ids"],
         categories=columns["categories"],
-        boxes=np.asarray(notes.boxes).reshape(-1, 4)[by_photo],
+        boxes=np.asarray(notes.boxes).reshape(-1, 4)[by_image],
         is_crowd=columns["is_crowd"],
         is_pseudo=columns["is_pseudo"],
         links=columns["links"],
         outlines=notes.outlines.table(),
-        outline_at=by_photo if with_outlines else by_photo[:0],
+        outline_at=by_image if with_outlines else by_image[:0],
         category_names=categories.names,
         id_texts=id_texts,
-        unused=_file_findings(photos, notes, id_texts, in_order[:num_orphans]),
-        negatives={place[i]: ids for i, ids in photos.negatives.items()},
-        not_exhaustive={place[i]: ids for i, ids in photos.not_exhaustive.items()},
+        unused=_file_findings(images, notes, id_texts, in_order[:num_orphans]),
+        negatives={place[i]: ids for i, ids in images.negatives.items()},
+        not_exhaustive={place[i]: ids for i, ids in images.not_exhaustive.items()},
     )
 
 
 def _file_findings(
-    photos: "_Photos", notes: "_Notes", id_texts: IdTable, orphans: np.ndarray
+    images: "_ImageTable", notes: "_Notes", id_texts: IdTable, orphans: np.ndarray
 ) -> tuple[Unused, ...]:
     found = []
     if len(orphans):
@@ -188,13 +188,13 @@ def _file_findings(
             for number in orphans[: findings.NAMED].tolist()
         ]
         found.append(Unused(findings.UNKNOWN_IMAGE, tuple(named), len(orphans)))
-    if photos.nameless:
-        named = tuple(photos.nameless[: findings.NAMED])
-        found.append(Unused(findings.NO_IMAGE_ID, named, len(photos.nameless)))
+    if images.nameless:
+        named = tuple(images.nameless[: findings.NAMED])
+        found.append(Unused(findings.NO_IMAGE_ID, named, len(images.nameless)))
     return tuple(found)
 
 
-class _Photos:
+class _ImageTable:
     """The file's images, in its order."""
 
     def __init__(self, path: pathlib.Path, dataset: str, codes: IdCodes):
@@ -269,7 +269,7 @@ def add_annotations(
     pseudo_objects: bool = False,
     pseudo_parts: bool = False,
 ) -> None:
-    """Adds photo `position`'s annotations: wholes in file order, then parts with their parent.
+    """Adds image `position`'s annotations: wholes in file order, then parts with their parent.
 
     Crowd regions become `ignored`.
 

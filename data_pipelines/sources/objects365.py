@@ -1,6 +1,6 @@
 """Objects365 v2: boxes of 365 classes, no masks.
 
-Layout: `zhiyuan_objv2_{split}.json` in `root` or `root/annotations`; photos under the JSON's own
+Layout: `zhiyuan_objv2_{split}.json` in `root` or `root/annotations`; images under the JSON's own
 `images/v*/patchN/NAME.jpg`, or where the downloaded archives usually go: `{split}/patchN/NAME.jpg`
 or `images/{split}/patchN/NAME.jpg`. Source: SPEC (xi).
 """
@@ -16,7 +16,7 @@ from data_pipelines.vocabulary import Vocabulary
 
 
 class Objects365(Source):
-    """Reader of Objects365. Crowd boxes are `ignored`, boxes clipped to the photo."""
+    """Reader of Objects365. Crowd boxes are `ignored`, boxes clipped to the image."""
 
     has_masks = False
 
@@ -36,14 +36,14 @@ class Objects365(Source):
         self.example_ids, self.unused = self._table.image_ids, self._table.unused
 
     def _files(self, position: int) -> tuple[pathlib.Path, ...]:
-        return (self._photo(self._table.file_names[position]),)
+        return (self._image(self._table.file_names[position]),)
 
     def _read(self, position: int) -> RawExample:
-        builder = ExampleBuilder(self, position, self._photo(self._table.file_names[position]))
+        builder = ExampleBuilder(self, position, self._image(self._table.file_names[position]))
         add_annotations(builder, self._table, position, self._labels, boxes_only=True)
         return builder.build()
 
-    def _photo(self, name: str) -> pathlib.Path:
+    def _image(self, name: str) -> pathlib.Path:
         tail = pathlib.PurePosixPath(*pathlib.PurePosixPath(name).parts[-2:])
         stated = self.root / name
         places = [stated, self.root / self.split / tail, self.root / "images" / self.split / tail]

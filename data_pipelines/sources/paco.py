@@ -1,12 +1,12 @@
 """PACO-LVIS: objects with parts, linked by `obj_ann_id`.
 
-Layout: `root/annotations/paco_lvis_v1_{split}.json`, photos of COCO 2017 at
+Layout: `root/annotations/paco_lvis_v1_{split}.json`, images of COCO 2017 at
 `root/{train2017,val2017}/NAME.jpg`, as the JSON's file names say.
 
-PACO is annotated as LVIS is (arXiv 1908.03195, section 3): a photo is complete for the classes that
-it has annotations of and for those in its `neg_category_ids`, which it does not show. Of those in
-`not_exhaustive_category_ids` some instances are missing; of all other classes nothing is known.
-A photo without `neg_category_ids` is complete for its own classes only.
+PACO is annotated as LVIS is (arXiv 1908.03195, section 3): an image is complete for the classes
+that it has annotations of and for those in its `neg_category_ids`, which it does not show. Of those
+in `not_exhaustive_category_ids` some instances are missing; of all other classes nothing is known.
+An image without `neg_category_ids` is complete for its own classes only.
 Source: SPEC (xi).
 """
 
@@ -30,7 +30,7 @@ class Paco(Source):
         root: the folder above `annotations`.
         split: `train`, `val` or `test`.
         vocabulary: gives the class indices.
-        photos: folder above `train2017` and `val2017`; `root` by default.
+        images: folder above `train2017` and `val2017`; `root` by default.
     """
 
     def __init__(
@@ -39,11 +39,11 @@ class Paco(Source):
         split: str,
         vocabulary: Vocabulary,
         *,
-        photos: str | os.PathLike | None = None,
+        images: str | os.PathLike | None = None,
     ):
-        options = {} if photos is None else {"photos": str(photos)}
+        options = {} if images is None else {"images": str(images)}
         super().__init__("paco", root, split, vocabulary, **options)
-        self._photos = self.root if photos is None else pathlib.Path(photos)
+        self._images = self.root if images is None else pathlib.Path(images)
         file = self.root / "annotations" / f"paco_lvis_v1_{split}.json"
         if not file.is_file():
             raise self._layout_error(f"annotations/{file.name}")
@@ -53,12 +53,12 @@ class Paco(Source):
         self.example_ids, self.unused = self._table.image_ids, self._table.unused
 
     def _files(self, position: int) -> tuple[pathlib.Path, ...]:
-        return (self._photos / self._table.file_names[position],)
+        return (self._images / self._table.file_names[position],)
 
     is_federated = True
 
     def _read(self, position: int) -> RawExample:
-        builder = ExampleBuilder(self, position, self._photos / self._table.file_names[position])
+        builder = ExampleBuilder(self, position, self._images / self._table.file_names[position])
         add_annotations(
             builder,
             self._table,
@@ -71,7 +71,7 @@ class Paco(Source):
         return builder.build()
 
     def _set_classes(self, builder: ExampleBuilder, position: int) -> None:
-        """What is known about each class in a photo; the parts of an object are as it is."""
+        """What is known about each class in an image; the parts of an object are as it is."""
         table = self._table
         span = slice(int(table.starts[position]), int(table.starts[position + 1]))
         stated = [

@@ -24,7 +24,7 @@ from semsam_jax.core.errors import DataError
 
 
 class PanopticFile:
-    """The JSON of one split, indexed by photo in order of the image id.
+    """The JSON of one split, indexed by image in order of the image id.
 
     Attributes:
         image_ids: native ids as text, in reading order.
@@ -47,12 +47,12 @@ class PanopticFile:
             if code in kept:
                 raise DataError(
                     f"{dataset}: {path}: {kind} {short(value)} appears twice; wanted one record "
-                    "for each photo"
+                    "for each image"
                 )
             kept[code] = text
 
         def add_image(image: dict) -> None:
-            text = _text({key: image.get(key) for key in _PHOTO_KEYS})
+            text = _text({key: image.get(key) for key in _IMAGE_KEYS})
             add(images, "image id", image.get("id"), text)
 
         def add_record(record: dict) -> None:
@@ -73,19 +73,19 @@ class PanopticFile:
         self.unused: tuple[Unused, ...] = (missing,) if nameless else ()
 
     def file_names(self, position: int) -> tuple[str, str]:
-        """Returns the file names of the photo and of the PNG.
+        """Returns the file names of the image and of the PNG.
 
         Raises:
-            KeyError: the JSON lists the annotation but not the photo.
+            KeyError: the JSON lists the annotation but not the image.
         """
         image, record = self._row(position)
         return image["file_name"], record["file_name"]
 
     def add_segments(self, builder: ExampleBuilder, position: int, png: pathlib.Path) -> None:
-        """Adds the segments of one photo in the JSON's order; crowd regions become `ignored`.
+        """Adds the segments of one image in the JSON's order; crowd regions become `ignored`.
 
         Raises:
-            DataError: the PNG is missing, damaged or of another size than the photo, its red and
+            DataError: the PNG is missing, damaged or of another size than the image, its red and
                 blue are swapped, or a segment is listed twice or has an unknown category.
         """
         image, record = self._row(position)
@@ -139,7 +139,7 @@ class PanopticFile:
         return image, record
 
 
-_PHOTO_KEYS = ("file_name", "height", "width")
+_IMAGE_KEYS = ("file_name", "height", "width")
 
 
 def _text(content: dict) -> str:
@@ -184,7 +184,7 @@ def read_id_png(png: pathlib.Path, builder: ExampleBuilder) -> np.ndarray:
     """Reads segment ids int32 [h,w] = R + 256 G + 65536 B.
 
     Raises:
-        DataError: the PNG is missing, damaged, not in colour, or not of the photo's size.
+        DataError: the PNG is missing, damaged, not in colour, or not of the image's size.
     """
     colours = read_png(png, builder, ("RGB", "RGBA")).astype(np.int32)
     return colours[..., 0] + 256 * colours[..., 1] + 65536 * colours[..., 2]
@@ -196,7 +196,7 @@ def read_png(
     """Reads a label PNG as it is stored, [h,w] or [h,w,c].
 
     Raises:
-        DataError: it is missing, damaged, of another mode or not of the photo's size.
+        DataError: it is missing, damaged, of another mode or not of the image's size.
     """
     try:
         with Image.open(png) as image:
@@ -206,7 +206,7 @@ def read_png(
                 )
             if (image.height, image.width) != (builder.height, builder.width):
                 raise builder.broken(
-                    f"label image {png} has {image.width}x{image.height} pixels, the photo "
+                    f"label image {png} has {image.width}x{image.height} pixels, the image "
                     f"{builder.width}x{builder.height}"
                 )
             return np.asarray(image)

@@ -1,9 +1,9 @@
-"""PartImageNet: parts of 11 kinds of things on ImageNet photos.
+"""PartImageNet: parts of 11 kinds of things on ImageNet images.
 
 Layout: `root/images/{split}/*.JPEG` and COCO-style part masks in `root/annotations/{split}.json`,
 `root/annotations/{split}/{split}.json` or `root/{split}.json`. The data set has no masks of whole
-objects: the whole is the union of a photo's parts of one kind. A photo is annotated for one object,
-so nothing is known of other kinds elsewhere in it (`RawExample.annotated`).
+objects: the whole is the union of an image's parts of one kind. An image is annotated for one
+object, so nothing is known of other kinds elsewhere in it (`RawExample.annotated`).
 Source: SPEC (xi).
 """
 
@@ -28,8 +28,8 @@ class PartImageNet(Source):
         super().__init__("part_imagenet", root, split, vocabulary)
         names = [f"annotations/{split}.json", f"annotations/{split}/{split}.json", f"{split}.json"]
         file = first_existing([self.root / name for name in names], pathlib.Path.is_file)
-        self._photos = self.root / "images" / split
-        if file is None or not self._photos.is_dir():
+        self._images = self.root / "images" / split
+        if file is None or not self._images.is_dir():
             raise self._layout_error(f"a folder images/{split} and one of {names}")
         self.annotation_files = (file,)
         self._table = load_table(file, "part_imagenet")
@@ -41,13 +41,13 @@ class PartImageNet(Source):
         self.unused = self._table.unused
 
     def _files(self, position: int) -> tuple[pathlib.Path, ...]:
-        return (self._photos / pathlib.PurePosixPath(self._table.file_names[position]).name,)
+        return (self._images / pathlib.PurePosixPath(self._table.file_names[position]).name,)
 
     def _read(self, position: int) -> RawExample:
-        (photo,) = self._files(position)
-        parts = ExampleBuilder(self, position, photo)
+        (image,) = self._files(position)
+        parts = ExampleBuilder(self, position, image)
         add_annotations(parts, self._table, position, self._labels)
-        whole = ExampleBuilder(self, position, photo)
+        whole = ExampleBuilder(self, position, image)
         masks: dict[int, list[dict]] = {}
         for part in parts.instances:
             masks.setdefault(part.object_id, []).append(part.rle)
@@ -69,7 +69,7 @@ class PartImageNet(Source):
             for part in parts.instances
         )
         whole.ignored.extend(parts.ignored)
-        # Only the one object of the photo is annotated, with the parts of its kind.
+        # Only the one object of the image is annotated, with the parts of its kind.
         labels = {(label.object_id, label.part_id) for label in self._labels.values()}
         whole.annotated = tuple(
             sorted({(kind, -1) for kind in masks} | {one for one in labels if one[0] in masks})

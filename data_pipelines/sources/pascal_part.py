@@ -1,6 +1,6 @@
-"""PASCAL-Part: MATLAB files of objects and their parts over PASCAL VOC 2010 photos.
+"""PASCAL-Part: MATLAB files of objects and their parts over PASCAL VOC 2010 images.
 
-Layout: `root/Annotations_Part/ID.mat`, photos `JPEGImages/ID.jpg` and lists
+Layout: `root/Annotations_Part/ID.mat`, images `JPEGImages/ID.jpg` and lists
 `ImageSets/Main/{split}.txt` in `root`, `root/VOC2010` or `root/VOCdevkit/VOC2010`.
 With the merged list, left and right parts stay separate masks of one class, and the pieces of a
 limb on one side are joined. With the whole tree every native part is kept under its own name, and
@@ -94,26 +94,26 @@ class PascalPart(Source):
             raise self._layout_error(
                 f"Annotations_Part/*.mat, JPEGImages/*.jpg and ImageSets/Main/{split}.txt"
             )
-        self._photos = voc / "JPEGImages"
+        self._images = voc / "JPEGImages"
         self.annotation_files = (listed, self._mats)
         annotated = {file.stem for file in self._mats.glob("*.mat")}
         names = [line.split()[0] for line in listed.read_text().splitlines() if line.strip()]
-        # VOC lists more photos than PASCAL-Part annotates.
+        # VOC lists more images than PASCAL-Part annotates.
         self.example_ids = StringTable.of(sorted(set(names) & annotated))
         if not self.example_ids:
             raise self._layout_error(
-                f"some of the {len(names)} photos of {listed.name} in Annotations_Part "
+                f"some of the {len(names)} images of {listed.name} in Annotations_Part "
                 f"({len(annotated)} files)"
             )
         self._pairs = frozenset(class_file("pascal_part")["pairs"])
 
     def _files(self, position: int) -> tuple[pathlib.Path, ...]:
         name = self.example_ids[position]
-        return self._photos / f"{name}.jpg", self._mats / f"{name}.mat"
+        return self._images / f"{name}.jpg", self._mats / f"{name}.mat"
 
     def _read(self, position: int) -> RawExample:
         name = self.example_ids[position]
-        builder = ExampleBuilder(self, position, self._photos / f"{name}.jpg")
+        builder = ExampleBuilder(self, position, self._images / f"{name}.jpg")
         file = self._mats / f"{name}.mat"
         try:
             record = scipy.io.loadmat(str(file), variable_names=["anno"])["anno"]

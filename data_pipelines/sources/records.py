@@ -25,13 +25,13 @@ from semsam_jax.core.errors import DataError
 VERSION = "1.0.0"
 FORMAT = 3
 OLD_FORMAT = 2
-"""Without the classes that each photo is annotated for; still right where it is all of them."""
+"""Without the classes that each image is annotated for; still right where it is all of them."""
 CLAIM, MANIFEST, INDEX = "build.json", "records.json", "index"
 MAX_READERS = 64
 """Files that a process keeps open: each holds its own table of contents in memory."""
 
-_BY_PHOTO = ("paco", "part_imagenet")
-"""Datasets whose photos are annotated for some classes only."""
+_BY_IMAGE = ("paco", "part_imagenet")
+"""Datasets whose images are annotated for some classes only."""
 
 _FEDERATED = ("paco",)
 
@@ -82,7 +82,7 @@ class Records(Source):
     """
 
     def __init__(self, dataset: str, root: str | os.PathLike, split: str, vocabulary: Vocabulary):
-        from data_pipelines.builders.codec import Decoder  # loads TFDS, which only this needs
+        from data_pipelines.builders.codec import RecordDecoder  # loads TFDS, which only this needs
 
         self._folder = epath.Path(root) / split / VERSION
         manifest = self._manifest(dataset)
@@ -95,7 +95,7 @@ class Records(Source):
         self.example_ids = _Ids(self)
         self._check_classes(manifest["classes"])
         self._check_files()
-        self._decode = Decoder(dataset, vocabulary)
+        self._decode = RecordDecoder(dataset, vocabulary)
         self._readers = _Readers()
 
     @property
@@ -127,10 +127,10 @@ class Records(Source):
                 "data_pipelines.build command again, it goes on where it stopped"
             )
         manifest = json.loads(file.read_text())
-        if manifest["format"] == OLD_FORMAT and dataset in _BY_PHOTO:
+        if manifest["format"] == OLD_FORMAT and dataset in _BY_IMAGE:
             raise DataError(
                 f"{dataset}: the records in {self._folder} are of format {OLD_FORMAT}, which does "
-                "not say which classes each photo is annotated for; build the records again"
+                "not say which classes each image is annotated for; build the records again"
             )
         if manifest["format"] not in (FORMAT, OLD_FORMAT) or manifest["dataset"] != dataset:
             raise DataError(

@@ -1,4 +1,4 @@
-"""SA-1B: class-agnostic masks at many granularities, one JSON a photo.
+"""SA-1B: class-agnostic masks at many granularities, one JSON an image.
 
 Layout: the official archives `root/sa_000000.tar ...`, read where they are, or
 `root/**/sa_ID.jpg` with `sa_ID.json` beside it, as the archives unpack. SA-1B has no official
@@ -26,10 +26,10 @@ class SA1B(Source):
     """Reader of SA-1B archives or folders. Instances carry neither object nor part class.
 
     Args:
-        root: folder of archives, or of photos and JSON files.
+        root: folder of archives, or of images and JSON files.
         split: `train`, or a sub-folder's name.
         vocabulary: unused (no classes), kept for the common protocol.
-        cache: where the list of photos is kept between runs; None lists them every time.
+        cache: where the list of images is kept between runs; None lists them every time.
         min_predicted_iou: drop masks below this quality as the data states it; 0 keeps all.
         min_stability_score: likewise.
     """
@@ -113,21 +113,21 @@ class SA1B(Source):
         file = self._folder / f"{self.example_ids[position]}.json"
         content = read_json(file, f"sa1b example {self.example_ids[position]!r}")
         name = content["image"].get("file_name", file.with_suffix(".jpg").name)
-        photo = file.with_name(pathlib.PureWindowsPath(name).name)  # / and \\ divide folders
-        return ExampleBuilder(self, position, photo), content
+        image = file.with_name(pathlib.PureWindowsPath(name).name)  # / and \\ divide folders
+        return ExampleBuilder(self, position, image), content
 
     def _member(self, position: int) -> tuple[ExampleBuilder, dict]:
         place = self._listing.places[position]
         archive = self._folder / self._listing.archives[int(place["archive"])]
-        photo, text = b"", b""
-        if min(place["photo_size"], place["text_size"]) >= 0:
+        image, text = b"", b""
+        if min(place["image_size"], place["text_size"]) >= 0:
             with archive.open("rb") as file:
-                file.seek(int(place["photo_start"]))
-                photo = file.read(int(place["photo_size"]))
+                file.seek(int(place["image_start"]))
+                image = file.read(int(place["image_size"]))
                 file.seek(int(place["text_start"]))
                 text = file.read(int(place["text_size"]))
-        if len(photo) != place["photo_size"] or len(text) != place["text_size"]:
+        if len(image) != place["image_size"] or len(text) != place["text_size"]:
             raise self._broken(position, "the archive is cut short; download it again", archive)
         content = json.loads(text)
         name = archive / f"{self.example_ids[position]}.jpg"
-        return ExampleBuilder(self, position, name, photo), content
+        return ExampleBuilder(self, position, name, image), content

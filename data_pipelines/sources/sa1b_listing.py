@@ -1,7 +1,7 @@
-"""Where the photos of SA-1B lie: loose files, or members of the official archives.
+"""Where the images of SA-1B lie: loose files, or members of the official archives.
 
-Eleven million photos are listed as arrays: names end to end, and for archives where in which
-file a photo and its JSON begin, so that they are read without unpacking anything. A listing in
+Eleven million images are listed as arrays: names end to end, and for archives where in which
+file an image and its JSON begin, so that they are read without unpacking anything. A listing in
 a cache folder is mapped, and scanned again only when an archive or a folder has changed.
 """
 
@@ -25,13 +25,13 @@ from semsam_jax.core.errors import DataError
 PLACE = np.dtype(
     [
         ("archive", "<i4"),
-        ("photo_start", "<i8"),
-        ("photo_size", "<i4"),
+        ("image_start", "<i8"),
+        ("image_size", "<i4"),
         ("text_start", "<i8"),
         ("text_size", "<i4"),
     ]
 )
-"""One photo in the archives: number of the archive, then bytes of the photo and of its JSON."""
+"""One image in the archives: number of the archive, then bytes of the image and of its JSON."""
 
 _FORMAT = 2
 _BLOCK = 512  # tar's unit; zero blocks end an archive
@@ -39,7 +39,7 @@ _BLOCK = 512  # tar's unit; zero blocks end an archive
 
 @dataclasses.dataclass
 class Listing:
-    """The photos of one folder, in reading order.
+    """The images of one folder, in reading order.
 
     Attributes:
         names: paths relative to the folder (or inside the archive), without suffix.
@@ -47,7 +47,7 @@ class Listing:
         places: `PLACE` [n], empty for loose files. A size of -1 marks what a cut-off archive
             lacks.
         cache: folder that both are mapped from, or None.
-        alone: JSON files without a photo of their name: the first of them, and how many.
+        alone: JSON files without an image of their name: the first of them, and how many.
     """
 
     names: StringTable
@@ -68,14 +68,14 @@ class Listing:
 
 
 def read_listing(folder: pathlib.Path, cache: pathlib.Path | None = None) -> Listing:
-    """Lists the photos of a folder that have a JSON.
+    """Lists the images of a folder that have a JSON.
 
     Args:
-        folder: holds `*.tar` archives, or photos at any depth.
+        folder: holds `*.tar` archives, or images at any depth.
         cache: where listings are kept; None scans every time and keeps the result in memory.
 
     Raises:
-        DataError: archives and loose photos lie side by side.
+        DataError: archives and loose images lie side by side.
     """
     if cache is None:
         return _scan(folder)[0]
@@ -153,8 +153,8 @@ def _scan(folder: pathlib.Path) -> tuple[Listing, dict[str, list[int]]]:
     loose = [entry.name for entry in os.scandir(folder) if entry.name.endswith((".jpg", ".json"))]
     if loose:
         raise DataError(
-            f"sa1b: {folder} holds archives ({archives[0].name} ...) beside loose photos "
-            f"({min(loose)} ...); wanted one kind, since a photo in both would count twice; "
+            f"sa1b: {folder} holds archives ({archives[0].name} ...) beside loose images "
+            f"({min(loose)} ...); wanted one kind, since an image in both would count twice; "
             "move one kind to another folder"
         )
     with futures.ThreadPoolExecutor(8) as pool:
@@ -171,7 +171,7 @@ def _archives(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _members(number: int, archive: pathlib.Path) -> tuple[StringTable, np.ndarray]:
-    """Photos with a JSON in one archive, by number; what is cut off counts as a broken photo."""
+    """Images with a JSON in one archive, by number; what is cut off counts as a broken image."""
     files: dict[str, dict[str, tuple[int, int]]] = {}
     end, is_whole = 0, True
     size = archive.stat().st_size
@@ -202,20 +202,20 @@ def _members(number: int, archive: pathlib.Path) -> tuple[StringTable, np.ndarra
 
 
 def _loose(folder: pathlib.Path, seen: list[str], alone: list[str]) -> Iterator[str]:
-    """Yields names of loose photos that have a JSON, folder by folder.
+    """Yields names of loose images that have a JSON, folder by folder.
 
-    Notes the folders, and what looks like SA-1B's JSON and has no photo.
+    Notes the folders, and what looks like SA-1B's JSON and has no image.
     """
     for parent, below, names in os.walk(folder):
         below.sort(key=by_number)
         above = pathlib.Path(parent).relative_to(folder).as_posix()
         seen.append(above)
         prefix = "" if above == "." else f"{above}/"
-        photos = {name[:-4] for name in names if name.endswith(".jpg")}
+        images = {name[:-4] for name in names if name.endswith(".jpg")}
         stems = [name[:-5] for name in names if name.endswith(".json")]
-        known = photos | {"PROVENANCE"}
+        known = images | {"PROVENANCE"}
         alone.extend(f"{prefix}{stem}.json" for stem in stems if stem not in known)
-        for stem in sorted((stem for stem in stems if stem in photos), key=by_number):
+        for stem in sorted((stem for stem in stems if stem in images), key=by_number):
             yield prefix + stem
 
 

@@ -81,7 +81,7 @@ def hold_out(
         raise DataError(
             f"{source.dataset}: {len(usable)} usable images of {len(source)} and no split val, so "
             f"none can be held out for the evaluation{others}; give a val split, or switch the "
-            "evaluation off with --config.eval_photos=0 --config.keep_best=False"
+            "evaluation off with --config.eval_images=0 --config.keep_best=False"
         )
     ranks = {int(at): _rank(source.example_ids[int(at)]) for at in usable}
     held = {at for at, rank in ranks.items() if rank < HELD_OUT_SHARE}

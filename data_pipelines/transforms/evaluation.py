@@ -1,17 +1,17 @@
-"""Fixed rows for evaluation: the whole photo, letterboxed, with its human-made masks."""
+"""Fixed rows for evaluation: the whole image, letterboxed, with its human-made masks."""
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from data_pipelines import decode
-from data_pipelines.index import Source
+from data_pipelines.index import ExampleSource
 from data_pipelines.schema import RawExample, RawInstance
 from data_pipelines.transforms import geometry, masks, prompts, row
 
 
 def evaluation_rows(
-    source: Source,
+    source: ExampleSource,
     image_size: int,
     *,
     short_side: int | None = None,
@@ -19,19 +19,19 @@ def evaluation_rows(
     positions: Sequence[int] | None = None,
     view: str = "any",
 ) -> Iterator[dict]:
-    """Yields one dict per photo, nothing random.
+    """Yields one dict per image, nothing random.
 
     Machine-made instances (`is_pseudo`) are left out, as are instances without a pixel on the
-    canvas; a photo that keeps none is still yielded, with n = 0. Crowd regions (c of them,
+    canvas; an image that keeps none is still yielded, with n = 0. Crowd regions (c of them,
     whatever the view) come apart, to be ignored: predictions there are neither right nor wrong.
 
     Args:
         source: the reader.
-        image_size: side of the square canvas; the photo's long side is resized to it and
+        image_size: side of the square canvas; the image's long side is resized to it and
             the right or bottom is zero padding.
         short_side: resize the short side to this instead, as far as the long side fits.
         long_side: pixels of the long side at most, default the canvas.
-        positions: which photos, in which order; None for all in the source's order.
+        positions: which images, in which order; None for all in the source's order.
         view: only instances of this granularity (`any`, `object`, `part`).
 
     Yields:
@@ -39,7 +39,7 @@ def evaluation_rows(
         stride 1; boxes float32 [n,4] cxcywh, fractions of the canvas; object_id, part_id
         int32 [n]; is_thing, has_mask bool [n]; instance int32 [n] number in the record;
         ignore_bits uint8 [c,s,s/8] (zeros where a region has only a box); ignore_boxes float32
-        [c,4]; ignore_object_id, ignore_part_id int32 [c]; photo_hw (height, width) as stored;
+        [c,4]; ignore_object_id, ignore_part_id int32 [c]; image_hw (height, width) as stored;
         dataset, example_id.
 
     Raises:
@@ -78,7 +78,7 @@ def _evaluation_row(example: RawExample, placement: geometry.Placement, view: st
         "ignore_boxes": ignore_boxes,
         "ignore_object_id": np.array([item.object_id for item in ignored], np.int32),
         "ignore_part_id": np.array([item.part_id for item in ignored], np.int32),
-        "photo_hw": (example.height, example.width),
+        "image_hw": (example.height, example.width),
         "dataset": example.dataset,
         "example_id": example.example_id,
     }

@@ -1,4 +1,4 @@
-"""Where a photo lands on the canvas: flip, scale and crop as one small value.
+"""Where an image lands on the canvas: flip, scale and crop as one small value.
 
 Everything that moves pixels, masks, boxes or clicks reads a `Placement`, so the four can
 not disagree. Scale and crop policies follow SPEC section xi.
@@ -17,8 +17,8 @@ class Augment:
 
     Attributes:
         flip: chance of a horizontal flip.
-        min_scale, max_scale: photo's fitted size relative to the canvas, drawn uniformly.
-        side: which side of the photo that size is ("long" fits inside the canvas).
+        min_scale, max_scale: image's fitted size relative to the canvas, drawn uniformly.
+        side: which side of the image that size is ("long" fits inside the canvas).
         num_scales: 0 draws any scale of the range, otherwise one of so many even steps.
         max_long: the long side is never made longer than so many canvases.
     """
@@ -46,17 +46,17 @@ AUGMENTS = {"sa1b": SA1B, "ade20k": ADE20K}
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """A photo flipped, resized to (scaled_h, scaled_w), then cut at (offset_y, offset_x).
+    """An image flipped, resized to (scaled_h, scaled_w), then cut at (offset_y, offset_x).
 
     The cut is placed at the top left of a square canvas; what it does not fill is padding.
 
     Attributes:
-        height, width: stored photo, pixels.
-        scaled_h, scaled_w: photo after resizing, canvas pixels.
+        height, width: stored image, pixels.
+        scaled_h, scaled_w: image after resizing, canvas pixels.
         offset_y, offset_x: first row and column of the cut, in canvas pixels of the resized
-            (and flipped) photo.
+            (and flipped) image.
         canvas: side of the canvas in pixels.
-        flip: whether the photo is mirrored before everything else.
+        flip: whether the image is mirrored before everything else.
     """
 
     height: int
@@ -78,21 +78,21 @@ class Placement:
 
     @property
     def scale(self) -> tuple[float, float]:
-        """Canvas pixels per photo pixel, (y, x)."""
+        """Canvas pixels per image pixel, (y, x)."""
         return self.scaled_h / self.height, self.scaled_w / self.width
 
     def source_rows(self) -> np.ndarray:
-        """Returns int64 [valid rows]: nearest photo row of each canvas row, ascending."""
+        """Returns int64 [valid rows]: nearest image row of each canvas row, ascending."""
         centres = np.arange(self.size_hw[0]) + self.offset_y
         return _nearest(centres, self.height, self.scaled_h)
 
     def source_columns(self) -> np.ndarray:
-        """Returns int64 [valid columns] in the flipped photo's frame, ascending."""
+        """Returns int64 [valid columns] in the flipped image's frame, ascending."""
         centres = np.arange(self.size_hw[1]) + self.offset_x
         return _nearest(centres, self.width, self.scaled_w)
 
     def move_box(self, box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
-        """Moves an (x0, y0, x1, y1) box from photo to canvas pixels, clipped to the photo.
+        """Moves an (x0, y0, x1, y1) box from image to canvas pixels, clipped to the image.
 
         A box that lies outside comes back with x1 <= x0 or y1 <= y0.
         """
@@ -116,11 +116,11 @@ def fit_placement(
     short_side: int | None = None,
     long_side: int | None = None,
 ) -> Placement:
-    """Whole photo, unflipped, long side on the canvas (evaluation; also the fallback).
+    """Whole image, unflipped, long side on the canvas (evaluation; also the fallback).
 
     Args:
-        height: rows of the stored photo.
-        width: columns of the stored photo.
+        height: rows of the stored image.
+        width: columns of the stored image.
         canvas: side of the canvas, pixels.
         short_side: wanted short side in pixels; the long side still has to fit.
         long_side: pixels of the long side at most, default the canvas.
@@ -134,7 +134,7 @@ def fit_placement(
 def sample_placement(
     rng: np.random.Generator, height: int, width: int, canvas: int, augment: Augment
 ) -> Placement:
-    """Draws flip, scale and crop; the number of draws never depends on the photo."""
+    """Draws flip, scale and crop; the number of draws never depends on the image."""
     flip_draw, scale_draw, y_draw, x_draw = rng.random(4)
     if augment.num_scales > 1:
         step = int(scale_draw * augment.num_scales)
@@ -154,7 +154,7 @@ def sample_placement(
 def zoom_placement(
     height: int, width: int, canvas: int, scale: int, centre_yx: tuple[int, int]
 ) -> Placement:
-    """Photo enlarged by a whole factor, cut around a photo pixel that is sure to be seen."""
+    """Image enlarged by a whole factor, cut around an image pixel that is sure to be seen."""
     fitted = _place(height, width, float(scale), canvas)
     offset_y = centre_yx[0] * scale + scale // 2 - canvas // 2
     offset_x = centre_yx[1] * scale + scale // 2 - canvas // 2
@@ -171,5 +171,5 @@ def _place(height: int, width: int, scale: float, canvas: int) -> Placement:
 
 
 def _nearest(pixels: np.ndarray, source: int, scaled: int) -> np.ndarray:
-    """Photo index under the centre of each resized pixel, in exact integer arithmetic."""
+    """Image index under the centre of each resized pixel, in exact integer arithmetic."""
     return (2 * pixels.astype(np.int64) + 1) * source // (2 * scaled)

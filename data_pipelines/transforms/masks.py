@@ -1,8 +1,8 @@
-"""Masks from RLE to packed bits without ever holding a photo-sized byte mask.
+"""Masks from RLE to packed bits without ever holding an image-sized byte mask.
 
 A COCO RLE is a list of positions, column after column, at which the value toggles. Each
 toggle is carried to the canvas by two lookup tables, drawn as one bit, and one running XOR
-down the rows fills the mask: the cost follows the outline and the mask's box, not the photo.
+down the rows fills the mask: the cost follows the outline and the mask's box, not the image.
 """
 
 import dataclasses
@@ -59,26 +59,26 @@ class PackedMask:
 
 @dataclasses.dataclass(frozen=True)
 class DrawTables:
-    """Lookup tables of one placement, shared by all masks of a photo."""
+    """Lookup tables of one placement, shared by all masks of an image."""
 
     height: int
     width: int
     flip: bool
-    columns: np.ndarray  # photo column of each canvas column, unflipped frame
-    first_column: np.ndarray  # [width + 1] first canvas column at or right of a photo column
-    first_row: np.ndarray  # [height + 1] first canvas row at or below a photo row
+    columns: np.ndarray  # image column of each canvas column, unflipped frame
+    first_column: np.ndarray  # [width + 1] first canvas column at or right of an image column
+    first_row: np.ndarray  # [height + 1] first canvas row at or below an image row
     num_rows: int
 
 
 def draw_tables(placement: Placement) -> DrawTables:
     """Builds the tables that `draw_mask` reads."""
     rows, columns = placement.source_rows(), placement.source_columns()
-    photo_columns = placement.width - 1 - columns if placement.flip else columns
+    image_columns = placement.width - 1 - columns if placement.flip else columns
     return DrawTables(
         height=placement.height,
         width=placement.width,
         flip=placement.flip,
-        columns=photo_columns,
+        columns=image_columns,
         first_column=np.searchsorted(columns, np.arange(placement.width + 1)),
         first_row=np.searchsorted(rows, np.arange(placement.height + 1)),
         num_rows=len(rows),
@@ -91,12 +91,12 @@ def rle_toggles(rle: dict, height: int, width: int) -> Int64[np.ndarray, " toggl
     The first toggle starts foreground. A toggle at the very end is left out.
 
     Raises:
-        DataError: the size is not the photo's, or the counts do not add up to it.
+        DataError: the size is not the image's, or the counts do not add up to it.
     """
     if tuple(rle["size"]) != (height, width):
         raise DataError(
-            f"mask: size {tuple(rle['size'])} differs from the photo's {(height, width)}; "
-            f"mask and photo must share one frame."
+            f"mask: size {tuple(rle['size'])} differs from the image's {(height, width)}; "
+            f"mask and image must share one frame."
         )
     counts = rle["counts"]
     data = np.frombuffer(counts.encode() if isinstance(counts, str) else counts, np.uint8)
@@ -111,7 +111,7 @@ def rle_toggles(rle: dict, height: int, width: int) -> Int64[np.ndarray, " toggl
 
 
 def toggles_area(toggles: Int64[np.ndarray, " toggles"], total: int) -> int:
-    """Foreground pixels of a toggle list; `total` is height * width of the photo."""
+    """Foreground pixels of a toggle list; `total` is height * width of the image."""
     ends = np.append(toggles, total) if len(toggles) % 2 else toggles
     return int((ends[1::2] - ends[::2]).sum())
 
@@ -198,7 +198,7 @@ def _read_counts(data: np.ndarray) -> np.ndarray:
 
 
 def _column_starts(toggles: np.ndarray, tables: DrawTables, begin: int, end: int) -> np.ndarray:
-    """Whether a canvas column is already foreground when its photo column begins."""
+    """Whether a canvas column is already foreground when its image column begins."""
     heads = tables.columns[begin:end] * tables.height
     return np.searchsorted(toggles, heads, side="left") % 2 == 1
 
@@ -206,7 +206,7 @@ def _column_starts(toggles: np.ndarray, tables: DrawTables, begin: int, end: int
 def _carry(
     column: np.ndarray, row: np.ndarray, tables: DrawTables
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Toggles in the photo to toggles on the canvas; a photo column may show many times."""
+    """Toggles in the image to toggles on the canvas; an image column may show many times."""
     first = tables.first_column[column]
     copies = tables.first_column[column + 1] - first
     y = tables.first_row[row]

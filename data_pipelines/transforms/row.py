@@ -1,4 +1,4 @@
-"""One annotated photo to one fixed-shape row of `BatchShape`."""
+"""One annotated image to one fixed-shape row of `BatchShape`."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ VIEWS = ("any", "object", "part")
 """Granularities of the data: all instances, whole objects, parts."""
 
 NUM_ATTEMPTS = 8
-"""Random placements that are tried before the whole photo is taken instead."""
+"""Random placements that are tried before the whole image is taken instead."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ class RowMaker:
         """Makes the row of (example, view); all randomness comes from `rng`.
 
         Raises:
-            DataError: the photo or an annotation is broken (dataset and id are named).
+            DataError: the image or an annotation is broken (dataset and id are named).
         """
         example, view = item
         where = f"{example.dataset}/{example.example_id}"
@@ -93,7 +93,7 @@ class RowMaker:
     def _last_resorts(
         self, example: RawExample, view: str, outlines: list[np.ndarray | None]
     ) -> list[Placement]:
-        """The whole photo; then, for masks too thin to survive it, a close-up of each."""
+        """The whole image; then, for masks too thin to survive it, a close-up of each."""
         height, width, canvas = example.height, example.width, self.shape.image_size
         resorts = [geometry.fit_placement(height, width, canvas)]
         for instance, outline in zip(example.instances, outlines, strict=True):
@@ -252,7 +252,7 @@ def _wholes(instances: Sequence[RawInstance], index: int) -> tuple[int, ...]:
 def read_outlines(
     instances: Sequence[RawInstance], height: int, width: int, where: str
 ) -> list[np.ndarray | None]:
-    """Reads the masks of a photo as toggles, None for boxes.
+    """Reads the masks of an image as toggles, None for boxes.
 
     Raises:
         DataError: a mask is broken, or masks and boxes-only instances are mixed.

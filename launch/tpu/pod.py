@@ -133,7 +133,7 @@ class Pod:
             if state in READY:
                 return
             if state in GONE:
-                sys.exit(f"error: {self.name} is {state}; see README.md, 'What people meet'")
+                sys.exit(f"error: {self.name} is {state}; see README.md, 'Troubleshooting'")
             print(f"{self.name} is {state}; waiting", flush=True)
             time.sleep(30)
         self._state()

@@ -111,7 +111,7 @@ def _start(args: argparse.Namespace) -> None:
     meta = make_meta(args.preset, config, "random")
     meta |= {
         "level_order": list(range(config.decoder.num_tokens)),
-        "prompt_preset": "own",
+        "prompt_preset": "default",
         "class_heads_trained": False,
     }
     _save(args, params, meta)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from semsam_jax.convert import layouts
-from semsam_jax.convert.report import Report
+from semsam_jax.convert.report import ConversionReport
 from semsam_jax.convert.rows import Rule
 from semsam_jax.convert.rules import (
     PARTS,
@@ -41,7 +41,7 @@ class Conversion:
     """Parameters as nested dicts of float32 arrays, and the report about them."""
 
     params: dict
-    report: Report
+    report: ConversionReport
 
 
 def from_torch(
@@ -82,11 +82,11 @@ def examine(
     config: ModelConfig,
     *,
     parts: Sequence[str] | None = None,
-) -> Report:
+) -> ConversionReport:
     """Compares a state dict with a model without converting; never raises on mismatch."""
     rules = rules_for(config)
     wanted = set(_select(rules, parts))
-    report = Report()
+    report = ConversionReport()
     known: set[str] = set()
     for rule in rules:
         if rule in wanted:
@@ -148,7 +148,7 @@ def _names(rule: Rule) -> list[str]:
     return [*rule.keys, *(alias for aliases in rule.aliases for alias in aliases)]
 
 
-def _examine_rule(rule: Rule, state: Mapping[str, np.ndarray], report: Report) -> None:
+def _examine_rule(rule: Rule, state: Mapping[str, np.ndarray], report: ConversionReport) -> None:
     sources = []
     for number, key in enumerate(rule.keys):
         aliases = rule.aliases[number] if rule.aliases else ()
@@ -200,7 +200,7 @@ def load_backbone(path: str | os.PathLike, config: ModelConfig, own: Mapping) ->
     if not isinstance(swin, SwinConfig):
         raise ConversionError(f"{where}: the model's backbone is no Swin; choose a Swin preset.")
     has_norms = "norm0.weight" in state
-    report = Report()
+    report = ConversionReport()
     params = _copied(own)
     for rule in backbone_rules(swin, prefix="", has_out_norms=has_norms):
         if rule.path.endswith("/relative_position_bias_table"):
@@ -249,7 +249,7 @@ def convert_text_tower(state: Mapping[str, np.ndarray], config: ModelConfig, whe
     """Converts what `read_text_tower` returned; see `load_text_tower`."""
     if config.text is None:
         raise ConversionError(f"{where}: the model has no text tower (model.text is None).")
-    state, report, params = dict(state), Report(), {}
+    state, report, params = dict(state), ConversionReport(), {}
     position = "lang_encoder.positional_embedding"
     if position in state and state[position].ndim == 2:
         state[position] = state[position][: config.text.context_length]
@@ -292,7 +292,7 @@ def _bicubic_weights(size: int, wanted: int) -> np.ndarray:
 
 
 def _examine_rest(
-    state: Mapping[str, np.ndarray], report: Report, ignored: Sequence[tuple[str, str]]
+    state: Mapping[str, np.ndarray], report: ConversionReport, ignored: Sequence[tuple[str, str]]
 ) -> None:
     used = {key for keys in report.mapped.values() for key in keys} | set(report.misshaped)
     for key in state:

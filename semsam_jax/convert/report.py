@@ -10,7 +10,7 @@ _MAX_LINES = 20
 
 
 @dataclass
-class Report:
+class ConversionReport:
     """Fate of every reference name and of every leaf of our tree.
 
     Attributes:

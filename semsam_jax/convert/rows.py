@@ -70,7 +70,7 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Row:
+class TensorRow:
     """One reference parameter inside a module; names are relative to the module."""
 
     key: str
@@ -79,9 +79,9 @@ class Row:
     shape: tuple[int, ...]
 
 
-def mlp_rows(key: str, path: str, sizes: Sequence[int]) -> list[Row]:
+def mlp_rows(key: str, path: str, sizes: Sequence[int]) -> list[TensorRow]:
     """Linear layers `KEY.layers.0`, `.1`, ... of the given widths."""
-    rows: list[Row] = []
+    rows: list[TensorRow] = []
     for layer, (n_in, n_out) in enumerate(itertools.pairwise(sizes)):
         name, place = join(".", key, f"layers.{layer}"), join("/", path, f"layers_{layer}")
         rows += dense(name, place, n_in, n_out)
@@ -90,45 +90,47 @@ def mlp_rows(key: str, path: str, sizes: Sequence[int]) -> list[Row]:
 
 def dense(
     key: str, path: str, n_in: int, n_out: int, *, bias: bool = True, joint: str = "."
-) -> list[Row]:
+) -> list[TensorRow]:
     """A linear layer; `joint` stands between its name and `weight`."""
-    rows = [Row(f"{key}{joint}weight", f"{path}/kernel", Layout.DENSE, (n_out, n_in))]
+    rows = [TensorRow(f"{key}{joint}weight", f"{path}/kernel", Layout.DENSE, (n_out, n_in))]
     if bias:
-        rows.append(Row(f"{key}{joint}bias", f"{path}/bias", Layout.SAME, (n_out,)))
+        rows.append(TensorRow(f"{key}{joint}bias", f"{path}/bias", Layout.SAME, (n_out,)))
     return rows
 
 
-def conv(key: str, path: str, n_in: int, n_out: int, size: int, *, bias: bool = True) -> list[Row]:
+def conv(
+    key: str, path: str, n_in: int, n_out: int, size: int, *, bias: bool = True
+) -> list[TensorRow]:
     """A square convolution."""
-    rows = [Row(f"{key}.weight", f"{path}/kernel", Layout.CONV, (n_out, n_in, size, size))]
+    rows = [TensorRow(f"{key}.weight", f"{path}/kernel", Layout.CONV, (n_out, n_in, size, size))]
     if bias:
-        rows.append(Row(f"{key}.bias", f"{path}/bias", Layout.SAME, (n_out,)))
+        rows.append(TensorRow(f"{key}.bias", f"{path}/bias", Layout.SAME, (n_out,)))
     return rows
 
 
-def pointwise(key: str, path: str, n_in: int, n_out: int) -> list[Row]:
+def pointwise(key: str, path: str, n_in: int, n_out: int) -> list[TensorRow]:
     """A convolution of one pixel that is a linear layer here."""
     return [
-        Row(f"{key}.weight", f"{path}/kernel", Layout.POINTWISE, (n_out, n_in, 1, 1)),
-        Row(f"{key}.bias", f"{path}/bias", Layout.SAME, (n_out,)),
+        TensorRow(f"{key}.weight", f"{path}/kernel", Layout.POINTWISE, (n_out, n_in, 1, 1)),
+        TensorRow(f"{key}.bias", f"{path}/bias", Layout.SAME, (n_out,)),
     ]
 
 
-def norm(key: str, path: str, dim: int) -> list[Row]:
+def norm(key: str, path: str, dim: int) -> list[TensorRow]:
     """Scale and bias of a norm."""
     return [
-        Row(join(".", key, "weight"), join("/", path, "scale"), Layout.SAME, (dim,)),
-        Row(join(".", key, "bias"), join("/", path, "bias"), Layout.SAME, (dim,)),
+        TensorRow(join(".", key, "weight"), join("/", path, "scale"), Layout.SAME, (dim,)),
+        TensorRow(join(".", key, "bias"), join("/", path, "bias"), Layout.SAME, (dim,)),
     ]
 
 
-def tensor(key: str, path: str, *shape: int) -> list[Row]:
+def tensor(key: str, path: str, *shape: int) -> list[TensorRow]:
     """A parameter that keeps its axes."""
-    return [Row(key, path, Layout.SAME, shape)]
+    return [TensorRow(key, path, Layout.SAME, shape)]
 
 
 def single(
-    rows: Iterable[Row], prefix: str, place: str, other_prefixes: Sequence[str] = ()
+    rows: Iterable[TensorRow], prefix: str, place: str, other_prefixes: Sequence[str] = ()
 ) -> list[Rule]:
     """Rules of a module that occurs once; its tensors may repeat under other prefixes."""
     return [
@@ -143,7 +145,7 @@ def single(
     ]
 
 
-def stacked(rows: Iterable[Row], prefixes: Sequence[str], place: str) -> list[Rule]:
+def stacked(rows: Iterable[TensorRow], prefixes: Sequence[str], place: str) -> list[Rule]:
     """Rules of equal modules whose tensors are stacked in the order of `prefixes`."""
     return [
         Rule(

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from semsam_jax.convert.rows import (
     Layout,
-    Row,
     Rule,
+    TensorRow,
     conv,
     dense,
     mlp_rows,
@@ -137,7 +137,7 @@ def text_rules(config: TextConfig, text_dim: int, prefix: str) -> list[Rule]:
     ]
 
 
-def _swin_block_rows(config: SwinConfig, dim: int, num_heads: int) -> list[Row]:
+def _swin_block_rows(config: SwinConfig, dim: int, num_heads: int) -> list[TensorRow]:
     hidden = int(dim * config.mlp_ratio)
     num_offsets = (2 * config.window_size - 1) ** 2
     table = "relative_position_bias_table"
@@ -255,14 +255,14 @@ def _decoder_rules(model: ModelConfig) -> list[Rule]:
     ]
 
 
-def _selector_rows(config: DecoderConfig) -> list[Row]:
+def _selector_rows(config: DecoderConfig) -> list[TensorRow]:
     return [
         *dense("enc_output", "enc_output", config.dim, config.dim),
         *norm("enc_output_norm", "norm", config.dim),
     ]
 
 
-def _text_layer_rows(width: int) -> list[Row]:
+def _text_layer_rows(width: int) -> list[TensorRow]:
     return [
         *dense("attn.in_proj", "attn/in_proj", width, 3 * width, joint="_"),
         *dense("attn.out_proj", "attn/out_proj", width, width),
@@ -275,7 +275,7 @@ def _text_layer_rows(width: int) -> list[Row]:
 
 def _deform_rows(
     name: str, dim: int, num_heads: int, num_levels: int, num_points: int
-) -> list[Row]:
+) -> list[TensorRow]:
     samples = num_heads * num_levels * num_points
     return [
         *dense(f"{name}.sampling_offsets", f"{name}/sampling_offsets", dim, 2 * samples),

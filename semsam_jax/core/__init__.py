@@ -1,1 +1,1 @@
-"""Structs, errors and formats that every floor uses."""
+"""Structs, errors and formats that every layer uses."""

@@ -29,7 +29,7 @@ STORED_DTYPES = {
     "float16": np.float16,
 }
 
-_PATHS = {"data": ("root", "own"), "model": ("warm_start", "backbone_weights", "text_weights")}
+_PATHS = {"data": ("root", "custom"), "model": ("warm_start", "backbone_weights", "text_weights")}
 
 
 def has_model(folder: str | os.PathLike) -> bool:

@@ -51,7 +51,8 @@ class CriterionConfig:
         iou_target: "best": the IoU with the target that the token's mask fits best; or
             "expected": the mean over the prompt's targets, each weighted with one over its
             area: the IoU to expect for a click drawn evenly from the intended mask.
-        near_prompts: share of an image's points that lie near its prompts (`near_points`), for
+        prompt_point_ratio: share of an image's points that lie near its prompts (`prompt_points`),
+        for
             the losses and the matching costs of prompts. 0 in the paper.
         interactive, generic: weight of each stream's sum.
     """
@@ -66,7 +67,7 @@ class CriterionConfig:
     score_all_tokens: bool = False
     iou_target: str = "best"
     denoising_by_slots: bool = True
-    near_prompts: float = 0.0
+    prompt_point_ratio: float = 0.0
     interactive: float = 1.0
     generic: float = 1.0
 

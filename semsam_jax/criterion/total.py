@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from semsam_jax.core.structs import Assignment, StreamBatch, StreamOutputs
 from semsam_jax.criterion.generic import generic_losses
 from semsam_jax.criterion.interactive import interactive_losses
-from semsam_jax.criterion.near_points import draw_points
+from semsam_jax.criterion.prompt_points import draw_points
 from semsam_jax.criterion.terms import CriterionConfig, LossWeights
 
 __all__ = ["CriterionConfig", "LossWeights", "total_loss", "weighted_sum"]
@@ -40,7 +40,7 @@ def total_loss(
     metrics: dict[str, Array] = {}
     if batch.interactive is not None:
         rows = batch.interactive
-        plan, share = config.plan, config.near_prompts
+        plan, share = config.plan, config.prompt_point_ratio
         points = draw_points(keys[0], plan.num_candidates + plan.num_fresh, rows, share)
         terms = interactive_losses(
             outputs.prompts,

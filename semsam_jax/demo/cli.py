@@ -16,7 +16,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the parser of `demo`."""
     parser = commands.add_parser(
         "demo",
-        help="a web page to click on photos",
+        help="a web page to click on images",
         description="Opens a web page on this machine. Needs `pip install 'semsam_jax[demo]'`.",
     )
     parser.add_argument(
@@ -26,10 +26,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--port", type=int, default=7860, help="default: %(default)s")
     parser.add_argument(
-        "--max-upload-mb", type=int, default=20, help="largest photo file (default: %(default)s)"
+        "--max-upload-mb", type=int, default=20, help="largest image file (default: %(default)s)"
     )
     parser.add_argument(
-        "--max-megapixels", type=int, default=50, help="largest photo (default: %(default)s)"
+        "--max-megapixels", type=int, default=50, help="largest image (default: %(default)s)"
     )
     parser.add_argument(
         "--behind-proxy",

@@ -1,4 +1,4 @@
-"""Chosen masks -> the file a visitor takes along, made in memory at the size of the photo."""
+"""Chosen masks -> the file a visitor takes along, made in memory at the size of the image."""
 
 import io
 import json
@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from semsam_jax.demo.limits import Limits, Refusal
-from semsam_jax.demo.photos import Visit
+from semsam_jax.demo.limits import HTTPError, Limits
+from semsam_jax.demo.sessions import ImageSession
 from semsam_jax.inference import visualize
 from semsam_jax.inference.convert_results import (
     record_mask,
@@ -32,41 +32,43 @@ _MAX_LABEL_MAP = 65535
 
 
 def make_download(
-    visit: Visit, kind: str, numbers: Sequence[int], file_name: str, limits: Limits
+    session: ImageSession, kind: str, numbers: Sequence[int], file_name: str, limits: Limits
 ) -> tuple[str, str, bytes]:
     """Returns name, media type and content of a file.
 
     Args:
-        visit: the photo and its masks.
+        session: the image and its masks.
         kind: `coco`, `labelme`, `masks` (PNG files in a zip) or `overlay`.
         numbers: of the masks.
-        file_name: how the visitor calls the photo; only written into the JSON files.
+        file_name: how the visitor calls the image; only written into the JSON files.
         limits: see `Limits`.
     """
     if kind not in _TYPES:
-        raise Refusal(400, f"There is no download called {kind[:20]!r}.")
-    records = visit.recall(numbers)
+        raise HTTPError(400, f"There is no download called {kind[:20]!r}.")
+    records = session.recall(numbers)
     if not records:
-        raise Refusal(400, "There are no masks yet. Click on something first.")
+        raise HTTPError(400, "There are no masks yet. Click on something first.")
     if kind == "overlay":
-        return *_TYPES[kind], _overlay(visit, records)
-    height, width = visit.photo.original_hw
+        return *_TYPES[kind], _overlay(session, records)
+    height, width = session.upload.original_hw
     if height * width * len(records) > limits.download_pixels:
         most = max(1, limits.download_pixels // (height * width))
-        raise Refusal(413, f"At most {most} masks of a photo this large can be downloaded at once.")
+        raise HTTPError(
+            413, f"At most {most} masks of an image this large can be downloaded at once."
+        )
     scaled = [scale_record(record, height, width) for record in records]
-    name = re.sub(r"[^\w.\- ]", "_", file_name)[-80:] or "photo.jpg"
+    name = re.sub(r"[^\w.\- ]", "_", file_name)[-80:] or "image.jpg"
     if kind == "masks":
         return *_TYPES[kind], _zip(scaled, height, width)
     make = to_coco if kind == "coco" else to_labelme
     return *_TYPES[kind], json.dumps(make(scaled, name, height, width), allow_nan=False).encode()
 
 
-def _overlay(visit: Visit, records: list[dict]) -> bytes:
-    photo = visit.photo.pixels
+def _overlay(session: ImageSession, records: list[dict]) -> bytes:
+    image = session.upload.pixels
     masks = [record_mask(record) for record in records]
     colours = visualize.distinct_colours(len(masks))
-    picture = visualize.overlay_masks(photo, masks, colours)
+    picture = visualize.overlay_masks(image, masks, colours)
     texts = [record_name(record) or "" for record in records]
     return _png(visualize.write_labels(picture, masks, texts, colours))
 

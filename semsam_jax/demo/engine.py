@@ -1,7 +1,7 @@
 """What the page asks -> the model -> numbers, names and one small picture of masks.
 
 The masks of an answer travel as a single 8-bit PNG: six levels of a click as six bits of a
-pixel, the segments of a whole photo as the number of the segment. The page colours them, so
+pixel, the segments of a whole image as the number of the segment. The page colours them, so
 changing the level needs no further request.
 """
 
@@ -20,8 +20,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from semsam_jax.core.errors import SemSamError
-from semsam_jax.demo.limits import Limits, Refusal
-from semsam_jax.demo.photos import Photos, Visit
+from semsam_jax.demo.limits import HTTPError, Limits
+from semsam_jax.demo.sessions import ImageSession, SessionStore
 from semsam_jax.inference import files
 from semsam_jax.inference.labels import label_set, parse_labels
 from semsam_jax.inference.loading import LoadedModel
@@ -30,7 +30,7 @@ from semsam_jax.inference.predictor import Predictor
 from semsam_jax.inference.requests import POSITIVE, Request
 from semsam_jax.inference.segment import prompt_records
 from semsam_jax.inference.visualize import innermost_point
-from semsam_jax.inference.whole_photo import ask_generic, panoptic_segments, work_size
+from semsam_jax.inference.whole_image import ask_generic, panoptic_segments, work_size
 
 MAX_SEGMENTS = 250  # numbers that fit into the 8 bits of the picture, with room for none
 GRIDS = (8, 16, 24, 32)
@@ -47,14 +47,14 @@ class Engine:
     Args:
         model: from `load_model`.
         limits: see `Limits`.
-        photos: where encoded photos are kept.
+        sessions: where encoded images are kept.
     """
 
-    def __init__(self, model: LoadedModel, limits: Limits, photos: Photos):
+    def __init__(self, model: LoadedModel, limits: Limits, sessions: SessionStore):
         self.model = model
         self.suggested_quality = 0.5
         self._limits = limits
-        self._photos = photos
+        self._sessions = sessions
 
     @property
     def num_levels(self) -> int:
@@ -68,15 +68,15 @@ class Engine:
 
     @property
     def has_panoptic(self) -> bool:
-        """Whether the checkpoint can label a whole photo."""
+        """Whether the checkpoint can label a whole image."""
         return self.knows_names and self.model.module.config.has_generic
 
-    def warm_up(self, photo: UInt8[np.ndarray, "h w 3"]) -> None:
+    def warm_up(self, image: UInt8[np.ndarray, "h w 3"]) -> None:
         """Compiles what clicks need, and finds out how good this model's best masks are."""
         start = time.perf_counter()
         predictor = Predictor(self.model)
-        predictor.set_image(photo)
-        height, width = photo.shape[:2]
+        predictor.set_image(image)
+        height, width = image.shape[:2]
         centre = [[width / 2, height / 2]]
         for labels in (None, "dog;head") if self.knows_names else (None,):
             for number in (1, 2, 4):
@@ -88,23 +88,23 @@ class Engine:
         self.suggested_quality = float(np.clip(quality, 0.05, 0.85))
         _log.info("demo: warm after %.1f s", time.perf_counter() - start)
 
-    def encode(self, visit: Visit) -> dict:
-        """Encodes the photo of a visit unless that was done."""
-        is_cached = visit.predictor is not None
-        self._predictor(visit)
-        return {"encode_sec": visit.encode_sec, "is_cached": is_cached}
+    def encode(self, session: ImageSession) -> dict:
+        """Encodes the image of a session unless that was done."""
+        is_cached = session.predictor is not None
+        self._predictor(session)
+        return {"encode_sec": session.encode_sec, "is_cached": is_cached}
 
-    def learn_names(self, names: str) -> None:
-        """Embeds names, so that a click with them is quick; a Refusal explains bad names."""
+    def embed_labels(self, names: str) -> None:
+        """Embeds names, so that a click with them is quick; an HTTPError explains bad names."""
         if len(names) > self._limits.names_length:
-            raise Refusal(
+            raise HTTPError(
                 400, f"The names are longer than {self._limits.names_length} characters. Use fewer."
             )
 
         def learn() -> None:
             parsed = parse_labels(names)
             if not parsed.vocabulary and len(parsed.objects + parsed.parts) > self._limits.names:
-                raise Refusal(400, f"More than {self._limits.names} names. Use fewer.")
+                raise HTTPError(400, f"More than {self._limits.names} names. Use fewer.")
             if len(self.model.name_embeddings) > _MAX_KNOWN_NAMES:
                 self.model.name_embeddings.clear()
             label_set(self.model, names)
@@ -112,48 +112,52 @@ class Engine:
         _explained(learn)
 
     def click(
-        self, visit: Visit, points: Sequence[Sequence[float]], box: Sequence[float], names: str
+        self,
+        session: ImageSession,
+        points: Sequence[Sequence[float]],
+        box: Sequence[float],
+        names: str,
     ) -> dict:
         """Masks of one object at all levels.
 
         Args:
-            visit: the photo.
-            points: x, y and 1 (on the object) or 0 (beside it), in pixels of the photo.
+            session: the image.
+            points: x, y and 1 (on the object) or 0 (beside it), in pixels of the image.
             box: x0, y0, x1, y1, or empty.
             names: see `inference.labels`; empty for none.
         """
-        predictor = self._predictor(visit)
+        predictor = self._predictor(session)
         request = Request(
             point_coords=[[float(p[0]), float(p[1])] for p in points],
             point_labels=[int(p[2]) for p in points],
             box=[float(value) for value in box],
         )
         if not len(box) and not any(label == POSITIVE for label in request.point_labels):
-            raise Refusal(400, "Add a click on the object; so far all clicks are beside it.")
+            raise HTTPError(400, "Add a click on the object; so far all clicks are beside it.")
         start = time.perf_counter()
         answer = _explained(lambda: predictor.predict_many([request], labels=names or None)[0])
         decode_sec = time.perf_counter() - start
         planes = sum((mask.astype(np.uint8) << i for i, mask in enumerate(answer.masks)))
         records = prompt_records([request], [answer])
-        return self._answer(visit, records, answer.masks, np.asarray(planes, np.uint8)) | {
+        return self._answer(session, records, answer.masks, np.asarray(planes, np.uint8)) | {
             "decode_sec": decode_sec,
-            "encode_sec": visit.encode_sec,
+            "encode_sec": session.encode_sec,
         }
 
     def everything(
-        self, visit: Visit, names: str, level: int | None, quality: float, grid: int
+        self, session: ImageSession, names: str, level: int | None, quality: float, grid: int
     ) -> dict:
-        """All masks of the photo, the best first.
+        """All masks of the image, the best first.
 
         Args:
-            visit: the photo.
+            session: the image.
             names: see `inference.labels`; empty for none.
             level: 1..6, or None for all.
             quality: smallest predicted IoU and stability.
             grid: clicks along each side.
         """
         if grid not in GRIDS or not 0 <= quality <= 1:
-            raise Refusal(400, "These settings are not possible.")
+            raise HTTPError(400, "These settings are not possible.")
         start = time.perf_counter()
         generator = _explained(
             lambda: MaskGenerator(
@@ -167,55 +171,55 @@ class Engine:
                 min_mask_region_area=64,
             )
         )
-        found = _explained(lambda: generator.generate(visit.photo.pixels))
+        found = _explained(lambda: generator.generate(session.upload.pixels))
         found = sorted(found, key=lambda record: -record["predicted_iou"])[:MAX_SEGMENTS]
         for number, record in enumerate(found, start=1):
             record |= {"id": number, "image_id": 1, "category_id": record["level"]}
             record["score"] = record["predicted_iou"]
         masks = [files.decode_rle(record["segmentation"]) for record in found]
-        picture = np.zeros(visit.photo.pixels.shape[:2], np.uint8)
+        picture = np.zeros(session.upload.pixels.shape[:2], np.uint8)
         for i in sorted(range(len(found)), key=lambda i: -found[i]["area"]):
             picture[masks[i]] = i + 1
-        return self._answer(visit, found, masks, picture) | {
+        return self._answer(session, found, masks, picture) | {
             "decode_sec": time.perf_counter() - start
         }
 
-    def panoptic(self, visit: Visit, names: str) -> dict:
+    def panoptic(self, session: ImageSession, names: str) -> dict:
         """One name for every pixel, by the generic branch."""
         start = time.perf_counter()
         generic = _explained(
-            lambda: ask_generic(self.model, visit.photo.pixels, names or "coco", None)
+            lambda: ask_generic(self.model, session.upload.pixels, names or "coco", None)
         )
-        segments, records = panoptic_segments(generic, work_size(visit.photo.pixels.shape[:2]))
+        segments, records = panoptic_segments(generic, work_size(session.upload.pixels.shape[:2]))
         records = sorted(records, key=lambda record: -record["area"])[:MAX_SEGMENTS]
         picture = np.zeros(segments.shape, np.uint8)
         masks = [segments == record["id"] for record in records]
         for number, mask in enumerate(masks, start=1):
             picture[mask] = number
-        return self._answer(visit, records, masks, picture) | {
+        return self._answer(session, records, masks, picture) | {
             "decode_sec": time.perf_counter() - start
         }
 
-    def _predictor(self, visit: Visit) -> Predictor:
-        predictor = visit.predictor
+    def _predictor(self, session: ImageSession) -> Predictor:
+        predictor = session.predictor
         if predictor is None:
             start = time.perf_counter()
             predictor = Predictor(self.model)
-            _explained(lambda: predictor.set_image(visit.photo.pixels))
+            _explained(lambda: predictor.set_image(session.upload.pixels))
             pyramid = jax.block_until_ready(predictor.pyramid)
-            visit.encode_sec = time.perf_counter() - start
-            visit.predictor = predictor
-            self._photos.put_features_away(sum(x.nbytes for x in jax.tree.leaves(pyramid)))
+            session.encode_sec = time.perf_counter() - start
+            session.predictor = predictor
+            self._sessions.put_features_away(sum(x.nbytes for x in jax.tree.leaves(pyramid)))
         return predictor
 
     def _answer(
         self,
-        visit: Visit,
+        session: ImageSession,
         records: list[dict],
         masks: Sequence[np.ndarray],
         picture: UInt8[np.ndarray, "h w"],
     ) -> dict:
-        numbers = visit.remember(records, self._limits.record_bytes)
+        numbers = session.remember(records, self._limits.record_bytes)
         total = picture.shape[0] * picture.shape[1]
         return {
             "masks": [
@@ -242,7 +246,7 @@ def png_url(picture: UInt8[np.ndarray, "h w"]) -> str:
 
 
 def jpeg_url(picture: UInt8[np.ndarray, "h w 3"]) -> str:
-    """Photo as a data URL."""
+    """Image as a data URL."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "JPEG", quality=88)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
@@ -263,7 +267,7 @@ def _explained(work: Callable[[], T]) -> T:
     try:
         return work()
     except SemSamError as error:
-        raise Refusal(400, _sentence(str(error))) from error
+        raise HTTPError(400, _sentence(str(error))) from error
 
 
 def _sentence(message: str) -> str:

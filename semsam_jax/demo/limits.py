@@ -1,6 +1,6 @@
-"""What one visitor may ask of the server, and the gate that enforces it.
+"""What one visitor may ask of the server, and the middleware that enforces it.
 
-The gate is the outermost layer: it knows every path that the page needs and answers all
+The middleware is the outermost layer: it knows every path that the page needs and answers all
 others itself, so that no other route of the libraries underneath can be reached.
 """
 
@@ -45,24 +45,24 @@ class Limits:
     """Sizes and counts that keep a public server alive.
 
     Attributes:
-        upload_bytes: largest photo file.
-        upload_bytes_together: photo files that are on their way in at one time.
+        upload_bytes: largest image file.
+        upload_bytes_together: image files that are on their way in at one time.
         upload_sec: slowest upload.
         request_bytes: largest body of any other request.
-        pixels: largest photo, width times height.
-        side: longest side of a photo, pixels.
+        pixels: largest image, width times height.
+        side: longest side of an image, pixels.
         aspect: longest side over shortest side.
         requests_per_client: requests of one address that are answered at one time.
         page_requests_per_client: the same for the files of the page and its open connections.
         quick_waiting: clicks that wait for the model, of all visitors.
         quick_per_client: of one address.
-        slow_waiting: whole-photo requests that wait for the model, of all visitors.
+        slow_waiting: whole-image requests that wait for the model, of all visitors.
         slow_per_client: of one address.
-        photos: photos that are remembered, of all visitors.
-        photos_per_client: of one address.
-        photo_idle_sec: a photo nobody asks about is forgotten after this time.
-        record_bytes: masks that are remembered for one photo.
-        feature_bytes: encoded photos that are remembered.
+        images: images that are remembered, of all visitors.
+        images_per_client: of one address.
+        image_idle_sec: an image nobody asks about is forgotten after this time.
+        record_bytes: masks that are remembered for one image.
+        feature_bytes: encoded images that are remembered.
         points: clicks on one object.
         names_length: characters of the list of names.
         names: number of names.
@@ -82,9 +82,9 @@ class Limits:
     quick_per_client: int = 4
     slow_waiting: int = 8
     slow_per_client: int = 2
-    photos: int = 48
-    photos_per_client: int = 12
-    photo_idle_sec: float = 1800.0
+    images: int = 48
+    images_per_client: int = 12
+    image_idle_sec: float = 1800.0
     record_bytes: int = 4 << 20
     feature_bytes: int = 256 << 20
     points: int = 16
@@ -93,13 +93,13 @@ class Limits:
     download_pixels: int = 600_000_000
 
 
-class Refusal(Exception):
+class HTTPError(Exception):
     """A request that is answered with a message instead of a result.
 
     Args:
         status: HTTP status.
         message: for the visitor.
-        is_gone: whether sending the photo again would help.
+        is_gone: whether sending the image again would help.
     """
 
     def __init__(self, status: int, message: str, *, is_gone: bool = False):
@@ -109,11 +109,11 @@ class Refusal(Exception):
         self.is_gone = is_gone
 
 
-class Gate:
+class SecurityMiddleware:
     """ASGI layer: known paths only, few requests at a time, safe headers on every answer.
 
     Args:
-        app: what is behind the gate.
+        app: what is behind the middleware.
         limits: counts.
         is_local: whether only requests to this machine's own names are answered, so that
             another site cannot reach the demo through a visitor's browser.
@@ -136,15 +136,15 @@ class Gate:
         send = _with_headers(send)
         try:
             self._check(scope)
-        except Refusal as refusal:
-            await answer_refusal(send, refusal)
+        except HTTPError as error:
+            await send_error(send, error)
             return
         key = (client_of(scope), is_api(scope))
         top = self._limits.requests_per_client if key[1] else self._limits.page_requests_per_client
         if self._open[key] >= top:
-            await answer_refusal(
+            await send_error(
                 send,
-                Refusal(429, "Too many requests at once from your address. Wait for the others."),
+                HTTPError(429, "Too many requests at once from your address. Wait for the others."),
             )
             return
         self._open[key] += 1
@@ -159,16 +159,16 @@ class Gate:
         path, method = str(scope["path"]), scope["method"]
         known = path in _PAGE or path.startswith(_PAGE_FOLDERS) or is_api(scope)
         if not known or ".." in path or "\\" in path or "\0" in path:
-            raise Refusal(404, "There is nothing here.")
+            raise HTTPError(404, "There is nothing here.")
         if method not in (("POST",) if is_api(scope) else ("GET", "HEAD")):
-            raise Refusal(405, "This request is not supported.")
+            raise HTTPError(405, "This request is not supported.")
         headers = dict(scope["headers"])
         host = headers.get(b"host", b"").decode("latin-1").lower()
         if self._is_local and host.removesuffix(f":{scope['server'][1]}") not in _LOCAL_HOSTS:
-            raise Refusal(403, "This demo answers only on this machine.")
+            raise HTTPError(403, "This demo answers only on this machine.")
         origin = headers.get(b"origin", b"").decode("latin-1").lower()
         if is_api(scope) and origin and origin.partition("://")[2] != host:
-            raise Refusal(403, "This request comes from another site.")
+            raise HTTPError(403, "This request comes from another site.")
 
 
 def is_api(scope: Scope) -> bool:
@@ -182,15 +182,15 @@ def client_of(scope: Scope) -> str:
     return str(client[0]) if client else "unknown"
 
 
-async def answer_refusal(send: Send, refusal: Refusal) -> None:
-    """Sends a refusal as JSON."""
-    body = json.dumps({"error": refusal.message, "is_gone": refusal.is_gone}).encode()
+async def send_error(send: Send, error: HTTPError) -> None:
+    """Sends an error as JSON."""
+    body = json.dumps({"error": error.message, "is_gone": error.is_gone}).encode()
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
         (b"connection", b"close"),
     ]
-    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 

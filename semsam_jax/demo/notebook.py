@@ -26,18 +26,18 @@ _SHOWN_PX = 960
 def load_or_train(checkpoint: str | None = None) -> "LoadedModel":
     """Loads a checkpoint; None takes the last training run, and starts one if there is none.
 
-    That run is the main job on the embedded sample: about ten minutes on two CPU cores.
+    That run is the quickstart on the embedded sample: about ten minutes on two CPU cores.
     """
     from semsam_jax import load_model
 
     if checkpoint is None and checkpoint_io.last_run() is None:
-        print("no trained weights yet: running the main job on the embedded sample", flush=True)
+        print("no trained weights yet: running the quickstart on the embedded sample", flush=True)
         train(["--config=configs/joint.py", "--workdir=runs/first"])
     return load_model(checkpoint or checkpoint_io.LAST_RUN)
 
 
 def train(flags: Sequence[str]) -> None:
-    """Runs the main job with these flags and shows what it prints, line by line.
+    """Runs the quickstart with these flags and shows what it prints, line by line.
 
     Raises:
         SemSamError: the job ended with an error, which is in the lines above.
@@ -52,8 +52,8 @@ def train(flags: Sequence[str]) -> None:
         raise SemSamError(f"train: the job ended with code {job.returncode}; see its last lines.")
 
 
-def sample_photos() -> list[Path]:
-    """Photos of the embedded sample that no training has seen."""
+def sample_images() -> list[Path]:
+    """Images of the embedded sample that no training has seen."""
     import data_pipelines.sample
 
     return sorted((data_pipelines.sample.roots()["coco"] / "val2017").glob("*.jpg"))
@@ -71,7 +71,7 @@ def show(picture: UInt8[np.ndarray, "h w 3"], max_side: int = _SHOWN_PX) -> "Pic
 
 
 def show_levels(
-    photo: UInt8[np.ndarray, "h w 3"],
+    image: UInt8[np.ndarray, "h w 3"],
     answer: "Segments",
     points: Sequence[Sequence[float]] = (),
     boxes: Sequence[Sequence[float]] = (),
@@ -79,10 +79,10 @@ def show_levels(
     """The masks of a click or box side by side, with level, predicted IoU and names.
 
     Args:
-        photo: RGB.
+        image: RGB.
         answer: of `Predictor.predict`.
-        points: x, y and 1 (on the object) or 0 (beside it), photo pixels.
-        boxes: x0, y0, x1, y1, photo pixels.
+        points: x, y and 1 (on the object) or 0 (beside it), image pixels.
+        boxes: x0, y0, x1, y1, image pixels.
     """
     from semsam_jax.inference.visualize import level_strip
 
@@ -91,16 +91,16 @@ def show_levels(
         names = [name.name for name in (answer.objects[i], answer.parts[i]) if name is not None]
         captions.append(f"level {level}  {answer.scores[i]:.2f}  {' / '.join(names)}")
     marks = [(p[0], p[1], bool(p[2])) for p in points]
-    strip = level_strip(photo, list(answer.masks), captions, points=marks, boxes=list(boxes))
+    strip = level_strip(image, list(answer.masks), captions, points=marks, boxes=list(boxes))
     return show(strip, 1600)
 
 
-def show_records(photo: UInt8[np.ndarray, "h w 3"], records: Sequence[dict]) -> "Picture":
-    """All masks over the photo, each with its name if it has one."""
+def show_records(image: UInt8[np.ndarray, "h w 3"], records: Sequence[dict]) -> "Picture":
+    """All masks over the image, each with its name if it has one."""
     from semsam_jax.inference.convert_results import record_mask, record_name
     from semsam_jax.inference.visualize import distinct_colours, overlay_masks, write_labels
 
     masks = [record_mask(record) for record in records]
     colours = distinct_colours(len(masks))
-    picture = overlay_masks(photo, masks, colours)
+    picture = overlay_masks(image, masks, colours)
     return show(write_labels(picture, masks, [record_name(r) or "" for r in records], colours))

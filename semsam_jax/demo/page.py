@@ -41,8 +41,8 @@ def build_page(engine: Engine, num_examples: int) -> gr.Blocks:
         with gr.Row(elem_id="ss-main"):
             with gr.Column(scale=7, min_width=320):
                 stage = gr.HTML(
-                    html_template=_stage(num_examples),
-                    js_on_load=_static("paint.js") + _static("stage.js"),
+                    html_template=_canvas(num_examples),
+                    js_on_load=_static("draw.js") + _static("canvas.js"),
                     apply_default_css=False,
                     elem_id="ss-stage",
                 )
@@ -132,13 +132,13 @@ def _theme() -> gr.Theme:
     )
 
 
-def _stage(num_examples: int) -> str:
+def _canvas(num_examples: int) -> str:
     examples = "".join(
         f'<button type="button" class="ss-example" data-example="{i}" '
-        f'aria-label="example photo {i + 1}"><img src="examples/{i}.jpg" alt=""></button>'
+        f'aria-label="example image {i + 1}"><img src="examples/{i}.jpg" alt=""></button>'
         for i in range(num_examples)
     )
-    return _static("stage.html").replace("<!-- examples -->", examples)
+    return _static("canvas.html").replace("<!-- examples -->", examples)
 
 
 def _static(name: str) -> str:

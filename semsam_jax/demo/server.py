@@ -1,4 +1,4 @@
-"""The web server: routes for photos, masks and downloads, and the page around them.
+"""The web server: routes for images, masks and downloads, and the page around them.
 
 Nothing that a visitor sends is ever written to a file; every route answers JSON, and a
 refused request says why in words for the visitor.
@@ -18,11 +18,11 @@ from fastapi.responses import JSONResponse
 
 from semsam_jax.demo.downloads import make_download
 from semsam_jax.demo.engine import Engine, jpeg_url
-from semsam_jax.demo.intake import read_photo, too_many_bytes
-from semsam_jax.demo.lanes import Lanes
-from semsam_jax.demo.limits import Gate, Limits, Refusal
+from semsam_jax.demo.executors import Executors
+from semsam_jax.demo.limits import HTTPError, Limits, SecurityMiddleware
 from semsam_jax.demo.page import mount_page
-from semsam_jax.demo.photos import Photos, Visit
+from semsam_jax.demo.sessions import ImageSession, SessionStore
+from semsam_jax.demo.uploads import read_upload, too_many_bytes
 from semsam_jax.inference.loading import LoadedModel
 
 EXAMPLES = ("000000000285", "000000000872", "000000002149", "000000000785")
@@ -32,37 +32,37 @@ _log = logging.getLogger(__name__)
 
 def build_app(
     model: LoadedModel, limits: Limits | None = None, *, is_local: bool = True, warm: bool = True
-) -> Gate:
+) -> SecurityMiddleware:
     """Returns the ASGI application of the demo.
 
     Args:
         model: from `load_model`.
         limits: None for the defaults.
-        is_local: answer only requests that name this machine; see `limits.Gate`.
+        is_local: answer only requests that name this machine; see `limits.SecurityMiddleware`.
         warm: compile what clicks need before the first visitor comes.
     """
     limits = limits or Limits()
-    photos = Photos(limits)
-    engine = Engine(model, limits, photos)
-    lanes = Lanes(limits)
-    examples = example_photos()
+    sessions = SessionStore(limits)
+    engine = Engine(model, limits, sessions)
+    executors = Executors(limits)
+    examples = example_images()
     if warm and examples:
-        engine.warm_up(read_photo(examples[0], limits).pixels)
+        engine.warm_up(read_upload(examples[0], limits).pixels)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        sweeper = asyncio.create_task(_sweep(photos))
+        sweeper = asyncio.create_task(_sweep(sessions))
         yield
         sweeper.cancel()
-        lanes.close()
+        executors.close()
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    _add_routes(app, engine, photos, lanes, limits, examples)
-    return Gate(mount_page(app, engine, len(examples)), limits, is_local=is_local)
+    _add_routes(app, engine, sessions, executors, limits, examples)
+    return SecurityMiddleware(mount_page(app, engine, len(examples)), limits, is_local=is_local)
 
 
-def example_photos() -> list[bytes]:
-    """Photos that nobody trained on, for visitors who have none at hand."""
+def example_images() -> list[bytes]:
+    """Images that nobody trained on, for visitors who have none at hand."""
     folder = resources.files("data_pipelines.sample") / "data" / "coco" / "val2017"
     files = [folder / f"{name}.jpg" for name in EXAMPLES]
     return [file.read_bytes() for file in files if file.is_file()]
@@ -71,18 +71,18 @@ def example_photos() -> list[bytes]:
 def _add_routes(
     app: FastAPI,
     engine: Engine,
-    photos: Photos,
-    lanes: Lanes,
+    sessions: SessionStore,
+    executors: Executors,
     limits: Limits,
     examples: list[bytes],
 ) -> None:
     uploads = _Uploads(limits)
 
-    @app.exception_handler(Refusal)
-    async def refuse(request: Request, refusal: Refusal) -> Response:
+    @app.exception_handler(HTTPError)
+    async def refuse(request: Request, error: HTTPError) -> Response:
         del request
-        content = {"error": refusal.message, "is_gone": refusal.is_gone}
-        return JSONResponse(content, refusal.status, {"cache-control": "no-store"})
+        content = {"error": error.message, "is_gone": error.is_gone}
+        return JSONResponse(content, error.status, {"cache-control": "no-store"})
 
     @app.exception_handler(Exception)
     async def fail(request: Request, error: Exception) -> Response:
@@ -93,20 +93,20 @@ def _add_routes(
     @app.get("/examples/{number}.jpg")
     async def example(number: int) -> Response:
         if not 0 <= number < len(examples):
-            raise Refusal(404, "There is no such example.")
+            raise HTTPError(404, "There is no such example.")
         return Response(examples[number], media_type="image/jpeg")
 
-    @app.post("/api/photo")
-    async def photo(request: Request) -> Response:
+    @app.post("/api/image")
+    async def image(request: Request) -> Response:
         content = await uploads.read(request)
         client = _client(request)
 
         def take() -> dict:
-            found = read_photo(content, limits)
-            key = photos.add(found, client)
+            found = read_upload(content, limits)
+            key = sessions.add(found, client)
             height, width = found.pixels.shape[:2]
             return {
-                "photo": key,
+                "image": key,
                 "width": width,
                 "height": height,
                 "original_width": found.original_hw[1],
@@ -114,66 +114,66 @@ def _add_routes(
                 "view": jpeg_url(found.pixels),
             }
 
-        return _json(await lanes.run("photo", client, take))
+        return _json(await executors.run("image", client, take))
 
     @app.post("/api/forget")
     async def forget(request: Request) -> Response:
-        photos.remove(_text(await _body(request, limits), "photo", 64))
+        sessions.remove(_text(await _body(request, limits), "image", 64))
         return _json({})
 
     @app.post("/api/encode")
     async def encode(request: Request) -> Response:
-        visit = photos.get(_text(await _body(request, limits), "photo", 64))
-        return _json(await lanes.run("quick", _client(request), lambda: engine.encode(visit)))
+        session = sessions.get(_text(await _body(request, limits), "image", 64))
+        return _json(await executors.run("quick", _client(request), lambda: engine.encode(session)))
 
     @app.post("/api/click")
     async def click(request: Request) -> Response:
         body = await _body(request, limits)
-        visit = photos.get(_text(body, "photo", 64))
-        points = _points(body, visit, limits)
+        session = sessions.get(_text(body, "image", 64))
+        points = _points(body, session, limits)
         box = _numbers(body.get("box") or [], 4) if body.get("box") else []
         names = await _learn(body, request)
-        answer = await lanes.run(
-            "quick", _client(request), lambda: engine.click(visit, points, box, names)
+        answer = await executors.run(
+            "quick", _client(request), lambda: engine.click(session, points, box, names)
         )
         return _json(answer)
 
     @app.post("/api/everything")
     async def everything(request: Request) -> Response:
         body = await _body(request, limits)
-        visit = photos.get(_text(body, "photo", 64))
+        session = sessions.get(_text(body, "image", 64))
         names = await _learn(body, request)
         level = int(_number(body, "level"))
         if not 0 <= level <= engine.num_levels:
-            raise Refusal(400, f"There is no level {level}.")
+            raise HTTPError(400, f"There is no level {level}.")
         quality, grid = _number(body, "quality"), int(_number(body, "grid"))
-        answer = await lanes.run(
+        answer = await executors.run(
             "slow",
             _client(request),
-            lambda: engine.everything(visit, names, level or None, quality, grid),
+            lambda: engine.everything(session, names, level or None, quality, grid),
         )
         return _json(answer)
 
     @app.post("/api/panoptic")
     async def panoptic(request: Request) -> Response:
         body = await _body(request, limits)
-        visit = photos.get(_text(body, "photo", 64))
+        session = sessions.get(_text(body, "image", 64))
         names = await _learn(body, request)
-        work = lanes.run("slow", _client(request), lambda: engine.panoptic(visit, names))
+        work = executors.run("slow", _client(request), lambda: engine.panoptic(session, names))
         return _json(await work)
 
     @app.post("/api/download")
     async def download(request: Request) -> Response:
         body = await _body(request, limits)
-        visit = photos.get(_text(body, "photo", 64))
+        session = sessions.get(_text(body, "image", 64))
         kind, file_name = _text(body, "kind", 20), _text(body, "file_name", 300)
         masks = body.get("masks")
         if not isinstance(masks, list) or not all(isinstance(n, int) for n in masks):
-            raise Refusal(400, "This request is damaged.")
-        name, media_type, content = await lanes.run(
+            raise HTTPError(400, "This request is damaged.")
+        name, media_type, content = await executors.run(
             "slow",
             _client(request),
-            lambda: make_download(visit, kind, masks[:1000], file_name, limits),
+            lambda: make_download(session, kind, masks[:1000], file_name, limits),
         )
         headers = {"content-disposition": f'attachment; filename="{name}"'}
         headers["cache-control"] = "no-store"
@@ -182,12 +182,12 @@ def _add_routes(
     async def _learn(body: dict, request: Request) -> str:
         names = _text(body, "names", limits.names_length, "names").strip()
         if names:
-            await lanes.run("slow", _client(request), lambda: engine.learn_names(names))
+            await executors.run("slow", _client(request), lambda: engine.embed_labels(names))
         return names
 
 
 class _Uploads:
-    """Reads photo files into memory, a bounded number of bytes at a time."""
+    """Reads image files into memory, a bounded number of bytes at a time."""
 
     def __init__(self, limits: Limits):
         self._limits = limits
@@ -197,17 +197,17 @@ class _Uploads:
         limits = self._limits
         length = request.headers.get("content-length", "")
         if not length.isdigit():
-            raise Refusal(411, "The size of the file is missing.")
+            raise HTTPError(411, "The size of the file is missing.")
         if int(length) > limits.upload_bytes:
-            raise Refusal(413, too_many_bytes(limits))
+            raise HTTPError(413, too_many_bytes(limits))
         if self._bytes + int(length) > limits.upload_bytes_together:
-            raise Refusal(503, "Many photos are on their way right now. Try again in a moment.")
+            raise HTTPError(503, "Many images are on their way right now. Try again in a moment.")
         self._bytes += int(length)
         try:
             async with asyncio.timeout(limits.upload_sec):
                 return await _read(request, int(length))
         except TimeoutError as error:
-            raise Refusal(408, "The upload took too long. Use a smaller copy.") from error
+            raise HTTPError(408, "The upload took too long. Use a smaller copy.") from error
         finally:
             self._bytes -= int(length)
 
@@ -217,7 +217,7 @@ async def _read(request: Request, top: int) -> bytes:
     async for chunk in request.stream():
         content += chunk
         if len(content) > top:
-            raise Refusal(413, "The request is larger than allowed.")
+            raise HTTPError(413, "The request is larger than allowed.")
     return bytes(content)
 
 
@@ -227,18 +227,18 @@ async def _body(request: Request, limits: Limits) -> dict:
     try:
         body = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise Refusal(400, "This request is damaged.") from error
+        raise HTTPError(400, "This request is damaged.") from error
     if not isinstance(body, dict):
-        raise Refusal(400, "This request is damaged.")
+        raise HTTPError(400, "This request is damaged.")
     return body
 
 
 def _text(body: dict, key: str, top: int, what: str = "") -> str:
     value = body.get(key, "")
     if not isinstance(value, str):
-        raise Refusal(400, "This request is damaged.")
+        raise HTTPError(400, "This request is damaged.")
     if len(value) > top:
-        raise Refusal(400, f"The {what or key} may have at most {top} characters.")
+        raise HTTPError(400, f"The {what or key} may have at most {top} characters.")
     return value
 
 
@@ -249,7 +249,7 @@ def _number(body: dict, key: str) -> float:
 def _numbers(values: object, count: int) -> list[float]:
     is_list = isinstance(values, list) and len(values) == count
     if not is_list or not all(_is_number(value) for value in values):
-        raise Refusal(400, "This request is damaged.")
+        raise HTTPError(400, "This request is damaged.")
     return [float(value) for value in values]
 
 
@@ -257,12 +257,12 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and abs(value) < 1e9 and math.isfinite(value)
 
 
-def _points(body: dict, visit: Visit, limits: Limits) -> list[list[float]]:
+def _points(body: dict, session: ImageSession, limits: Limits) -> list[list[float]]:
     points = body.get("points") or []
     if not isinstance(points, list):
-        raise Refusal(400, "This request is damaged.")
+        raise HTTPError(400, "This request is damaged.")
     if len(points) > limits.points:
-        raise Refusal(400, f"At most {limits.points} clicks on one object.")
+        raise HTTPError(400, f"At most {limits.points} clicks on one object.")
     return [_numbers(point, 3) for point in points]
 
 
@@ -274,15 +274,15 @@ def _json(content: dict) -> Response:
     return JSONResponse(content, headers={"cache-control": "no-store"})
 
 
-async def _sweep(photos: Photos) -> None:
-    """Forgets idle photos and gives their memory back to the system."""
+async def _sweep(sessions: SessionStore) -> None:
+    """Forgets idle images and gives their memory back to the system."""
     while True:
         await asyncio.sleep(_SWEEP_SEC)
-        photos.forget_idle()
+        sessions.forget_idle()
         give_memory_back()
 
 
 def give_memory_back() -> None:
-    """Asks the C library for the pages that freed photos left behind; elsewhere nothing."""
+    """Asks the C library for the pages that freed images left behind; elsewhere nothing."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from skimage import segmentation
 
-from semsam_jax.evals.driver import Driver, OneByOne
+from semsam_jax.evals.eval_loop import EvalLoop, SingleImageScorer
 from semsam_jax.evals.one_click import (
     ClickTable,
     OneClickEvaluator,
@@ -42,12 +42,12 @@ Answer = Callable[[np.ndarray, tuple[int, int]], Sequence[np.ndarray]]
 def evaluate_baseline(
     kind: Literal["blob", "superpixels"],
     samples: Iterable[EvalSample],
-    driver: Driver | None = None,
+    eval_loop: EvalLoop | None = None,
 ) -> OneClickResult:
     """Scores a baseline with the 1-click protocol (same clicks, crowd left out)."""
-    scorer = OneByOne(functools.partial(score_baseline, kind))
-    driver = driver or Driver()
-    return driver.run(f"baseline_{kind}", OneClickEvaluator(), samples, scorer).result()
+    scorer = SingleImageScorer(functools.partial(score_baseline, kind))
+    eval_loop = eval_loop or EvalLoop()
+    return eval_loop.run(f"baseline_{kind}", OneClickEvaluator(), samples, scorer).result()
 
 
 def score_baseline(
@@ -82,7 +82,7 @@ def score_baseline(
         pred_iou=quality,
         pred_area=np.asarray(areas),
         area=truth_area / np.prod(sample.frame_hw),
-        area_px=sample.photo_area(truth_area),
+        area_px=sample.image_area(truth_area),
     )
     return table, skipped
 
@@ -107,7 +107,7 @@ def blob_masks(size_hw: tuple[int, int], click_xy: tuple[int, int]) -> np.ndarra
 
 
 def superpixel_levels(image: np.ndarray) -> np.ndarray:
-    """Nested segmentations of a photo, coarse to fine.
+    """Nested segmentations of an image, coarse to fine.
 
     Args:
         image: uint8 [h, w, 3].

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 from flax import linen as nn
 
-from semsam_jax.evals.driver import Driver
+from semsam_jax.evals.eval_loop import EvalLoop
 from semsam_jax.evals.one_click import (
     OneClickEvaluator,
     OneClickResult,
@@ -20,7 +20,7 @@ from semsam_jax.evals.one_click import (
     scored_masks,
     tabulate,
 )
-from semsam_jax.evals.prompt_runner import PromptRunner, Work
+from semsam_jax.evals.prompt_runner import PromptRunner, PromptWork
 from semsam_jax.evals.samples import EvalSample
 
 
@@ -46,18 +46,18 @@ def evaluate_box_prompt(
     *,
     prompts_per_call: int = 16,
     protocol: BoxProtocol | None = None,
-    driver: Driver | None = None,
+    eval_loop: EvalLoop | None = None,
     name: str = "box",
 ) -> OneClickResult:
     """Prompts every instance with its tight box; arguments as `evaluate_one_click`."""
     protocol = protocol or BoxProtocol()
-    driver = driver or Driver()
-    runner = PromptRunner.on(driver, model, params, prompts_per_call, protocol.isolate)
+    eval_loop = eval_loop or EvalLoop()
+    runner = PromptRunner.on(eval_loop, model, params, prompts_per_call, protocol.isolate)
     scorer = runner.scorer(functools.partial(box_all, protocol=protocol))
-    return driver.run(name, OneClickEvaluator(), samples, scorer).result()
+    return eval_loop.run(name, OneClickEvaluator(), samples, scorer).result()
 
 
-def box_all(sample: EvalSample, protocol: BoxProtocol) -> Work:
+def box_all(sample: EvalSample, protocol: BoxProtocol) -> PromptWork:
     """Gives the rows of one image and the number of its masks that were not scored."""
     rows, masks = scored_masks(sample, protocol.skip_crowd)
     boxes = np.asarray([tight_box(mask) for mask in masks], np.float64).reshape(-1, 4)

@@ -10,10 +10,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "calibrate",
         help="the order of a checkpoint's levels, measured",
-        description="Clicks every mask of the given photos, orders the tokens by the mean area "
+        description="Clicks every mask of the given images, orders the tokens by the mean area "
         "of their masks, level 1 the coarsest, writes the order into the checkpoint's meta, and "
         "reports how well the levels are ordered (Kendall's tau) and which sizes of masks each "
-        "level is best at. Training does the same with its held-back photos.",
+        "level is best at. Training does the same with its held-out images.",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="report only, leave the checkpoint as it is"

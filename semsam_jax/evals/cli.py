@@ -50,9 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--protocol",
         choices=PROTOCOLS,
-        help="own: the square canvas of training; released_v1: short side 800, long side at most "
-        "1333, scores at that size; original_size: scores of prompts in the stored photo's "
-        "pixels (default: released_v1 for released weights, else own)",
+        help="square: the square canvas of training; released_v1: short side 800, long side at "
+        "most 1333, scores at that size; original_size: scores of prompts in the stored image's "
+        "pixels (default: released_v1 for released weights, else square)",
     )
     data = parser.add_argument_group("data")
     add = data.add_argument
@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--data.dataset", dest="dataset", default=_DEFAULT.dataset, metavar="NAME", help="(coco)")
     add("--data.split", dest="split", default=_DEFAULT.split, metavar="NAME", help="(val)")
-    add("--data.limit", dest="limit", type=int, metavar="N", help="photos (default: all)")
+    add("--data.limit", dest="limit", type=int, metavar="N", help="images (default: all)")
     add(
         "--data.view",
         dest="view",
@@ -92,13 +92,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data.canvas",
         dest="canvas",
         choices=CANVASES,
-        help="tight pads each photo to multiples of 32 only (default: square; tight for "
+        help="tight pads each image to multiples of 32 only (default: square; tight for "
         "released_v1)",
     )
     model = parser.add_argument_group("model")
     for flag, default, help_text in (
-        ("--prompts-per-call", _DEFAULT.prompts_per_call, "prompts of a photo decoded together"),
-        ("--photos-per-device", _DEFAULT.photos_per_device, "photos a device works on at a time"),
+        ("--prompts-per-call", _DEFAULT.prompts_per_call, "prompts of an image decoded together"),
+        ("--images-per-device", _DEFAULT.images_per_device, "images a device works on at a time"),
         ("--points-per-side", _DEFAULT.points_per_side, "grid of proposals"),
     ):
         model.add_argument(

@@ -8,10 +8,10 @@ import numpy as np
 
 from data_pipelines import decode
 from data_pipelines import sample as embedded
-from data_pipelines.index.scan import BROKEN, IndexReport, Tally, entries, is_too_broken
+from data_pipelines.index.scan import BROKEN, IndexReport, ScanTally, entries, is_too_broken
 from data_pipelines.schema import DATASETS, RawExample
 from data_pipelines.sources import Source, open_source
-from data_pipelines.sources.alone import own_classes
+from data_pipelines.sources.single_dataset import custom_classes
 from data_pipelines.sources.subset import Subset
 from data_pipelines.transforms import geometry
 from data_pipelines.transforms.evaluation import evaluation_rows
@@ -24,33 +24,33 @@ from semsam_jax.evals.samples import EvalSample
 
 
 @dataclasses.dataclass(frozen=True)
-class Frame:
-    """How photos are brought to the canvas, and where prompts are scored.
+class EvalFrame:
+    """How images are brought to the canvas, and where prompts are scored.
 
     Attributes:
         image_size: side of the square canvas; the long side is resized to it.
         short_side: resize the short side to this instead, as far as the long side fits.
         long_side: the long side is at most this (default: the canvas).
-        is_tight: cut the canvas to multiples of 32 around the photo (the published
+        is_tight: cut the canvas to multiples of 32 around the image (the published
             protocol; one program is compiled per canvas size).
-        in_photo_frame: prompts are scored in the stored photo's pixels, not the canvas's.
+        in_image_frame: prompts are scored in the stored image's pixels, not the canvas's.
     """
 
     image_size: int
     short_side: int | None = None
     long_side: int | None = None
     is_tight: bool = False
-    in_photo_frame: bool = False
+    in_image_frame: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
-class PhotoSet:
-    """Photos of a dataset, read on demand (`driver.Samples`).
+class ImageSet:
+    """Images of a dataset, read on demand (`eval_loop.SampleSource`).
 
     Attributes:
         source: the reader.
-        count: number of photos.
-        make: reads the photos at some positions.
+        count: number of images.
+        make: reads the images at some positions.
     """
 
     source: Source
@@ -58,19 +58,19 @@ class PhotoSet:
     make: Callable[[Sequence[int]], Iterator[EvalSample]]
 
     def __len__(self) -> int:
-        """Number of photos."""
+        """Number of images."""
         return self.count
 
     def __iter__(self) -> Iterator[EvalSample]:
-        """Reads all photos."""
+        """Reads all images."""
         return self.read(range(self.count))
 
     def read(self, positions: Sequence[int]) -> Iterator[EvalSample]:
-        """Reads some photos in the given order."""
+        """Reads some images in the given order."""
         return self.make(positions)
 
     def named(self, image_ids: Collection[str]) -> Iterator[EvalSample]:
-        """Reads the photos with some ids."""
+        """Reads the images with some ids."""
         wanted = set(image_ids)
         return self.read([at for at in range(self.count) if self.source[at].example_id in wanted])
 
@@ -81,14 +81,14 @@ class EvalDataset:
 
     Attributes:
         source: the reader.
-        frame: how photos are brought to the canvas.
-        limit: number of photos, None for all.
+        frame: how images are brought to the canvas.
+        limit: number of images, None for all.
         is_sample: whether it is the embedded sample and not the dataset itself.
         notes: what is not used of it, a sentence each; `surveyed` finds out.
     """
 
     source: Source
-    frame: Frame
+    frame: EvalFrame
     limit: int | None
     is_sample: bool
     notes: tuple[str, ...] = ()
@@ -96,7 +96,7 @@ class EvalDataset:
     def surveyed(self, max_broken_share: float = 0.01) -> tuple["EvalDataset", IndexReport]:
         """The same without the records that are broken, and what is not used of the others.
 
-        Reads the annotations of every photo once.
+        Reads the annotations of every image once.
 
         Args:
             max_broken_share: broken records allowed, as a share of all; one always is.
@@ -105,9 +105,9 @@ class EvalDataset:
             DataError: too many are broken, or there is none.
         """
         if not self._count():
-            raise DataError(f"{self.name} {self.source.split}: there are no photos to score.")
+            raise DataError(f"{self.name} {self.source.split}: there are no images to score.")
         chosen = Subset(self.source, range(self._count()))
-        tally, kept = Tally(), []
+        tally, kept = ScanTally(), []
         for position, found in enumerate(entries(chosen)):
             tally.add(position, found)
             if found.reason not in BROKEN:
@@ -123,23 +123,23 @@ class EvalDataset:
         """Name of the dataset."""
         return self.source.dataset
 
-    def samples(self, view: str = "any") -> PhotoSet:
-        """Photos with masks for prompts, in the frame that is scored; `view` any, object, part."""
-        if self.frame.in_photo_frame:
-            return self.photo_samples(view)
+    def samples(self, view: str = "any") -> ImageSet:
+        """Images with masks for prompts, in the frame that is scored; `view` any, object, part."""
+        if self.frame.in_image_frame:
+            return self.image_samples(view)
         return self.canvas_samples(view)
 
-    def canvas_samples(self, view: str = "any") -> PhotoSet:
-        """Photos with masks on the canvas."""
-        return PhotoSet(self.source, self._count(), lambda at: self._read_on_canvas(at, view))
+    def canvas_samples(self, view: str = "any") -> ImageSet:
+        """Images with masks on the canvas."""
+        return ImageSet(self.source, self._count(), lambda at: self._read_on_canvas(at, view))
 
-    def photo_samples(self, view: str = "any") -> PhotoSet:
-        """Photos with masks in the stored photo's own pixels."""
+    def image_samples(self, view: str = "any") -> ImageSet:
+        """Images with masks in the stored image's own pixels."""
 
         def read(positions: Sequence[int]) -> Iterator[EvalSample]:
-            return (self._in_photo_frame(self.source[at], view) for at in positions)
+            return (self._in_image_frame(self.source[at], view) for at in positions)
 
-        return PhotoSet(self.source, self._count(), read)
+        return ImageSet(self.source, self._count(), read)
 
     def class_list(self) -> tuple[ClassList, list[str], list[str]]:
         """Classes of the dataset with the names of objects and of parts.
@@ -206,10 +206,10 @@ class EvalDataset:
                     [row["object_id"][has_mask], row["ignore_object_id"][crowds]]
                 ),
                 part_ids=np.concatenate([row["part_id"][has_mask], row["ignore_part_id"][crowds]]),
-                scale=max(size_hw) / max(row["photo_hw"]),
+                scale=max(size_hw) / max(row["image_hw"]),
             )
 
-    def _in_photo_frame(self, example: RawExample, view: str) -> EvalSample:
+    def _in_image_frame(self, example: RawExample, view: str) -> EvalSample:
         frame = self.frame
         placement = geometry.fit_placement(
             example.height, example.width, frame.image_size, frame.short_side, frame.long_side
@@ -262,7 +262,7 @@ def _first_free(numbers: np.ndarray) -> int:
 
 
 def open_dataset(
-    name: str, root: str | None, split: str, frame: Frame, limit: int | None
+    name: str, root: str | None, split: str, frame: EvalFrame, limit: int | None
 ) -> EvalDataset:
     """Opens ROOT/NAME, or the embedded sample where no root is given.
 
@@ -292,4 +292,4 @@ def _vocabulary(name: str, folder: Path, split: str) -> Vocabulary:
     """Names of the dataset; a user's own set lists them in its annotation file."""
     if name in DATASETS:
         return build_vocabulary([name])
-    return build_vocabulary([], extra={name: own_classes(name, folder, split)})
+    return build_vocabulary([], extra={name: custom_classes(name, folder, split)})

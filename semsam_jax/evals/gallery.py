@@ -1,4 +1,4 @@
-"""Gallery of the best, median and worst clicks: photo, truth, chosen and oracle mask."""
+"""Gallery of the best, median and worst clicks: image, truth, chosen and oracle mask."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 
 from semsam_jax.evals.clicks import click_boxes
 from semsam_jax.evals.one_click import ClickProtocol, ClickTable
-from semsam_jax.evals.prompt_runner import Ask, PromptRunner
+from semsam_jax.evals.prompt_runner import PromptQuery, PromptRunner
 from semsam_jax.evals.samples import EvalSample
 
 _TILE = 240
@@ -71,23 +71,23 @@ def _draw_row(
     click = table.click_xy[row]
     boxes = click_boxes(click[None], sample.image.shape[:2], protocol.click_box_px)
     types = np.full(1, protocol.point_type)
-    answer = runner.ask(sample, Ask(boxes, types))
+    answer = runner.query(sample, PromptQuery(boxes, types))
     chosen, best = int(table.chosen[row]), int(table.iou[row].argmax())
     index = int(np.flatnonzero(sample.ids() == table.instance_id[row])[0])
     h, w = sample.size_hw
-    photo = sample.image[:h, :w]
+    image = sample.image[:h, :w]
     tiles = [
-        _tile(photo, None, None, click, f"{group}: {sample.image_id}"),
-        _tile(photo, sample.truth_mask(index), "truth", click, f"truth {table.instance_id[row]}"),
+        _tile(image, None, None, click, f"{group}: {sample.image_id}"),
+        _tile(image, sample.truth_mask(index), "truth", click, f"truth {table.instance_id[row]}"),
         _tile(
-            photo,
+            image,
             answer.masks[0, chosen],
             "chosen",
             click,
             f"chosen, token {chosen}: IoU {table.iou[row, chosen]:.2f}",
         ),
         _tile(
-            photo,
+            image,
             answer.masks[0, best],
             "oracle",
             click,
@@ -98,17 +98,17 @@ def _draw_row(
 
 
 def _tile(
-    photo: np.ndarray,
+    image: np.ndarray,
     mask: np.ndarray | None,
     kind: str | None,
     click: np.ndarray,
     caption: str,
 ) -> np.ndarray:
     """One picture with its caption, on white."""
-    h, w = photo.shape[:2]
+    h, w = image.shape[:2]
     scale = _TILE / max(h, w)
     size = (max(1, round(w * scale)), max(1, round(h * scale)))
-    small = cv2.resize(photo, size, interpolation=cv2.INTER_AREA)
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     if mask is not None:
         shape = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
         inside = shape.astype(bool)

@@ -15,7 +15,7 @@ from flax import linen as nn
 
 from semsam_jax.core.structs import TextTable
 from semsam_jax.evals import federated
-from semsam_jax.evals.driver import Driver
+from semsam_jax.evals.eval_loop import EvalLoop
 from semsam_jax.evals.evaluator import Evaluator
 from semsam_jax.evals.generic_runner import GenericAnswer, GenericProtocol, GenericRunner
 from semsam_jax.evals.instance_ap import InstanceEvaluator, InstanceResult, InstanceSet
@@ -216,12 +216,12 @@ class GenericEvaluator(Evaluator):
         return PanopticSegments(found.segment_map, {s.id: s.category for s in found.segments})
 
     def _object_classes(self, sample: EvalSample) -> federated.Annotated | None:
-        """Which objects a photo was annotated for, as local classes."""
+        """Which objects an image was annotated for, as local classes."""
         index = {(union, -1): local for union, local in self._object_index.items()}
         return federated.annotated(sample, index)
 
     def _pair_classes(self, sample: EvalSample) -> federated.Annotated | None:
-        """Which pairs a photo was annotated for, as local classes."""
+        """Which pairs an image was annotated for, as local classes."""
         pairs, objects = self._classes.pairs, self._classes.object_ids
         unions = zip(objects[pairs.objects], self._classes.part_ids[pairs.parts], strict=True)
         return federated.annotated(sample, {(int(o), int(p)): i for i, (o, p) in enumerate(unions)})
@@ -267,7 +267,7 @@ def evaluate_generic(
     *,
     tasks: Sequence[str] = ("panoptic", "semantic", "instance"),
     protocol: GenericProtocol | None = None,
-    driver: Driver | None = None,
+    eval_loop: EvalLoop | None = None,
     name: str = "generic",
 ) -> GenericResult:
     """Runs the generic branch over all images and scores it.
@@ -280,10 +280,12 @@ def evaluate_generic(
         classes: what the dataset annotates.
         tasks: some of `TASKS`.
         protocol: thresholds.
-        driver: devices, progress and records; one device and no records by default.
-        name: of the driver's records.
+        eval_loop: devices, progress and records; one device and no records by default.
+        name: of the eval_loop's records.
     """
-    driver = driver or Driver()
-    runner = GenericRunner(model, params, text, protocol, driver.devices, driver.photos_per_device)
+    eval_loop = eval_loop or EvalLoop()
+    runner = GenericRunner(
+        model, params, text, protocol, eval_loop.devices, eval_loop.images_per_device
+    )
     evaluator = GenericEvaluator(classes, tasks, protocol)
-    return driver.run(name, evaluator, samples, runner).result()
+    return eval_loop.run(name, evaluator, samples, runner).result()

@@ -1,9 +1,9 @@
-"""Maps of one photo from its queries, drawn on the device: classes, winners, masks.
+"""Maps of one image from its queries, drawn on the device: classes, winners, masks.
 
 The masks of all queries at full size take hundreds of megabytes and are needed only to be
-reduced, so the photo is drawn in strips of rows and what comes back is small: the best class
+reduced, so the image is drawn in strips of rows and what comes back is small: the best class
 and the winning query of each pixel, and the masks as bits. The arithmetic is that of
-`ops.panoptic`, which serves single photos on the host.
+`ops.panoptic`, which serves single images on the host.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ _STRIP_ROWS = 32
 
 
 @dataclasses.dataclass(frozen=True)
-class PhotoMaps:
-    """What the queries of a photo draw, in the frame of the ground truth.
+class ImageMaps:
+    """What the queries of an image draw, in the frame of the ground truth.
 
     Attributes:
         semantic: int32 [h, w] class with the highest score.
@@ -50,11 +50,11 @@ def draw_maps(
     valid_hw: tuple[int, int],
     size_hw: tuple[int, int],
     frame_hw: tuple[int, int],
-) -> PhotoMaps:
-    """Draws one photo on the device that holds it.
+) -> ImageMaps:
+    """Draws one image on the device that holds it.
 
     Mask logits are resized bilinearly to the canvas, the padding is cropped off, and the
-    rest is resized bilinearly to the photo (SPEC section xiii).
+    rest is resized bilinearly to the image (SPEC section xiii).
 
     Args:
         mask_embed: with `features`, what mask logits are made of.
@@ -79,7 +79,7 @@ def draw_maps(
     )
     semantic, winner, bits, quality = jax.device_get(drawn)
     h, w = size_hw
-    return PhotoMaps(semantic[:h, :w], winner[:h, :w], bits[:, :h, : -(-w // 8)], quality)
+    return ImageMaps(semantic[:h, :w], winner[:h, :w], bits[:, :h, : -(-w // 8)], quality)
 
 
 def _taps(canvas: int, valid: int, size: int, frame: int) -> tuple[np.ndarray, np.ndarray]:

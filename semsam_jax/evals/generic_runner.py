@@ -1,4 +1,4 @@
-"""Device half of the generic evaluations: a forward per group of photos, then their maps."""
+"""Device half of the generic evaluations: a forward per group of images, then their maps."""
 
 import dataclasses
 import functools
@@ -10,7 +10,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from semsam_jax.core.structs import Predictions, Pyramid, TextTable
-from semsam_jax.evals.generic_maps import PhotoMaps, draw_maps
+from semsam_jax.evals.generic_maps import ImageMaps, draw_maps
 from semsam_jax.evals.prompt_runner import frame_key
 from semsam_jax.evals.samples import EvalSample
 from semsam_jax.ops import panoptic as maps
@@ -49,7 +49,7 @@ class GenericAnswer:
     part_logits: np.ndarray
     owner_logits: np.ndarray
     boxes_xywh: np.ndarray
-    maps: PhotoMaps
+    maps: ImageMaps
 
     @property
     def size_hw(self) -> tuple[int, int]:
@@ -58,7 +58,7 @@ class GenericAnswer:
 
 
 class GenericRunner:
-    """Runs the generic branch with a fixed list of names, a group of photos at a time.
+    """Runs the generic branch with a fixed list of names, a group of images at a time.
 
     Args:
         model: `SemanticSAM` with a generic branch.
@@ -66,7 +66,7 @@ class GenericRunner:
         text: unit embeddings of the names.
         protocol: thresholds; the published ones by default.
         devices: of this process; its first one by default.
-        photos_per_device: photos that a device works on at a time.
+        images_per_device: images that a device works on at a time.
     """
 
     def __init__(
@@ -76,17 +76,17 @@ class GenericRunner:
         text: TextTable,
         protocol: GenericProtocol | None = None,
         devices: Sequence[jax.Device] | None = None,
-        photos_per_device: int = 1,
+        images_per_device: int = 1,
     ):
         devices = jax.local_devices()[:1] if devices is None else list(devices)
         mesh = build_mesh(devices=devices)
         self._model, self._rows = model, batch_sharding(mesh)
         self._protocol = protocol or GenericProtocol()
         self._params, self._text = jax.device_put((params, text), replicated(mesh))
-        self.batch_size = len(devices) * photos_per_device
+        self.batch_size = len(devices) * images_per_device
 
     def key(self, sample: EvalSample) -> tuple[int, int]:
-        """Photos of one canvas share a program."""
+        """Images of one canvas share a program."""
         return tuple(sample.image.shape[:2])
 
     def prepare(self, sample: EvalSample) -> EvalSample:
@@ -94,11 +94,11 @@ class GenericRunner:
         return sample
 
     def score(self, prepared: list[EvalSample]) -> list[tuple]:
-        """Photos with their answers, as `generic.GenericEvaluator.process` takes them."""
+        """Images with their answers, as `generic.GenericEvaluator.process` takes them."""
         return list(zip(prepared, self.answer(prepared), strict=True))
 
     def answer(self, samples: list[EvalSample]) -> list[GenericAnswer]:
-        """One forward of at most `batch_size` photos of one canvas, then the maps of each on
+        """One forward of at most `batch_size` images of one canvas, then the maps of each on
         the device that holds it.
         """
         height, width = samples[0].image.shape[:2]
@@ -110,7 +110,7 @@ class GenericRunner:
         last, features = _forward(self._model, self._params, image, size_hw, self._text)
         # The compiler may choose to leave an output whole on every device.
         on_rows = jax.device_put((last.mask_embed, features), self._rows)
-        embeds, features = (_by_photo(array) for array in on_rows)
+        embeds, features = (_by_image(array) for array in on_rows)
         owners = last.object_logits if last.owner_logits is None else last.owner_logits
         objects, parts, owners, boxes = (
             np.asarray(x, np.float32)
@@ -129,7 +129,7 @@ class GenericRunner:
 
     def _maps(
         self, embed: Array, features: Array, logits: np.ndarray, sample: EvalSample
-    ) -> PhotoMaps:
+    ) -> ImageMaps:
         sharp = maps.sharpened_probabilities(logits, self._protocol.temperature)
         kept = maps.confident_queries(logits, self._protocol.score_threshold)
         weights = np.full(len(logits), -1.0, np.float32)
@@ -139,7 +139,7 @@ class GenericRunner:
         return draw_maps(embed, features, sharp, weights, valid_hw, size_hw, frame or canvas)
 
 
-def _by_photo(array: Array) -> list[Array]:
+def _by_image(array: Array) -> list[Array]:
     """Rows of an array that is split over devices, each on its own device."""
     shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
     return [shard.data[row] for shard in shards for row in range(shard.data.shape[0])]

@@ -22,10 +22,10 @@ from flax import linen as nn
 from scipy.optimize import linear_sum_assignment
 
 from semsam_jax.evals.clicks import CLICK_BOX_PX, centre_click, click_boxes, distance_inside
-from semsam_jax.evals.driver import Driver
+from semsam_jax.evals.eval_loop import EvalLoop
 from semsam_jax.evals.evaluator import Evaluator, exact_mean
 from semsam_jax.evals.one_click import scored_masks
-from semsam_jax.evals.prompt_runner import Ask, PromptRunner, Work
+from semsam_jax.evals.prompt_runner import PromptQuery, PromptRunner, PromptWork
 from semsam_jax.evals.samples import EvalSample
 
 
@@ -130,18 +130,18 @@ def evaluate_granularity(
     *,
     prompts_per_call: int = 16,
     protocol: GranularityProtocol | None = None,
-    driver: Driver | None = None,
+    eval_loop: EvalLoop | None = None,
     name: str = "granularity",
 ) -> GranularityResult:
     """Clicks the centre of every mask once; equal clicks of an image count once."""
     protocol = protocol or GranularityProtocol()
-    driver = driver or Driver()
-    runner = PromptRunner.on(driver, model, params, prompts_per_call, protocol.isolate)
+    eval_loop = eval_loop or EvalLoop()
+    runner = PromptRunner.on(eval_loop, model, params, prompts_per_call, protocol.isolate)
     scorer = runner.scorer(functools.partial(click_ious, protocol=protocol))
-    return driver.run(name, GranularityEvaluator(), samples, scorer).result()
+    return eval_loop.run(name, GranularityEvaluator(), samples, scorer).result()
 
 
-def click_ious(sample: EvalSample, protocol: GranularityProtocol) -> Work:
+def click_ious(sample: EvalSample, protocol: GranularityProtocol) -> PromptWork:
     """Gives IoU [outputs, targets] of every distinct click of one image."""
     _, masks = scored_masks(sample, protocol.skip_crowd)
     groups: dict[tuple, list[np.ndarray]] = {}
@@ -154,7 +154,7 @@ def click_ious(sample: EvalSample, protocol: GranularityProtocol) -> Work:
     clicks_xy = sample.on_canvas([click for clicks in groups for click in clicks])
     owner = np.repeat(np.arange(len(groups)), [len(clicks) for clicks in groups])
     targets = list(groups.values())
-    scores = yield Ask(
+    scores = yield PromptQuery(
         click_boxes(clicks_xy, sample.image.shape[:2], protocol.click_box_px),
         np.full(len(clicks_xy), protocol.point_type),
         [targets[group] for group in owner],

@@ -25,10 +25,10 @@ import numpy as np
 from flax import linen as nn
 
 from semsam_jax.evals.clicks import CLICK_BOX_PX, centre_click, click_boxes, next_click
-from semsam_jax.evals.driver import Driver
+from semsam_jax.evals.eval_loop import EvalLoop
 from semsam_jax.evals.evaluator import Evaluator, exact_mean
 from semsam_jax.evals.one_click import scored_masks
-from semsam_jax.evals.prompt_runner import Ask, PromptRunner, Work
+from semsam_jax.evals.prompt_runner import PromptQuery, PromptRunner, PromptWork
 from semsam_jax.evals.samples import EvalSample
 
 THRESHOLDS = (0.80, 0.85, 0.90)
@@ -126,19 +126,19 @@ def evaluate_interactive(
     *,
     prompts_per_call: int = 16,
     protocol: InteractiveProtocol | None = None,
-    driver: Driver | None = None,
+    eval_loop: EvalLoop | None = None,
     name: str = "interactive",
 ) -> InteractiveResult:
     """Clicks every instance until its mask is good; arguments as `evaluate_one_click`."""
     protocol = protocol or InteractiveProtocol()
-    driver = driver or Driver()
-    runner = PromptRunner.on(driver, model, params, prompts_per_call, protocol.isolate)
+    eval_loop = eval_loop or EvalLoop()
+    runner = PromptRunner.on(eval_loop, model, params, prompts_per_call, protocol.isolate)
     scorer = runner.scorer(functools.partial(click_curves, protocol=protocol))
     evaluator = InteractiveEvaluator(protocol)
-    return driver.run(name, evaluator, samples, scorer).result()
+    return eval_loop.run(name, evaluator, samples, scorer).result()
 
 
-def click_curves(sample: EvalSample, protocol: InteractiveProtocol) -> Work:
+def click_curves(sample: EvalSample, protocol: InteractiveProtocol) -> PromptWork:
     """Gives the IoU after each click, for every scored instance of one image."""
     _, truths = scored_masks(sample, protocol.skip_crowd)
     curves: list[list[float]] = [[] for _ in truths]
@@ -150,7 +150,7 @@ def click_curves(sample: EvalSample, protocol: InteractiveProtocol) -> Work:
             break
         xy = sample.on_canvas([clicks[i][:2] for i in active])
         boxes = click_boxes(xy, sample.image.shape[:2], protocol.click_box_px)
-        answers = yield Ask(boxes, np.full(len(active), protocol.point_type))
+        answers = yield PromptQuery(boxes, np.full(len(active), protocol.point_type))
         for row, i in enumerate(active):
             is_positive = clicks.pop(i)[2]
             masks = answers.masks[row]

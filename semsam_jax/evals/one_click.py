@@ -4,9 +4,9 @@
     Max    = mean over instances of IoU of the token with the highest predicted quality
     Oracle = mean over instances of the best IoU of all tokens
 
-Two frames can be scored. `released_v1`, the published one: photo and masks resized to the
-canvas, clicks and IoU there. `original_size`: masks in the stored photo's pixels; clicks are
-found there and moved to the canvas, and mask logits are resized bilinearly to the photo.
+Two frames can be scored. `released_v1`, the published one: image and masks resized to the
+canvas, clicks and IoU there. `original_size`: masks in the stored image's pixels; clicks are
+found there and moved to the canvas, and mask logits are resized bilinearly to the image.
 The frame is the samples' (`EvalSample.truth_hw`).
 
 Source: SPEC section (x); arXiv 2307.04767, table 4 and section 4.2; SAM arXiv 2304.02643.
@@ -20,9 +20,9 @@ import numpy as np
 from flax import linen as nn
 
 from semsam_jax.evals.clicks import CLICK_BOX_PX, centre_click, click_boxes
-from semsam_jax.evals.driver import Driver
+from semsam_jax.evals.eval_loop import EvalLoop
 from semsam_jax.evals.evaluator import Evaluator, exact_mean
-from semsam_jax.evals.prompt_runner import Ask, PromptRunner, Work
+from semsam_jax.evals.prompt_runner import PromptQuery, PromptRunner, PromptWork
 from semsam_jax.evals.samples import SIZE_NAMES, EvalSample, size_class
 
 _TEXT_COLUMNS = ("image_id", "dataset")
@@ -58,7 +58,7 @@ class ClickTable:
         pred_iou: float32 [N, k] quality predicted by the model.
         pred_area: float64 [N, k] area of each token's mask, fraction of the valid image.
         area: float64 [N] area of the instance, fraction of the valid image.
-        area_px: float64 [N] area of the instance in pixels of the original photo.
+        area_px: float64 [N] area of the instance in pixels of the original image.
     """
 
     image_id: np.ndarray
@@ -141,7 +141,7 @@ class OneClickResult:
 
 
 class OneClickEvaluator(Evaluator):
-    """Collects `ClickTable` rows image by image; see `evaluate_one_click` for the driver."""
+    """Collects `ClickTable` rows image by image; see `evaluate_one_click` for the eval_loop."""
 
     def __init__(self) -> None:
         self.reset()
@@ -200,7 +200,7 @@ def evaluate_one_click(
     *,
     prompts_per_call: int = 16,
     protocol: ClickProtocol | None = None,
-    driver: Driver | None = None,
+    eval_loop: EvalLoop | None = None,
     name: str = "one_click",
 ) -> OneClickResult:
     """Runs the 1-click protocol.
@@ -211,17 +211,17 @@ def evaluate_one_click(
         samples: images with masks; equal canvas sizes share one compiled program.
         prompts_per_call: clicks per decoder call (padded; no influence on the result).
         protocol: how clicks are made; the published protocol by default.
-        driver: devices, progress and records; one device and no records by default.
-        name: of the driver's records.
+        eval_loop: devices, progress and records; one device and no records by default.
+        name: of the eval_loop's records.
     """
     protocol = protocol or ClickProtocol()
-    driver = driver or Driver()
-    runner = PromptRunner.on(driver, model, params, prompts_per_call, protocol.isolate)
+    eval_loop = eval_loop or EvalLoop()
+    runner = PromptRunner.on(eval_loop, model, params, prompts_per_call, protocol.isolate)
     scorer = runner.scorer(functools.partial(click_all, protocol=protocol))
-    return driver.run(name, OneClickEvaluator(), samples, scorer).result()
+    return eval_loop.run(name, OneClickEvaluator(), samples, scorer).result()
 
 
-def click_all(sample: EvalSample, protocol: ClickProtocol) -> Work:
+def click_all(sample: EvalSample, protocol: ClickProtocol) -> PromptWork:
     """Clicks every instance of one image; gives its rows and the number of masks skipped."""
     rows, masks = scored_masks(sample, protocol.skip_crowd)
     clicks_xy = clicks_of(sample, rows, masks)
@@ -259,7 +259,7 @@ def tabulate(
     clicks_xy: np.ndarray,
     boxes: np.ndarray,
     types: np.ndarray,
-) -> Work:
+) -> PromptWork:
     """Asks one prompt per instance and gives a `ClickTable` of the scores.
 
     Args:
@@ -272,7 +272,7 @@ def tabulate(
     """
     if not rows:
         return empty_table()
-    scores = yield Ask(boxes, types, [[mask] for mask in masks])
+    scores = yield PromptQuery(boxes, types, [[mask] for mask in masks])
     pixels = float(np.prod(sample.frame_hw))
     area = scores.target_area[:, 0]
     return ClickTable(
@@ -285,7 +285,7 @@ def tabulate(
         pred_iou=scores.pred_ious,
         pred_area=scores.pred_area / pixels,
         area=area / pixels,
-        area_px=sample.photo_area(area),
+        area_px=sample.image_area(area),
     )
 
 

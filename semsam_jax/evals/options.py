@@ -15,7 +15,7 @@ SUITE_NAMES = (
     "proposals",
     "baselines",
 )
-PROTOCOLS = ("own", "released_v1", "original_size")
+PROTOCOLS = ("square", "released_v1", "original_size")
 VIEWS = ("any", "object", "part")
 CANVASES = ("square", "tight")
 CANVAS_MULTIPLE = 32
@@ -31,18 +31,18 @@ class EvalOptions:
         suites: what to measure, some of `SUITE_NAMES`.
         out: folder for tables and pictures; CHECKPOINT/evaluation/DATASET by default.
         root: holds one folder per dataset; the embedded sample by default.
-        dataset, split: which photos.
-        limit: number of photos, all by default.
+        dataset, split: which images.
+        limit: number of images, all by default.
         view: which masks are prompted: any, object or part.
-        protocol: frame of the scores. `own`: the square canvas of training. `released_v1`:
+        protocol: frame of the scores. `square`: the square canvas of training. `released_v1`:
             short side 800, long side at most 1333, tight canvas, scores at that size.
             `original_size`: the checkpoint's own canvas, scores of prompts in the stored
-            photo's pixels. By default released_v1 for released weights, else own.
+            image's pixels. By default released_v1 for released weights, else square.
         image_size: side of the canvas, a multiple of 32.
         short_side: resize the short side to this, as far as the long side fits.
         canvas: square, or tight (padded to multiples of 32 only).
-        prompts_per_call: prompts of a photo decoded together; changes no result.
-        photos_per_device: photos that a device works on at a time; changes no result.
+        prompts_per_call: prompts of an image decoded together; changes no result.
+        images_per_device: images that a device works on at a time; changes no result.
         points_per_side: grid of the suite `proposals`.
         write_levels: write the measured order of levels into the checkpoint's meta.
     """
@@ -60,7 +60,7 @@ class EvalOptions:
     short_side: int = 0
     canvas: str = ""
     prompts_per_call: int = 16
-    photos_per_device: int = 1
+    images_per_device: int = 1
     points_per_side: int = 32
     write_levels: bool = False
 
@@ -84,7 +84,7 @@ class EvalOptions:
             ("--data.image-size", self.image_size, 0),
             ("--data.short-side", self.short_side, 0),
             ("--prompts-per-call", self.prompts_per_call, 1),
-            ("--photos-per-device", self.photos_per_device, 1),
+            ("--images-per-device", self.images_per_device, 1),
             ("--points-per-side", self.points_per_side, 1),
         ):
             if value < least:

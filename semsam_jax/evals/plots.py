@@ -32,7 +32,7 @@ def plot_iou_by_size(path: Path, table: ClickTable) -> None:
     top.set(ylabel="mean IoU, %", ylim=(0, 100), xscale="log", title="1-click IoU by mask size")
     top.legend(loc="lower right")
     bottom.bar(edges[:-1], counts, np.diff(edges), align="edge", color=_GREY, edgecolor="white")
-    bottom.set(xscale="log", xlabel="square root of the area, pixels of the photo")
+    bottom.set(xscale="log", xlabel="square root of the area, pixels of the image")
     bottom.set(ylabel="instances", xlim=top.get_xlim())
     _save(figure, path)
 

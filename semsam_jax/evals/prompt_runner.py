@@ -1,7 +1,7 @@
-"""Asks a model about prompts: several photos and many prompts at a time, over all devices.
+"""Asks a model about prompts: several images and many prompts at a time, over all devices.
 
-A measurement is a generator per photo: it yields an `Ask`, is sent the answer, may ask again,
-and returns what its evaluator processes. The generators of a group of photos run in step, so
+A measurement is a generator per image: it yields a `PromptQuery`, is sent the answer, may ask
+again, and returns what its evaluator processes. The generators of a group of images run in step, so
 that every call of the devices serves all of them with shapes that never change.
 """
 
@@ -14,27 +14,27 @@ from flax import linen as nn
 
 from semsam_jax.core.structs import Prompts, Pyramid
 from semsam_jax.evals import prompt_scores
-from semsam_jax.evals.driver import Driver
-from semsam_jax.evals.prompt_scores import Plan, PromptMasks, PromptScores
+from semsam_jax.evals.eval_loop import EvalLoop
+from semsam_jax.evals.prompt_scores import PromptMasks, PromptScores, ScorePlan
 from semsam_jax.evals.samples import EvalSample
 from semsam_jax.parallel.mesh import batch_sharding, build_mesh, replicated
 
 FRAME_STEP = 64
-"""Frames of stored photos are padded to a multiple of this, so that few programs are compiled."""
+"""Frames of stored images are padded to a multiple of this, so that few programs are compiled."""
 
 TARGETS_STEP = 8
 """So is the number of targets of a prompt where it is more than one."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Ask:
-    """What a measurement asks of the model about one photo.
+class PromptQuery:
+    """What a measurement queries of the model about one image.
 
     Attributes:
         boxes: float32 [p, 4] cxcywh, fractions of the canvas.
         type_index: int [p].
         targets: per prompt some masks, bool [h, w] in the frame of the ground truth, to be
-            compared with; None asks for the masks themselves.
+            compared with; None queries for the masks themselves.
     """
 
     boxes: np.ndarray
@@ -43,31 +43,31 @@ class Ask:
 
 
 Answer = PromptScores | PromptMasks
-Work = Generator[Ask, Answer, tuple]
+PromptWork = Generator[PromptQuery, Answer, tuple]
 
 
 @dataclasses.dataclass
-class Started:
-    """A photo whose generator has run up to its first question.
+class Pending:
+    """An image whose generator has run up to its first question.
 
     Attributes:
-        sample: the photo.
+        sample: the image.
         work: its generator.
-        ask: the question; None once `outcome` is there.
+        query: the question; None once `outcome` is there.
         outcome: what the generator returned.
     """
 
     sample: EvalSample
-    work: Work
-    ask: Ask | None = None
+    work: PromptWork
+    query: PromptQuery | None = None
     outcome: tuple | None = None
 
     def advance(self, answer: Answer | None) -> None:
         """Sends an answer (None to start) and takes the next question or the outcome."""
         try:
-            self.ask = self.work.send(answer)
+            self.query = self.work.send(answer)
         except StopIteration as stop:
-            self.ask, self.outcome = None, stop.value
+            self.query, self.outcome = None, stop.value
 
 
 class PromptRunner:
@@ -76,12 +76,12 @@ class PromptRunner:
     Args:
         model: `SemanticSAM` (or any linen module with its two methods).
         params: its parameters.
-        prompts_per_call: prompts of a photo are padded to a multiple of this; it does not
+        prompts_per_call: prompts of an image are padded to a multiple of this; it does not
             change a result, only speed and memory.
-        masks_per_chunk: prompts of a photo whose full-size masks are alive at the same time.
-        isolate: whether prompts of a photo do not see each other (False: the released demo).
+        masks_per_chunk: prompts of an image whose full-size masks are alive at the same time.
+        isolate: whether prompts of an image do not see each other (False: the released demo).
         devices: of this process; its first one by default.
-        photos_per_device: photos that a device works on at a time.
+        images_per_device: images that a device works on at a time.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class PromptRunner:
         masks_per_chunk: int = 4,
         isolate: bool = True,
         devices: Sequence[jax.Device] | None = None,
-        photos_per_device: int = 1,
+        images_per_device: int = 1,
     ):
         devices = jax.local_devices()[:1] if devices is None else list(devices)
         mesh = build_mesh(devices=devices)
@@ -102,46 +102,51 @@ class PromptRunner:
         self._size, self._isolate = prompts_per_call, isolate
         limit = min(masks_per_chunk, prompts_per_call)
         self._chunk = next(n for n in range(limit, 0, -1) if prompts_per_call % n == 0)
-        self.batch_size = len(devices) * photos_per_device
+        self.batch_size = len(devices) * images_per_device
 
     @classmethod
     def on(
-        cls, driver: Driver, model: nn.Module, params: dict, prompts_per_call: int, isolate: bool
+        cls,
+        eval_loop: EvalLoop,
+        model: nn.Module,
+        params: dict,
+        prompts_per_call: int,
+        isolate: bool,
     ) -> "PromptRunner":
-        """A runner on the devices of a driver."""
+        """A runner on the devices of a eval_loop."""
         return cls(
             model,
             params,
             prompts_per_call,
             isolate=isolate,
-            devices=driver.devices,
-            photos_per_device=driver.photos_per_device,
+            devices=eval_loop.devices,
+            images_per_device=eval_loop.images_per_device,
         )
 
-    def scorer(self, work: Callable[[EvalSample], Work]) -> "PromptScorer":
-        """Scorer of a measurement for `driver.Driver.run`."""
+    def scorer(self, work: Callable[[EvalSample], PromptWork]) -> "PromptScorer":
+        """Scorer of a measurement for `eval_loop.EvalLoop.run`."""
         return PromptScorer(self, work)
 
-    def ask(self, sample: EvalSample, ask: Ask) -> Answer:
-        """Asks one question about one photo."""
-        started = Started(sample, _one_question(ask))
-        started.advance(None)
-        return self.run([started])[0][0]
+    def query(self, sample: EvalSample, query: PromptQuery) -> Answer:
+        """Asks one question about one image."""
+        pending = Pending(sample, _one_question(query))
+        pending.advance(None)
+        return self.run([pending])[0][0]
 
-    def run(self, started: list[Started]) -> list[tuple]:
-        """Answers the questions of at most `batch_size` photos until all are done.
+    def run(self, pending: list[Pending]) -> list[tuple]:
+        """Answers the questions of at most `batch_size` images until all are done.
 
-        The photos have the same `frame_key`.
+        The images have the same `frame_key`.
         """
         pyramid = None
-        while any(one.ask is not None for one in started):
+        while any(one.query is not None for one in pending):
             if pyramid is None:
-                pyramid = self._encode([one.sample for one in started])
-            answers = self._answer(pyramid, started)
-            for one, answer in zip(started, answers, strict=True):
-                if one.ask is not None:
+                pyramid = self._encode([one.sample for one in pending])
+            answers = self._answer(pyramid, pending)
+            for one, answer in zip(pending, answers, strict=True):
+                if one.query is not None:
                     one.advance(answer)
-        return [one.outcome for one in started]
+        return [one.outcome for one in pending]
 
     def _encode(self, samples: list[EvalSample]) -> Pyramid:
         height, width = samples[0].image.shape[:2]
@@ -152,25 +157,25 @@ class PromptRunner:
         image, size_hw = jax.device_put((image, size_hw), self._rows)
         return prompt_scores.encode(self._model, self._params, image, size_hw)
 
-    def _answer(self, pyramid: Pyramid, started: list[Started]) -> list[Answer | None]:
-        asks = [one.ask for one in started]
-        most = max(len(ask.boxes) for ask in asks if ask is not None)
-        targets = [ask.targets for ask in asks if ask is not None]
+    def _answer(self, pyramid: Pyramid, pending: list[Pending]) -> list[Answer | None]:
+        queries = [one.query for one in pending]
+        most = max(len(query.boxes) for query in queries if query is not None)
+        targets = [query.targets for query in queries if query is not None]
         has_targets = targets[0] is not None
-        canvas_hw, frame_hw = frame_key(started[0].sample)
-        plan = Plan(self._chunk, self._isolate, frame_hw)
+        canvas_hw, frame_hw = frame_key(pending[0].sample)
+        plan = ScorePlan(self._chunk, self._isolate, frame_hw)
         sizes = np.full((2, self.batch_size, 2), 1, np.int32)
-        for row, one in enumerate(started):
+        for row, one in enumerate(pending):
             sizes[:, row] = one.sample.size_hw, one.sample.frame_hw
         sizes = jax.device_put(sizes, self._whole)
         parts = []
         for first in range(0, max(most, 1), self._size):
             rows = slice(first, first + self._size)
-            prompts = jax.device_put(self._prompts(asks, rows), self._rows)
+            prompts = jax.device_put(self._prompts(queries, rows), self._rows)
             common = (self._model, self._params, pyramid, prompts, sizes)
             if has_targets:
                 width = _padded(max(len(masks) for one in targets for masks in one))
-                bits = self._bits(asks, rows, width, frame_hw or canvas_hw)
+                bits = self._bits(queries, rows, width, frame_hw or canvas_hw)
                 bits = jax.device_put(bits, self._rows)
                 parts.append(prompt_scores.count_pixels(*common, bits, plan))
             else:
@@ -179,30 +184,30 @@ class PromptRunner:
         arrays = [np.concatenate(part, axis=1) for part in zip(*jax.device_get(parts), strict=True)]
         make = _scores if has_targets else _masks
         return [
-            None if ask is None else make(row, ask, started[row].sample, arrays)
-            for row, ask in enumerate(asks)
+            None if query is None else make(row, query, pending[row].sample, arrays)
+            for row, query in enumerate(queries)
         ]
 
-    def _prompts(self, asks: list[Ask | None], rows: slice) -> Prompts:
+    def _prompts(self, queries: list[PromptQuery | None], rows: slice) -> Prompts:
         boxes = np.full((self.batch_size, self._size, 4), 0.5, np.float32)
         types = np.zeros((self.batch_size, self._size), np.int32)
         valid = np.zeros((self.batch_size, self._size), bool)
-        for row, ask in enumerate(asks):
-            if ask is not None:
-                count = len(ask.boxes[rows])
-                boxes[row, :count] = ask.boxes[rows]
-                types[row, :count] = ask.type_index[rows]
+        for row, query in enumerate(queries):
+            if query is not None:
+                count = len(query.boxes[rows])
+                boxes[row, :count] = query.boxes[rows]
+                types[row, :count] = query.type_index[rows]
                 valid[row, :count] = True
         return Prompts(boxes=boxes, type_index=types, valid=valid)
 
     def _bits(
-        self, asks: list[Ask | None], rows: slice, width: int, frame_hw: tuple[int, int]
+        self, queries: list[PromptQuery | None], rows: slice, width: int, frame_hw: tuple[int, int]
     ) -> np.ndarray:
         bits = np.zeros(
             (self.batch_size, self._size, width, frame_hw[0], frame_hw[1] // 8), np.uint8
         )
-        for row, ask in enumerate(asks):
-            for prompt, masks in enumerate([] if ask is None else ask.targets[rows]):
+        for row, query in enumerate(queries):
+            for prompt, masks in enumerate([] if query is None else query.targets[rows]):
                 for column, mask in enumerate(masks):
                     packed = np.packbits(mask, axis=-1)
                     bits[row, prompt, column, : packed.shape[0], : packed.shape[1]] = packed
@@ -211,33 +216,33 @@ class PromptRunner:
 
 @dataclasses.dataclass(frozen=True)
 class PromptScorer:
-    """A prompt measurement as the driver wants it: a runner and a generator per photo."""
+    """A prompt measurement as the eval_loop wants it: a runner and a generator per image."""
 
     runner: PromptRunner
-    work: Callable[[EvalSample], Work]
+    work: Callable[[EvalSample], PromptWork]
 
     @property
     def batch_size(self) -> int:
-        """Photos of one call."""
+        """Images of one call."""
         return self.runner.batch_size
 
     def key(self, sample: EvalSample) -> Hashable:
-        """Photos of one canvas and one frame share a program."""
+        """Images of one canvas and one frame share a program."""
         return frame_key(sample)
 
-    def prepare(self, sample: EvalSample) -> Started:
+    def prepare(self, sample: EvalSample) -> Pending:
         """Finds the first clicks."""
-        started = Started(sample, self.work(sample))
-        started.advance(None)
-        return started
+        pending = Pending(sample, self.work(sample))
+        pending.advance(None)
+        return pending
 
-    def score(self, prepared: list[Started]) -> list[tuple]:
-        """Asks until every photo is done."""
+    def score(self, prepared: list[Pending]) -> list[tuple]:
+        """Asks until every image is done."""
         return self.runner.run(prepared)
 
 
 def frame_key(sample: EvalSample) -> tuple[tuple[int, int], tuple[int, int] | None]:
-    """Canvas of a photo, and the padded size of its scored frame (None: the canvas)."""
+    """Canvas of an image, and the padded size of its scored frame (None: the canvas)."""
     canvas = tuple(sample.image.shape[:2])
     if sample.truth_hw is None:
         return canvas, None
@@ -249,20 +254,24 @@ def _padded(num_targets: int) -> int:
     return 1 if num_targets <= 1 else -(-num_targets // TARGETS_STEP) * TARGETS_STEP
 
 
-def _one_question(ask: Ask) -> Work:
-    answer = yield ask
+def _one_question(query: PromptQuery) -> PromptWork:
+    answer = yield query
     return (answer,)
 
 
-def _scores(row: int, ask: Ask, sample: EvalSample, arrays: list[np.ndarray]) -> PromptScores:
-    count, width = len(ask.boxes), max((len(masks) for masks in ask.targets), default=0)
+def _scores(
+    row: int, query: PromptQuery, sample: EvalSample, arrays: list[np.ndarray]
+) -> PromptScores:
+    count, width = len(query.boxes), max((len(masks) for masks in query.targets), default=0)
     pred_ious, inter, pred, target = (array[row, :count] for array in arrays)
     counts = (inter[..., :width], pred, target[..., :width])
     return PromptScores(pred_ious, *(x.astype(np.float64) for x in counts))
 
 
-def _masks(row: int, ask: Ask, sample: EvalSample, arrays: list[np.ndarray]) -> PromptMasks:
+def _masks(
+    row: int, query: PromptQuery, sample: EvalSample, arrays: list[np.ndarray]
+) -> PromptMasks:
     h, w = sample.frame_hw
-    pred_ious, bits = (array[row, : len(ask.boxes)] for array in arrays)
+    pred_ious, bits = (array[row, : len(query.boxes)] for array in arrays)
     masks = np.unpackbits(bits[:, :, :h], axis=-1)[..., :w].astype(bool)
     return PromptMasks(pred_ious, masks)

@@ -3,8 +3,8 @@
 Masks never leave the device: what comes back are pixel counts per prompt and token, or,
 where an evaluation needs the shapes themselves, masks packed to bits.
 
-Axis letters: `b` photos, `p` prompts of a photo, `k` tokens, `t` targets of a prompt, `h w`
-canvas, `y x` the frame that is scored: the canvas, or a bucket that holds the stored photo.
+Axis letters: `b` images, `p` prompts of an image, `k` tokens, `t` targets of a prompt, `h w`
+canvas, `y x` the frame that is scored: the canvas, or a bucket that holds the stored image.
 """
 
 import dataclasses
@@ -101,12 +101,12 @@ def encode(
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class ScorePlan:
     """What is fixed when a program is compiled.
 
     Attributes:
-        chunk: prompts of a photo whose full-size masks are alive at the same time.
-        isolate: prompts of a photo do not see each other.
+        chunk: prompts of an image whose full-size masks are alive at the same time.
+        isolate: prompts of an image do not see each other.
         frame_hw: size of the scored frame; None scores the canvas itself.
     """
 
@@ -123,7 +123,7 @@ def count_pixels(
     prompts: Prompts,
     sizes: Int[Array, "2 b 2"],
     bits: UInt8[Array, "b p t y x8"],
-    plan: Plan,
+    plan: ScorePlan,
 ) -> tuple[
     Float[Array, "b p k"], Float[Array, "b p k t"], Float[Array, "b p k"], Float[Array, "b p t"]
 ]:
@@ -135,7 +135,7 @@ def count_pixels(
         pyramid: result of `encode`.
         prompts: [b, p].
         sizes: valid pixels of the canvas, and of the scored frame.
-        bits: targets packed along x, zero outside the photo.
+        bits: targets packed along x, zero outside the image.
         plan: what is fixed.
 
     Returns:
@@ -167,7 +167,7 @@ def draw_masks(
     pyramid: Pyramid,
     prompts: Prompts,
     sizes: Int[Array, "2 b 2"],
-    plan: Plan,
+    plan: ScorePlan,
 ) -> tuple[Float[Array, "b p k"], UInt8[Array, "b p k y x8"]]:
     """Predicted quality and masks, packed along x; arguments as `count_pixels`."""
     answers = _decode(model, params, pyramid, prompts, plan.isolate)
@@ -246,7 +246,7 @@ def _logits(answers: Predictions, pyramid: Pyramid) -> Float[Array, "b c k h w"]
 def _valid(
     y: Int[Array, " y"], x: Int[Array, " x"], size_hw: Int[Array, "b 2"]
 ) -> Bool[Array, "b 1 1 y x"]:
-    """Which of these rows and columns lie in the photo."""
+    """Which of these rows and columns lie in the image."""
     is_row = y[None, :, None] < size_hw[:, 0, None, None]
     is_column = x[None, None, :] < size_hw[:, 1, None, None]
     return (is_row & is_column)[:, None, None]

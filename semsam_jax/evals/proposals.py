@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from semsam_jax.evals.driver import Driver, OneByOne
+from semsam_jax.evals.eval_loop import EvalLoop, SingleImageScorer
 from semsam_jax.evals.instance_ap import InstanceEvaluator, InstanceResult, InstanceSet
 from semsam_jax.evals.rle import encode_masks
 from semsam_jax.evals.samples import EvalSample
@@ -22,7 +22,7 @@ MAX_PROPOSALS = (10, 100, 1000)
 def evaluate_proposals(
     generate: Callable[[EvalSample], tuple[list[dict], np.ndarray]],
     samples: Iterable[EvalSample],
-    driver: Driver | None = None,
+    eval_loop: EvalLoop | None = None,
 ) -> InstanceResult:
     """Average recall of a mask generator.
 
@@ -30,14 +30,14 @@ def evaluate_proposals(
         generate: returns the RLEs of all masks of an image, in the frame of the ground truth,
             and their scores, float [n].
         samples: images with masks; crowd regions are ignored as in COCO.
-        driver: progress and records; no records by default.
+        eval_loop: progress and records; no records by default.
 
     Returns:
         `ar` holds AR@10, 100 and 1000, `ar_by_size` AR@1000; AP is class-agnostic.
     """
     evaluator = InstanceEvaluator(1, "mask", is_class_agnostic=True, max_detections=MAX_PROPOSALS)
-    scorer = OneByOne(functools.partial(_compare, generate))
-    return (driver or Driver()).run("proposals", evaluator, samples, scorer).result()
+    scorer = SingleImageScorer(functools.partial(_compare, generate))
+    return (eval_loop or EvalLoop()).run("proposals", evaluator, samples, scorer).result()
 
 
 def _compare(

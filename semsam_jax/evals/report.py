@@ -13,14 +13,14 @@ from semsam_jax.evals.one_click import ClickTable
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class TableRow:
     """One line of a results table.
 
     Attributes:
         name: what was measured.
         value: our figure, in percent unless the name says otherwise; nan is written as "-".
         published: the paper's figure for comparison, as text; empty if there is none.
-        note: what differs from the published setting.
+        note: what differs from the published context.
     """
 
     name: str
@@ -33,7 +33,7 @@ def write_json(
     path: Path,
     meta: Mapping,
     notes: Mapping[str, str],
-    rows: Sequence[Row],
+    rows: Sequence[TableRow],
     scalars: Mapping[str, float],
 ) -> None:
     """Writes meta, notes, the rows of the table and the scores; nan becomes null, so that any
@@ -57,16 +57,18 @@ def write_summary(path: Path, folder: Path, meta: Mapping) -> None:
         if content.get("meta") == json.loads(json.dumps(dict(meta), default=_plain)):
             for row in content["rows"]:
                 value = math.nan if row["value"] is None else row["value"]
-                rows.append(Row(row["name"], value, row["published"], row["note"]))
+                rows.append(TableRow(row["name"], value, row["published"], row["note"]))
     write_markdown(path, "Evaluation: all suites", rows, meta)
 
 
-def write_markdown(path: Path, title: str, rows: Sequence[Row], about: Mapping[str, str]) -> None:
+def write_markdown(
+    path: Path, title: str, rows: Sequence[TableRow], about: Mapping[str, str]
+) -> None:
     """Writes a table with the published figures beside ours, and what it was measured on."""
     path.write_text(markdown(title, rows, about), encoding="utf-8")
 
 
-def markdown(title: str, rows: Sequence[Row], about: Mapping[str, str]) -> str:
+def markdown(title: str, rows: Sequence[TableRow], about: Mapping[str, str]) -> str:
     """The text of `write_markdown`."""
     lines = [f"# {title}", ""]
     lines += [f"- {name}: {value}" for name, value in about.items()]

@@ -11,15 +11,15 @@ from semsam_jax.core import checkpoint_io
 from semsam_jax.core.console import hides_progress
 from semsam_jax.core.errors import DataError
 from semsam_jax.evals import report
-from semsam_jax.evals.dataset_samples import EvalDataset, Frame, open_dataset
-from semsam_jax.evals.driver import Driver
+from semsam_jax.evals.dataset_samples import EvalDataset, EvalFrame, open_dataset
+from semsam_jax.evals.eval_loop import EvalLoop
 from semsam_jax.evals.options import EvalOptions
-from semsam_jax.evals.suites import SUITES, Outcome, Setting
+from semsam_jax.evals.suites import SUITES, EvalContext, SuiteResult
 from semsam_jax.models.presets import from_json
 from semsam_jax.models.semantic_sam import SemanticSAM
 from semsam_jax.parallel.distributed import ending_together
 
-RELEASED_FRAME = Frame(image_size=1344, short_side=800, long_side=1333, is_tight=True)
+RELEASED_FRAME = EvalFrame(image_size=1344, short_side=800, long_side=1333, is_tight=True)
 """The published protocol: short side 800, long side at most 1333, padded to multiples of 32."""
 
 _PUBLISHED_ON = {
@@ -31,7 +31,7 @@ _PUBLISHED_ON = {
 }
 
 
-def evaluate(options: EvalOptions) -> dict[str, Outcome]:
+def evaluate(options: EvalOptions) -> dict[str, SuiteResult]:
     """Measures, writes tables and pictures, and returns what each suite found.
 
     All processes of a distributed run call it; the first one writes.
@@ -43,7 +43,7 @@ def evaluate(options: EvalOptions) -> dict[str, Outcome]:
         return _evaluate(options)
 
 
-def _evaluate(options: EvalOptions) -> dict[str, Outcome]:
+def _evaluate(options: EvalOptions) -> dict[str, SuiteResult]:
     checkpoint = checkpoint_io.choose_checkpoint(options.checkpoint or None)
     meta = checkpoint_io.read_meta(checkpoint)
     frame = choose_frame(options, meta)
@@ -62,16 +62,16 @@ def _evaluate(options: EvalOptions) -> dict[str, Outcome]:
     except OSError as error:
         raise DataError(f"--out {out}: cannot be made ({error.strerror or error}).") from error
     about = _about(options, checkpoint, meta, dataset)
-    setting = _setting(options, checkpoint, dataset, out, about)
+    context = _context(options, checkpoint, dataset, out, about)
     outcomes = {}
     for name in options.suites:
-        outcome = SUITES[name](setting)
+        outcome = SUITES[name](context)
         rows = _comparable(outcome, name, dataset)
         outcomes[name] = dataclasses.replace(outcome, rows=rows)
         if jax.process_index() == 0:
             _write(out, name, outcomes[name], about)
     if options.write_levels and jax.process_index() == 0:
-        order = setting.levels().level_order
+        order = context.levels().level_order
         checkpoint_io.write_level_order(checkpoint, list(order))
         print(f"wrote the order of levels {list(order)} into {checkpoint}")
     if jax.process_index() == 0:
@@ -79,15 +79,15 @@ def _evaluate(options: EvalOptions) -> dict[str, Outcome]:
     return outcomes
 
 
-def choose_frame(options: EvalOptions, meta: Mapping) -> Frame:
-    """How photos are brought to the canvas, and where prompts are scored."""
+def choose_frame(options: EvalOptions, meta: Mapping) -> EvalFrame:
+    """How images are brought to the canvas, and where prompts are scored."""
     is_released = meta.get("prompt_preset") == "released_v1"
-    protocol = options.protocol or ("released_v1" if is_released else "own")
+    protocol = options.protocol or ("released_v1" if is_released else "square")
     if protocol == "released_v1" or (protocol == "original_size" and is_released):
         frame = RELEASED_FRAME
     else:
-        frame = Frame(int(meta.get("image_size") or RELEASED_FRAME.image_size))
-    changes: dict[str, object] = {"in_photo_frame": protocol == "original_size"}
+        frame = EvalFrame(int(meta.get("image_size") or RELEASED_FRAME.image_size))
+    changes: dict[str, object] = {"in_image_frame": protocol == "original_size"}
     if options.image_size:
         changes |= {"image_size": options.image_size, "long_side": None}
         if not options.short_side:
@@ -99,27 +99,27 @@ def choose_frame(options: EvalOptions, meta: Mapping) -> Frame:
     return dataclasses.replace(frame, **changes)
 
 
-def _setting(
+def _context(
     options: EvalOptions, checkpoint: object, dataset: EvalDataset, out: Path, about: Mapping
-) -> Setting:
+) -> EvalContext:
     params, meta = checkpoint_io.read_model(checkpoint)
     count = max(1, min(len(dataset.samples()), len(jax.local_devices())))
-    driver = Driver(
+    eval_loop = EvalLoop(
         folder=out / "progress",
         settings=about | _identity(options, checkpoint, meta, dataset),
         show_progress=sys.stderr.isatty() and not hides_progress(),
         devices=tuple(jax.local_devices()[:count]),
-        photos_per_device=options.photos_per_device,
+        images_per_device=options.images_per_device,
     )
-    return Setting(
+    return EvalContext(
         model=SemanticSAM(from_json(meta["model_config"])),
         params=params,
         meta=meta,
         clicked=dataset.samples(options.view),
-        photos=dataset.photo_samples(),
+        images=dataset.image_samples(),
         whole=dataset.canvas_samples(options.view),
         class_list=dataset.class_list,
-        driver=driver,
+        eval_loop=eval_loop,
         out=out,
         prompts_per_call=options.prompts_per_call,
         points_per_side=options.points_per_side,
@@ -132,11 +132,11 @@ def _identity(
     """What an interrupted evaluation must agree with to be gone on with, beside its description."""
     identity: dict[str, object] = {"view": options.view, "schema": meta.get("schema_version")}
     if jax.process_count() == 1:  # ages of files may differ between machines
-        identity["photos"] = dataset.source.fingerprint
+        identity["images"] = dataset.source.fingerprint
     return identity
 
 
-def _comparable(outcome: Outcome, suite: str, dataset: EvalDataset) -> list[report.Row]:
+def _comparable(outcome: SuiteResult, suite: str, dataset: EvalDataset) -> list[report.TableRow]:
     """Rows with the published figures only where they were measured on the same dataset."""
     is_same = not dataset.is_sample and _PUBLISHED_ON.get(suite) == dataset.name
     if is_same and outcome.is_complete:
@@ -144,7 +144,7 @@ def _comparable(outcome: Outcome, suite: str, dataset: EvalDataset) -> list[repo
     return [dataclasses.replace(row, published="") for row in outcome.rows]
 
 
-def _write(out: Path, name: str, outcome: Outcome, about: Mapping) -> None:
+def _write(out: Path, name: str, outcome: SuiteResult, about: Mapping) -> None:
     title = f"Evaluation: {name}"
     report.write_json(out / f"{name}.json", about, outcome.notes, outcome.rows, outcome.scalars)
     report.write_markdown(out / f"{name}.md", title, outcome.rows, about | outcome.notes)
@@ -160,15 +160,15 @@ def _about(options: EvalOptions, checkpoint, meta: Mapping, dataset: EvalDataset
     if frame.long_side:
         size += f", long side at most {frame.long_side} px"
     size += ", tight" if frame.is_tight else ", square"
-    size += "; prompts scored in the photo's pixels" if frame.in_photo_frame else ""
+    size += "; prompts scored in the image's pixels" if frame.in_image_frame else ""
     where = "embedded sample" if dataset.is_sample else options.root
-    photos = f"{len(dataset.samples())} photos"
+    images = f"{len(dataset.samples())} images"
     if options.view != "any":
-        photos += f", {options.view} masks"
+        images += f", {options.view} masks"
     step = f", step {meta['step']}" if "step" in meta else ""
     return {
         "checkpoint": f"{checkpoint}{step}",
         "model": str(meta.get("preset", "unnamed")),
-        "data": f"{options.dataset} {options.split}, {photos} ({where})",
+        "data": f"{options.dataset} {options.split}, {images} ({where})",
         "frame": size,
     }

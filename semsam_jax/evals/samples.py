@@ -9,7 +9,7 @@ from pycocotools import mask as rle_codec
 from semsam_jax.core.errors import DataError
 
 SMALL_PX, MEDIUM_PX = 32.0**2, 96.0**2
-"""Borders of COCO's size classes, areas in pixels of the original photo."""
+"""Borders of COCO's size classes, areas in pixels of the original image."""
 
 SIZE_NAMES = ("small", "medium", "large")
 
@@ -32,9 +32,9 @@ class EvalSample:
         annotated, partial: pairs (object, part) of the classes that this image was annotated for
             completely, or not completely (`data_pipelines.schema.RawExample`); None: all.
         clicks_xy: optional given clicks, integer pixels [n, 2]; else computed from the masks.
-        scale: canvas pixels per pixel of the original photo, for the size classes.
+        scale: canvas pixels per pixel of the original image, for the size classes.
         truth_hw: set when the masks are in another frame than the canvas, usually that of
-            the original photo; everything is scored there.
+            the original image; everything is scored there.
     """
 
     image: np.ndarray
@@ -60,7 +60,7 @@ class EvalSample:
         if not (0 < h <= height and 0 < w <= width):
             raise DataError(
                 f"EvalSample {self.image_id}: size_hw {self.size_hw} does not lie inside the "
-                f"canvas {height}x{width}; pass the valid size of the resized photo."
+                f"canvas {height}x{width}; pass the valid size of the resized image."
             )
         for name in ("instance_ids", "is_thing", "is_crowd", "object_ids", "part_ids", "clicks_xy"):
             value = getattr(self, name)
@@ -109,8 +109,8 @@ class EvalSample:
         ratio = np.asarray(self.size_hw[::-1]) / np.asarray(self.truth_hw[::-1])
         return np.floor((xy + 0.5) * ratio).astype(np.int64)
 
-    def photo_area(self, area: np.ndarray) -> np.ndarray:
-        """Areas in the scored frame as pixels of the original photo."""
+    def image_area(self, area: np.ndarray) -> np.ndarray:
+        """Areas in the scored frame as pixels of the original image."""
         if self.truth_hw is None:
             return area / self.scale**2
         return area * (np.prod(self.size_hw) / np.prod(self.truth_hw)) / self.scale**2

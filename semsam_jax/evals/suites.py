@@ -12,18 +12,18 @@ from flax import linen as nn
 from semsam_jax.evals import gallery, plots, report
 from semsam_jax.evals.baselines import evaluate_baseline
 from semsam_jax.evals.box_prompt import BoxProtocol, evaluate_box_prompt
-from semsam_jax.evals.dataset_samples import PhotoSet
-from semsam_jax.evals.driver import Driver
+from semsam_jax.evals.class_embeddings import embed_classes, text_table
+from semsam_jax.evals.dataset_samples import ImageSet
+from semsam_jax.evals.eval_loop import EvalLoop
 from semsam_jax.evals.generic import evaluate_generic
 from semsam_jax.evals.granularity import GranularityProtocol, evaluate_granularity
 from semsam_jax.evals.interactive import InteractiveProtocol, evaluate_interactive
 from semsam_jax.evals.levels import LevelCalibration, calibrate_levels
-from semsam_jax.evals.names import embed_classes, text_table
 from semsam_jax.evals.one_click import OneClickResult, evaluate_one_click
 from semsam_jax.evals.part_ap import ClassList, PairVocabulary
 from semsam_jax.evals.prompt_runner import PromptRunner
 from semsam_jax.evals.proposals import evaluate_proposals
-from semsam_jax.evals.report import Row
+from semsam_jax.evals.report import TableRow
 from semsam_jax.evals.samples import SIZE_NAMES, EvalSample
 from semsam_jax.inference.loading import model_from_params
 from semsam_jax.inference.mask_generator import MaskGenerator
@@ -32,16 +32,16 @@ _LEFT_OUT = "left out, no embedding of the name"
 
 
 @dataclasses.dataclass
-class Setting:
+class EvalContext:
     """What a suite works on.
 
     Attributes:
         model, params, meta: the checkpoint.
-        clicked: photos with masks for prompts, in the frame that is scored.
-        photos: photos with masks in the stored photo's pixels.
-        whole: photos with masks on the canvas.
+        clicked: images with masks for prompts, in the frame that is scored.
+        images: images with masks in the stored image's pixels.
+        whole: images with masks on the canvas.
         class_list: classes of the dataset with the names of objects and of parts.
-        driver: devices, processes, records and progress.
+        eval_loop: devices, processes, records and progress.
         out: folder for pictures and the table of clicks; None draws nothing.
         prompts_per_call: prompts decoded together.
         points_per_side: grid of `proposals`.
@@ -50,11 +50,11 @@ class Setting:
     model: nn.Module
     params: dict
     meta: Mapping
-    clicked: PhotoSet
-    photos: PhotoSet
-    whole: PhotoSet
+    clicked: ImageSet
+    images: ImageSet
+    whole: ImageSet
     class_list: Callable[[], tuple[ClassList, list[str], list[str]]]
-    driver: Driver
+    eval_loop: EvalLoop
     out: Path | None = None
     prompts_per_call: int = 16
     points_per_side: int = 32
@@ -67,7 +67,7 @@ class Setting:
             self.params,
             self.clicked,
             prompts_per_call=self.prompts_per_call,
-            driver=self.driver,
+            eval_loop=self.eval_loop,
         )
 
     def levels(self) -> LevelCalibration:
@@ -86,7 +86,7 @@ class Setting:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class SuiteResult:
     """What a suite found.
 
     Attributes:
@@ -96,54 +96,54 @@ class Outcome:
         is_complete: False if classes had to be left out, so that no published figure fits.
     """
 
-    rows: list[Row]
+    rows: list[TableRow]
     scalars: dict[str, float]
     notes: dict[str, str] = dataclasses.field(default_factory=dict)
     is_complete: bool = True
 
 
-def one_click(setting: Setting) -> Outcome:
+def one_click(context: EvalContext) -> SuiteResult:
     """1-click IoU with levels, reliability and a gallery."""
-    result = setting.clicks
+    result = context.clicks
     notes = {}
     if len(result.table):
-        order = setting.levels().level_order
-        notes = _level_notes(setting.levels())
-        if setting.draws:
-            out, table = setting.out, result.table
+        order = context.levels().level_order
+        notes = _level_notes(context.levels())
+        if context.draws:
+            out, table = context.out, result.table
             report.write_click_table(out / "one_click.csv", table)
             plots.plot_iou_by_size(out / "iou_by_size.png", table)
             plots.plot_levels(out / "levels.png", table, order)
             plots.plot_reliability(out / "reliability.png", table)
             picked = np.concatenate(list(gallery.pick_rows(table).values()))
             wanted = set(table.image_id[picked].tolist())
-            samples = {(s.dataset, s.image_id): s for s in setting.clicked.named(wanted)}
-            runner = PromptRunner(setting.model, setting.params, prompts_per_call=1)
+            samples = {(s.dataset, s.image_id): s for s in context.clicked.named(wanted)}
+            runner = PromptRunner(context.model, context.params, prompts_per_call=1)
             gallery.draw_gallery(out / "gallery.png", runner, samples, table)
     rows = _click_rows("1-click IoU", result, ("54.5 (T), 57.0 (L)", "73.8 (T), 74.2 (L)"))
-    return Outcome(rows, _prefixed("one_click", result.scalars()), notes)
+    return SuiteResult(rows, _prefixed("one_click", result.scalars()), notes)
 
 
-def levels(setting: Setting) -> Outcome:
+def levels(context: EvalContext) -> SuiteResult:
     """Which token is which level, and how well the levels are ordered by size."""
-    found, result = setting.levels(), setting.clicks
+    found, result = context.levels(), context.clicks
     rows, scalars = [], {"levels/kendall_tau": found.kendall_tau}
     for level, token in enumerate(found.level_order, start=1):
         area, iou = 100 * found.mean_area[token], 100 * float(result.token_iou[token])
         rows.append(
-            Row(f"level {level}, mean mask area, % of the image", area, "", f"token {token}")
+            TableRow(f"level {level}, mean mask area, % of the image", area, "", f"token {token}")
         )
-        rows.append(Row(f"level {level}, mean IoU", iou))
+        rows.append(TableRow(f"level {level}, mean IoU", iou))
         scalars[f"levels/area/{level}"] = area
         scalars[f"levels/iou/{level}"] = iou
         for size, shares in found.coverage.items():
             best = 100 * float(shares[level - 1])
-            rows.append(Row(f"level {level} is the best for {size} masks, %", best))
+            rows.append(TableRow(f"level {level} is the best for {size} masks, %", best))
             scalars[f"levels/best/{level}/{size}"] = best
-    rows.append(Row("Kendall tau x 100", 100 * found.kendall_tau, "", "100: always ordered"))
-    if setting.draws:
-        plots.plot_levels(setting.out / "levels.png", result.table, found.level_order)
-    return Outcome(rows, scalars, _level_notes(found))
+    rows.append(TableRow("Kendall tau x 100", 100 * found.kendall_tau, "", "100: always ordered"))
+    if context.draws:
+        plots.plot_levels(context.out / "levels.png", result.table, found.level_order)
+    return SuiteResult(rows, scalars, _level_notes(found))
 
 
 def _level_notes(found: LevelCalibration) -> dict[str, str]:
@@ -153,21 +153,21 @@ def _level_notes(found: LevelCalibration) -> dict[str, str]:
     }
 
 
-def box(setting: Setting) -> Outcome:
+def box(context: EvalContext) -> SuiteResult:
     """Box-prompt IoU."""
     result = evaluate_box_prompt(
-        setting.model,
-        setting.params,
-        setting.clicked,
-        prompts_per_call=setting.prompts_per_call,
-        driver=setting.driver,
-        protocol=BoxProtocol(box_type=0 if setting.is_released else 1),
+        context.model,
+        context.params,
+        context.clicked,
+        prompts_per_call=context.prompts_per_call,
+        eval_loop=context.eval_loop,
+        protocol=BoxProtocol(box_type=0 if context.is_released else 1),
     )
     rows = _click_rows("box prompt IoU", result, ("76.1 (T)", ""))
-    return Outcome(rows, _prefixed("box", result.scalars()))
+    return SuiteResult(rows, _prefixed("box", result.scalars()))
 
 
-def granularity(setting: Setting) -> Outcome:
+def granularity(context: EvalContext) -> SuiteResult:
     """1-IoU at all granularities: all outputs, three outputs, and three outputs of two clicks."""
     variants = (
         ("all outputs", "granularity", {}, "88.1 (T), 89.0 (L)"),
@@ -182,117 +182,117 @@ def granularity(setting: Setting) -> Outcome:
     rows, scalars = [], {}
     for name, key, options, published in variants:
         result = evaluate_granularity(
-            setting.model,
-            setting.params,
-            setting.clicked,
-            prompts_per_call=setting.prompts_per_call,
+            context.model,
+            context.params,
+            context.clicked,
+            prompts_per_call=context.prompts_per_call,
             protocol=GranularityProtocol(**options),
-            driver=setting.driver,
+            eval_loop=context.eval_loop,
             name=key,
         )
         note = f"{result.num_pairs} of {result.num_targets} masks matched"
         rows.append(
-            Row(f"1-IoU@all granularity, {name}", 100 * result.iou_matched, published, note)
+            TableRow(f"1-IoU@all granularity, {name}", 100 * result.iou_matched, published, note)
         )
         scalars |= _prefixed(key, result.scalars())
-    rows.append(Row("the same, unmatched masks count 0", scalars["granularity/iou_full"]))
-    return Outcome(rows, scalars)
+    rows.append(TableRow("the same, unmatched masks count 0", scalars["granularity/iou_full"]))
+    return SuiteResult(rows, scalars)
 
 
-def interactive(setting: Setting) -> Outcome:
+def interactive(context: EvalContext) -> SuiteResult:
     """Number of clicks and IoU after k clicks."""
     rows, scalars = [], {}
     for choice in ("predicted", "oracle"):
         result = evaluate_interactive(
-            setting.model,
-            setting.params,
-            setting.clicked,
-            prompts_per_call=setting.prompts_per_call,
+            context.model,
+            context.params,
+            context.clicked,
+            prompts_per_call=context.prompts_per_call,
             protocol=InteractiveProtocol(choice=choice),
-            driver=setting.driver,
+            eval_loop=context.eval_loop,
             name=f"interactive_{choice}",
         )
-        if choice == "predicted" and result.num_instances and setting.draws:
-            plots.plot_clicks(setting.out / "clicks.png", result)
+        if choice == "predicted" and result.num_instances and context.draws:
+            plots.plot_clicks(context.out / "clicks.png", result)
         scalars |= _prefixed(f"interactive_{choice}", result.scalars())
         for q, value in result.noc.items():
             note = f"clicks, lower is better; {result.failed[q]} never got there"
-            rows.append(Row(f"NoC@{round(100 * q)}, {choice}", value, "", note))
+            rows.append(TableRow(f"NoC@{round(100 * q)}, {choice}", value, "", note))
         for k in (1, 3, 5):
-            rows.append(Row(f"IoU@{k}, {choice}", 100 * float(result.iou_at[k - 1])))
-    return Outcome(rows, scalars)
+            rows.append(TableRow(f"IoU@{k}, {choice}", 100 * float(result.iou_at[k - 1])))
+    return SuiteResult(rows, scalars)
 
 
-def generic(setting: Setting) -> Outcome:
+def generic(context: EvalContext) -> SuiteResult:
     """PQ, mIoU, mask and box AP with the dataset's own names."""
-    classes, object_names, _ = setting.class_list()
-    classes, text, names, notes = _with_text(setting, classes, object_names, [])
+    classes, object_names, _ = context.class_list()
+    classes, text, names, notes = _with_text(context, classes, object_names, [])
     result = evaluate_generic(
-        setting.model, setting.params, text, setting.photos, classes, driver=setting.driver
+        context.model, context.params, text, context.images, classes, eval_loop=context.eval_loop
     )
-    if setting.draws:
+    if context.draws:
         if result.panoptic.by_class:
-            plots.plot_class_quality(setting.out / "pq_by_class.png", result.panoptic, names)
-        plots.plot_precision_recall(setting.out / "precision_recall.png", result.mask_ap, names)
+            plots.plot_class_quality(context.out / "pq_by_class.png", result.panoptic, names)
+        plots.plot_precision_recall(context.out / "precision_recall.png", result.mask_ap, names)
     panoptic = result.panoptic
     rows = [
-        Row("PQ", 100 * panoptic.all["pq"], "54.6 (T, COCO), 55.2 (T, +SA-1B)"),
-        Row("PQ things", 100 * panoptic.things["pq"]),
-        Row("PQ stuff", 100 * panoptic.stuff["pq"]),
-        Row("SQ", 100 * panoptic.all["sq"]),
-        Row("RQ", 100 * panoptic.all["rq"]),
-        Row("mIoU", 100 * result.semantic.miou),
-        Row("mask AP", 100 * result.mask_ap.ap, "46.1 (T, COCO), 47.4 (T, +SA-1B)"),
-        Row("box AP", 100 * result.box_ap.ap, "50.1 (T, COCO), 52.3 (T, +SA-1B)"),
+        TableRow("PQ", 100 * panoptic.all["pq"], "54.6 (T, COCO), 55.2 (T, +SA-1B)"),
+        TableRow("PQ things", 100 * panoptic.things["pq"]),
+        TableRow("PQ stuff", 100 * panoptic.stuff["pq"]),
+        TableRow("SQ", 100 * panoptic.all["sq"]),
+        TableRow("RQ", 100 * panoptic.all["rq"]),
+        TableRow("mIoU", 100 * result.semantic.miou),
+        TableRow("mask AP", 100 * result.mask_ap.ap, "46.1 (T, COCO), 47.4 (T, +SA-1B)"),
+        TableRow("box AP", 100 * result.box_ap.ap, "50.1 (T, COCO), 52.3 (T, +SA-1B)"),
     ]
-    return Outcome(rows, _prefixed("generic", result.scalars()), notes, _LEFT_OUT not in notes)
+    return SuiteResult(rows, _prefixed("generic", result.scalars()), notes, _LEFT_OUT not in notes)
 
 
-def part(setting: Setting) -> Outcome:
+def part(context: EvalContext) -> SuiteResult:
     """AP of parts as pairs of object and part."""
-    classes, object_names, part_names = setting.class_list()
-    classes, text, _, notes = _with_text(setting, classes, object_names, part_names)
+    classes, object_names, part_names = context.class_list()
+    classes, text, _, notes = _with_text(context, classes, object_names, part_names)
     result = evaluate_generic(
-        setting.model,
-        setting.params,
+        context.model,
+        context.params,
         text,
-        setting.photos,
+        context.images,
         classes,
         tasks=("part",),
-        driver=setting.driver,
+        eval_loop=context.eval_loop,
         name="part",
     )
     mask_ap, box_ap = result.part_mask_ap, result.part_box_ap
     if not mask_ap.num_truths:
-        notes["nothing to score"] = "no human-made masks of parts among these photos"
+        notes["nothing to score"] = "no human-made masks of parts among these images"
     rows = [
-        Row("part box AP", 100 * box_ap.ap, "27.0 (T), 28.0 (T, +SA-1B)"),
-        Row("part mask AP", 100 * mask_ap.ap, "30.5 (T), 31.4 (T, +SA-1B)"),
-        Row("part mask AP50", 100 * mask_ap.ap50),
+        TableRow("part box AP", 100 * box_ap.ap, "27.0 (T), 28.0 (T, +SA-1B)"),
+        TableRow("part mask AP", 100 * mask_ap.ap, "30.5 (T), 31.4 (T, +SA-1B)"),
+        TableRow("part mask AP50", 100 * mask_ap.ap50),
     ]
-    return Outcome(rows, _prefixed("part", result.scalars()), notes, _LEFT_OUT not in notes)
+    return SuiteResult(rows, _prefixed("part", result.scalars()), notes, _LEFT_OUT not in notes)
 
 
-def proposals(setting: Setting) -> Outcome:
+def proposals(context: EvalContext) -> SuiteResult:
     """Average recall of all masks of an image."""
-    generate = _proposal_maker(setting.params, setting.meta, setting.points_per_side)
-    result = evaluate_proposals(generate, setting.whole, setting.driver)
-    rows = [Row(f"AR@{count}", 100 * value) for count, value in result.ar.items()]
-    rows += [Row(f"AR@1000 {name}", 100 * v) for name, v in result.ar_by_size.items()]
-    return Outcome(rows, _prefixed("proposals", result.scalars()))
+    generate = _proposal_maker(context.params, context.meta, context.points_per_side)
+    result = evaluate_proposals(generate, context.whole, context.eval_loop)
+    rows = [TableRow(f"AR@{count}", 100 * value) for count, value in result.ar.items()]
+    rows += [TableRow(f"AR@1000 {name}", 100 * v) for name, v in result.ar_by_size.items()]
+    return SuiteResult(rows, _prefixed("proposals", result.scalars()))
 
 
-def baselines(setting: Setting) -> Outcome:
+def baselines(context: EvalContext) -> SuiteResult:
     """What a click scores without a model, on the same clicks."""
     rows, scalars = [], {}
     for kind in ("blob", "superpixels"):
-        result = evaluate_baseline(kind, setting.clicked, setting.driver)
+        result = evaluate_baseline(kind, context.clicked, context.eval_loop)
         rows += _click_rows(f"baseline {kind}, 1-click IoU", result, ("", ""))
         scalars |= _prefixed(f"baseline_{kind}", result.scalars())
-    return Outcome(rows, scalars)
+    return SuiteResult(rows, scalars)
 
 
-SUITES: dict[str, Callable[[Setting], Outcome]] = {
+SUITES: dict[str, Callable[[EvalContext], SuiteResult]] = {
     "one_click": one_click,
     "levels": levels,
     "box": box,
@@ -335,26 +335,26 @@ def _proposal_maker(
     return generate
 
 
-def _click_rows(name: str, result: OneClickResult, published: tuple[str, str]) -> list[Row]:
-    note = f"{result.num_instances} masks of {result.num_images} photos"
+def _click_rows(name: str, result: OneClickResult, published: tuple[str, str]) -> list[TableRow]:
+    note = f"{result.num_instances} masks of {result.num_images} images"
     rows = [
-        Row(f"{name}, Max", 100 * result.iou_max, published[0], note),
-        Row(f"{name}, Oracle", 100 * result.iou_oracle, published[1], note),
+        TableRow(f"{name}, Max", 100 * result.iou_max, published[0], note),
+        TableRow(f"{name}, Oracle", 100 * result.iou_oracle, published[1], note),
     ]
     for size in SIZE_NAMES:
         if size in result.by_size:
             group = result.by_size[size]
             count = f"{group['count']} masks"
-            rows.append(Row(f"{name}, Max, {size}", 100 * group["iou_max"], "", count))
+            rows.append(TableRow(f"{name}, Max, {size}", 100 * group["iou_max"], "", count))
     return rows
 
 
 def _with_text(
-    setting: Setting, classes: ClassList, object_names: list[str], part_names: list[str]
+    context: EvalContext, classes: ClassList, object_names: list[str], part_names: list[str]
 ):
     """Embeds the names; classes whose name has no embedding are left out and told."""
     names = object_names + part_names
-    rows, found = embed_classes(setting.model, setting.params, setting.meta, names)
+    rows, found = embed_classes(context.model, context.params, context.meta, names)
     num_objects = len(object_names)
     keep, keep_parts = np.flatnonzero(found[:num_objects]), np.flatnonzero(found[num_objects:])
     pairs = classes.pairs

@@ -1,1 +1,1 @@
-"""From a photo and prompts to named masks."""
+"""From an image and prompts to named masks."""

@@ -24,7 +24,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--prompt-preset",
-        choices=("own", "released_v1"),
+        choices=("default", "released_v1"),
         help="how clicks are shown to the network (default: as the checkpoint says)",
     )
     parser.add_argument(
@@ -36,20 +36,20 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_size_argument(parser: argparse.ArgumentParser) -> None:
-    """Adds --size and --canvas-multiple."""
+    """Adds --size and --pad-to-multiple."""
     parser.add_argument(
         "--size",
         metavar="native|N",
-        help="side in pixels at which the network sees the photo: the short side for released "
+        help="side in pixels at which the network sees the image: the short side for released "
         "weights, the long side for own ones; native only pads (default: as in training)",
     )
     parser.add_argument(
-        "--canvas-multiple",
+        "--pad-to-multiple",
         type=int,
         default=32,
         metavar="N",
-        help="pad photos to multiples of this; 32 is exact, 128 or 256 compiles fewer programs "
-        "for photos of many shapes but gives other masks (default: %(default)s)",
+        help="pad images to multiples of this; 32 is exact, 128 or 256 compiles fewer programs "
+        "for images of many shapes but gives other masks (default: %(default)s)",
     )
 
 
@@ -63,7 +63,7 @@ def add_labels_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_from_args(args: argparse.Namespace, canvas_multiple: int = 32):
+def load_from_args(args: argparse.Namespace, pad_to_multiple: int = 32):
     """Loads the model that the arguments name; returns a `LoadedModel`."""
     from semsam_jax.inference.loading import load_model
 
@@ -72,7 +72,7 @@ def load_from_args(args: argparse.Namespace, canvas_multiple: int = 32):
         model_config=args.model_config,
         dtype=args.dtype,
         prompt_preset=args.prompt_preset,
-        canvas_multiple=canvas_multiple,
+        pad_to_multiple=pad_to_multiple,
     )
 
 
@@ -98,6 +98,6 @@ def parse_numbers(text: str, count: int, flag: str) -> list[float]:
     return values
 
 
-def output_folder(out: str | None, photo: Path) -> Path:
-    """Folder for the results: --out, or NAME_segments beside the photo."""
-    return Path(out) if out else photo.with_name(f"{photo.stem}_segments")
+def output_folder(out: str | None, image: Path) -> Path:
+    """Folder for the results: --out, or NAME_segments beside the image."""
+    return Path(out) if out else image.with_name(f"{image.stem}_segments")

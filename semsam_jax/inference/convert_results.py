@@ -53,7 +53,7 @@ def record_score(record: Record) -> float:
 
 
 def scale_record(record: Record, height: int, width: int) -> dict:
-    """The record for a copy of the photo of another size, with COCO RLE.
+    """The record for a copy of the image of another size, with COCO RLE.
 
     Clicks and boxes are scaled along; a mask is interpolated and cut at one half.
     """
@@ -78,19 +78,19 @@ def scale_record(record: Record, height: int, width: int) -> dict:
 
 
 def to_coco(records: Sequence[Record], file_name: str, height: int, width: int) -> dict:
-    """COCO data set of one photo: `images`, `annotations`, `categories`; see `to_coco_dataset`."""
+    """COCO data set of one image: `images`, `annotations`, `categories`; see `to_coco_dataset`."""
     return to_coco_dataset([(records, file_name, height, width)])
 
 
-def to_coco_dataset(photos: Iterable[tuple[Sequence[Record], str, int, int]]) -> dict:
-    """COCO data set of several photos, each given as (records, file name, height, width).
+def to_coco_dataset(results: Iterable[tuple[Sequence[Record], str, int, int]]) -> dict:
+    """COCO data set of several images, each given as (records, file name, height, width).
 
     A category is an object, or `object:part` as in PACO, so that the file is training data
     (configs/finetune.py); records without a name are `thing`.
     """
     numbers: dict[str, int] = {}
     images, annotations = [], []
-    for records, file_name, height, width in photos:
+    for records, file_name, height, width in results:
         about = {"file_name": file_name, "height": height, "width": width}
         images.append({"id": len(images) + 1, **about})
         for record in records:
@@ -120,7 +120,7 @@ def to_coco_dataset(photos: Iterable[tuple[Sequence[Record], str, int, int]]) ->
 
 
 def to_labelme(records: Sequence[Record], file_name: str, height: int, width: int) -> dict:
-    """LabelMe file of one photo; each piece of a mask is a polygon, pieces share a group.
+    """LabelMe file of one image; each piece of a mask is a polygon, pieces share a group.
 
     Holes are lost: LabelMe's polygons have none.
     """
@@ -215,6 +215,6 @@ def _extras(record: Record) -> dict:
 def _check_size(mask: np.ndarray, height: int, width: int) -> None:
     if mask.shape != (height, width):
         raise DataError(
-            f"record: its mask is {mask.shape[1]}x{mask.shape[0]} pixels, the photo "
+            f"record: its mask is {mask.shape[1]}x{mask.shape[0]} pixels, the image "
             f"{width}x{height}; use `scale_record`."
         )

@@ -19,7 +19,7 @@ from semsam_jax.inference.upsample import upsample_masks
 
 @dataclasses.dataclass(frozen=True)
 class ExportedMasks:
-    """Answer to a list of prompts, at the photo's size.
+    """Answer to a list of prompts, at the image's size.
 
     Attributes:
         masks: bool [p, k, h, w], k in the order of levels 1..6.
@@ -96,31 +96,31 @@ class ExportedModel:
             answers.append(jax.tree.map(lambda x: np.asarray(x)[0, :num], answer))  # noqa: B023
         return jax.tree.map(lambda *x: np.concatenate(x), *answers)
 
-    def frame(self, photo_hw: tuple[int, int]) -> Frame:
-        """Fits a photo into the exported canvas that shows it largest."""
+    def frame(self, image_hw: tuple[int, int]) -> Frame:
+        """Fits an image into the exported canvas that shows it largest."""
         frames = []
         for canvas in self.canvases:
-            scale = min(canvas[0] / photo_hw[0], canvas[1] / photo_hw[1])
-            resized = tuple(max(1, min(round(photo_hw[i] * scale), canvas[i])) for i in (0, 1))
-            frames.append(Frame(photo_hw, resized, canvas, self.manifest["prompt_preset"]))
+            scale = min(canvas[0] / image_hw[0], canvas[1] / image_hw[1])
+            resized = tuple(max(1, min(round(image_hw[i] * scale), canvas[i])) for i in (0, 1))
+            frames.append(Frame(image_hw, resized, canvas, self.manifest["prompt_preset"]))
         return max(frames, key=lambda frame: frame.resized_hw[0] * frame.resized_hw[1])
 
     def segment(self, image: ImageLike, point_coords: object) -> ExportedMasks:
-        """Masks of every level for every click (x, y in photo pixels, [p, 2])."""
-        photo = load_image(image)
-        check = check_request(Request(point_coords), photo.shape[:2])
+        """Masks of every level for every click (x, y in image pixels, [p, 2])."""
+        pixels = load_image(image)
+        check = check_request(Request(point_coords), pixels.shape[:2])
         if not len(check.points):
             raise PromptError("prompt: no points given.")
-        frame = self.frame(photo.shape[:2])
-        pyramid = self.encode(fit_image(photo, frame), frame.resized_hw)
+        frame = self.frame(pixels.shape[:2])
+        pyramid = self.encode(fit_image(pixels, frame), frame.resized_hw)
         boxes = frame.click_boxes(check.points)
         answer = self.decode(pyramid, boxes, np.zeros(len(boxes), np.int32))
         order = np.array(self.manifest["level_order"])
         logits = answer["mask_logits"][:, order]
         flat = logits.reshape(-1, *logits.shape[2:])
-        masks = upsample_masks(flat, frame, frame.photo_hw)
+        masks = upsample_masks(flat, frame, frame.image_hw)
         return ExportedMasks(
-            masks.reshape(*logits.shape[:2], *frame.photo_hw), answer["pred_ious"][:, order]
+            masks.reshape(*logits.shape[:2], *frame.image_hw), answer["pred_ious"][:, order]
         )
 
     def _call(self, name: str, *args) -> dict:

@@ -28,16 +28,16 @@ def decode_rle(rle: dict) -> Bool[np.ndarray, "h w"]:
 
 
 def run_lengths(
-    window: Bool[np.ndarray, "h w"], top_left: tuple[int, int], photo_hw: tuple[int, int]
+    window: Bool[np.ndarray, "h w"], top_left: tuple[int, int], image_hw: tuple[int, int]
 ) -> Int[np.ndarray, " m"]:
     """Run lengths of a mask down the columns, starting with zeros (COCO's uncompressed RLE).
 
     Args:
         window: the part of the mask that is not empty.
-        top_left: row and column of the window in the photo.
-        photo_hw: height and width of the whole mask.
+        top_left: row and column of the window in the image.
+        image_hw: height and width of the whole mask.
     """
-    height = photo_hw[0]
+    height = image_hw[0]
     columns = np.zeros((window.shape[1], window.shape[0] + 2), bool)
     columns[:, 1:-1] = window.T
     column, row = np.nonzero(columns[:, 1:] != columns[:, :-1])
@@ -48,13 +48,13 @@ def run_lengths(
     bounds = np.empty(2 * (int(is_cut.sum()) + bool(len(starts))), np.int64)
     bounds[::2] = starts[np.concatenate([np.ones(len(starts[:1]), bool), is_cut])]
     bounds[1::2] = ends[np.concatenate([is_cut, np.ones(len(ends[:1]), bool)])]
-    runs = np.diff(np.concatenate([[0], bounds, [height * photo_hw[1]]]))
+    runs = np.diff(np.concatenate([[0], bounds, [height * image_hw[1]]]))
     return runs[:-1] if runs[-1] == 0 else runs
 
 
-def compress_runs(runs: Int[np.ndarray, " m"], photo_hw: tuple[int, int]) -> dict:
+def compress_runs(runs: Int[np.ndarray, " m"], image_hw: tuple[int, int]) -> dict:
     """Run lengths as COCO RLE, the same as `encode_rle` of the mask."""
-    rle = coco_mask.frPyObjects({"size": list(photo_hw), "counts": runs.tolist()}, *photo_hw)
+    rle = coco_mask.frPyObjects({"size": list(image_hw), "counts": runs.tolist()}, *image_hw)
     return {"size": [int(v) for v in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
@@ -81,17 +81,17 @@ def write_picture(path: Path, picture: UInt8[np.ndarray, "h w 3"]) -> None:
     _write(path, lambda partial: Image.fromarray(picture).save(partial, **options))
 
 
-def link_jpeg(photo: Path, pixels: UInt8[np.ndarray, "h w 3"], target: Path) -> None:
-    """Puts a photo at `target` as a JPEG whose stored pixels are the displayed ones.
+def link_jpeg(source: Path, pixels: UInt8[np.ndarray, "h w 3"], target: Path) -> None:
+    """Puts an image at `target` as a JPEG whose stored pixels are the displayed ones.
 
     A plain JPEG is hard-linked, or copied to another disk; anything else is encoded again.
 
     Args:
-        photo: the file as the user gave it.
-        pixels: the photo as displayed.
+        source: the file as the user gave it.
+        pixels: the image as displayed.
         target: the new file; replaced if it exists.
     """
-    with Image.open(photo) as image:
+    with Image.open(source) as image:
         is_plain = image.format == "JPEG" and image.mode in ("RGB", "L")
         is_plain = is_plain and image.getexif().get(_EXIF_ORIENTATION, 1) == 1
     if not is_plain:
@@ -100,9 +100,9 @@ def link_jpeg(photo: Path, pixels: UInt8[np.ndarray, "h w 3"], target: Path) -> 
 
     def link(partial: Path) -> None:
         try:
-            os.link(photo.resolve(), partial)
+            os.link(source.resolve(), partial)
         except OSError:  # another disk, or one without hard links
-            shutil.copyfile(photo, partial)
+            shutil.copyfile(source, partial)
 
     _write(target, link)
 

@@ -62,9 +62,9 @@ def check_level_order(level_order: Sequence[int], num_tokens: int) -> tuple[int,
 
 
 def check_area(wanted: float | None) -> None:
-    """Raises PromptError for an area that is no fraction of the photo; None is none wanted."""
+    """Raises PromptError for an area that is no fraction of the image; None is none wanted."""
     if wanted is not None and not (math.isfinite(wanted) and 0 < wanted <= 1):
-        raise PromptError(f"area: got {wanted}; wanted a fraction of the photo in (0, 1].")
+        raise PromptError(f"area: got {wanted}; wanted a fraction of the image in (0, 1].")
 
 
 def level_by_area(areas: Float[np.ndarray, " k"], wanted: float) -> int:

@@ -1,4 +1,4 @@
-"""One way in for every photo: path, PIL image or array -> uint8 RGB as displayed."""
+"""One way in for every image: path, PIL image or array -> uint8 RGB as displayed."""
 
 import os
 import struct
@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from semsam_jax.core.errors import DataError
 
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray
 
@@ -21,9 +21,9 @@ _DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struc
 
 
 def load_image(image: ImageLike) -> UInt8[np.ndarray, "h w 3"]:
-    """Returns a photo as uint8 RGB [h, w, 3] the way a viewer displays it.
+    """Returns an image as uint8 RGB [h, w, 3] the way a viewer displays it.
 
-    EXIF rotation is applied, so pixel coordinates are those of the displayed photo.
+    EXIF rotation is applied, so pixel coordinates are those of the displayed image.
     Transparency is composited over white, palettes and CMYK are converted, 16-bit
     values keep their high byte, an animation gives its first frame.
 
@@ -47,9 +47,9 @@ def load_image(image: ImageLike) -> UInt8[np.ndarray, "h w 3"]:
 
 def _from_path(path: Path) -> np.ndarray:
     if not path.exists():
-        raise DataError(f"{path}: no such file; check the path of the photo.")
+        raise DataError(f"{path}: no such file; check the path of the image.")
     if path.is_dir():
-        raise DataError(f"{path}: is a folder, wanted a photo; use `auto` for folders.")
+        raise DataError(f"{path}: is a folder, wanted an image; use `auto` for folders.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -76,7 +76,7 @@ def _from_pil(image: Image.Image, where: str) -> np.ndarray:
     if image.mode == "F":
         raise DataError(f"{where}: floating-point image; convert it to 8 or 16 bits first.")
     if image.mode.startswith("I"):
-        # Pillow widens 16-bit greyscale to mode I; the high byte is the 8-bit photo.
+        # Pillow widens 16-bit greyscale to mode I; the high byte is the 8-bit image.
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise DataError(f"{where}: 32-bit greyscale image; convert it to 8 or 16 bits first.")

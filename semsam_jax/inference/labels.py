@@ -12,8 +12,8 @@ from jaxtyping import Float
 from semsam_jax.core.errors import CheckpointError, PromptError
 from semsam_jax.core.structs import Predictions, TextTable
 from semsam_jax.inference.loading import LoadedModel
-from semsam_jax.inference.requests import Name
-from semsam_jax.text.tables import NameTable
+from semsam_jax.inference.requests import ScoredName
+from semsam_jax.text.tables import TextEmbeddings
 from semsam_jax.text.templates import embed_names
 from semsam_jax.text.tokenizer import Tokenizer
 
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Names:
+class LabelNames:
     """What a user asks for, before it is embedded.
 
     Attributes:
@@ -61,11 +61,11 @@ class LabelSet:
     exact: TextTable
     table: TextTable
 
-    def best_object(self, logits: Float[np.ndarray, " v"]) -> Name | None:
+    def best_object(self, logits: Float[np.ndarray, " v"]) -> ScoredName | None:
         """Best object name for one token, None if there are no object names."""
         return _best(self.objects, logits)
 
-    def best_part(self, logits: Float[np.ndarray, " v"]) -> Name | None:
+    def best_part(self, logits: Float[np.ndarray, " v"]) -> ScoredName | None:
         """Best part name for one token, None if there are no part names."""
         return _best(self.parts, logits)
 
@@ -106,7 +106,7 @@ def object_logits(found: Predictions) -> Float[np.ndarray, "*q v"]:
     return whole if found.owner_logits is None else np.maximum(whole, found.owner_logits)
 
 
-def parse_labels(labels: Labels) -> Names:
+def parse_labels(labels: Labels) -> LabelNames:
     """Returns the names that `labels` stands for; see `label_set`."""
     objects: Sequence[str]
     parts: Sequence[str] = ()
@@ -133,10 +133,10 @@ def parse_labels(labels: Labels) -> Names:
             f'labels: no names given; wanted for example "dog,cat;head,leg", or one of '
             f"{', '.join(VOCABULARIES)}."
         )
-    return Names(*cleaned)
+    return LabelNames(*cleaned)
 
 
-def built_in_vocabulary(name: str) -> Names:
+def built_in_vocabulary(name: str) -> LabelNames:
     """Names of a public dataset's classes, out of `VOCABULARIES`."""
     # The class lists are data files of the input pipeline; none of its code is used here.
     file = resources.files("data_pipelines") / "vocabularies" / f"{name}.json"
@@ -145,15 +145,15 @@ def built_in_vocabulary(name: str) -> Names:
         tuple(dict.fromkeys(row["text"] for row in classes[kind])) for kind in ("objects", "parts")
     )
     stuff = frozenset(r["text"] for r in classes["objects"] if not r.get("is_thing", True))
-    return Names(objects, parts, stuff, name)
+    return LabelNames(objects, parts, stuff, name)
 
 
-def _embed(model: LoadedModel, names: Names) -> dict[str, np.ndarray]:
+def _embed(model: LoadedModel, names: LabelNames) -> dict[str, np.ndarray]:
     """Unit embedding of every name that the text source knows; kept with the model."""
     known = model.name_embeddings
     new = [name for name in dict.fromkeys(names.objects + names.parts) if name not in known]
     if model.meta["text"]["source"] == "table":
-        table = NameTable.load(model.meta["text"].get("table") or None)
+        table = TextEmbeddings.load(model.meta["text"].get("table") or None)
         wanted = model.module.config.decoder.text_dim
         if table.dim != wanted:
             raise CheckpointError(
@@ -181,7 +181,7 @@ def _embed(model: LoadedModel, names: Names) -> dict[str, np.ndarray]:
     return {name: known[name] for name in names.objects + names.parts if name in known}
 
 
-def _unknown_names(missing: list[str], table: NameTable) -> str:
+def _unknown_names(missing: list[str], table: TextEmbeddings) -> str:
     hints = []
     for name in missing[:5]:
         near = table.nearest_names(name)
@@ -193,12 +193,12 @@ def _unknown_names(missing: list[str], table: NameTable) -> str:
     )
 
 
-def _best(names: tuple[str, ...], logits: np.ndarray) -> Name | None:
+def _best(names: tuple[str, ...], logits: np.ndarray) -> ScoredName | None:
     if not names:
         return None
     logits = np.asarray(logits, np.float64)[: len(names)]
     best = int(logits.argmax())
-    return Name(names[best], float(1 / (1 + np.exp(-logits[best]))))
+    return ScoredName(names[best], float(1 / (1 + np.exp(-logits[best]))))
 
 
 def _pad(rows: Float[np.ndarray, "v d"]) -> Float[np.ndarray, "u d"]:

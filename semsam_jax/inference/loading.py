@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int32, UInt8
 
 from semsam_jax.convert.released import read_released
 from semsam_jax.convert.tree import check_tree
-from semsam_jax.core import checkpoint_io, model_files, programs
+from semsam_jax.core import checkpoint_io, export_cache, model_files
 from semsam_jax.core.compilation import use_compilation_cache
 from semsam_jax.core.errors import CheckpointError
 from semsam_jax.core.structs import GenericPredictions, Predictions, Prompts, Pyramid, TextTable
@@ -25,7 +25,7 @@ from semsam_jax.models import heads, presets
 from semsam_jax.models.semantic_sam import SemanticSAM
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-_PROMPT_PRESETS = ("own", "released_v1")
+_PROMPT_PRESETS = ("default", "released_v1")
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -38,10 +38,10 @@ class LoadedModel:
         meta: the checkpoint's meta (preset, level order, text source, vocabulary, ...).
         level_order: token index of level 1..6.
         prompt_preset: how clicks become boxes.
-        canvas_multiple: canvases are padded to a multiple of this; 32 is exact.
+        pad_to_multiple: canvases are padded to a multiple of this; 32 is exact.
         precision: matrix-product precision on accelerators.
         name_embeddings: embeddings of names that were asked for before (`labels`).
-        keeps_programs: traced programs are kept for the next process (`core.programs`).
+        cache_programs: traced programs are kept for the next process (`core.export_cache`).
     """
 
     module: SemanticSAM
@@ -49,10 +49,10 @@ class LoadedModel:
     meta: dict
     level_order: tuple[int, ...]
     prompt_preset: PromptPreset
-    canvas_multiple: int = STRIDE
+    pad_to_multiple: int = STRIDE
     precision: str = "highest"
     name_embeddings: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    keeps_programs: bool = False
+    cache_programs: bool = False
 
     def __repr__(self) -> str:
         """One line: a notebook shows the value of a cell's last line, and weights have millions."""
@@ -73,14 +73,14 @@ class LoadedModel:
             digest.update(np.asarray(leaf).tobytes())
         return digest.hexdigest()[:16]
 
-    def frame(self, photo_hw: tuple[int, int], size: Size = None) -> Frame:
-        """Returns how a photo of this size is shown to the network."""
+    def frame(self, image_hw: tuple[int, int], size: Size = None) -> Frame:
+        """Returns how an image of this size is shown to the network."""
         return make_frame(
-            photo_hw,
+            image_hw,
             self.prompt_preset,
             size,
             image_size=self.meta.get("image_size"),
-            canvas_multiple=self.canvas_multiple,
+            pad_to_multiple=self.pad_to_multiple,
         )
 
     def encode(self, images: UInt8[np.ndarray, "b h w 3"], frames: list[Frame]) -> Pyramid:
@@ -110,8 +110,8 @@ class LoadedModel:
     def _run(self, function: Callable, static: tuple, *args: Any) -> Any:
         static = (self.module, *static)
         with jax.default_matmul_precision(self.precision):
-            if self.keeps_programs:
-                return programs.run(function, static, self.params, *args)
+            if self.cache_programs:
+                return export_cache.run(function, static, self.params, *args)
             return function(*static, self.params, *args)
 
 
@@ -121,7 +121,7 @@ def load_model(
     model_config: str | os.PathLike | None = None,
     dtype: str = "float32",
     prompt_preset: PromptPreset | None = None,
-    canvas_multiple: int = STRIDE,
+    pad_to_multiple: int = STRIDE,
     precision: str = "highest",
 ) -> LoadedModel:
     """Loads a checkpoint for inference and prints which one.
@@ -133,9 +133,9 @@ def load_model(
             of this user that finished last.
         model_config: JSON file with the sizes of a `.pth` file that no preset describes.
         dtype: compute dtype, `float32` (exact) or `bfloat16`.
-        prompt_preset: `own` or `released_v1`; None takes the checkpoint's own.
-        canvas_multiple: multiple of 32; larger values mean fewer compiled programs for
-            photos of many shapes, at the price of other masks (see the README).
+        prompt_preset: `default` or `released_v1`; None takes the checkpoint's own.
+        pad_to_multiple: multiple of 32; larger values mean fewer compiled programs for
+            images of many shapes, at the price of other masks (see the README).
         precision: matrix-product precision on accelerators, see `jax.default_matmul_precision`.
 
     Raises:
@@ -144,8 +144,8 @@ def load_model(
     """
     if dtype not in _DTYPES:
         raise CheckpointError(f"dtype: got {dtype!r}; wanted one of {', '.join(_DTYPES)}.")
-    if canvas_multiple < STRIDE or canvas_multiple % STRIDE:
-        raise CheckpointError(f"canvas_multiple: got {canvas_multiple}; wanted 32, 64, 96, ...")
+    if pad_to_multiple < STRIDE or pad_to_multiple % STRIDE:
+        raise CheckpointError(f"pad_to_multiple: got {pad_to_multiple}; wanted 32, 64, 96, ...")
     path = checkpoint_io.choose_checkpoint(path)
     use_compilation_cache()
     if path.is_file() and path.name != model_files.WEIGHTS:
@@ -162,10 +162,10 @@ def load_model(
         meta,
         dtype=dtype,
         prompt_preset=prompt_preset,
-        canvas_multiple=canvas_multiple,
+        pad_to_multiple=pad_to_multiple,
         precision=precision,
         where=f"checkpoint {path}",
-        keeps_programs=True,
+        cache_programs=True,
     )
 
 
@@ -175,10 +175,10 @@ def model_from_params(
     *,
     dtype: str = "float32",
     prompt_preset: PromptPreset | None = None,
-    canvas_multiple: int = STRIDE,
+    pad_to_multiple: int = STRIDE,
     precision: str = "highest",
     where: str = "checkpoint",
-    keeps_programs: bool = False,
+    cache_programs: bool = False,
 ) -> LoadedModel:
     """Makes a `LoadedModel` of parameters in memory; `meta` as `core.checkpoint_io` stores it."""
     missing = [key for key in ("model_config", "level_order", "prompt_preset") if key not in meta]
@@ -205,9 +205,9 @@ def model_from_params(
         meta=dict(meta),
         level_order=check_level_order(meta["level_order"], config.decoder.num_tokens),
         prompt_preset=prompt_preset,
-        canvas_multiple=canvas_multiple,
+        pad_to_multiple=pad_to_multiple,
         precision=precision,
-        keeps_programs=keeps_programs,
+        cache_programs=cache_programs,
     )
 
 

@@ -1,8 +1,8 @@
-"""MaskGenerator: every mask of a photo, from a grid of clicks.
+"""MaskGenerator: every mask of an image, from a grid of clicks.
 
-Memory stays low because nothing of photo size is kept for a click: the predicted IoU
+Memory stays low because nothing of image size is kept for a click: the predicted IoU
 decides first, the device then measures small chunks of masks, and a survivor is a vector
-(its mask embedding) until the very end, when it becomes an RLE at the photo's own size.
+(its mask embedding) until the very end, when it becomes an RLE at the image's own size.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from semsam_jax.inference.labels import Labels, LabelSet, label_set, object_logi
 from semsam_jax.inference.loading import LoadedModel, low_res_logits
 from semsam_jax.inference.mask_selection import (
     Filters,
-    Kept,
+    KeptMasks,
     clean_mask,
     filter_masks,
     inclusive_box,
@@ -30,7 +30,7 @@ from semsam_jax.inference.mask_selection import (
     touches_crop_border,
 )
 from semsam_jax.inference.preprocess import Frame, Size, fit_image
-from semsam_jax.inference.requests import Name
+from semsam_jax.inference.requests import ScoredName
 from semsam_jax.inference.upsample import chunk_size, upsample_masks
 from semsam_jax.ops.nms import nms
 
@@ -41,7 +41,7 @@ _MEASURE_CHUNK = 64
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-    """A mask that is kept, in photo pixels."""
+    """A mask that is kept, in image pixels."""
 
     runs: Int[np.ndarray, " m"]  # run lengths down the columns, after cleaning
     area: int
@@ -53,12 +53,12 @@ class _Found:
     point: tuple[float, float]
     token: int
     crop: tuple[int, int, int, int]  # x0, y0, x1, y1
-    object: Name | None
-    part: Name | None
+    object: ScoredName | None
+    part: ScoredName | None
 
 
 class MaskGenerator:
-    """Finds all masks of a photo, in the manner of `SamAutomaticMaskGenerator`.
+    """Finds all masks of an image, in the manner of `SamAutomaticMaskGenerator`.
 
     Args:
         model: from `load_model`.
@@ -73,11 +73,11 @@ class MaskGenerator:
         labels: object and part names to choose from; see `inference.labels`.
         crop_n_layers: also look at crops, 4**i of them in layer i.
         crop_nms_thresh: box NMS between crops.
-        crop_overlap_ratio: overlap of crops, as a share of the photo's short side.
+        crop_overlap_ratio: overlap of crops, as a share of the image's short side.
         crop_n_points_downscale_factor: divides the grid by this to the power of the layer.
-        min_mask_region_area: smaller holes and islands are removed, photo pixels; 0 off.
+        min_mask_region_area: smaller holes and islands are removed, image pixels; 0 off.
         output_mode: `binary_mask`, `uncompressed_rle` or `coco_rle`.
-        size: side at which the network sees the photo; see `preprocess.make_frame`.
+        size: side at which the network sees the image; see `preprocess.make_frame`.
         isolate: False reproduces the reference, where the clicks of a batch interact.
 
     Raises:
@@ -146,14 +146,16 @@ class MaskGenerator:
 
         Keys are SAM's: `segmentation` (bool [h, w] or RLE by `output_mode`), `area`, `bbox`
         (x, y, width, height between the outermost pixels, as SAM computes it),
-        `predicted_iou`, `point_coords` ([[x, y]] photo pixels), `stability_score` (before
+        `predicted_iou`, `point_coords` ([[x, y]] image pixels), `stability_score` (before
         small regions are removed), `crop_box` (x, y, width, height); and `level`, `token`,
         and with labels `object` and `part` ({"name", "score"}).
         """
-        photo = load_image(image)
+        pixels = load_image(image)
         found: list[_Found] = []
-        for crop, layer in crop_boxes(photo.shape[:2], self.crop_n_layers, self.crop_overlap_ratio):
-            found += self._masks_of_crop(photo, crop, layer)
+        for crop, layer in crop_boxes(
+            pixels.shape[:2], self.crop_n_layers, self.crop_overlap_ratio
+        ):
+            found += self._masks_of_crop(pixels, crop, layer)
         if self.crop_n_layers and found:
             areas = [(f.crop[2] - f.crop[0]) * (f.crop[3] - f.crop[1]) for f in found]
             keep = nms(
@@ -166,23 +168,23 @@ class MaskGenerator:
             boxes = np.stack([f.clean_box for f in found])
             changed = np.array([f.changed for f in found])
             found = [found[i] for i in suppress_cleaned(boxes, changed, self.filters)]
-        return [self._record(mask, photo.shape[:2]) for mask in found]
+        return [self._record(mask, pixels.shape[:2]) for mask in found]
 
     def _masks_of_crop(
-        self, photo: UInt8[np.ndarray, "h w 3"], crop: tuple[int, int, int, int], layer: int
+        self, pixels: UInt8[np.ndarray, "h w 3"], crop: tuple[int, int, int, int], layer: int
     ) -> list[_Found]:
         x0, y0, x1, y1 = crop
-        part = photo[y0:y1, x0:x1]
+        part = pixels[y0:y1, x0:x1]
         frame = self.model.frame(part.shape[:2], self.size)
         pyramid = self.model.encode(fit_image(part, frame)[None], [frame])
         side = max(1, self.points_per_side // self.crop_n_points_downscale_factor**layer)
         points = point_grid(side) * np.array(part.shape[1::-1])
         kept, embeds, names = self._decode_grid(pyramid, frame, points)
         rows, columns = frame.resized_hw
-        to_photo = np.array([part.shape[1] / columns, part.shape[0] / rows] * 2)
+        to_image = np.array([part.shape[1] / columns, part.shape[0] / rows] * 2)
         if len(kept.rows):
-            boxes = kept.boxes * to_photo + np.array([x0, y0, x0, y0])
-            inside = np.flatnonzero(~touches_crop_border(boxes, crop, photo.shape[:2]))
+            boxes = kept.boxes * to_image + np.array([x0, y0, x0, y0])
+            inside = np.flatnonzero(~touches_crop_border(boxes, crop, pixels.shape[:2]))
             order = inside[suppress(kept.take(inside), self.filters.box_nms_thresh)]
             kept, embeds, names = kept.take(order), embeds[order], [names[i] for i in order]
         found = []
@@ -190,7 +192,7 @@ class MaskGenerator:
             row, level = divmod(int(kept.rows[i]), len(self.tokens))
             found.append(
                 _Found(
-                    **self._cleaned(mask, crop, photo.shape[:2]),
+                    **self._cleaned(mask, crop, pixels.shape[:2]),
                     iou=float(kept.ious[i]),
                     stability=float(kept.stability[i]),
                     point=(float(points[row, 0] + x0), float(points[row, 1] + y0)),
@@ -206,9 +208,9 @@ class MaskGenerator:
         self,
         mask: Bool[np.ndarray, "h w"],
         crop: tuple[int, int, int, int],
-        photo_hw: tuple[int, int],
+        image_hw: tuple[int, int],
     ) -> dict:
-        """Removes small regions of a crop's mask; run lengths and boxes in photo pixels.
+        """Removes small regions of a crop's mask; run lengths and boxes in image pixels.
 
         Only a window around the mask is looked at. Its margin is as wide as the largest
         region that counts as small, so that no region is cut to below that size.
@@ -217,8 +219,8 @@ class MaskGenerator:
         inner = inclusive_box(mask)
         box = inner + np.array([crop[0], crop[1]] * 2)
         left, top = (int(v) for v in np.maximum(box[:2] - margin, 0))
-        right = min(int(box[2]) + 1 + margin, photo_hw[1])
-        bottom = min(int(box[3]) + 1 + margin, photo_hw[0])
+        right = min(int(box[2]) + 1 + margin, image_hw[1])
+        bottom = min(int(box[3]) + 1 + margin, image_hw[0])
         window, changed = np.zeros((bottom - top, right - left), bool), False
         window[box[1] - top : box[3] + 1 - top, box[0] - left : box[2] + 1 - left] = mask[
             inner[1] : inner[3] + 1, inner[0] : inner[2] + 1
@@ -226,7 +228,7 @@ class MaskGenerator:
         if margin:
             window, changed = clean_mask(window, margin)
         return {
-            "runs": run_lengths(window, (top, left), photo_hw),
+            "runs": run_lengths(window, (top, left), image_hw),
             "area": int(window.sum()),
             "box": box,
             "clean_box": inclusive_box(window) + np.array([left, top] * 2) if changed else box,
@@ -235,10 +237,10 @@ class MaskGenerator:
 
     def _decode_grid(
         self, pyramid, frame: Frame, points: Float[np.ndarray, "n 2"]
-    ) -> tuple[Kept, np.ndarray, list[tuple[Name | None, Name | None]]]:
+    ) -> tuple[KeptMasks, np.ndarray, list[tuple[ScoredName | None, ScoredName | None]]]:
         """Decodes all clicks and filters by IoU and stability; rows count [click, level]."""
         boxes = frame.click_boxes(points)
-        parts: list[Kept] = []
+        parts: list[KeptMasks] = []
         embeds, names = [], []
         text = None if self.names is None else self.names.table
         features, tokens = pyramid.mask_features[0], np.array(self.tokens)
@@ -260,8 +262,11 @@ class MaskGenerator:
             embeds.append(embed[kept.rows])
             names += _names(self.names, answer, kept.rows, tokens)
             parts.append(dataclasses.replace(kept, rows=kept.rows + start * len(tokens)))
-        merged = Kept(
-            *(np.concatenate([getattr(k, f.name) for k in parts]) for f in dataclasses.fields(Kept))
+        merged = KeptMasks(
+            *(
+                np.concatenate([getattr(k, f.name) for k in parts])
+                for f in dataclasses.fields(KeptMasks)
+            )
         )
         return merged, np.concatenate(embeds), names
 
@@ -280,21 +285,21 @@ class MaskGenerator:
         return np.concatenate(stability), np.concatenate(boxes)
 
     def _render(self, embeds: Float[np.ndarray, "n d"], features, frame: Frame):
-        """Yields the masks at the photo's size, a few at a time."""
-        step = chunk_size(16, frame.photo_hw)
+        """Yields the masks at the image's size, a few at a time."""
+        step = chunk_size(16, frame.image_hw)
         for start in range(0, len(embeds), step):
             part = embeds[start : start + step]
             padded = np.pad(part, ((0, step - len(part)), (0, 0)))
             logits = low_res_logits(padded, features)
-            yield from upsample_masks(logits, frame, frame.photo_hw)[: len(part)]
+            yield from upsample_masks(logits, frame, frame.image_hw)[: len(part)]
 
-    def _record(self, found: _Found, photo_hw: tuple[int, int]) -> dict:
-        rle = compress_runs(found.runs, photo_hw)
+    def _record(self, found: _Found, image_hw: tuple[int, int]) -> dict:
+        rle = compress_runs(found.runs, image_hw)
         segmentation: object = rle
         if self.output_mode == "binary_mask":
             segmentation = decode_rle(rle)
         elif self.output_mode == "uncompressed_rle":
-            segmentation = {"size": list(photo_hw), "counts": found.runs.tolist()}
+            segmentation = {"size": list(image_hw), "counts": found.runs.tolist()}
         x0, y0, x1, y1 = (float(v) for v in found.clean_box)
         cx0, cy0, cx1, cy1 = (float(v) for v in found.crop)
         record = {
@@ -322,17 +327,17 @@ def point_grid(points_per_side: int) -> Float[np.ndarray, "n 2"]:
 
 
 def crop_boxes(
-    photo_hw: tuple[int, int], num_layers: int, overlap_ratio: float
+    image_hw: tuple[int, int], num_layers: int, overlap_ratio: float
 ) -> list[tuple[tuple[int, int, int, int], int]]:
-    """The whole photo, then 2**i x 2**i overlapping crops for each layer i, with the layer.
+    """The whole image, then 2**i x 2**i overlapping crops for each layer i, with the layer.
 
     A crop is x0, y0, x1, y1. Layers whose crops would be smaller than 32 pixels are left out.
     """
-    height, width = photo_hw
+    height, width = image_hw
     boxes = [((0, 0, width, height), 0)]
     for layer in range(1, num_layers + 1):
         per_side = 2**layer
-        overlap = int(overlap_ratio * min(photo_hw) * 2 / per_side)
+        overlap = int(overlap_ratio * min(image_hw) * 2 / per_side)
         sizes = [
             math.ceil((overlap * (per_side - 1) + side) / per_side) for side in (width, height)
         ]
@@ -348,7 +353,7 @@ def crop_boxes(
 
 def _names(
     names: LabelSet | None, answer, rows: Int[np.ndarray, " n"], tokens: Int[np.ndarray, " k"]
-) -> list[tuple[Name | None, Name | None]]:
+) -> list[tuple[ScoredName | None, ScoredName | None]]:
     if names is None:
         return [(None, None)] * len(rows)
     where = (0, rows // len(tokens), tokens[rows % len(tokens)])

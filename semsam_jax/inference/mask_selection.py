@@ -32,7 +32,7 @@ class Filters:
         stability_score_offset: stability = area(> +offset) / area(> -offset).
         box_nms_thresh: box IoU above which the worse mask of one crop goes.
         crop_nms_thresh: the same between crops.
-        min_mask_region_area: smaller holes are filled and islands removed, photo pixels; 0 off.
+        min_mask_region_area: smaller holes are filled and islands removed, image pixels; 0 off.
     """
 
     pred_iou_thresh: float = 0.88
@@ -54,7 +54,7 @@ class Filters:
 
 
 @dataclasses.dataclass(frozen=True)
-class Kept:
+class KeptMasks:
     """Masks that passed, in the order of the rows they came from.
 
     Attributes:
@@ -69,9 +69,11 @@ class Kept:
     stability: Float[np.ndarray, " n"]
     boxes: Int[np.ndarray, "n 4"]
 
-    def take(self, index: Int[np.ndarray, " m"]) -> "Kept":
+    def take(self, index: Int[np.ndarray, " m"]) -> "KeptMasks":
         """Returns the masks of these positions, in this order."""
-        return Kept(self.rows[index], self.ious[index], self.stability[index], self.boxes[index])
+        return KeptMasks(
+            self.rows[index], self.ious[index], self.stability[index], self.boxes[index]
+        )
 
 
 Measure = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -126,7 +128,7 @@ def measure_masks(
     return sum(above).sum(1) / sum(below).sum(1), boxes.astype(jnp.int32)
 
 
-def filter_masks(ious: Float[np.ndarray, " n"], measure: Measure, filters: Filters) -> Kept:
+def filter_masks(ious: Float[np.ndarray, " n"], measure: Measure, filters: Filters) -> KeptMasks:
     """Filters by predicted IoU, then measures only those and filters by stability.
 
     Args:
@@ -137,25 +139,25 @@ def filter_masks(ious: Float[np.ndarray, " n"], measure: Measure, filters: Filte
     rows = np.flatnonzero(ious > filters.pred_iou_thresh)
     if not len(rows):
         empty = np.zeros(0, np.float32)
-        return Kept(rows, empty, empty, np.zeros((0, 4), np.int32))
+        return KeptMasks(rows, empty, empty, np.zeros((0, 4), np.int32))
     stability, boxes = measure(rows)
-    kept = Kept(rows, ious[rows], stability, boxes)
+    kept = KeptMasks(rows, ious[rows], stability, boxes)
     return kept.take(np.flatnonzero(stability >= filters.stability_score_thresh))
 
 
 def touches_crop_border(
     boxes: Float[np.ndarray, "n 4"],
     crop: tuple[int, int, int, int],
-    photo_hw: tuple[int, int],
+    image_hw: tuple[int, int],
 ) -> Bool[np.ndarray, " n"]:
-    """Whether a box (photo pixels) ends at a border of its crop that is not the photo's."""
-    photo = np.array([0, 0, photo_hw[1], photo_hw[0]], np.float64)
+    """Whether a box (image pixels) ends at a border of its crop that is not the image's."""
+    image = np.array([0, 0, image_hw[1], image_hw[0]], np.float64)
     near_crop = np.abs(boxes - np.array(crop, np.float64)) <= _CROP_BORDER_PX
-    near_photo = np.abs(boxes - photo) <= _CROP_BORDER_PX
-    return (near_crop & ~near_photo).any(1)
+    near_image = np.abs(boxes - image) <= _CROP_BORDER_PX
+    return (near_crop & ~near_image).any(1)
 
 
-def suppress(kept: Kept, iou_threshold: float) -> Int[np.ndarray, " m"]:
+def suppress(kept: KeptMasks, iou_threshold: float) -> Int[np.ndarray, " m"]:
     """Positions that survive box NMS by predicted IoU, best first."""
     return nms(kept.boxes, kept.ious, iou_threshold)
 

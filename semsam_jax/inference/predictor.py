@@ -1,4 +1,4 @@
-"""Predictor: encode a photo once, then ask for masks by clicks and boxes."""
+"""Predictor: encode an image once, then ask for masks by clicks and boxes."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ LOGITS_CHUNK = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class _Photo:
+class _EncodedImage:
     frame: Frame
     pyramid: Pyramid  # one image
 
@@ -37,7 +37,7 @@ class _Photo:
 class Predictor:
     """Interactive segmentation, in the manner of `segment_anything.SamPredictor`.
 
-    All coordinates are pixels of the photo as displayed, all masks have its size.
+    All coordinates are pixels of the image as displayed, all masks have its size.
 
         predictor = Predictor(load_model("runs/mine"))
         predictor.set_image("dog.jpg")
@@ -45,7 +45,7 @@ class Predictor:
 
     Args:
         model: from `load_model`.
-        size: side at which the network sees the photo, `"native"`, or None for the
+        size: side at which the network sees the image, `"native"`, or None for the
             checkpoint's own (see `preprocess.make_frame`).
         isolate: prompts do not see each other, so a mask depends on its own prompt only.
             False reproduces the reference's demo, where prompts of one call interact.
@@ -55,10 +55,10 @@ class Predictor:
         self.model = model
         self.size = size
         self.isolate = isolate
-        self._photo: _Photo | None = None
+        self._encoded: _EncodedImage | None = None
 
     def set_image(self, image: ImageLike, image_format: str = "RGB") -> None:
-        """Encodes a photo (path, PIL image or array) and keeps its features.
+        """Encodes an image (path, PIL image or array) and keeps its features.
 
         Args:
             image: see `images.load_image`.
@@ -66,29 +66,29 @@ class Predictor:
 
         Raises:
             PromptError: another format.
-            DataError: not a readable photo.
+            DataError: not a readable image.
         """
         if image_format not in ("RGB", "BGR"):
             raise PromptError(f"image_format: got {image_format!r}; wanted RGB or BGR.")
         if image_format == "BGR" and isinstance(image, np.ndarray) and image.ndim == 3:
             image = np.concatenate([image[..., 2::-1], image[..., 3:]], axis=-1)
-        self._photo = self._encode([load_image(image)])[0]
+        self._encoded = self._encode([load_image(image)])[0]
 
     def reset_image(self) -> None:
-        """Forgets the photo and frees its features."""
-        self._photo = None
+        """Forgets the image and frees its features."""
+        self._encoded = None
 
     @property
     def is_image_set(self) -> bool:
         """Whether `set_image` has been called."""
-        return self._photo is not None
+        return self._encoded is not None
 
     @property
     def pyramid(self) -> Pyramid:
-        """Features of the photo that was set, on the device; one image."""
-        if self._photo is None:
+        """Features of the image that was set, on the device; one image."""
+        if self._encoded is None:
             raise PromptError("pyramid: no image set; call set_image first.")
-        return self._photo.pyramid
+        return self._encoded.pyramid
 
     def predict(
         self,
@@ -110,14 +110,14 @@ class Predictor:
         inside cuts out its own best mask that contains no positive click (`inference.clicks`).
 
         Args:
-            point_coords: clicks (x, y) in photo pixels, [n, 2].
+            point_coords: clicks (x, y) in image pixels, [n, 2].
             point_labels: 1 on the object, 0 beside it, [n]; None means all 1.
-            box: x0, y0, x1, y1 in photo pixels.
+            box: x0, y0, x1, y1 in image pixels.
             level: 1 (coarsest) .. 6 (finest), a list, or None for all.
             multimask_output: False returns only the best of the levels by predicted IoU.
             labels: object and part names to choose from; see `inference.labels`.
             return_logits: masks are float32 logits instead of booleans.
-            area: choose the level whose mask is nearest to this fraction of the photo.
+            area: choose the level whose mask is nearest to this fraction of the image.
 
         Returns:
             `Segments`; unpacks as masks [m, h, w], scores [m], low_res_logits [m, h/4, w/4],
@@ -136,11 +136,11 @@ class Predictor:
         labels: Labels | None = None,
         return_logits: bool = False,
     ) -> list[Segments]:
-        """Segments several objects of the photo that was set; see `predict`."""
-        if self._photo is None:
+        """Segments several objects of the image that was set; see `predict`."""
+        if self._encoded is None:
             raise PromptError("predict: no image set; call set_image first.")
         names = None if labels is None else label_set(self.model, labels)
-        return self._answer(self._photo, requests, multimask_output, names, return_logits)
+        return self._answer(self._encoded, requests, multimask_output, names, return_logits)
 
     def predict_batch(
         self,
@@ -151,9 +151,9 @@ class Predictor:
         return_logits: bool = False,
         batch_size: int = 4,
     ) -> list[list[Segments]]:
-        """Segments several objects in each of several photos.
+        """Segments several objects in each of several images.
 
-        Photos whose canvases have one shape are encoded together, `batch_size` at a time.
+        Images whose canvases have one shape are encoded together, `batch_size` at a time.
 
         Args:
             images: paths, PIL images or arrays.
@@ -161,7 +161,7 @@ class Predictor:
             multimask_output: see `predict`.
             labels: see `predict`.
             return_logits: see `predict`.
-            batch_size: photos encoded together; bounds the memory.
+            batch_size: images encoded together; bounds the memory.
 
         Returns:
             For each image, for each of its requests, the masks.
@@ -173,26 +173,26 @@ class Predictor:
         names = None if labels is None else label_set(self.model, labels)
         answers = []
         for start in range(0, len(images), batch_size):
-            photos = self._encode([load_image(x) for x in images[start : start + batch_size]])
-            for photo, wanted in zip(photos, requests[start : start + batch_size], strict=True):
-                answers.append(self._answer(photo, wanted, multimask_output, names, return_logits))
+            encoded = self._encode([load_image(x) for x in images[start : start + batch_size]])
+            for one, wanted in zip(encoded, requests[start : start + batch_size], strict=True):
+                answers.append(self._answer(one, wanted, multimask_output, names, return_logits))
         return answers
 
-    def _encode(self, images: list[np.ndarray]) -> list[_Photo]:
+    def _encode(self, images: list[np.ndarray]) -> list[_EncodedImage]:
         frames = [self.model.frame(image.shape[:2], self.size) for image in images]
-        photos: dict[int, _Photo] = {}
+        encoded: dict[int, _EncodedImage] = {}
         for canvas_hw in dict.fromkeys(frame.canvas_hw for frame in frames):
             rows = [i for i, frame in enumerate(frames) if frame.canvas_hw == canvas_hw]
             canvases = np.stack([fit_image(images[i], frames[i]) for i in rows])
             pyramid = self.model.encode(canvases, [frames[i] for i in rows])
             for b, i in enumerate(rows):
                 one = pyramid if len(rows) == 1 else jax.tree.map(lambda x: x[b : b + 1], pyramid)  # noqa: B023
-                photos[i] = _Photo(frames[i], one)
-        return [photos[i] for i in range(len(images))]
+                encoded[i] = _EncodedImage(frames[i], one)
+        return [encoded[i] for i in range(len(images))]
 
     def _answer(
         self,
-        photo: _Photo,
+        encoded: _EncodedImage,
         requests: Sequence[Request],
         multimask_output: bool,
         names: LabelSet | None,
@@ -200,24 +200,24 @@ class Predictor:
     ) -> list[Segments]:
         if not requests:
             return []
-        checked = [check_request(request, photo.frame.photo_hw) for request in requests]
+        checked = [check_request(request, encoded.frame.image_hw) for request in requests]
         levels = [parse_levels(request.level, self.model.num_levels) for request in requests]
-        boxes, types = prompt_arrays(checked, photo.frame)
-        found = decode_prompts(self.model, photo.pyramid, boxes, types, names, self.isolate)
-        logits = _low_res(photo, found, [check.num_prompts for check in checked])
+        boxes, types = prompt_arrays(checked, encoded.frame)
+        found = decode_prompts(self.model, encoded.pyramid, boxes, types, names, self.isolate)
+        logits = _low_res(encoded, found, [check.num_prompts for check in checked])
         answers, start = [], 0
         for request, check, wanted, low in zip(requests, checked, levels, logits, strict=True):
             stop = start + check.num_prompts
             own = jax.tree.map(lambda x: x[start:stop], found)  # noqa: B023
             best_only = not multimask_output or request.area is not None
-            masks = self._choose(photo, check, wanted, own, low, request.area, best_only)
-            answers.append(self._segments(photo, own, masks, names, return_logits))
+            masks = self._choose(encoded, check, wanted, own, low, request.area, best_only)
+            answers.append(self._segments(encoded, own, masks, names, return_logits))
             start = stop
         return answers
 
     def _choose(
         self,
-        photo: _Photo,
+        encoded: _EncodedImage,
         check: CheckedRequest,
         levels: tuple[int, ...],
         found: Predictions,
@@ -231,14 +231,14 @@ class Predictor:
         if check.is_single:
             masks = [(0, t, logits[0, t], float(found.pred_ious[0, t])) for t in tokens]
         else:
-            xy = photo.frame.to_canvas(check.points)
+            xy = encoded.frame.to_canvas(check.points)
             parts = [
                 combine_clicks(logits, found.pred_ious, xy, check.is_positive, t) for t in tokens
             ]
             masks = [(c.prompt, c.token, c.logits, c.score) for c in parts]
             wrong = np.array([c.disagreements for c in parts])
         if area is not None:
-            areas = np.array([_area_fraction(mask[2], photo.frame) for mask in masks])
+            areas = np.array([_area_fraction(mask[2], encoded.frame) for mask in masks])
             return [masks[level_by_area(areas, area)]]
         if best_only:
             return [masks[min(range(len(masks)), key=lambda i: (wrong[i], -masks[i][3]))]]
@@ -246,7 +246,7 @@ class Predictor:
 
     def _segments(
         self,
-        photo: _Photo,
+        encoded: _EncodedImage,
         found: Predictions,
         masks: list[tuple[int, int, np.ndarray, float]],
         names: LabelSet | None,
@@ -262,7 +262,7 @@ class Predictor:
                 objects[i] = names.best_object(object_logits(found)[prompt, token])
                 parts[i] = names.best_part(found.part_logits[prompt, token])
         return Segments(
-            masks=upsample(low, photo.frame, photo.frame.photo_hw),
+            masks=upsample(low, encoded.frame, encoded.frame.image_hw),
             scores=np.array([mask[3] for mask in masks], np.float32),
             low_res_logits=low,
             levels=tuple(self.model.level_order.index(token) + 1 for token in tokens),
@@ -311,7 +311,7 @@ def decode_prompts(
 
 
 def _low_res(
-    photo: _Photo, found: Predictions, sizes: list[int]
+    encoded: _EncodedImage, found: Predictions, sizes: list[int]
 ) -> Iterator[Float[np.ndarray, "q k h w"]]:
     """Mask logits at stride 4 of each request's prompts, `sizes` of them.
 
@@ -330,7 +330,7 @@ def _low_res(
             return jnp.asarray(rows.reshape(-1, x.shape[-1]))
 
         embed, limits = padded(found.mask_embed), padded(found.mask_limits)
-        flat = low_res_logits(embed, photo.pyramid.mask_features[0], limits)
+        flat = low_res_logits(embed, encoded.pyramid.mask_features[0], limits)
         logits = np.asarray(flat).reshape(count, k, *flat.shape[1:])[:num]
         yield from np.split(logits, np.cumsum(group)[:-1])
         start += num

@@ -1,7 +1,7 @@
-"""The frame of a photo: photo pixels <-> resized pixels <-> fractions of the padded canvas.
+"""The frame of an image: image pixels <-> resized pixels <-> fractions of the padded canvas.
 
-Source: SPEC (iv), (ix). Released weights see the photo with its short side at 640 and a
-click as 0.005 of the photo's size; models of our own training see the square training
+Source: SPEC (iv), (ix). Released weights see the image with its short side at 640 and a
+click as 0.005 of the image's size; models of our own training see the square training
 canvas and a click of 6 canvas pixels.
 """
 
@@ -14,42 +14,42 @@ from PIL import Image
 
 from semsam_jax.core.errors import PromptError
 
-PromptPreset = Literal["own", "released_v1"]
+PromptPreset = Literal["default", "released_v1"]
 Size = int | Literal["native"] | None
 
 STRIDE = 32
 RELEASED_SHORT_SIDE = 640
 RELEASED_CLICK_FRACTION = 0.005
 OWN_CLICK_PX = 6.0
-MAX_ASPECT = 4.0  # longer photos get their long side at 4 short sides, or memory has no bound
+MAX_ASPECT = 4.0  # longer images get their long side at 4 short sides, or memory has no bound
 MAX_CANVAS_SIDE = 4096
 
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """Sizes [height, width] of one photo on its way to the network.
+    """Sizes [height, width] of one image on its way to the network.
 
     Attributes:
-        photo_hw: the photo as displayed; the pixels of every user coordinate.
-        resized_hw: the part of the canvas that holds the photo.
+        image_hw: the image as displayed; the pixels of every user coordinate.
+        resized_hw: the part of the canvas that holds the image.
         canvas_hw: the padded canvas, multiples of 32.
         prompt_preset: how clicks become boxes.
     """
 
-    photo_hw: tuple[int, int]
+    image_hw: tuple[int, int]
     resized_hw: tuple[int, int]
     canvas_hw: tuple[int, int]
     prompt_preset: PromptPreset
 
     def to_canvas(self, xy: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
-        """Photo pixels (x, y) -> fractions of the canvas."""
-        photo = np.array(self.photo_hw[::-1], np.float64)
+        """Image pixels (x, y) -> fractions of the canvas."""
+        image = np.array(self.image_hw[::-1], np.float64)
         resized = np.array(self.resized_hw[::-1], np.float64)
         canvas = np.array(self.canvas_hw[::-1], np.float64)
-        return xy / photo * (resized / canvas)
+        return xy / image * (resized / canvas)
 
     def click_boxes(self, xy: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 4"]:
-        """Clicks in photo pixels -> cxcywh boxes, float32 fractions of the canvas."""
+        """Clicks in image pixels -> cxcywh boxes, float32 fractions of the canvas."""
         resized = np.array(self.resized_hw[::-1], np.float64)
         canvas = np.array(self.canvas_hw[::-1], np.float64)
         if self.prompt_preset == "released_v1":
@@ -60,7 +60,7 @@ class Frame:
         return np.concatenate([centre, np.broadcast_to(size, centre.shape)], 1).astype(np.float32)
 
     def box_prompts(self, xyxy: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
-        """Boxes x0,y0,x1,y1 in photo pixels -> cxcywh, float32 fractions of the canvas."""
+        """Boxes x0,y0,x1,y1 in image pixels -> cxcywh, float32 fractions of the canvas."""
         low, high = self.to_canvas(xyxy[:, :2]), self.to_canvas(xyxy[:, 2:])
         return np.concatenate([(low + high) / 2, high - low], 1).astype(np.float32)
 
@@ -70,55 +70,55 @@ class Frame:
 
 
 def make_frame(
-    photo_hw: tuple[int, int],
+    image_hw: tuple[int, int],
     prompt_preset: PromptPreset,
     size: Size = None,
     *,
     image_size: int | None = None,
-    canvas_multiple: int = STRIDE,
+    pad_to_multiple: int = STRIDE,
 ) -> Frame:
-    """Decides at which size a photo is shown to the network.
+    """Decides at which size an image is shown to the network.
 
     Args:
-        photo_hw: height and width of the photo, pixels.
-        prompt_preset: `released_v1` resizes the short side, `own` the long side into a
+        image_hw: height and width of the image, pixels.
+        prompt_preset: `released_v1` resizes the short side, `default` the long side into a
             square canvas, the one of training.
-        size: that side in pixels; `native` keeps the photo and only pads it to 32; None
+        size: that side in pixels; `native` keeps the image and only pads it to 32; None
             means 640 for released weights and `image_size` for own ones.
         image_size: training canvas of the checkpoint, pixels.
-        canvas_multiple: pad up to a multiple of this. 32 is exact; a larger multiple of 32
-            gives few compiled programs for photos of many shapes.
+        pad_to_multiple: pad up to a multiple of this. 32 is exact; a larger multiple of 32
+            gives few compiled programs for images of many shapes.
 
     Raises:
-        PromptError: the size is not `native` or 32..4096, or the photo is too large for it.
+        PromptError: the size is not `native` or 32..4096, or the image is too large for it.
     """
-    height, width = photo_hw
+    height, width = image_hw
     if size == "native":
-        resized = photo_hw
+        resized = image_hw
     else:
         if size is None:
             size = RELEASED_SHORT_SIDE if prompt_preset == "released_v1" else image_size or 512
         if not STRIDE <= size <= MAX_CANVAS_SIDE:
             raise PromptError(f"size: got {size}; wanted native or {STRIDE}..{MAX_CANVAS_SIDE}.")
         resized = _resized_hw(height, width, int(size), prompt_preset)
-    canvas = (_up(resized[0], canvas_multiple), _up(resized[1], canvas_multiple))
-    if prompt_preset == "own" and size != "native":
+    canvas = (_up(resized[0], pad_to_multiple), _up(resized[1], pad_to_multiple))
+    if prompt_preset == "default" and size != "native":
         canvas = (_up(int(size), STRIDE),) * 2
     if max(canvas) > MAX_CANVAS_SIDE:
         raise PromptError(
             f"size: the canvas would be {canvas[1]}x{canvas[0]} pixels, at most "
             f"{MAX_CANVAS_SIDE} a side fit; give a smaller size than native."
         )
-    return Frame(photo_hw, resized, canvas, prompt_preset)
+    return Frame(image_hw, resized, canvas, prompt_preset)
 
 
-def fit_image(photo: UInt8[np.ndarray, "ph pw 3"], frame: Frame) -> UInt8[np.ndarray, "h w 3"]:
-    """Resizes a photo (bicubic, uint8) and pads it with zeros to its canvas."""
+def fit_image(image: UInt8[np.ndarray, "ph pw 3"], frame: Frame) -> UInt8[np.ndarray, "h w 3"]:
+    """Resizes an image (bicubic, uint8) and pads it with zeros to its canvas."""
     height, width = frame.resized_hw
-    if frame.resized_hw != frame.photo_hw:
-        photo = np.asarray(Image.fromarray(photo).resize((width, height), Image.Resampling.BICUBIC))
+    if frame.resized_hw != frame.image_hw:
+        image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
     canvas = np.zeros((*frame.canvas_hw, 3), np.uint8)
-    canvas[:height, :width] = photo
+    canvas[:height, :width] = image
     return canvas
 
 

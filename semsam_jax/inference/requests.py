@@ -1,4 +1,4 @@
-"""What a user asks for, checked once and in photo pixels; what comes back."""
+"""What a user asks for, checked once and in image pixels; what comes back."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -18,11 +18,11 @@ class Request:
     """One object: clicks and possibly a box, and the levels wanted.
 
     Attributes:
-        point_coords: clicks (x, y) in photo pixels, anything of shape [n, 2].
+        point_coords: clicks (x, y) in image pixels, anything of shape [n, 2].
         point_labels: 1 for a click on the object, 0 for a click beside it; None means all 1.
-        box: x0, y0, x1, y1 in photo pixels.
+        box: x0, y0, x1, y1 in image pixels.
         level: 1..6, a list of them, or None for all.
-        area: wanted area as a fraction of the photo; chooses the level, instead of `level`.
+        area: wanted area as a fraction of the image; chooses the level, instead of `level`.
     """
 
     point_coords: object = None
@@ -32,7 +32,7 @@ class Request:
     area: float | None = None
 
 
-class Name(NamedTuple):
+class ScoredName(NamedTuple):
     """A class name and its score in 0..1."""
 
     name: str
@@ -44,7 +44,7 @@ class Segments:
     """The masks of one request; unpacks as `masks, scores, low_res_logits`.
 
     Attributes:
-        masks: bool [m, h, w] at the photo's size (float32 logits if those were asked for).
+        masks: bool [m, h, w] at the image's size (float32 logits if those were asked for).
         scores: predicted IoU, float32 [m].
         low_res_logits: float32 [m, h/4, w/4] of the padded canvas.
         levels: level of each mask.
@@ -58,8 +58,8 @@ class Segments:
     low_res_logits: np.ndarray
     levels: tuple[int, ...]
     tokens: tuple[int, ...]
-    objects: tuple[Name | None, ...]
-    parts: tuple[Name | None, ...]
+    objects: tuple[ScoredName | None, ...]
+    parts: tuple[ScoredName | None, ...]
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Yields masks, scores and low_res_logits."""
@@ -71,9 +71,9 @@ class CheckedRequest:
     """A request as arrays: clicks first, then at most one box.
 
     Attributes:
-        points: photo pixels.
+        points: image pixels.
         is_positive: one flag for each click.
-        boxes: x0, y0, x1, y1 in photo pixels, none or one.
+        boxes: x0, y0, x1, y1 in image pixels, none or one.
     """
 
     points: Float[np.ndarray, "c 2"]
@@ -91,15 +91,15 @@ class CheckedRequest:
         return self.num_prompts == 1
 
 
-def check_request(request: Request, photo_hw: tuple[int, int]) -> CheckedRequest:
-    """Checks clicks and box against the photo.
+def check_request(request: Request, image_hw: tuple[int, int]) -> CheckedRequest:
+    """Checks clicks and box against the image.
 
     Raises:
-        PromptError: nothing given, wrong shape, NaN, a click or box outside the photo, an
+        PromptError: nothing given, wrong shape, NaN, a click or box outside the image, an
             empty box, only negative clicks, or an area that is no fraction.
     """
     check_area(request.area)
-    height, width = photo_hw
+    height, width = image_hw
     points = _array(request.point_coords, 2, "point")
     boxes = _array(request.box, 4, "box")
     if len(boxes) > 1:
@@ -114,7 +114,7 @@ def check_request(request: Request, photo_hw: tuple[int, int]) -> CheckedRequest
     for x, y in points:
         if not (0 <= x <= width and 0 <= y <= height):
             raise PromptError(
-                f"point {x:g},{y:g}: outside the photo, which is {width}x{height} pixels."
+                f"point {x:g},{y:g}: outside the image, which is {width}x{height} pixels."
             )
     for x0, y0, x1, y1 in boxes:
         if not (x0 < x1 and y0 < y1):
@@ -123,7 +123,7 @@ def check_request(request: Request, photo_hw: tuple[int, int]) -> CheckedRequest
             )
         if min(x0, y0) < 0 or x1 > width or y1 > height:
             raise PromptError(
-                f"box {x0:g},{y0:g},{x1:g},{y1:g}: reaches outside the photo, which is "
+                f"box {x0:g},{y0:g},{x1:g},{y1:g}: reaches outside the image, which is "
                 f"{width}x{height} pixels."
             )
     if not len(boxes) and not is_positive.any():
@@ -145,5 +145,5 @@ def _array(values: object, columns: int, what: str) -> np.ndarray:
     if array.ndim != 2 or array.shape[1] != columns:
         raise PromptError(f"{what}: got shape {array.shape}; wanted [n, {columns}].")
     if not np.isfinite(array).all():
-        raise PromptError(f"{what}: got NaN or infinity; wanted finite photo pixels.")
+        raise PromptError(f"{what}: got NaN or infinity; wanted finite image pixels.")
     return array

@@ -1,4 +1,4 @@
-"""python -m semsam_jax segment PHOTO: masks from clicks and boxes, or a panoptic view."""
+"""python -m semsam_jax segment IMAGE: masks from clicks and boxes, or a panoptic view."""
 
 import argparse
 from pathlib import Path
@@ -13,22 +13,22 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the parser of `segment`."""
     parser = commands.add_parser(
         "segment",
-        help="masks of a photo from clicks, boxes or names",
+        help="masks of an image from clicks, boxes or names",
         description="Segments what clicks or boxes point at; writes masks.json and overlay.png.",
     )
-    parser.add_argument("photo", help="a JPEG, PNG, WebP, BMP, TIFF or GIF file")
+    parser.add_argument("image", help="a JPEG, PNG, WebP, BMP, TIFF or GIF file")
     parser.add_argument(
         "--point",
         action="append",
         default=[],
         metavar="X,Y",
-        help="click in photo pixels, as the photo is displayed; X,Y,0 is a negative click",
+        help="click in image pixels, as the image is displayed; X,Y,0 is a negative click",
     )
     parser.add_argument(
         "--negative", action="append", default=[], metavar="X,Y", help="click beside the object"
     )
     parser.add_argument(
-        "--box", action="append", default=[], metavar="X0,Y0,X1,Y1", help="box in photo pixels"
+        "--box", action="append", default=[], metavar="X0,Y0,X1,Y1", help="box in image pixels"
     )
     parser.add_argument(
         "--one-object",
@@ -43,38 +43,38 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--area",
         type=float,
         metavar="F",
-        help="choose the level whose mask is nearest to this fraction of the photo, 0..1",
+        help="choose the level whose mask is nearest to this fraction of the image, 0..1",
     )
     parser.add_argument(
         "--task",
         choices=TASKS,
         default="prompt",
-        help="prompt: masks of clicks and boxes; the others label the whole photo by --labels",
+        help="prompt: masks of clicks and boxes; the others label the whole image by --labels",
     )
     arguments.add_labels_argument(parser)
     arguments.add_model_arguments(parser)
     arguments.add_size_argument(parser)
-    parser.add_argument("--out", metavar="DIR", help="default: NAME_segments beside the photo")
+    parser.add_argument("--out", metavar="DIR", help="default: NAME_segments beside the image")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Segments the photo, writes masks.json and overlay.png."""
+    """Segments the image, writes masks.json and overlay.png."""
     from semsam_jax.inference.images import load_image
 
-    photo_path = Path(args.photo)
+    image_path = Path(args.image)
     size = arguments.parse_size(args.size)
     prompts = None if args.task != "prompt" else _requests(args)
     if args.task != "prompt" and not args.labels:
         raise PromptError(f"--task {args.task}: needs --labels, the names to label with.")
-    photo = load_image(photo_path)
-    out = arguments.output_folder(args.out, photo_path)
+    image = load_image(image_path)
+    out = arguments.output_folder(args.out, image_path)
     if prompts is None:
-        model = arguments.load_from_args(args, args.canvas_multiple)
-        from semsam_jax.inference.whole_photo import segment_whole_photo
+        model = arguments.load_from_args(args, args.pad_to_multiple)
+        from semsam_jax.inference.whole_image import segment_whole_image
 
-        segment_whole_photo(model, photo, args.task, args.labels, size, out)
+        segment_whole_image(model, image, args.task, args.labels, size, out)
     else:
-        _segment_prompts(args, photo, prompts, size, out)
+        _segment_prompts(args, image, prompts, size, out)
     return 0
 
 
@@ -100,22 +100,22 @@ def _requests(args: argparse.Namespace) -> list[dict]:
     return single + [{"box": box} for box in boxes]
 
 
-def _segment_prompts(args, photo, prompts: list[dict], size, out: Path) -> None:
+def _segment_prompts(args, image, prompts: list[dict], size, out: Path) -> None:
     from semsam_jax.inference.granularity import parse_levels
     from semsam_jax.inference.requests import Request, check_request
 
     requests = [Request(**prompt, level=args.level, area=args.area) for prompt in prompts]
     for request in requests:  # before the slow part: a wrong click should not wait for a model
-        check_request(request, photo.shape[:2])
-    model = arguments.load_from_args(args, args.canvas_multiple)
+        check_request(request, image.shape[:2])
+    model = arguments.load_from_args(args, args.pad_to_multiple)
     parse_levels(args.level, model.num_levels)
     from semsam_jax.inference import files
     from semsam_jax.inference.predictor import Predictor
 
     predictor = Predictor(model, size=size)
-    predictor.set_image(photo)
+    predictor.set_image(image)
     answers = predictor.predict_many(requests, labels=args.labels)
-    picture = prompt_picture(photo, requests, answers)
+    picture = prompt_picture(image, requests, answers)
     records = prompt_records(requests, answers)
     files.make_folder(out)
     files.write_picture(out / "overlay.png", picture)
@@ -157,12 +157,12 @@ def prompt_records(requests: list, answers: list) -> list[dict]:
     return records
 
 
-def prompt_picture(photo, requests: list, answers: list):
+def prompt_picture(image, requests: list, answers: list):
     """Overlay of one mask for each object, or the row of levels of a single object."""
     from semsam_jax.inference import visualize
 
-    small = visualize.display_size(photo)
-    scale = small.shape[1] / photo.shape[1]
+    small = visualize.display_size(image)
+    scale = small.shape[1] / image.shape[1]
     marks, boxes = _marks(requests, scale)
     if len(answers) == 1 and len(answers[0].masks) > 1:
         answer = answers[0]

@@ -28,7 +28,7 @@ def axis_weights(low: int, canvas: int, valid: int, out: int) -> np.ndarray:
     Args:
         low: samples of the stride-4 map.
         canvas: padded size in pixels.
-        valid: pixels of the canvas that hold the photo.
+        valid: pixels of the canvas that hold the image.
         out: wanted size; equal to `valid` skips the bicubic step, as an identity.
     """
     index, share = _taps(low, canvas, _triangle, 1.0, antialias=False)
@@ -47,7 +47,7 @@ class ResizeWeights:
 
     A row of the output needs only the few rows of the input beside it. So output rows are
     cut into strips of `STRIP`, and a strip has weights for its own band of input rows. Sizes
-    are padded with zero weights, so that photos of many sizes share few compiled programs.
+    are padded with zero weights, so that images of many sizes share few compiled programs.
 
     Attributes:
         columns: float32 [padded width, low_w].

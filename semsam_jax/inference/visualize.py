@@ -28,7 +28,7 @@ def distinct_colours(num: int, start: float = 0.58) -> list[RGB]:
 
 
 def overlay_masks(
-    photo: UInt8[np.ndarray, "h w 3"],
+    image: UInt8[np.ndarray, "h w 3"],
     masks: Sequence[Bool[np.ndarray, "h w"]],
     colours: Sequence[RGB] | None = None,
     *,
@@ -36,21 +36,21 @@ def overlay_masks(
     points: Sequence[Mark] = (),
     boxes: Sequence[Box] = (),
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Paints masks over a photo, large ones first, each with an outline.
+    """Paints masks over an image, large ones first, each with an outline.
 
     Args:
-        photo: RGB.
-        masks: at the photo's size.
+        image: RGB.
+        masks: at the image's size.
         colours: one for each mask; None gives distinct ones.
         opacity: of the fill, 0..1.
         points: x, y, is_positive of the clicks to mark.
         boxes: x0, y0, x1, y1 of the boxes to mark.
     """
     colours = distinct_colours(len(masks)) if colours is None else colours
-    canvas = photo.copy()
+    canvas = image.copy()
     for i in sorted(range(len(masks)), key=lambda i: -int(masks[i].sum())):
         _paint(canvas, masks[i], colours[i], opacity)
-    line = _line_width(photo.shape[:2])
+    line = _line_width(image.shape[:2])
     for mask, colour in zip(masks, colours, strict=True):
         _outline(canvas, mask, colour, line)
     for box in boxes:
@@ -63,7 +63,7 @@ def overlay_masks(
 
 
 def level_strip(
-    photo: UInt8[np.ndarray, "h w 3"],
+    image: UInt8[np.ndarray, "h w 3"],
     masks: Sequence[Bool[np.ndarray, "h w"]],
     captions: Sequence[str],
     *,
@@ -71,10 +71,10 @@ def level_strip(
     boxes: Sequence[Box] = (),
 ) -> UInt8[np.ndarray, "sh sw 3"]:
     """Returns one row of panels, a mask and its caption in each (levels 1..6 of a click)."""
-    height, width = photo.shape[:2]
+    height, width = image.shape[:2]
     scale = min(1.0, _STRIP_PANEL_PX / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    small = cv2.resize(photo, size, interpolation=cv2.INTER_AREA)
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     marks = [(x * scale, y * scale, good) for x, y, good in points]
     frames = [tuple(v * scale for v in box) for box in boxes]
     font = _font(max(13, round(min(size[0] / 16, 22))))
@@ -107,7 +107,7 @@ def level_strip(
 
 
 def panoptic_view(
-    photo: UInt8[np.ndarray, "h w 3"],
+    image: UInt8[np.ndarray, "h w 3"],
     segment_map: Int[np.ndarray, "h w"],
     names: dict[int, str],
     *,
@@ -116,7 +116,7 @@ def panoptic_view(
     """Paints every segment and writes its name inside it.
 
     Args:
-        photo: RGB.
+        image: RGB.
         segment_map: segment id of each pixel, 0 for none.
         names: the text of each segment id.
         opacity: of the fill, 0..1.
@@ -124,7 +124,7 @@ def panoptic_view(
     ids = list(names)
     colours = distinct_colours(len(ids), start=0.33)
     masks = [segment_map == i for i in ids]
-    canvas = overlay_masks(photo, masks, colours, opacity=opacity)
+    canvas = overlay_masks(image, masks, colours, opacity=opacity)
     return write_labels(canvas, masks, [names[i] for i in ids], colours)
 
 
@@ -171,14 +171,14 @@ def innermost_point(mask: Bool[np.ndarray, "h w"]) -> tuple[float, float] | None
 
 
 def display_size(
-    photo: UInt8[np.ndarray, "h w 3"], max_side: int = _MAX_SIDE_PX
+    image: UInt8[np.ndarray, "h w 3"], max_side: int = _MAX_SIDE_PX
 ) -> UInt8[np.ndarray, "dh dw 3"]:
-    """Returns a photo whose long side is at most `max_side`, for pictures to look at."""
-    scale = max_side / max(photo.shape[:2])
+    """Returns an image whose long side is at most `max_side`, for pictures to look at."""
+    scale = max_side / max(image.shape[:2])
     if scale >= 1:
-        return photo
-    size = (max(1, round(photo.shape[1] * scale)), max(1, round(photo.shape[0] * scale)))
-    return cv2.resize(photo, size, interpolation=cv2.INTER_AREA)
+        return image
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
 def shrink_mask(mask: Bool[np.ndarray, "h w"], like: np.ndarray) -> Bool[np.ndarray, "dh dw"]:
@@ -200,9 +200,9 @@ def _outline(canvas: np.ndarray, mask: np.ndarray, colour: RGB, line: int) -> No
     cv2.drawContours(canvas, contours, -1, light, line, cv2.LINE_AA)
 
 
-def _dim_outside(photo: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    grey = photo.mean(-1, keepdims=True) * 0.35 + photo * 0.25
-    return np.where(mask[..., None], photo, np.rint(grey).astype(np.uint8))
+def _dim_outside(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    grey = image.mean(-1, keepdims=True) * 0.35 + image * 0.25
+    return np.where(mask[..., None], image, np.rint(grey).astype(np.uint8))
 
 
 def _mark(

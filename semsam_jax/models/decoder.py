@@ -35,7 +35,7 @@ LevelShapes = tuple[tuple[int, int], ...]
 
 @typing.no_type_check
 @struct.dataclass
-class Memory:
+class DecoderMemory:
     """The pyramid as one list of tokens, from low to high resolution.
 
     Attributes:
@@ -62,11 +62,11 @@ class DecoderStates:
     references: jax.Array
 
 
-def make_memory(levels: Sequence[Float[Array, "b _h _w c"]]) -> Memory:
+def make_memory(levels: Sequence[Float[Array, "b _h _w c"]]) -> DecoderMemory:
     """Concatenates pyramid levels, given from high to low resolution, low to high."""
     reverse = levels[::-1]
     b, _, _, c = reverse[0].shape
-    return Memory(
+    return DecoderMemory(
         tokens=jnp.concatenate([level.reshape(b, -1, c) for level in reverse], axis=1),
         shapes=tuple(level.shape[1:3] for level in reverse),
     )
@@ -176,7 +176,7 @@ class Decoder(nn.Module):
         self,
         content: Float[Array, "b q c"],
         references: Float[Array, "b q 4"],
-        memory: Memory,
+        memory: DecoderMemory,
         *,
         group: int | None = None,
         blocked: Bool[Array, "#b q q"] | None = None,

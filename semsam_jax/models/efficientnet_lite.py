@@ -38,7 +38,7 @@ _STAGES = (  # (repeats, first block of the stage) of Lite0
 # Factors on channels and repeats of each variant.
 _SCALES = {"lite0": (1.0, 1.0), "lite2": (1.1, 1.2)}
 STEM_FEATURES = 32
-# Root mean square of the four maps of a photograph with the ImageNet weights.
+# Root mean square of the four maps of an image with the ImageNet weights.
 _TYPICAL_RMS = {"lite0": (9.1, 7.9, 6.5, 2.6), "lite2": (9.7, 8.1, 6.5, 2.4)}
 _POSITION_GAIN = 1.5
 

@@ -136,7 +136,7 @@ class Conv(nn.Module):
 class PatchProjection(nn.Module):
     """A linear layer on k x k patches side by side.
 
-    The bias starts random, as PyTorch starts a convolution: with zeros, the zeros around a photo
+    The bias starts random, as PyTorch starts a convolution: with zeros, the zeros around an image
     would reach the layer norms as vectors of length 0, which multiply a gradient by 1/sqrt(eps)
     each, and those of a deep backbone overflow float32.
 

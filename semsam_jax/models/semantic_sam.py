@@ -21,8 +21,8 @@ from semsam_jax.core.structs import (
 )
 from semsam_jax.models.decoder import (
     Decoder,
+    DecoderMemory,
     DecoderStates,
-    Memory,
     MemoryProjection,
     make_memory,
 )
@@ -241,7 +241,7 @@ class SemanticSAM(nn.Module):
         window = jnp.broadcast_to(window, (features.shape[0], *window.shape))
         return pyramid.replace(mask_features=jnp.concatenate([features, window], axis=-1))
 
-    def _memory(self, pyramid: Pyramid) -> Memory:
+    def _memory(self, pyramid: Pyramid) -> DecoderMemory:
         is_as_wide = self.config.pixel_decoder.dim == self.config.decoder.dim
         levels = pyramid.levels
         return make_memory(levels if is_as_wide else self.memory_projection(levels))

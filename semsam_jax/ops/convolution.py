@@ -55,8 +55,8 @@ def _forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, 
 
 def _backward(stride: int, saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
     x, kernel = saved
-    _, pull_back = jax.vjp(lambda x: _native(x, kernel, stride), x)
-    (grad_x,) = pull_back(grad)
+    _, vjp_fn = jax.vjp(lambda x: _native(x, kernel, stride), x)
+    (grad_x,) = vjp_fn(grad)
     size, pad = kernel.shape[0], kernel.shape[0] // 2
     _, height, width, depth = grad.shape
     padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))

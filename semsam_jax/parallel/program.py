@@ -29,7 +29,7 @@ class Collective:
 
 
 @dataclasses.dataclass(frozen=True)
-class Memory:
+class MemoryUse:
     """Bytes on one device while a program runs.
 
     Attributes:
@@ -72,10 +72,10 @@ def count_collectives(compiled: jax.stages.Compiled) -> dict[str, int]:
     return {name: counts[name] for name in COLLECTIVES if counts[name]}
 
 
-def memory(compiled: jax.stages.Compiled) -> Memory:
+def memory(compiled: jax.stages.Compiled) -> MemoryUse:
     """What the compiler plans to hold on one device."""
     stats = compiled.memory_analysis()
-    return Memory(
+    return MemoryUse(
         arguments=stats.argument_size_in_bytes,
         outputs=stats.output_size_in_bytes - stats.alias_size_in_bytes,
         temporary=stats.temp_size_in_bytes,

@@ -45,7 +45,7 @@ _DERIVED = "mean of the unit embeddings of the same part of every whole"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class NameTable:
+class TextEmbeddings:
     """Names and their embeddings.
 
     Attributes:
@@ -59,7 +59,7 @@ class NameTable:
     meta: dict
 
     @classmethod
-    def load(cls, path: str | os.PathLike | None = None) -> "NameTable":
+    def load(cls, path: str | os.PathLike | None = None) -> "TextEmbeddings":
         """Reads a table; the embedded one without a path.
 
         Raises:
@@ -141,7 +141,7 @@ def normalise(name: str) -> str:
     return " ".join(strip_endings(name).replace("_", " ").casefold().split())
 
 
-def build_table(folder: str | os.PathLike) -> NameTable:
+def build_table(folder: str | os.PathLike) -> TextEmbeddings:
     """Builds a table from a folder of NAME.npy and NAME.names.json.
 
     Equal names keep the first row in the order of `LISTS`. Every part word that has no
@@ -173,7 +173,7 @@ def build_table(folder: str | os.PathLike) -> NameTable:
         "derived": sorted(derived),
         "derived_how": _DERIVED,
     }
-    return NameTable(tuple(merged), np.stack(list(merged.values())).astype(np.float16), meta)
+    return TextEmbeddings(tuple(merged), np.stack(list(merged.values())).astype(np.float16), meta)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

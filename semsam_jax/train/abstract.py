@@ -15,7 +15,7 @@ from semsam_jax.models.semantic_sam import SemanticSAM, init_params
 from semsam_jax.parallel.mesh import batch_sharding, replicated
 from semsam_jax.parallel.sharding import state_shardings
 from semsam_jax.train.state import TrainState, new_state
-from semsam_jax.train.step import Text
+from semsam_jax.train.step import TextInputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class AbstractInputs:
 
     state: TrainState
     batch: StreamBatch
-    text: Text
+    text: TextInputs
 
 
 def abstract_inputs(
@@ -89,16 +89,16 @@ def abstract_batch(run: RunConfig, mesh: Mesh, num_names: int) -> StreamBatch:
 
 def _text(
     run: RunConfig, config: ModelConfig, mesh: Mesh, num_objects: int, num_names: int
-) -> Text:
+) -> TextInputs:
     if run.text.source == "none":
-        return Text()
+        return TextInputs()
     whole = replicated(mesh)
     if run.text.source == "encoder":
         shape = (num_names, config.text.context_length)
-        return Text(token_ids=jax.ShapeDtypeStruct(shape, jnp.int32, sharding=whole))
+        return TextInputs(token_ids=jax.ShapeDtypeStruct(shape, jnp.int32, sharding=whole))
     width = config.decoder.text_dim
     sizes = (num_objects, num_names - num_objects)
-    return Text(
+    return TextInputs(
         table=TextTable(
             *(jax.ShapeDtypeStruct((n, width), jnp.float32, sharding=whole) for n in sizes)
         )

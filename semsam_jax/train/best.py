@@ -1,4 +1,4 @@
-"""Keeps the best model of a run, by the validation photos, as a checkpoint of its own."""
+"""Keeps the best model of a run, by the validation images, as a checkpoint of its own."""
 
 import math
 from pathlib import Path
@@ -11,7 +11,7 @@ from semsam_jax.core.model_files import has_model, save_model
 FOLDER = "best"
 
 
-class Best:
+class BestCheckpoint:
     """WORKDIR/best holds the parameters with the highest score so far.
 
     Args:
@@ -26,11 +26,11 @@ class Best:
         if is_on and (has_model(self._folder) or checkpoint_io.complete_steps(self._folder)):
             self.score = checkpoint_io.read_meta(self._folder)["score"]
 
-    def offer(self, score: float, params: dict, meta: dict, step: int) -> bool:
+    def update(self, score: float, params: dict, meta: dict, step: int) -> bool:
         """Keeps a model if its score is the highest so far.
 
         Args:
-            score: mean IoU on the validation photos, 0..1.
+            score: mean IoU on the validation images, 0..1.
             params: whole arrays, as inference uses them.
             meta: of the run.
             step: of the run.

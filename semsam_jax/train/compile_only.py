@@ -2,7 +2,7 @@
 
     python -m semsam_jax.main --config=configs/joint.py:swin_l --compile_only --topology=v5e:4x4
 
-Both halves of the step are compiled ahead of time by libtpu (in the extra `test`), exactly as
+Both programs of the step are compiled ahead of time by libtpu (in the extra `test`), exactly as
 a run on the slice would compile them. The compiler says how many bytes a chip holds; a
 program that does not fit is an error of the compiler, and is reported with what it says.
 """
@@ -23,10 +23,10 @@ from semsam_jax.core.errors import ConfigError
 from semsam_jax.parallel import hardware, program
 from semsam_jax.parallel.arithmetic import Arithmetic
 from semsam_jax.parallel.mesh import build_mesh, num_batch_shards
-from semsam_jax.train import cost_report, halves, loop
+from semsam_jax.train import aot, cost_report, loop
 from semsam_jax.train import input as input_lib
 from semsam_jax.train.abstract import abstract_inputs
-from semsam_jax.train.halves import Half
+from semsam_jax.train.aot import TracedProgram
 from semsam_jax.train.optimizer import build_optimizer
 
 _MEGACORE = ("v4", "v5p")  # two cores of a chip are one device
@@ -39,7 +39,7 @@ class Compiled:
     """One program on one chip.
 
     Attributes:
-        name: of the half.
+        name: of the program.
         times: how often a step runs it.
         memory: what the compiler plans, None where it gave up.
         collectives: number of each kind; one inside a loop counts once.
@@ -48,20 +48,20 @@ class Compiled:
 
     name: str
     times: int
-    memory: program.Memory | None
+    memory: program.MemoryUse | None
     collectives: dict[str, int]
     problem: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class CompileReport:
     """What a run needs on a slice.
 
     Attributes:
         preset, topology: what was compiled for what.
         mesh: devices along each axis.
         rows_per_chip: interactive and generic rows on a chip.
-        programs: both halves, of each micro-batch.
+        programs: both programs, of each micro-batch.
         resident: bytes of parameters, optimiser state and batch on a chip.
         hbm: bytes of a chip, None if unknown.
         flops: arithmetic of a step on all chips, without recomputation.
@@ -142,7 +142,7 @@ HEADER = """\
 | --- | --- | --- | --- | --- | --- | --- |"""
 
 
-def compile_only(run: RunConfig, topology: str, workdir: str | os.PathLike | None) -> Report:
+def compile_only(run: RunConfig, topology: str, workdir: str | os.PathLike | None) -> CompileReport:
     """Compiles a run's step for a slice, prints the table row and writes it.
 
     Args:
@@ -165,18 +165,18 @@ def compile_only(run: RunConfig, topology: str, workdir: str | os.PathLike | Non
     programs, traced, texts = [], [], []
     with compiling_for("tpu", mesh.devices.flat[0].device_kind):
         for name, part, times in step.parts(inputs.batch):
-            first = halves.first_half(step, name, inputs.state, part, inputs.text, times)
+            first = aot.trace_forward(step, name, inputs.state, part, inputs.text, times)
             given, compiled = _compile(first, texts)
             programs.append(compiled)
-            second = halves.second_half(step, name, inputs.state, given, part, times)
+            second = aot.trace_backward(step, name, inputs.state, given, part, times)
             traced += [first, second]
             programs.append(_compile(second, texts)[1] if compiled.memory else _skipped(second))
-    work = halves.count(traced)
+    work = aot.count(traced)
     shards = num_batch_shards(mesh)
     kind = mesh.devices.flat[0].device_kind
     fits = all(one.memory is not None for one in programs)
     shapes = _sampled_levels(run, model.config.pixel_decoder.num_levels)
-    report = Report(
+    report = CompileReport(
         preset=run.model.preset,
         topology=topology,
         mesh=dict(mesh.shape),
@@ -239,35 +239,35 @@ def _sampled_levels(run: RunConfig, num_levels: int) -> tuple[tuple[int, int], .
     return tuple((side, side) for side in sides)
 
 
-def _compile(half: Half, texts: list[tuple[str, int]]) -> tuple[tuple, Compiled]:
+def _compile(stage: TracedProgram, texts: list[tuple[str, int]]) -> tuple[tuple, Compiled]:
     """Compiles and says what came out; returns the outputs as shapes where they will lie, too.
 
     The program is appended to `texts`, with how often a step runs it.
     """
-    lowered = half.traced.lower()
+    lowered = stage.traced.lower()
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        print(f"{half.name}: does not fit: {str(error).splitlines()[0]}", flush=True)
-        return lowered.out_info, Compiled(half.name, half.times, None, {}, str(error))
+        print(f"{stage.name}: does not fit: {str(error).splitlines()[0]}", flush=True)
+        return lowered.out_info, Compiled(stage.name, stage.times, None, {}, str(error))
     memory = program.memory(compiled)
-    one = Compiled(half.name, half.times, memory, program.count_collectives(compiled))
-    texts.append((compiled.as_text(), half.times))
+    one = Compiled(stage.name, stage.times, memory, program.count_collectives(compiled))
+    texts.append((compiled.as_text(), stage.times))
     print(
         f"{one.name}: arguments {memory.arguments / _GIB:.2f}, outputs "
         f"{memory.outputs / _GIB:.2f}, temporary {memory.temporary / _GIB:.2f} GiB; "
         f"{_counted(one)}",
         flush=True,
     )
-    return halves.placed_outputs(half, compiled), one
+    return aot.placed_outputs(stage, compiled), one
 
 
-def _skipped(half: Half) -> Compiled:
-    """A half that takes what a program gives that does not fit: where that lies is unknown."""
-    print(f"{half.name}: not compiled, since what comes before it does not fit", flush=True)
-    return Compiled(half.name, half.times, None, {}, "not compiled")
+def _skipped(stage: TracedProgram) -> Compiled:
+    """A program that takes what a program gives that does not fit: where that lies is unknown."""
+    print(f"{stage.name}: not compiled, since what comes before it does not fit", flush=True)
+    return Compiled(stage.name, stage.times, None, {}, "not compiled")
 
 
 def _counted(one: Compiled) -> str:

@@ -1,4 +1,4 @@
-"""Evaluation within a run: held-back photos, spread over all devices and processes."""
+"""Evaluation within a run: held-out images, spread over all devices and processes."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,7 +9,7 @@ from jax.experimental import multihost_utils
 
 from semsam_jax.core import lora
 from semsam_jax.evals.dataset_samples import EvalDataset
-from semsam_jax.evals.driver import Driver
+from semsam_jax.evals.eval_loop import EvalLoop
 from semsam_jax.evals.extra import load_suites
 from semsam_jax.evals.levels import calibrate_levels
 from semsam_jax.evals.one_click import OneClickResult, evaluate_one_click
@@ -27,12 +27,12 @@ def inference_params(state: TrainState) -> dict:
     return lora.merged(params)
 
 
-class Evaluator:
-    """Scores held-back photos: one click per human-made instance, and other suites on demand.
+class HeldOutEvaluation:
+    """Scores held-out images: one click per human-made instance, and other suites on demand.
 
     Args:
         model: the network.
-        data: the photos; None turns the evaluation off.
+        data: the images; None turns the evaluation off.
         meta: of the checkpoints that the run writes.
         suites: names of `evals.suites.SUITES`.
 
@@ -57,14 +57,14 @@ class Evaluator:
         if self._data is None:
             return None
         self.params = inference_params(state)
-        photos = self._data.samples()
-        count = max(1, min(len(photos), len(jax.local_devices())))
-        driver = Driver(devices=tuple(jax.local_devices()[:count]))
-        self.result = evaluate_one_click(self._model, self.params, photos, driver=driver)
+        images = self._data.samples()
+        count = max(1, min(len(images), len(jax.local_devices())))
+        eval_loop = EvalLoop(devices=tuple(jax.local_devices()[:count]))
+        self.result = evaluate_one_click(self._model, self.params, images, eval_loop=eval_loop)
         scalars = {f"one_click/{name}": value for name, value in self.result.scalars().items()}
-        scalars |= self._others(driver)
+        scalars |= self._others(eval_loop)
         # The figures of one click keep the short names that dashboards show first; what the
-        # photos say nothing about (no such size or class among them) is left out.
+        # images say nothing about (no such size or class among them) is left out.
         named = {f"eval/{k.removeprefix('one_click/')}": v for k, v in scalars.items()}
         known = {name: value for name, value in named.items() if not np.isnan(value)}
         writer.write_scalars(int(state.step), known)
@@ -80,21 +80,21 @@ class Evaluator:
             return current
         return list(calibrate_levels(self.result.table).level_order)
 
-    def _others(self, driver: Driver) -> dict[str, float]:
+    def _others(self, eval_loop: EvalLoop) -> dict[str, float]:
         """Scalars of the suites beside one click; their libraries are an extra."""
         names = [name for name in self._suites if name != "one_click"]
         if not names:
             return {}
         suites = load_suites()
-        setting = suites.Setting(
+        context = suites.EvalContext(
             model=self._model,
             params=self.params,
             meta=self._meta,
             clicked=self._data.samples(),
-            photos=self._data.photo_samples(),
+            images=self._data.image_samples(),
             whole=self._data.canvas_samples(),
             class_list=self._data.class_list,
-            driver=driver,
+            eval_loop=eval_loop,
         )
-        found = [suites.SUITES[name](setting).scalars for name in names]
+        found = [suites.SUITES[name](context).scalars for name in names]
         return {name: value for scalars in found for name, value in scalars.items()}

@@ -101,16 +101,16 @@ class Meter:
         yield
         self._since += time.perf_counter() - start
 
-    def step(self, run: Callable[[], tuple], is_alone: bool) -> tuple:
+    def step(self, run: Callable[[], tuple], is_timed: bool) -> tuple:
         """Runs a step and counts it.
 
         Args:
             run: gives (state, metrics, what the matching took).
-            is_alone: measure its halves; the device must be idle, and is so afterwards.
+            is_timed: measure its halves; the device must be idle, and is so afterwards.
         """
         start = time.perf_counter()
         state, metrics, matching = run()
-        if is_alone:
+        if is_timed:
             jax.block_until_ready(state)
             total = max(time.perf_counter() - start, 1e-9)
             forward, match = matching.wait_sec / total, matching.host_sec / total

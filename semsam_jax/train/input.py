@@ -1,4 +1,4 @@
-"""From the config to batches on the mesh: sources, vocabulary, mixture, evaluation photos."""
+"""From the config to batches on the mesh: sources, vocabulary, mixture, evaluation images."""
 
 import dataclasses
 import json
@@ -19,19 +19,19 @@ from data_pipelines.pipeline import InputIterator, make_iterator
 from data_pipelines.recipe import pipeline_config
 from data_pipelines.schema import DATASETS
 from data_pipelines.sources import Source, open_source
-from data_pipelines.sources.alone import has_split, own_classes, reader_options
+from data_pipelines.sources.single_dataset import custom_classes, has_split, reader_options
 from data_pipelines.sources.subset import hold_out
 from data_pipelines.vocabulary import Vocabulary, build_vocabulary
 from semsam_jax.config import RunConfig
 from semsam_jax.core.checkpoint_io import cache_dir
 from semsam_jax.core.errors import DataError
 from semsam_jax.core.structs import Batch, StreamBatch
-from semsam_jax.evals.dataset_samples import EvalDataset, Frame
+from semsam_jax.evals.dataset_samples import EvalDataset, EvalFrame
 from semsam_jax.parallel.distributed import processes_on_this_host
 from semsam_jax.parallel.mesh import batch_sharding
 
-OWN = "own"
-"""Name of the dataset in the folder `data.own`."""
+CUSTOM = "custom"
+"""Name of the dataset in the folder `data.custom`."""
 
 
 class Input:
@@ -122,9 +122,9 @@ def dataset_roots(run: RunConfig, names: tuple[str, ...]) -> dict[str, os.PathLi
     Raises:
         DataError: folders that are missing, all of them at once.
     """
-    if OWN in names and run.data.own:
-        others = tuple(name for name in names if name != OWN)
-        return {**dataset_roots(run, others), OWN: epath.Path(run.data.own)}
+    if CUSTOM in names and run.data.custom:
+        others = tuple(name for name in names if name != CUSTOM)
+        return {**dataset_roots(run, others), CUSTOM: epath.Path(run.data.custom)}
     if not run.data.root:
         return {name: path for name, path in sample.roots().items() if name in names}
     root = epath.Path(run.data.root)
@@ -143,7 +143,7 @@ def open_vocabulary(run: RunConfig, names: tuple[str, ...]) -> Vocabulary:
     """The union vocabulary of the datasets in use; a user's own set brings its classes."""
     own = tuple(name for name in names if name not in DATASETS)
     roots = dataset_roots(run, own) if own else {}
-    classes = {name: own_classes(name, roots[name], "train") for name in own}
+    classes = {name: custom_classes(name, roots[name], "train") for name in own}
     return build_vocabulary(
         [name for name in names if name in DATASETS],
         extra=classes,
@@ -151,13 +151,15 @@ def open_vocabulary(run: RunConfig, names: tuple[str, ...]) -> Vocabulary:
     )
 
 
-def build_input(run: RunConfig, vocabulary: Vocabulary, name_mask: np.ndarray, mesh: Mesh) -> Input:
+def build_input(
+    run: RunConfig, vocabulary: Vocabulary, class_mask: np.ndarray, mesh: Mesh
+) -> Input:
     """Opens the datasets and starts the input pipeline.
 
     Args:
         run: the run.
         vocabulary: of `open_vocabulary`.
-        name_mask: bool [v], names that have a text embedding.
+        class_mask: bool [v], names that have a text embedding.
         mesh: where the batches go.
     """
     names = used_datasets(run)
@@ -174,7 +176,7 @@ def build_input(run: RunConfig, vocabulary: Vocabulary, name_mask: np.ndarray, m
         process_count=jax.process_count(),
         seed=run.seed,
         index_folder=index_cache(),
-        name_mask=name_mask,
+        class_mask=class_mask,
     )
     rows.start_prefetch()
     data = Input(rows, mesh)
@@ -194,7 +196,7 @@ def _own_text(row: MixtureRow, vocabulary: Vocabulary) -> str:
 def data_name(run: RunConfig) -> str:
     """What a run learns from, for its log and its summary."""
     names = used_datasets(run)
-    own = [run.data.own] if OWN in names and run.data.own else []
+    own = [run.data.custom] if CUSTOM in names and run.data.custom else []
     others = len(names) > len(own)
     return " + ".join([*own, *([run.data.root or "embedded sample"] if others else [])])
 
@@ -211,8 +213,8 @@ def open_sources(
     options = reader_options(
         pascal_part_tree=run.data.pascal_part_tree, ade20k_parts=run.data.ade20k_parts
     )
-    if run.data.own:
-        options[OWN] = own_options(run, split)
+    if run.data.custom:
+        options[CUSTOM] = own_options(run, split)
     sources = {}
     for name, root in roots.items():
         is_divided = is_held_out(run, name, root)
@@ -233,10 +235,10 @@ def open_sources(
 
 
 def own_options(run: RunConfig, split: str) -> dict[str, object]:
-    """Options of the reader of `data.own`; masks are measured even where boxes are learned."""
+    """Options of the reader of `data.custom`; masks are measured even where boxes are learned."""
     options: dict[str, object] = {}
     if run.data.own_images:
-        options["photos"] = os.path.abspath(run.data.own_images)
+        options["images"] = os.path.abspath(run.data.own_images)
     if run.data.own_boxes_only and split == "train":
         options["boxes_only"] = True
     return options
@@ -244,7 +246,7 @@ def own_options(run: RunConfig, split: str) -> dict[str, object]:
 
 def is_held_out(run: RunConfig, name: str, root: os.PathLike) -> bool:
     """Whether the validation images of a dataset are taken from its training images."""
-    is_evaluated = run.eval_photos > 0 and run.eval_dataset == name
+    is_evaluated = run.eval_images > 0 and run.eval_dataset == name
     return name not in DATASETS and is_evaluated and not has_split(root, "val")
 
 
@@ -254,22 +256,22 @@ def index_cache() -> Path:
 
 
 def evaluation_data(run: RunConfig, vocabulary: Vocabulary) -> EvalDataset | None:
-    """Held-back photos with their human-made masks, letterboxed to the training canvas.
+    """Held-out images with their human-made masks, letterboxed to the training canvas.
 
     Raises:
         DataError: too many of them are broken, or none has a mask.
     """
-    if not run.eval_photos:
+    if not run.eval_images:
         return None
     source = open_sources(run, (run.eval_dataset,), "val", vocabulary)[run.eval_dataset]
-    is_own = run.eval_dataset == OWN and bool(run.data.own)
+    is_own = run.eval_dataset == CUSTOM and bool(run.data.custom)
     is_sample = not run.data.root and not is_own
-    data = EvalDataset(source, Frame(run.data.image_size), run.eval_photos, is_sample)
+    data = EvalDataset(source, EvalFrame(run.data.image_size), run.eval_images, is_sample)
     data, report = data.surveyed()
     if not report.instances:
         raise DataError(
             f"{run.eval_dataset} val: none of the {len(source)} images has an annotated mask to "
-            "score; annotate some, or switch the evaluation off with --config.eval_photos=0 "
+            "score; annotate some, or switch the evaluation off with --config.eval_images=0 "
             "--config.keep_best=False"
         )
     return data

@@ -27,13 +27,13 @@ from semsam_jax.models import presets
 from semsam_jax.models.semantic_sam import SemanticSAM
 from semsam_jax.parallel.distributed import RESTART_CODE, ending_together
 from semsam_jax.parallel.mesh import build_mesh, num_batch_shards
-from semsam_jax.train import hooks, pictures, report
+from semsam_jax.train import figures, hooks, report
 from semsam_jax.train import input as input_lib
 from semsam_jax.train.abstract import abstract_batch
-from semsam_jax.train.best import Best
+from semsam_jax.train.aot import compile_ahead, model_flops
+from semsam_jax.train.best import BestCheckpoint
 from semsam_jax.train.checkpoints import Checkpoints
-from semsam_jax.train.evaluation import Evaluator, inference_params
-from semsam_jax.train.halves import compile_ahead, model_flops
+from semsam_jax.train.evaluation import HeldOutEvaluation, inference_params
 from semsam_jax.train.micro import MicroBatches
 from semsam_jax.train.optimizer import build_optimizer
 from semsam_jax.train.state import shard_state
@@ -66,7 +66,7 @@ def train(
 
 def _train(run: RunConfig, workdir: Path, profile: tuple[int, int] | None) -> dict:
     if config_lib.needs_checkpoint(run):
-        run = config_lib.follow(run, checkpoint_io.read_meta(run.model.warm_start))
+        run = config_lib.inherit_from_checkpoint(run, checkpoint_io.read_meta(run.model.warm_start))
     clock, guard = hooks.Clock(), hooks.PreemptionGuard()
     mesh = build_mesh(run.fsdp, slices=run.slices)
     config_lib.check_batch(run, num_batch_shards(mesh))
@@ -86,13 +86,13 @@ def _train_on(
     vocabulary = input_lib.open_vocabulary(run, input_lib.used_datasets(run))
     model_config = config_lib.model_config(run.model)
     text = build_text(run, model_config, vocabulary.names, vocabulary.num_objects, mesh)
-    held_back = input_lib.evaluation_data(run, vocabulary)
-    data = input_lib.build_input(run, vocabulary, text.name_mask, mesh)
-    samples = [] if held_back is None else held_back.samples()
-    report.announce(run, data.text, len(samples), mesh, workdir)
-    held_back_notes = [f"evaluation, {note}" for note in held_back.notes] if held_back else []
+    held_out = input_lib.evaluation_data(run, vocabulary)
+    data = input_lib.build_input(run, vocabulary, text.class_mask, mesh)
+    samples = [] if held_out is None else held_out.samples()
+    report.log_start(run, data.text, len(samples), mesh, workdir)
+    held_back_notes = [f"evaluation, {note}" for note in held_out.notes] if held_out else []
     for note in (*data.notes, *held_back_notes):
-        report.say(note)
+        report.log_info(note)
 
     model = build_model(run)
     params = initial_params(run, model)
@@ -108,27 +108,27 @@ def _train_on(
         data.restore(data_state)
         saved = checkpoint_io.read_meta(workdir)
         meta |= {"level_order": saved["level_order"], "before": saved["before"]}
-        report.say(f"resumed at step {int(state.step)} of {run.steps}")
+        report.log_info(f"resumed at step {int(state.step)} of {run.steps}")
 
     step_fn = build_step(run, model, tx, mesh, vocabulary.num_objects)
-    evaluator = Evaluator(model, held_back, meta, run.eval_suites)
+    evaluator = HeldOutEvaluation(model, held_out, meta, run.eval_suites)
     writer, progress = MetricWriter(workdir), ProgressLine(run.steps)
     meter = hooks.Meter(rows=run.data.interactive_batch + run.data.generic_batch)
     watch = hooks.NonFiniteWatch(data.describe)
     recorder = hooks.Profile(workdir, profile)
 
-    best = Best(workdir, run.keep_best)
+    best = BestCheckpoint(workdir, run.keep_best)
 
     def evaluate() -> dict | None:
         result = evaluator.run(state, writer)
         meta["level_order"] = evaluator.level_order(meta["level_order"])
-        if result is not None and best.offer(result["iou_max"], evaluator.params, meta, step):
-            report.say(f"step {step}: one-click IoU {result['iou_max']:.4f}, the best so far")
+        if result is not None and best.update(result["iou_max"], evaluator.params, meta, step):
+            report.log_info(f"step {step}: one-click IoU {result['iou_max']:.4f}, the best so far")
         if step and jax.process_index() == 0:
-            picture = pictures.draw_predictions(evaluator.params, meta, samples)
+            picture = figures.draw_predictions(evaluator.params, meta, samples)
             if picture is not None:
                 writer.write_images(step, {"predictions": picture})
-                pictures.save_picture(workdir, picture)
+                figures.save_figure(workdir, picture)
         return result
 
     step = first_step = int(state.step)
@@ -144,7 +144,7 @@ def _train_on(
         if guard.is_requested(step) or clock.is_over(run.time_limit_sec):
             watch.check_all()
             checkpoints.save(state, data.state(step), meta, wait=True)
-            report.say(f"stopped at step {step} and saved; the same command resumes")
+            report.log_info(f"stopped at step {step} and saved; the same command resumes")
             raise SystemExit(RESTART_CODE)
         if step and step % run.save_every == 0:
             watch.check_all()
@@ -155,10 +155,10 @@ def _train_on(
             compiling.result()
             meter.flops_per_step = model_flops(step_fn, state, batch, text.inputs(step))
         recorder.at(step)
-        is_alone = step > first_step and (step + 1) % run.log_every == 0
-        if is_alone:
+        is_timed = step > first_step and (step + 1) % run.log_every == 0
+        if is_timed:
             jax.block_until_ready(state)
-        state, metrics, _ = meter.step(partial(step_fn, state, batch, text.inputs(step)), is_alone)
+        state, metrics, _ = meter.step(partial(step_fn, state, batch, text.inputs(step)), is_timed)
         watch.add(step, metrics)
         step += 1
         if clock.first_step_sec is None:
@@ -183,7 +183,7 @@ def _train_on(
         (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         checkpoint_io.remember_last_run(workdir)
     writer.close()
-    report.say_summary(summary, workdir)
+    report.log_summary(summary, workdir)
     return summary
 
 
@@ -209,7 +209,7 @@ def build_step(
         num_objects=num_objects,
         seed=run.seed,
         ema=run.optimizer.ema,
-        micro=MicroBatches(run.accumulate, run.streams_apart),
+        micro=MicroBatches(run.accumulate, run.accumulate_per_stream),
         frozen=frozen_groups(model.config, run),
     )
 
@@ -231,7 +231,7 @@ def criterion_config(run: RunConfig) -> CriterionConfig:
         weights=LossWeights(**{name: getattr(loss, name) for name in names}),
         num_points=loss.num_points,
         match_points=loss.match_points,
-        near_prompts=loss.near_prompts,
+        prompt_point_ratio=loss.prompt_point_ratio,
         many_to_one=loss.many_to_one,
         detach_iou_target=loss.detach_iou_target,
         score_all_tokens=loss.score_all_tokens,
@@ -256,7 +256,7 @@ def build_meta(
         "config": plain,
         "image_size": run.data.image_size,
         "level_order": level_order(run, model_config.decoder.num_tokens),
-        "prompt_preset": "own",
+        "prompt_preset": "default",
         "class_heads_trained": has_labels or run.data.generic_batch > 0,
         "has_ema": run.optimizer.ema > 0,
         "text": text_meta,
@@ -274,7 +274,7 @@ def build_meta(
             "vocabulary": vocabulary.fingerprint,
             "seed": run.seed,
             "steps": run.steps,
-            "accumulate": [run.accumulate, run.streams_apart],
+            "accumulate": [run.accumulate, run.accumulate_per_stream],
             "data": plain["data"] | {"num_workers": 0, "root": ""},
             "text": plain["text"],
             "loss": plain["loss"],

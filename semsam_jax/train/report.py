@@ -10,33 +10,33 @@ from semsam_jax.train.input import data_name
 from semsam_jax.train.writers import format_duration
 
 
-def say(text: str) -> None:
+def log_info(text: str) -> None:
     """Prints on process 0 only."""
     if jax.process_index() == 0:
         print(text, flush=True)
 
 
-def announce(run: RunConfig, mixture_text: str, num_eval: int, mesh, workdir: Path) -> None:
+def log_start(run: RunConfig, mixture_text: str, num_eval: int, mesh, workdir: Path) -> None:
     """Says which preset and data the run uses and how to get the real ones."""
-    say(
+    log_info(
         f"semsam_jax: preset {run.model.preset}, {run.steps} steps of "
         f"{run.data.interactive_batch} interactive + {run.data.generic_batch} generic images at "
         f"{run.data.image_size} px, {dict(mesh.shape)} x {jax.devices()[0].platform}, "
         f"{run.model.dtype}; workdir {workdir}"
     )
-    if run.data.root or run.data.own:
-        say(f"data: {data_name(run)}")
+    if run.data.root or run.data.custom:
+        log_info(f"data: {data_name(run)}")
     else:
-        say(
-            "data: the embedded sample (about a hundred photos in all seven formats; part labels "
+        log_info(
+            "data: the embedded sample (about a hundred images in all seven formats; part labels "
             "are stand-ins or machine-made).\n"
             "  The real datasets: data_pipelines/README.md says what to download; then\n"
             "  python -m semsam_jax.main --config=configs/joint.py:swin_t "
             "--config.data.root=DIR --workdir=DIR"
         )
     if num_eval:
-        say(f"evaluation: {num_eval} photos that are never trained on, one click an instance")
-    say(mixture_text)
+        log_info(f"evaluation: {num_eval} images that are never trained on, one click an instance")
+    log_info(mixture_text)
 
 
 def summarize(
@@ -63,13 +63,13 @@ def summarize(
     }
 
 
-def say_summary(summary: dict, workdir: Path) -> None:
+def log_summary(summary: dict, workdir: Path) -> None:
     """Prints the summary as a short table and what to do next."""
-    say(f"\ndone in {format_duration(summary['seconds'])}:")
+    log_info(f"\ndone in {format_duration(summary['seconds'])}:")
     for key, value in summary.items():
         shown = f"{value:.4g}" if isinstance(value, float) else value
-        say(f"  {key:<28} {shown}")
-    say(
+        log_info(f"  {key:<28} {shown}")
+    log_info(
         f"pictures: {workdir}/predictions.png\n"
-        f"try it:   python -m semsam_jax segment PHOTO --checkpoint {workdir} --point X,Y"
+        f"try it:   python -m semsam_jax segment IMAGE --checkpoint {workdir} --point X,Y"
     )

@@ -28,7 +28,7 @@ from semsam_jax.core.structs import (
     StreamOutputs,
     TextTable,
 )
-from semsam_jax.criterion.near_points import draw_points
+from semsam_jax.criterion.prompt_points import draw_points
 from semsam_jax.criterion.total import CriterionConfig, total_loss
 from semsam_jax.matching.costs import prompt_costs, query_costs
 from semsam_jax.matching.transport import AssignReport, assign
@@ -43,7 +43,7 @@ from semsam_jax.train.state import TrainState
 
 @typing.no_type_check
 @struct.dataclass
-class Text:
+class TextInputs:
     """Class names as the step takes them: a frozen table, token ids to encode, or neither.
 
     Attributes:
@@ -97,7 +97,7 @@ class TrainStep:
         self._start = jax.jit(self._start_micro_batches)
 
     def __call__(
-        self, state: TrainState, batch: StreamBatch, text: Text
+        self, state: TrainState, batch: StreamBatch, text: TextInputs
     ) -> tuple[TrainState, dict, AssignReport]:
         """Runs one step.
 
@@ -105,27 +105,25 @@ class TrainStep:
             (new state, scalar metrics on the device, what the host matching took).
         """
         if self._micro.is_whole:
-            outputs, pull_back, costs = self.forward(state.params, state.step, batch, text)
+            outputs, vjp_fn, costs = self.forward(state.params, state.step, batch, text)
             assignment, report = self.match(costs, batch)
-            state, metrics = self.backward(state, outputs, pull_back, assignment, batch)
+            state, metrics = self.backward(state, outputs, vjp_fn, assignment, batch)
             return state, metrics, report
         return self._in_micro_batches(state, batch, text)
 
     def _in_micro_batches(
-        self, state: TrainState, batch: StreamBatch, text: Text
+        self, state: TrainState, batch: StreamBatch, text: TextInputs
     ) -> tuple[TrainState, dict, AssignReport]:
         parts, draws, grads = self._start(state.params, state.step, batch)
         ahead = self.forward(state.params, draws[0], parts[0], text)
         all_metrics, reports = [], []
         for index, part in enumerate(parts):
-            outputs, pull_back, costs = ahead
+            outputs, vjp_fn, costs = ahead
             if index + 1 < len(parts):
                 # Queued before the host starts to match: the device is busy meanwhile.
                 ahead = self.forward(state.params, draws[index + 1], parts[index + 1], text)
             assignment, report = self.match(costs, part)
-            grads, metrics = self.accumulate(
-                grads, outputs, pull_back, assignment, part, draws[index]
-            )
+            grads, metrics = self.accumulate(grads, outputs, vjp_fn, assignment, part, draws[index])
             all_metrics.append(metrics)
             reports.append(report)
         state, metrics = self.update(state, grads, self._micro.merge(all_metrics))
@@ -169,21 +167,21 @@ class TrainStep:
             return contextlib.nullcontext()
         return jax.sharding.use_abstract_mesh(self._mesh.abstract_mesh)
 
-    def _forward(self, params: dict, draw: jax.Array, batch: StreamBatch, text: Text):
+    def _forward(self, params: dict, draw: jax.Array, batch: StreamBatch, text: TextInputs):
         keys = _streams(self._key, draw, 4)
         run = partial(self._run_model, batch=batch, text=text, keys=keys)
         # A policy out here would overrule those of the layers, which know what to recompute.
         if self._model.remat == "none":
             run = jax.checkpoint(run, policy=_is_no_constant, prevent_cse=False)
         with self._in_use():
-            outputs, pull_back = jax.vjp(run, params)
+            outputs, vjp_fn = jax.vjp(run, params)
         with jax.named_scope("matching_costs"):
             costs = self._costs(jax.lax.stop_gradient(outputs), batch, keys[3])
         rows = batch_sharding(self._mesh)
         costs = jax.tree.map(lambda cost: jax.lax.with_sharding_constraint(cost, rows), costs)
-        return outputs, pull_back, costs
+        return outputs, vjp_fn, costs
 
-    def _run_model(self, params: dict, batch: StreamBatch, text: Text, keys) -> StreamOutputs:
+    def _run_model(self, params: dict, batch: StreamBatch, text: TextInputs, keys) -> StreamOutputs:
         def call(method, *args, **kwargs):
             return self._model.apply({"params": params}, *args, method=method, **kwargs)
 
@@ -257,7 +255,7 @@ class TrainStep:
         keys = jax.random.split(key)
         if batch.interactive is not None and not self._criterion.many_to_one:
             rows = batch.interactive
-            points = draw_points(keys[0], num_points, rows, self._criterion.near_prompts)
+            points = draw_points(keys[0], num_points, rows, self._criterion.prompt_point_ratio)
             last = jax.tree.map(lambda x: x[-1], outputs.prompts)
             costs = costs.replace(
                 prompts=prompt_costs(last, outputs.prompt_features, rows, points, weights)
@@ -270,8 +268,8 @@ class TrainStep:
             )
         return costs
 
-    def _backward(self, state: TrainState, outputs, pull_back, assignment, batch):
-        grads, metrics = self._gradients(outputs, pull_back, assignment, batch, state.step)
+    def _backward(self, state: TrainState, outputs, vjp_fn, assignment, batch):
+        grads, metrics = self._gradients(outputs, vjp_fn, assignment, batch, state.step)
         return self._update(state, grads, metrics)
 
     def _start_micro_batches(self, params: dict, step: jax.Array, batch: StreamBatch):
@@ -284,11 +282,11 @@ class TrainStep:
         shardings = state_shardings(self._mesh, params)
         return parts, draws, jax.lax.with_sharding_constraint(zeros, shardings)
 
-    def _accumulate(self, so_far: dict, outputs, pull_back, assignment, batch, draw):
-        grads, metrics = self._gradients(outputs, pull_back, assignment, batch, draw)
+    def _accumulate(self, so_far: dict, outputs, vjp_fn, assignment, batch, draw):
+        grads, metrics = self._gradients(outputs, vjp_fn, assignment, batch, draw)
         return jax.tree.map(lambda a, g: a + g / self._micro.count, so_far, grads), metrics
 
-    def _gradients(self, outputs, pull_back, assignment, batch, draw) -> tuple[dict, dict]:
+    def _gradients(self, outputs, vjp_fn, assignment, batch, draw) -> tuple[dict, dict]:
         key = _streams(self._key, draw, 5)[4]
 
         def loss_of(outputs):
@@ -299,7 +297,7 @@ class TrainStep:
         with jax.named_scope("losses"):
             (_, metrics), gradient = value_and_grad(outputs)
         with self._in_use():
-            (grads,) = pull_back(gradient)
+            (grads,) = vjp_fn(gradient)
         metrics["encoder/touched_rows"] = outputs.touched_rows.mean()
         return grads, metrics | {"nonfinite_costs": assignment.nonfinite.sum()}
 

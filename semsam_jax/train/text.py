@@ -9,17 +9,17 @@ from semsam_jax.core.errors import ConfigError
 from semsam_jax.core.structs import TextTable
 from semsam_jax.models.presets import ModelConfig
 from semsam_jax.parallel.mesh import replicated
-from semsam_jax.text.tables import NameTable
+from semsam_jax.text.tables import TextEmbeddings
 from semsam_jax.text.templates import training_prompts
 from semsam_jax.text.tokenizer import Tokenizer
-from semsam_jax.train.step import Text
+from semsam_jax.train.step import TextInputs
 
 
 class TextSource:
-    """Gives `Text` for each step.
+    """Gives `TextInputs` for each step.
 
     Attributes:
-        name_mask: bool [v], names that have an embedding; the others are never trained.
+        class_mask: bool [v], names that have an embedding; the others are never trained.
         meta: what the checkpoint says about its text.
     """
 
@@ -30,20 +30,20 @@ class TextSource:
         self._mesh = mesh
         self.meta = {"source": run.text.source, "table": run.text.table}
         if run.text.source == "table":
-            self._text, self.name_mask = _table_text(run, config, names, num_objects, mesh)
+            self._text, self.class_mask = _table_text(run, config, names, num_objects, mesh)
         elif run.text.source == "none":
-            self._text, self.name_mask = Text(), np.zeros(len(names), bool)
+            self._text, self.class_mask = TextInputs(), np.zeros(len(names), bool)
         else:
             self._tokenizer = Tokenizer(config.text.context_length)
-            self._text, self.name_mask = None, np.ones(len(names), bool)
+            self._text, self.class_mask = None, np.ones(len(names), bool)
 
-    def inputs(self, step: int) -> Text:
+    def inputs(self, step: int) -> TextInputs:
         """Text of one step; with an encoder, one random template per class and step."""
         if self._text is not None:
             return self._text
         rng = np.random.default_rng((self._seed, step))
         ids = self._tokenizer(training_prompts(self._names, rng))
-        return Text(token_ids=_everywhere(ids.astype(np.int32), self._mesh))
+        return TextInputs(token_ids=_everywhere(ids.astype(np.int32), self._mesh))
 
 
 def build_text(
@@ -55,8 +55,8 @@ def build_text(
 
 def _table_text(
     run: RunConfig, config: ModelConfig, names: tuple[str, ...], num_objects: int, mesh: Mesh
-) -> tuple[Text, np.ndarray]:
-    table = NameTable.load(run.text.table or None)
+) -> tuple[TextInputs, np.ndarray]:
+    table = TextEmbeddings.load(run.text.table or None)
     embeddings, found = table.lookup(names)
     if embeddings.shape[1] != config.decoder.text_dim:
         raise ConfigError(
@@ -70,7 +70,7 @@ def _table_text(
     embeddings = np.where(found[:, None], embeddings, mean / np.linalg.norm(mean))
     unit = np.asarray(embeddings, np.float32)
     table = TextTable(*(_everywhere(part, mesh) for part in np.split(unit, [num_objects])))
-    return Text(table=table), np.asarray(found)
+    return TextInputs(table=table), np.asarray(found)
 
 
 def _everywhere(array: np.ndarray, mesh: Mesh) -> jax.Array:

@@ -7,9 +7,9 @@ from semsam_jax.config import RunConfig
 from semsam_jax.convert.imagenet import load_imagenet_params
 from semsam_jax.core import checkpoint_io, lora
 from semsam_jax.core.errors import CheckpointError, ConfigError
-from semsam_jax.models.aligned_start import align
 from semsam_jax.models.presets import EfficientNetLiteConfig
 from semsam_jax.models.semantic_sam import SemanticSAM, init_params
+from semsam_jax.models.similarity_init import align
 
 
 def initial_params(run: RunConfig, model: SemanticSAM) -> dict:
@@ -24,7 +24,7 @@ def initial_params(run: RunConfig, model: SemanticSAM) -> dict:
     choice = run.model
     if choice.backbone_weights:
         params["backbone"] = _backbone(choice.backbone_weights, model, params["backbone"])
-    if choice.start == "aligned":
+    if choice.init == "similarity":
         params = align(params, model.config, run.seed)
     if choice.text_weights:
         from semsam_jax.convert.from_torch import load_text_tower

@@ -157,7 +157,7 @@ def test_a_start_for_training(tmp_path, monkeypatch):
     params, meta = checkpoint_io.read_model(out)
     config = presets.from_json(meta["model_config"])
     assert dataclasses.replace(config, text=None).has_generic
-    assert meta["prompt_preset"] == "own"
+    assert meta["prompt_preset"] == "default"
     assert json.loads(json.dumps(meta["level_order"])) == [0, 1, 2, 3, 4, 5]
     stem = unwrap(read_state_dict(REF))["backbone.patch_embed.norm.weight"]
     np.testing.assert_array_equal(params["backbone"]["patch_embed"]["norm"]["scale"], stem)

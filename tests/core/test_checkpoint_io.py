@@ -57,7 +57,7 @@ def test_a_weight_that_a_format_cannot_hold_is_refused(tmp_path):
 
 
 def test_folders_of_the_training_machine_are_left_out(tmp_path):
-    run = {"data": {"root": "/data", "own": "/own", "flip": 0.5}, "model": {"warm_start": "/w"}}
+    run = {"data": {"root": "/data", "custom": "/own", "flip": 0.5}, "model": {"warm_start": "/w"}}
     save_model(tmp_path / "m", PARAMS, META | {"config": run, "must_match": {"seed": 1}})
     text = (tmp_path / "m" / "config.json").read_text()
     assert "/" not in text

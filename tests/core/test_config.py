@@ -72,12 +72,16 @@ def test_fine_tuning_keeps_the_loss_that_its_checkpoint_learned():
         "text": {"source": "table", "table": ""},
         "config": {"loss": dataclasses.asdict(trained.loss)},
     }
-    run = config.follow(config.build(chosen), meta)
+    run = config.inherit_from_checkpoint(config.build(chosen), meta)
     points = {"num_points": 4096, "match_points": 2048}
     assert run.loss == dataclasses.replace(trained.loss, dice=7.0, **points)
     assert not config.needs_checkpoint(run)
     # A converted checkpoint says nothing: the paper's weights.
-    run = config.follow(config.build(chosen), {k: v for k, v in meta.items() if k != "config"})
+    run = config.inherit_from_checkpoint(
+        config.build(chosen), {k: v for k, v in meta.items() if k != "config"}
+    )
     assert run.loss == config.LossChoice(dice=7.0, **points)
     chosen.loss.from_checkpoint = False
-    assert config.follow(config.build(chosen), meta).loss == config.LossChoice(dice=7.0, **points)
+    assert config.inherit_from_checkpoint(config.build(chosen), meta).loss == config.LossChoice(
+        dice=7.0, **points
+    )

@@ -319,8 +319,8 @@ def test_every_token_may_learn_its_iou_with_the_best_target(labelled):
     pixels[:, :, :, 1:3, :, 1:3] |= truth[:, :, :, None, :, None]  # no ties
     rows = rows.replace(mask_bits=jnp.asarray(np.packbits(pixels.reshape(2, 5, 32, 48), axis=-1)))
     truth[1, :, 5:], truth[1, :, :, 8:] = False, False
-    in_photo = np.ones((2, 8, 12), bool)
-    in_photo[1, 5:], in_photo[1, :, 8:] = False, False
+    in_image = np.ones((2, 8, 12), bool)
+    in_image[1, 5:], in_image[1, :, 8:] = False, False
     # A limit that leaves the middle of the canvas: cells outside count as empty.
     limits = np.broadcast_to(
         np.float32([0.25, 0.25, 0.75, 0.75]), (*predictions.boxes.shape[:-1], 4)
@@ -337,7 +337,7 @@ def test_every_token_may_learn_its_iou_with_the_best_target(labelled):
             wanted = [i for i in np.asarray(rows.prompt_targets)[image, prompt] if i >= 0]
             for k in range(3):
                 embed = np.asarray(predictions.mask_embed)[-1, image, prompt, k]
-                mask = (np.asarray(features)[image] @ embed > 0) & in_photo[image]
+                mask = (np.asarray(features)[image] @ embed > 0) & in_image[image]
                 mask &= within if limit is not None else True
                 ious = [
                     (truth[image, i] & mask).sum() / (truth[image, i] | mask).sum() for i in wanted

@@ -58,7 +58,7 @@ def random_masks(rng: np.random.Generator, height: int, width: int, count: int) 
 def make_example(
     dataset: str, number: int, *, masks: int = 4, height: int = 60, width: int = 90
 ) -> RawExample:
-    """A coloured photo; sa1b unlabelled, coco objects, paco a mug with its handle."""
+    """A coloured image; sa1b unlabelled, coco objects, paco a mug with its handle."""
     rng = np.random.default_rng(1000 * number + len(dataset))
     pixels = rng.integers(0, 255, (height, width, 3)).astype(np.uint8)
     instances = []
@@ -76,7 +76,7 @@ def make_example(
             continue
         instances.append(mask_instance(mask, **labels))
     return RawExample(
-        dataset, f"photo{number}", encode_image(pixels), height, width, tuple(instances)
+        dataset, f"image{number}", encode_image(pixels), height, width, tuple(instances)
     )
 
 

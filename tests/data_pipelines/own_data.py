@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from data_pipelines.sources.alone import open_alone
+from data_pipelines.sources.single_dataset import open_single_dataset
 
 SIZE_HW = (64, 96)
 DOG = [24, 16, 60, 16, 60, 48, 24, 48]
@@ -71,4 +71,4 @@ def write(root: pathlib.Path, change=None, *, place="annotations/train.json", im
 
 def read(root: pathlib.Path, split: str = "train", **options):
     """Opens the set as every tool does."""
-    return open_alone("own", root, split, options)
+    return open_single_dataset("own", root, split, options)

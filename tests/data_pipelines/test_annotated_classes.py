@@ -24,7 +24,7 @@ STILL = Augment(flip=0.0, min_scale=1.0, max_scale=1.0)
 
 
 def paco(tmp_path, **lists):
-    """A photo of a mug with a handle and of a chair, with some lists of categories by name."""
+    """An image of a mug with a handle and of a chair, with some lists of categories by name."""
     write_scenes("paco", tmp_path, "train", [make_scene("paco", 1)])
     file = tmp_path / "annotations/paco_lvis_v1_train.json"
     content = json.loads(file.read_text())
@@ -49,7 +49,7 @@ def test_paco_is_annotated_for_its_own_and_its_negative_classes(tmp_path):
     assert not example.is_exclusive
 
 
-def test_a_photo_without_negatives_is_annotated_for_its_own_classes(tmp_path):
+def test_an_image_without_negatives_is_annotated_for_its_own_classes(tmp_path):
     example, found = paco(tmp_path)
     assert named(example.annotated) == found
 
@@ -157,6 +157,6 @@ def test_classes_of_instances_that_were_cut_are_no_negatives():
     assert classes(before) == ({DOG, CAT, HEAD, WHEEL}, {})
 
 
-def test_what_a_photo_says_is_a_plain_value():
+def test_what_an_image_says_is_a_plain_value():
     example = RawExample("paco", "one", b"", 1, 1, (), annotated=((1, -1),))
     assert dataclasses.replace(example, partial=((2, 3),)).annotated == ((1, -1),)

@@ -15,8 +15,8 @@ COCO = ["--dataset", "coco", "--root", str(sample.roots()["coco"])]
         (["--limit", "0"], "0; wanted 1 or more"),
         (["--count", "-1"], "-1; wanted 1 or more"),
         (["--limit", "two"], "invalid number value: 'two'"),
-        (["--sheet", "nowhere/sheet.png"], "wanted a .png in a folder that exists"),
-        (["--sheet", "sheet.tiff"], "wanted a .png in a folder that exists"),
+        (["--contact-sheet", "nowhere/sheet.png"], "wanted a .png in a folder that exists"),
+        (["--contact-sheet", "sheet.tiff"], "wanted a .png in a folder that exists"),
     ],
 )
 def test_check_refuses(arguments, message, capsys):

@@ -20,7 +20,7 @@ from data_pipelines.index import build_index, open_index
 from data_pipelines.schema import DATASETS
 from data_pipelines.sources import Records, open_native, open_source
 from data_pipelines.sources import records as records_module
-from data_pipelines.sources.alone import open_alone
+from data_pipelines.sources.single_dataset import open_single_dataset
 from data_pipelines.vocabulary import build_vocabulary
 from semsam_jax.core.errors import ConfigError, DataError
 from tests.data_pipelines.trees import (
@@ -48,7 +48,7 @@ def built(dataset, root, out, **kwargs) -> Records:
 
 @pytest.fixture
 def coco(tmp_path):
-    """Twelve photos in four shards of three."""
+    """Twelve images in four shards of three."""
     root = tmp_path / "data"
     write_scenes("coco", root, "train", [make_scene("coco", n) for n in range(1, 13)])
     return root
@@ -78,7 +78,7 @@ def test_what_is_ugly_is_kept_or_counted(dataset, tmp_path):
     native = open_native(dataset, tmp_path / "data", "train", UNION)
     records = built(dataset, tmp_path / "data", tmp_path / "out", max_broken_share=0.6)
     report = json.loads((records.index_folder / "report.json").read_text())
-    assert report["dropped"] == {"unreadable": len(tree.broken), "photo": len(tree.undecodable)}
+    assert report["dropped"] == {"unreadable": len(tree.broken), "image": len(tree.undecodable)}
     for name in tree.broken:
         assert any(repr(name) in message for message in report["named"]["unreadable"])
     wanted = sorted(set(tree.readable) - tree.undecodable)
@@ -106,7 +106,7 @@ def test_it_is_a_tfds_data_set(coco, tmp_path):
 
 def test_records_are_taken_where_training_looks(coco, tmp_path):
     built("coco", coco, tmp_path / "root")
-    alone = open_alone("coco", tmp_path / "root/coco", "train", {})
+    alone = open_single_dataset("coco", tmp_path / "root/coco", "train", {})
     assert isinstance(alone, Records)
     assert check(alone).num_examples == 12
     with pytest.raises(ConfigError, match=r"built with options .*'panoptic'.*'instances'"):
@@ -118,7 +118,7 @@ def test_records_are_taken_where_training_looks(coco, tmp_path):
 def test_own_data_brings_its_classes(tmp_path):
     write_tree("coco_folder", tmp_path / "data")
     make("coco_folder", tmp_path / "data", tmp_path).download_and_prepare()
-    source = open_alone("coco_folder", tmp_path / "coco_folder", "train", {})
+    source = open_single_dataset("coco_folder", tmp_path / "coco_folder", "train", {})
     assert source.vocabulary.object_names == ("cat", "snow ☃", "class 77")
     small = build_vocabulary([], extra={"coco_folder": (["cat"], ["ear"])})
     with pytest.raises(DataError, match=r"built with 3 objects, the vocabulary has 1.*snow"):

@@ -24,7 +24,7 @@ from pycocotools.coco import COCO
 from data_pipelines import check, decode, findings
 from data_pipelines.index.scan import look_at
 from data_pipelines.sources import open_source
-from data_pipelines.sources.alone import open_alone
+from data_pipelines.sources.single_dataset import open_single_dataset
 from data_pipelines.vocabulary import build_vocabulary
 from semsam_jax.core.errors import DataError
 from tests.data_pipelines import own_data
@@ -182,13 +182,13 @@ def test_coco_files_are_read_as_pycocotools_reads_them(content, of_images, of_no
         naive, crowds = naive_masks(root, 0), naive_masks(root, 1)
         text = json.dumps(respelled(content, of_images, of_notes))
         (root / "annotations/train.json").write_text(text)
-        source = open_alone("own", root, "train", {})
+        source = open_single_dataset("own", root, "train", {})
         total = sum(item.count for item in source.unused)
         for position, name in enumerate(source.example_ids):
             example = source[position]
             assert_equal(drawn(example.instances), naive[name])
             assert_equal(drawn(example.ignored), crowds[name])
-            assert look_at(example).reason not in ("photo", "annotation")
+            assert look_at(example).reason not in ("image", "annotation")
             total += len(example.instances) + len(example.ignored)
             total += sum(item.count for item in example.unused)
         assert total == len(content["annotations"])
@@ -200,10 +200,10 @@ def test_one_odd_value_in_a_coco_file_harms_one_image(content, data):
     path = data.draw(st.sampled_from(places(content)))
     made = replaced(content, path, data.draw(ODD_VALUES))
     with folder_of(content) as root:
-        before = list(open_alone("own", root, "train", {}))
+        before = list(open_single_dataset("own", root, "train", {}))
         (root / "annotations/train.json").write_text(json.dumps(made))
         try:
-            source = open_alone("own", root, "train", {})
+            source = open_single_dataset("own", root, "train", {})
         except DataError as error:
             str(error).encode("utf-8")
             return

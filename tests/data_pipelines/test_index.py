@@ -20,7 +20,7 @@ def test_views_and_counts():
     assert len(index) == 6
     assert index.view("any").tolist() == [0, 1, 2, 3, 4, 5]
     assert index.view("object").tolist() == [0, 1, 2, 3, 4, 5]
-    assert index.view("part").tolist() == [1, 3, 5]  # odd photos have handles
+    assert index.view("part").tolist() == [1, 3, 5]  # odd images have handles
     assert index.num_instances.tolist() == [4] * 6
     assert index.report.instances == 24
     unlabelled = build_index(fake_source("sa1b", 3))
@@ -48,11 +48,11 @@ def test_unusable_records_are_dropped_and_counted():
             "no instances": 1,
             "only empty instances": 1,
             "unreadable": 1,
-            "photo": 1,
+            "image": 1,
             "annotation": 1,
         }
         assert index.report.named["only empty instances"] == ["coco/hollow"]
-        assert "differs from the photo" in index.report.named["annotation"][0]
+        assert "differs from the image" in index.report.named["annotation"][0]
 
 
 def test_empty_boxes_do_not_count():

@@ -51,7 +51,7 @@ def test_targets_prompts_and_padding_are_drawn(tmp_path):
     centre = panel[12 * cell, 4 * cell]
     assert centre.tolist() == [255, 255, 255]  # the click
     assert panel[9 * cell, 2 * cell].any()  # the mask
-    assert not panel[20 * cell, 2 * cell].any()  # the photo
+    assert not panel[20 * cell, 2 * cell].any()  # the image
     assert panel[20 * cell, 20 * cell].tolist() == [70, 70, 70]  # the padding
 
 

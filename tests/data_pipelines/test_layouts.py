@@ -10,7 +10,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from data_pipelines import build, check
-from data_pipelines.sources.alone import has_split, open_alone
+from data_pipelines.sources.single_dataset import has_split, open_single_dataset
 from semsam_jax.core.errors import DataError
 from tests.data_pipelines import own_data
 from tests.data_pipelines.own_data import CAT, DOG, read, write
@@ -169,7 +169,7 @@ def test_records_of_label_files_are_what_the_reader_gives(make, tmp_path):
     out = tmp_path / "records"
     command = ["--dataset", "own", "--root", str(tmp_path / "set"), "--out", str(out)]
     assert build.main(command) == 0
-    built = open_alone("own", out / "own", "train", {})
+    built = open_single_dataset("own", out / "own", "train", {})
     source = read(tmp_path / "set")
     assert [built[at] for at in range(2)] == [source[at] for at in range(2)]
 

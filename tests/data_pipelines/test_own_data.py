@@ -70,7 +70,7 @@ def areas(example):
         ({"size": [64, 96], "counts": "ooooooooooooooo0"}, "more than 12 digits"),
         ({"size": [64, "tall"], "counts": "0"}, "RLE size is a list of 2"),
         ({"size": 64, "counts": "0"}, "RLE size is 64"),
-        ({"size": [96, 64], "counts": [100, 50, 5994]}, r"mask size \[96, 64\] \(h, w\), photo"),
+        ({"size": [96, 64], "counts": [100, 50, 5994]}, r"mask size \[96, 64\] \(h, w\), image"),
         ("polygon", "segmentation is 'polygon'"),
     ],
 )
@@ -324,17 +324,17 @@ def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
 def test_bytes_behind_the_image_do_no_harm(tmp_path):
     write(tmp_path)
     video = np.random.default_rng(0).integers(0, 255, 9000, np.uint8).tobytes()
-    photo = tmp_path / "images/p1.jpg"
-    photo.write_bytes(own_data.image() + video.replace(b"\xff\xd9", b"ab"))
+    image = tmp_path / "images/p1.jpg"
+    image.write_bytes(own_data.image() + video.replace(b"\xff\xd9", b"ab"))
     source = read(tmp_path)
     assert len(open_index(source, "own")) == 2
     assert not check.check(source).broken
-    photo.write_bytes(own_data.image(kind="PNG") + video)
+    image.write_bytes(own_data.image(kind="PNG") + video)
     assert len(open_index(source, "own")) == 2
     # A picture inside it ends, too, which is not the end of the file.
     whole = own_data.image()
     thumbnail = b"\xff\xe1" + struct.pack(">H", 2 + len(whole)) + whole
-    photo.write_bytes(whole[:2] + thumbnail + whole[2:-200])
+    image.write_bytes(whole[:2] + thumbnail + whole[2:-200])
     assert len(open_index(source, "own")) == 1
     assert len(check.check(source).broken) == 1
 
@@ -345,17 +345,17 @@ def test_a_png_with_a_wrong_checksum_is_found_by_the_scan(tmp_path):
     data[data.index(b"IDAT") + 10] ^= 0xFF
     (tmp_path / "images/p1.jpg").write_bytes(data)
     source = read(tmp_path)
-    assert open_index(source, "own").report.dropped == {"photo": 1}
+    assert open_index(source, "own").report.dropped == {"image": 1}
     assert len(check.check(source).broken) == 1
 
 
 def test_a_repaired_image_is_used_again(tmp_path):
     write(tmp_path / "set")
-    photo = tmp_path / "set/images/p1.jpg"
-    photo.write_bytes(own_data.image()[:500])
+    image = tmp_path / "set/images/p1.jpg"
+    image.write_bytes(own_data.image()[:500])
     cache = tmp_path / "cache"
     assert len(open_index(read(tmp_path / "set"), "own", cache=cache)) == 1
-    photo.write_bytes(own_data.image())
+    image.write_bytes(own_data.image())
     assert len(open_index(read(tmp_path / "set"), "own", cache=cache)) == 2
     kept = open_index(read(tmp_path / "set"), "own", cache=cache)
     assert isinstance(kept.position, np.memmap)
@@ -364,15 +364,15 @@ def test_a_repaired_image_is_used_again(tmp_path):
 
 def test_a_build_goes_on_with_what_the_files_hold_now(tmp_path, capsys):
     write(tmp_path / "set")
-    photo = tmp_path / "set/images/p1.jpg"
-    photo.write_bytes(own_data.image()[:500])
+    image = tmp_path / "set/images/p1.jpg"
+    image.write_bytes(own_data.image()[:500])
     command = ["--dataset", "own", "--root", str(tmp_path / "set"), "--out", str(tmp_path / "out")]
     command += ["--max-broken", "1", "--shard-records", "1"]
     assert build.main(command) == 0
     assert "1 examples of 2 records" in capsys.readouterr().out
     second = next((tmp_path / "out/own/train/1.0.0").glob("*00001-of-00002"))
     age = second.stat().st_mtime_ns
-    photo.write_bytes(own_data.image())
+    image.write_bytes(own_data.image())
     assert build.main(command) == 0
     assert "2 examples of 2 records" in capsys.readouterr().out
     assert second.stat().st_mtime_ns == age
@@ -425,7 +425,7 @@ def test_the_frame_is_the_one_that_fits(orientation, kind, tmp_path):
     example = source[0]
     assert example.is_displayed
     assert (example.height, example.width) == shown.shape[:2]
-    pixels = check.decode_photo(example)
+    pixels = check.decode_image(example)
     np.testing.assert_allclose(pixels.astype(int), shown.astype(int), atol=3)
     mask = coco_mask.decode(example.instances[0].rle).astype(bool)
     assert mask.sum() == red.sum() == 1152
@@ -442,14 +442,14 @@ def test_annotations_of_the_stored_pixels_stay_there(tmp_path):
     example = read(tmp_path)[0]  # 96x64 stored and stated; displayed 64x96
     assert not example.is_displayed
     mask = coco_mask.decode(example.instances[0].rle).astype(bool)
-    assert check.decode_photo(example)[mask][:, 0].mean() > 200
+    assert check.decode_image(example)[mask][:, 0].mean() > 200
 
 
 def test_a_frame_that_fits_neither_is_told(tmp_path):
     write(tmp_path, lambda content: content["images"][0].update(width=50))
     (tmp_path / "images/p1.jpg").write_bytes(own_data.image(6))
     (broken,) = check.check(read(tmp_path)).broken
-    assert "says 50x64 pixels, the stored photo has 96x64" in broken
+    assert "says 50x64 pixels, the stored image has 96x64" in broken
     assert "displayed 64x96 (EXIF orientation 6)" in broken
 
 
@@ -484,7 +484,7 @@ def test_the_export_of_a_rotated_image_trains_here(tmp_path):
     assert (example.height, example.width) == shown.shape[:2] == (96, 64)
     mask = coco_mask.decode(example.instances[0].rle).astype(bool)
     np.testing.assert_array_equal(mask, red)
-    assert check.decode_photo(example)[mask][:, 0].mean() > 200
+    assert check.decode_image(example)[mask][:, 0].mean() > 200
 
 
 def test_messages_about_half_letters_can_be_printed(tmp_path):

@@ -41,7 +41,7 @@ def test_batches_have_the_contract_of_the_schema():
 
 
 def test_rows_know_their_dataset_and_its_names():
-    iterator = build(name_mask=np.array([True, False, True, True]))
+    iterator = build(class_mask=np.array([True, False, True, True]))
     wanted = {
         "sa1b": [False] * 4,
         "coco": [True, False, False, False],
@@ -91,8 +91,8 @@ def test_shapes_and_batches_that_do_not_fit_are_refused():
         build(process_count=3)
     with pytest.raises(ConfigError, match="vocab_size is 9, the vocabulary has 4"):
         build(dataclasses.replace(CONFIG, shape=dataclasses.replace(SHAPE, vocab_size=9)))
-    with pytest.raises(ConfigError, match="name_mask has shape"):
-        build(name_mask=np.ones(3, bool))
+    with pytest.raises(ConfigError, match="class_mask has shape"):
+        build(class_mask=np.ones(3, bool))
     off = StreamConfig(0, Mixture({}))
     with pytest.raises(ConfigError, match="both streams have batch_size 0"):
         build(dataclasses.replace(CONFIG, interactive=off, generic=off))
@@ -107,13 +107,13 @@ def test_a_position_of_another_run_is_refused():
         build(fewer).set_state(state)
 
 
-def test_a_photo_that_breaks_later_is_named():
+def test_an_image_that_breaks_later_is_named():
     data = sources()
     iterator = make_iterator(CONFIG, data, VOCABULARY)
     for source in data.values():
         for number, example in enumerate(source.examples):
             source.examples[number] = dataclasses.replace(example, image=b"overwritten")
-    with pytest.raises(DataError, match="photo"):
+    with pytest.raises(DataError, match="image"):
         next(iterator)
 
 

@@ -41,8 +41,8 @@ def test_labelled_clicks_have_one_target_unless_hierarchy_is_asked_for():
 def test_the_clicked_instance_stays_when_too_many_lie_under_the_click():
     nested = [ellipse(64, 64, 32, 32, r, r) for r in range(3, 30, 3)]
     instances = tuple(mask_instance(mask) for mask in nested)
-    photo = encode_image(np.zeros((64, 64, 3), np.uint8))
-    example = RawExample("sa1b", "onion", photo, 64, 64, instances)
+    image = encode_image(np.zeros((64, 64, 3), np.uint8))
+    example = RawExample("sa1b", "onion", image, 64, 64, instances)
     still = geometry.Augment(flip=0.0)
     for seed in range(10):
         made = make_rows(still, box_share=0.0)((example, "any"), np.random.default_rng(seed))
@@ -56,9 +56,9 @@ def test_the_clicked_instance_stays_when_too_many_lie_under_the_click():
 def test_small_masks_get_their_share():
     large = [ellipse(64, 64, 32, 32, 28 + k / 4, 30) for k in range(9)]
     small = [ellipse(64, 64, 10, 10, 2, 2)]
-    photo = encode_image(np.zeros((64, 64, 3), np.uint8))
+    image = encode_image(np.zeros((64, 64, 3), np.uint8))
     example = RawExample(
-        "coco", "x", photo, 64, 64, tuple(mask_instance(m, object_id=0) for m in large + small)
+        "coco", "x", image, 64, 64, tuple(mask_instance(m, object_id=0) for m in large + small)
     )
     shape = dataclasses.replace(SHAPE, num_prompts=200, max_instances=10)
     still = geometry.Augment(flip=0.0)

@@ -13,7 +13,7 @@ from data_pipelines.schema import DATASETS
 from data_pipelines.sources import open_source
 from data_pipelines.vocabulary import build_vocabulary
 from tools.build_sample import VAL_IDS, build, split_of
-from tools.shrink import Shrink, rle_area, rle_box, shrink_photo
+from tools.shrink import Shrink, rle_area, rle_box, shrink_image
 
 SIZES = {
     "sa1b": (70, 24),
@@ -49,7 +49,7 @@ def test_it_stays_small():
     assert sum(path.stat().st_size for path in files) < 7.5e6
 
 
-def test_no_photo_is_in_both_splits():
+def test_no_image_is_in_both_splits():
     splits = collections.defaultdict(set)
     for row in sample.attribution():
         splits[row["coco_id"]].add(row["split"])
@@ -58,13 +58,13 @@ def test_no_photo_is_in_both_splits():
     assert len(splits) == 94
 
 
-def test_attribution_names_every_photo_and_a_free_licence():
+def test_attribution_names_every_image_and_a_free_licence():
     root = pathlib.Path(sample.__file__).parent / "data"
-    photos = {
+    images = {
         p.relative_to(root).as_posix() for p in root.rglob("*") if p.suffix in (".jpg", ".JPEG")
     }
     rows = sample.attribution()
-    assert {row["file"] for row in rows} == photos
+    assert {row["file"] for row in rows} == images
     assert {row["license"] for row in rows} <= {
         "CC BY 2.0",
         "CC BY-SA 2.0",
@@ -76,7 +76,7 @@ def test_attribution_names_every_photo_and_a_free_licence():
         assert row["flickr_url"].startswith("http")
 
 
-def test_val_is_human_labelled_coco_val_photos(examples):
+def test_val_is_human_labelled_coco_val_images(examples):
     assert {int(e.example_id) for e in examples["coco", "val"]} == VAL_IDS
     for example in examples["coco", "val"]:
         assert example.instances
@@ -101,7 +101,7 @@ def test_machine_made_masks_are_marked(examples):
     assert marks == {False: 238, True: 517}
 
 
-def test_masks_fit_their_photos(examples):
+def test_masks_fit_their_images(examples):
     for group in examples.values():
         for example in group:
             for instance in example.instances:
@@ -126,9 +126,9 @@ def test_shrinking_keeps_masks_and_boxes_together():
     assert shrink.segmentation([[0, 0, 0.6, 0, 0.6, 0.6, 0, 0.6]]) is None
 
 
-def test_shrinking_a_photo(tmp_path):
+def test_shrinking_an_image(tmp_path):
     Image.new("L", (200, 100), 90).save(tmp_path / "big.png")
-    shrink = shrink_photo(tmp_path / "big.png", tmp_path / "a/small.jpg", 64, 80)
+    shrink = shrink_image(tmp_path / "big.png", tmp_path / "a/small.jpg", 64, 80)
     assert shrink == Shrink((100, 200), (32, 64))
     with Image.open(tmp_path / "a/small.jpg") as image:
         assert (image.mode, image.size) == ("RGB", (64, 32))
@@ -161,9 +161,9 @@ def rebuilt(tmp_path_factory):
             key: [row for part in parts for row in part[key]] for key in ("images", "annotations")
         }
         (standins / own / joined).write_text(json.dumps(parts[0] | both))
-    photos = standins / "partimagenet/images"
-    shutil.copytree(photos / "train", photos / "standin")
-    shutil.copytree(photos / "val", photos / "standin", dirs_exist_ok=True)
+    images = standins / "partimagenet/images"
+    shutil.copytree(images / "train", images / "standin")
+    shutil.copytree(images / "val", images / "standin", dirs_exist_ok=True)
     shutil.copytree(made / "pascal_part", standins / "pascal_part")
     build(source, out)
     return out
@@ -178,7 +178,7 @@ def test_the_builder_builds_what_the_readers_read(dataset, rebuilt, examples):
             after = source[position]
             assert after.example_id == before.example_id
             assert (after.height, after.width) == (before.height, before.width)
-            if dataset in ("sa1b", "ade20k"):  # masks marked by id, photos chosen by area
+            if dataset in ("sa1b", "ade20k"):  # masks marked by id, images chosen by area
                 continue
             assert after.instances == before.instances
     rows = list(csv.DictReader((rebuilt / "ATTRIBUTION.csv").open(newline="")))

@@ -11,7 +11,7 @@ from data_pipelines.index import open_index
 from data_pipelines.sources import SA1B, open_source
 from data_pipelines.vocabulary import build_vocabulary
 from semsam_jax.core.errors import DataError
-from tests.data_pipelines.trees import make_photo, make_scene, write_ade20k_full, write_scenes
+from tests.data_pipelines.trees import make_image, make_scene, write_ade20k_full, write_scenes
 
 UNION = build_vocabulary()
 COCO_JSON = "annotations/panoptic_train2017.json"
@@ -98,7 +98,7 @@ def test_panoptic_ids_may_be_texts_and_never_stand_for_two(tmp_path):
 def test_a_label_image_of_many_pixels_is_refused_before_it_is_decoded(tmp_path):
     source = write("coco", tmp_path)
     Image.new("RGB", (4000, 3000)).save(tmp_path / COCO_PNG)
-    with pytest.raises(DataError, match="has 4000x3000 pixels, the photo 64x48"):
+    with pytest.raises(DataError, match="has 4000x3000 pixels, the image 64x48"):
         source[0]
 
 
@@ -151,9 +151,9 @@ def test_objects_outside_the_list_of_ade20k_are_counted(tmp_path):
 @pytest.mark.parametrize("dataset", ["coco", "ade20k", "pascal_part", "paco", "sa1b"])
 def test_a_repaired_file_of_any_dataset_is_scanned_again(dataset, tmp_path):
     write(dataset, tmp_path / "data")
-    photo = sorted(p for p in tmp_path.rglob("*.jpg"))[0]
-    whole = photo.read_bytes()
-    photo.write_bytes(whole[: len(whole) // 2])
+    image = sorted(p for p in tmp_path.rglob("*.jpg"))[0]
+    whole = image.read_bytes()
+    image.write_bytes(whole[: len(whole) // 2])
     cache = tmp_path / "cache"
 
     def count():
@@ -161,18 +161,18 @@ def test_a_repaired_file_of_any_dataset_is_scanned_again(dataset, tmp_path):
                               cache=cache))  # fmt: skip
 
     assert count() == 1
-    photo.write_bytes(whole)
+    image.write_bytes(whole)
     assert count() == 2
 
 
 def test_published_sets_keep_the_stored_frame_where_both_fit(tmp_path):
     write("coco", tmp_path)
-    photo = tmp_path / "train2017/000000000001.jpg"
+    image = tmp_path / "train2017/000000000001.jpg"
     for orientation in (2, 3, 4):
-        photo.write_bytes(make_photo((48, 64), 1, orientation=orientation))
+        image.write_bytes(make_image((48, 64), 1, orientation=orientation))
         assert not open_source("coco", tmp_path, "train", UNION)[0].is_displayed
     # Only the displayed image has the stated size.
-    photo.write_bytes(make_photo((64, 48), 1, orientation=6))
+    image.write_bytes(make_image((64, 48), 1, orientation=6))
     example = open_source("coco", tmp_path, "train", UNION)[0]
     assert example.is_displayed
-    assert check.decode_photo(example).shape == (48, 64, 3)
+    assert check.decode_image(example).shape == (48, 64, 3)

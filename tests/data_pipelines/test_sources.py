@@ -11,9 +11,9 @@ from data_pipelines import check
 from data_pipelines.index import build_index
 from data_pipelines.schema import DATASETS
 from data_pipelines.sources import SA1B, CocoFolder, open_source
-from data_pipelines.sources.alone import open_alone
 from data_pipelines.sources.coco_folder import read_class_names
 from data_pipelines.sources.pascal_part import full_part, merged_part
+from data_pipelines.sources.single_dataset import open_single_dataset
 from data_pipelines.vocabulary import Vocabulary, VocabularyEntry, build_vocabulary
 from semsam_jax.core.errors import ConfigError, DataError
 from tests.data_pipelines.trees import (
@@ -51,7 +51,7 @@ def test_reads_back_what_was_written(dataset, tmp_path, union):
             scene = make_scene(dataset, number, (48, 64) if number % 2 else (64, 48))
             example = source[position]
             assert (example.height, example.width) == scene.size_hw
-            assert example.image == scene.photo
+            assert example.image == scene.image
             if dataset == "part_imagenet":
                 continue
             assert len(example.instances) == len(scene.instances)
@@ -146,12 +146,12 @@ def test_wrong_folders_are_told_at_once(dataset, tmp_path, union):
 
 
 @pytest.mark.parametrize("dataset", ["coco", "paco", "objects365", "part_imagenet", "coco_folder"])
-def test_a_photo_in_the_json_that_is_not_on_disk(dataset, tmp_path, union):
+def test_an_image_in_the_json_that_is_not_on_disk(dataset, tmp_path, union):
     write_scenes(dataset, tmp_path, "train", [make_scene(dataset, n) for n in (1, 2)])
-    photo = sorted(p for p in tmp_path.rglob("*") if p.suffix in (".jpg", ".JPEG"))[0]
-    photo.unlink()
+    image = sorted(p for p in tmp_path.rglob("*") if p.suffix in (".jpg", ".JPEG"))[0]
+    image.unlink()
     source = open_source(dataset, tmp_path, "train", union)
-    with pytest.raises(DataError, match="cannot read the photo: No such file"):
+    with pytest.raises(DataError, match="cannot read the image: No such file"):
         source[0]
     assert source[1].instances
 
@@ -201,7 +201,7 @@ def test_segment_anything_fixture(union):
     source = open_source("sa1b", FIXTURES / "segment_anything_dataset", "train", union)
     assert source.example_ids == ("a", "b")
     assert source[0].instances[0].box == (3.0, 1.0, 4.0, 5.0)
-    with pytest.raises(DataError, match=r"mask size \[5, 10\] \(h, w\), photo size \[10, 5\]"):
+    with pytest.raises(DataError, match=r"mask size \[5, 10\] \(h, w\), image size \[10, 5\]"):
         source[1]
 
 
@@ -289,7 +289,7 @@ def test_pascal_part_whole_tree(tmp_path):
     np.testing.assert_array_equal(decode(found[1]), masks[1] | masks[2])
     for part, mask in zip(found[2:], masks[1:], strict=True):
         np.testing.assert_array_equal(decode(part), mask)
-    alone = open_alone("pascal_part", tmp_path, "train", {"parts": "full"})
+    alone = open_single_dataset("pascal_part", tmp_path, "train", {"parts": "full"})
     assert alone[0].instances == found
     with pytest.raises(ConfigError, match="'merged' or 'full'"):
         open_source("pascal_part", tmp_path, "train", tree, parts="raw")
@@ -381,7 +381,14 @@ def test_unknown_classes_are_listed_together(tmp_path):
 
 def test_check_from_the_command_line(tmp_path, capsys):
     write_tree("paco", tmp_path / "good")
-    arguments = ["--dataset", "paco", "--split", "val", "--sheet", str(tmp_path / "sheet.png")]
+    arguments = [
+        "--dataset",
+        "paco",
+        "--split",
+        "val",
+        "--contact-sheet",
+        str(tmp_path / "sheet.png"),
+    ]
     assert check.main([*arguments, "--root", str(tmp_path / "good")]) == 0
     assert (tmp_path / "sheet.png").stat().st_size > 1000
     assert "mug: handle" in capsys.readouterr().out

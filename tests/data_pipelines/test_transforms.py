@@ -159,11 +159,11 @@ def test_reduced_jpeg_is_the_same_picture():
 def test_every_pixel_format_becomes_rgb(mode):
     grey = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
     if mode == "I;16":
-        photo = Image.fromarray(np.arange(256, dtype=np.uint16).reshape(16, 16) * 257)
+        image = Image.fromarray(np.arange(256, dtype=np.uint16).reshape(16, 16) * 257)
     else:
-        photo = grey.convert("RGB").convert(mode) if mode == "CMYK" else grey.convert(mode)
+        image = grey.convert("RGB").convert(mode) if mode == "CMYK" else grey.convert(mode)
     buffer = io.BytesIO()
-    photo.save(buffer, "JPEG" if mode == "CMYK" else "PNG", quality=100)
+    image.save(buffer, "JPEG" if mode == "CMYK" else "PNG", quality=100)
     pixels = decode.decode_image(buffer.getvalue(), where="test")
     assert pixels.shape == (16, 16, 3)
     assert pixels.dtype == np.uint8
@@ -172,15 +172,15 @@ def test_every_pixel_format_becomes_rgb(mode):
 
 
 def test_exif_rotation_is_not_applied():
-    photo = Image.fromarray(np.zeros((10, 20, 3), np.uint8))
+    image = Image.fromarray(np.zeros((10, 20, 3), np.uint8))
     exif = Image.Exif()
     exif[0x0112] = 6
     buffer = io.BytesIO()
-    photo.save(buffer, "JPEG", exif=exif)
+    image.save(buffer, "JPEG", exif=exif)
     assert decode.decode_image(buffer.getvalue(), where="test").shape == (10, 20, 3)
 
 
-def test_broken_photos_are_named():
+def test_broken_images_are_named():
     data = encode_image(np.zeros((50, 50, 3), np.uint8))
     with pytest.raises(DataError, match=r"coco/7.*cannot be decoded"):
         decode.decode_image(data[: len(data) // 2], where="coco/7")
@@ -189,12 +189,12 @@ def test_broken_photos_are_named():
     with pytest.raises(DataError, match="50x50 but its annotations are for 50x40"):
         decode.decode_image(data, where="coco/7", size_hw=(50, 40))
     with pytest.raises(DataError, match="coco/7"):
-        decode.decode_image(b"not a photo", where="coco/7")
+        decode.decode_image(b"not an image", where="coco/7")
 
 
 def test_broken_masks_are_named():
     good = encode_mask(np.eye(8, dtype=bool))
-    with pytest.raises(DataError, match="differs from the photo"):
+    with pytest.raises(DataError, match="differs from the image"):
         masks.rle_toggles(good, 8, 9)
     with pytest.raises(DataError, match="add up to"):
         masks.rle_toggles({"size": [8, 8], "counts": good["counts"][:-2]}, 8, 8)
@@ -268,11 +268,11 @@ def check_row(made, shape, dataset):
 
 @pytest.mark.parametrize("stride", [1, 4])
 def test_a_mask_of_one_pixel_still_makes_a_row(stride):
-    """Neither a random crop nor the whole photo shows it: the close-up has to."""
+    """Neither a random crop nor the whole image shows it: the close-up has to."""
     mask = np.zeros((600, 800), bool)
     mask[311, 417] = True
-    photo = encode_image(np.zeros((600, 800, 3), np.uint8))
-    example = RawExample("coco", "dot", photo, 600, 800, (mask_instance(mask, object_id=0),))
+    image = encode_image(np.zeros((600, 800, 3), np.uint8))
+    example = RawExample("coco", "dot", image, 600, 800, (mask_instance(mask, object_id=0),))
     shape = dataclasses.replace(SHAPE, mask_stride=stride)
     for seed in range(5):
         made = make_rows(shape=shape)((example, "any"), np.random.default_rng(seed))
@@ -283,7 +283,7 @@ def test_masks_and_bare_boxes_do_not_mix():
     mask = mask_instance(np.ones((60, 90), bool))
     bare = RawInstance(rle=None, box=(0.0, 0.0, 5.0, 5.0))
     example = dataclasses.replace(make_example("coco", 0), instances=(mask, bare))
-    with pytest.raises(DataError, match="coco/photo0: 1 of 2 instances have masks"):
+    with pytest.raises(DataError, match="coco/image0: 1 of 2 instances have masks"):
         make_rows()((example, "any"), np.random.default_rng(0))
 
 
@@ -302,16 +302,16 @@ def test_placement_policies_stay_in_their_range():
     assert geometry.ade20k(0.5, 1.0).num_scales == 6
 
 
-def test_evaluation_rows_show_the_whole_photo_and_human_masks():
+def test_evaluation_rows_show_the_whole_image_and_human_masks():
     source = fake_source("paco", size=2)
     first = source.examples[0]
     machine = dataclasses.replace(first.instances[0], is_pseudo=True)
     source.examples[0] = dataclasses.replace(first, instances=(machine, *first.instances[1:]))
     rows = list(evaluation_rows(source, 48))
-    assert [item["example_id"] for item in rows] == ["photo0", "photo1"]
+    assert [item["example_id"] for item in rows] == ["image0", "image1"]
     assert rows[0]["instance"].tolist() == [1, 2, 3]
     assert rows[0]["size_hw"].tolist() == [32, 48]
-    assert rows[0]["photo_hw"] == (60, 90)
+    assert rows[0]["image_hw"] == (60, 90)
     assert rows[0]["mask_bits"].shape == (3, 48, 6)
     parts = next(evaluation_rows(FakeSource([source.examples[1]]), 48, view="part"))
     assert (parts["part_id"] == HANDLE).all()

@@ -39,10 +39,10 @@ class SceneInstance:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """A photo (encoded JPEG) with instances; `number` names its files."""
+    """An image (encoded JPEG) with instances; `number` names its files."""
 
     number: int
-    photo: bytes
+    image: bytes
     size_hw: tuple[int, int]
     instances: tuple[SceneInstance, ...]
 
@@ -67,7 +67,7 @@ def write_ade20k_full(root: pathlib.Path, split: str, scenes: list[Scene], year:
     folder = root / _ADE_FOLDER[split] / "street"
     for scene in scenes:
         name = f"ADE_{split}_{scene.number:08d}"
-        _bytes(folder / f"{name}.jpg", scene.photo)
+        _bytes(folder / f"{name}.jpg", scene.image)
         seg = np.zeros((*scene.size_hw, 3), np.uint8)
         rows, objects = [], []
         for index, instance in enumerate(scene.instances, start=1):
@@ -98,7 +98,7 @@ def write_sa1b_archives(root: pathlib.Path, scenes: list[Scene], per_archive: in
         with tarfile.open(root / f"sa_{number:06d}.tar", "w") as tar:
             for scene in reversed(scenes[start : start + per_archive]):
                 text = json.dumps(_sa1b_content(scene)).encode("utf-8")
-                for kind, data in (("jpg", scene.photo), ("json", text)):
+                for kind, data in (("jpg", scene.image), ("json", text)):
                     member = tarfile.TarInfo(f"./sa_{scene.number}.{kind}")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
@@ -120,7 +120,7 @@ _ADE_FOLDER = {"train": "training", "val": "validation"}
 def _write_sa1b(root: pathlib.Path, split: str, scenes: list[Scene]) -> None:
     for scene in scenes:
         name = f"sa_{scene.number}"
-        _bytes(root / split / f"{name}.jpg", scene.photo)
+        _bytes(root / split / f"{name}.jpg", scene.image)
         _json(root / split / f"{name}.json", _sa1b_content(scene))
 
 
@@ -140,7 +140,7 @@ def _write_coco(root: pathlib.Path, split: str, scenes: list[Scene]) -> None:
     images, records, outlines = [], [], []
     for scene in scenes:
         name = f"{scene.number:012d}"
-        _bytes(root / f"{split}2017/{name}.jpg", scene.photo)
+        _bytes(root / f"{split}2017/{name}.jpg", scene.image)
         images.append({"id": scene.number, "file_name": f"{name}.jpg"} | _size(scene))
         colours = np.zeros((*scene.size_hw, 3), np.uint8)
         segments = []
@@ -174,7 +174,7 @@ def _write_ade20k(root: pathlib.Path, split: str, scenes: list[Scene]) -> None:
     folder = _ADE_FOLDER[split]
     for scene in scenes:
         name = f"ADE_{split}_{scene.number:08d}"
-        _bytes(root / "images" / folder / f"{name}.jpg", scene.photo)
+        _bytes(root / "images" / folder / f"{name}.jpg", scene.image)
         classes = np.zeros(scene.size_hw, np.uint8)
         pairs = np.zeros((*scene.size_hw, 3), np.uint8)
         for index, instance in enumerate(scene.instances, start=1):
@@ -243,14 +243,14 @@ def _write_coco_json(
     file: pathlib.Path,
     scenes: list[Scene],
     names: list[str],
-    photo: str,
+    image: str,
     outlines: bool = True,
 ) -> None:
     ids = {name: number for number, name in enumerate(names, start=1)}
     images, annotations = [], []
     for scene in scenes:
-        name = photo.format(number=scene.number)
-        _bytes(root / name, scene.photo)
+        name = image.format(number=scene.number)
+        _bytes(root / name, scene.image)
         images.append({"id": scene.number, "file_name": name} | _size(scene))
         for index, instance in enumerate(scene.instances):
             native = f"{instance.whole}:{instance.part}" if instance.part else instance.whole
@@ -269,7 +269,7 @@ def _write_pascal_part(root: pathlib.Path, split: str, scenes: list[Scene]) -> N
     for scene in scenes:
         name = example_id("pascal_part", scene.number)
         names.append(name)
-        _bytes(root / "JPEGImages" / f"{name}.jpg", scene.photo)
+        _bytes(root / "JPEGImages" / f"{name}.jpg", scene.image)
         wholes = [(i, o) for i, o in enumerate(scene.instances) if not o.part]
         objects = np.empty(
             (1, len(wholes)), [(k, "O") for k in ("class", "class_ind", "mask", "parts")]

@@ -1,7 +1,7 @@
 """Small synthetic datasets in native layouts, for tests: pleasant ones and ugly ones.
 
-A `Scene` is a made-up photo with masks; `write_scenes` writes scenes in the layout of any dataset
-and `write_ugly_tree` adds what real folders hold: grey, CMYK and rotated photos, crowd regions,
+A `Scene` is a made-up image with masks; `write_scenes` writes scenes in the layout of any dataset
+and `write_ugly_tree` adds what real folders hold: grey, CMYK and rotated images, crowd regions,
 empty masks, boxes without area, parts without a whole, wrong sizes and files that are cut off.
 """
 
@@ -28,7 +28,7 @@ __all__ = [
     "SceneInstance",
     "UglyTree",
     "example_id",
-    "make_photo",
+    "make_image",
     "make_scene",
     "truncate",
     "write_ade20k_full",
@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 
-def make_photo(
+def make_image(
     size_hw: tuple[int, int], seed: int, mode: str = "RGB", orientation: int = 1
 ) -> bytes:
     """Returns a JPEG of smooth noise: mode RGB, L or CMYK, with an EXIF orientation 1..8."""
@@ -67,7 +67,7 @@ def make_scene(dataset: str, number: int, size_hw: tuple[int, int] = (48, 64)) -
     if part:
         inner = _rectangle(size_hw, x + 1, y + 1, width // 6, height // 5)
         instances.append(SceneInstance(inner, first, part, parent=0))
-    return Scene(number, make_photo(size_hw, number), size_hw, tuple(instances))
+    return Scene(number, make_image(size_hw, number), size_hw, tuple(instances))
 
 
 def write_tree(dataset: str, root: pathlib.Path, num_train: int = 4, num_val: int = 2) -> None:
@@ -85,7 +85,7 @@ class UglyTree:
     Attributes:
         readable: example id -> number of instances that a reader must deliver.
         broken: example ids that a reader must refuse with DataError.
-        undecodable: ids among `readable` whose photo is cut off behind its header.
+        undecodable: ids among `readable` whose image is cut off behind its header.
         crowded: ids among `readable` with one crowd region (30..40, 40..50) beside.
     """
 
@@ -105,14 +105,14 @@ def write_ugly_tree(dataset: str, root: pathlib.Path) -> UglyTree:
     crowd = SceneInstance(_rectangle(tall, 30, 40, 10, 10), CLASSES[dataset][0], is_crowd=True)
     empty = SceneInstance(nothing, CLASSES[dataset][0])
     scenes = [
-        dataclasses.replace(plain[0], photo=make_photo(tall, 1, "L")),
-        dataclasses.replace(plain[1], photo=make_photo(tall, 2, "CMYK")),
-        dataclasses.replace(plain[2], photo=make_photo(tall, 3, orientation=6)),
+        dataclasses.replace(plain[0], image=make_image(tall, 1, "L")),
+        dataclasses.replace(plain[1], image=make_image(tall, 2, "CMYK")),
+        dataclasses.replace(plain[2], image=make_image(tall, 3, orientation=6)),
         dataclasses.replace(plain[3], instances=(*plain[3].instances, empty)),
-        dataclasses.replace(plain[4], photo=make_photo((64, 50), 5)),  # another size: broken
-        dataclasses.replace(plain[5], photo=plain[5].photo[: len(plain[5].photo) * 2 // 3]),
-        dataclasses.replace(plain[6], photo=b""),  # broken
-        dataclasses.replace(plain[7], photo=b"not a photo at all"),  # broken
+        dataclasses.replace(plain[4], image=make_image((64, 50), 5)),  # another size: broken
+        dataclasses.replace(plain[5], image=plain[5].image[: len(plain[5].image) * 2 // 3]),
+        dataclasses.replace(plain[6], image=b""),  # broken
+        dataclasses.replace(plain[7], image=b"not an image at all"),  # broken
     ]
     has_crowd = dataset in ("coco", "paco", "objects365", "coco_folder")
     if has_crowd:
@@ -120,7 +120,7 @@ def write_ugly_tree(dataset: str, root: pathlib.Path) -> UglyTree:
     counts = {1: expected, 2: expected, 3: expected, 4: expected, 6: expected}
     broken = {5, 7, 8}
     orphan = CLASSES[dataset][2] and dataset in ("paco", "coco_folder")
-    if orphan:  # a part whose whole is not in the photo
+    if orphan:  # a part whose whole is not in the image
         parts = tuple(i for i in plain[8].instances if i.part)
         scenes.append(
             dataclasses.replace(plain[8], instances=(dataclasses.replace(parts[0], parent=None),))

@@ -58,9 +58,9 @@ class Server:
         return self.send("POST", f"/api/{path}", content, source=source)
 
     def upload(self, content, source="127.0.0.1"):
-        answer = self.post("photo", content, source)
+        answer = self.post("image", content, source)
         assert answer.status == 200, answer.content
-        return answer.json["photo"]
+        return answer.json["image"]
 
     def memory_mb(self, field="VmRSS"):
         text = Path(f"/proc/{self.process.pid}/status").read_text()
@@ -68,30 +68,30 @@ class Server:
 
 
 def picture(height=120, width=160, seed=0):
-    """A photo-like picture: a bright disc and a dark box over a slope."""
+    """An image-like picture: a bright disc and a dark box over a slope."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
-    photo = np.stack([x * 255 // width, y * 255 // height, np.full_like(x, 90)], -1)
-    photo[(x - width * 0.35) ** 2 + (y - height / 2) ** 2 < (height / 4) ** 2] = (240, 220, 60)
-    photo[height // 4 : height // 2, 2 * width // 3 : 5 * width // 6] = (30, 20, 60)
-    return np.clip(photo + rng.integers(-6, 7, photo.shape), 0, 255).astype(np.uint8)
+    image = np.stack([x * 255 // width, y * 255 // height, np.full_like(x, 90)], -1)
+    image[(x - width * 0.35) ** 2 + (y - height / 2) ** 2 < (height / 4) ** 2] = (240, 220, 60)
+    image[height // 4 : height // 2, 2 * width // 3 : 5 * width // 6] = (30, 20, 60)
+    return np.clip(image + rng.integers(-6, 7, image.shape), 0, 255).astype(np.uint8)
 
 
-def encoded(photo, kind="JPEG", **options):
+def encoded(image, kind="JPEG", **options):
     buffer = io.BytesIO()
-    Image.fromarray(photo).save(buffer, kind, **options)
+    Image.fromarray(image).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
-    """A tiny model that answers clicks, names and whole photos."""
+    """A tiny model that answers clicks, names and whole images."""
     state = {}
     for file in ("tiny_ref.pth", "tiny_generic_ref.pth"):
         state |= torch_reader.unwrap(torch_reader.read_state_dict(DATA / file))
     config = presets.PRESETS["tiny"]
     params = from_torch(state, config, allow_unexpected=True).params
-    changes = {"class_heads_trained": True, "prompt_preset": "own", "image_size": 96}
+    changes = {"class_heads_trained": True, "prompt_preset": "default", "image_size": 96}
     folder = tmp_path_factory.mktemp("demo_checkpoint")
     save_model(folder, params, tiny_meta(config, **changes))
     return folder

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.demo.conftest import encoded, picture
 
-PHOTO = encoded(picture())
+IMAGE = encoded(picture())
 CLICK = {"points": [[60, 60, 1]], "box": None, "names": ""}
 OTHER = "127.0.0.77"  # another visitor
 
@@ -47,7 +47,7 @@ BAD_FILES = {
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) run", 415, ""),
     "pdf": (b"%PDF-1.7\n1 0 obj <</Type/Catalog>> endobj", 415, ""),
     "zip": (b"PK\x03\x04" + b"\0" * 200, 415, ""),
-    "cut": (PHOTO[:600], 415, ""),
+    "cut": (IMAGE[:600], 415, ""),
     "cut png": (png_header(500, 500), 415, ""),
     "too many bytes": (b"\xff\xd8" + b"\0" * (9 << 20), 413, "MB"),
     "xpm": (b'/* XPM */ static char *x[] = {"1 1 1 1", "a c #fff", "a"};', 415, ""),
@@ -57,11 +57,11 @@ BAD_FILES = {
 @pytest.mark.parametrize("name", BAD_FILES)
 def test_bad_files_are_answered_with_a_message(server, name):
     content, status, words = BAD_FILES[name]
-    answer = server.post("photo", content)
+    answer = server.post("image", content)
     assert answer.status == status
     assert words in answer.json["error"]
     assert "/" not in answer.json["error"].replace("JPEG, PNG", "")
-    assert server.post("photo", PHOTO, OTHER).status == 200
+    assert server.post("image", IMAGE, OTHER).status == 200
 
 
 def test_good_files_of_every_kind_are_read(server):
@@ -69,20 +69,20 @@ def test_good_files_of_every_kind_are_read(server):
     Image.fromarray((np.arange(6400).reshape(80, 80) * 10).astype(np.uint16)).save(grey16, "PNG")
     files = [encoded(picture(), kind) for kind in ("PNG", "WEBP", "BMP", "TIFF", "GIF")]
     for content in [*files, grey16.getvalue(), gif_with_html()]:
-        answer = server.post("photo", content)
+        answer = server.post("image", content)
         assert answer.status == 200, answer.content
         assert answer.json["view"].startswith("data:image/jpeg;base64,")
 
 
-def test_a_large_turned_photo_keeps_its_size_for_downloads(server):
+def test_a_large_turned_image_keeps_its_size_for_downloads(server):
     exif = Image.Exif()
     exif[0x0112] = 6
-    answer = server.post("photo", encoded(picture(1500, 2600), exif=exif)).json
+    answer = server.post("image", encoded(picture(1500, 2600), exif=exif)).json
     assert (answer["original_width"], answer["original_height"]) == (1500, 2600)
     assert answer["height"] == 1280
-    key = answer["photo"]
-    click = server.post("click", {"photo": key, **CLICK}).json
-    request = {"photo": key, "kind": "coco", "file_name": "../../../etc/passwd\n<b>"}
+    key = answer["image"]
+    click = server.post("click", {"image": key, **CLICK}).json
+    request = {"image": key, "kind": "coco", "file_name": "../../../etc/passwd\n<b>"}
     request["masks"] = [mask["number"] for mask in click["masks"]]
     found = server.post("download", request).json
     assert found["images"][0] == {
@@ -115,8 +115,8 @@ def test_a_large_turned_photo_keeps_its_size_for_downloads(server):
         ("POST", "/gradio_api/component_server"),
         ("POST", "/gradio_api/run/predict"),
         ("POST", "/"),
-        ("PUT", "/api/photo"),
-        ("GET", "/api/photo"),
+        ("PUT", "/api/image"),
+        ("GET", "/api/image"),
         ("GET", "/docs"),
         ("GET", "/openapi.json"),
         ("GET", "/monitoring"),
@@ -130,9 +130,9 @@ def test_no_other_door_is_open(server, method, path):
 
 BAD_REQUESTS = [
     {},
-    {"photo": 3},
-    {"photo": "x" * 500},
-    {"photo": "../../etc/passwd"},
+    {"image": 3},
+    {"image": "x" * 500},
+    {"image": "../../etc/passwd"},
     {"points": [[1]]},
     {"points": [[1e300, 1, 1]]},
     {"points": [["a", 1, 1]]},
@@ -151,15 +151,15 @@ BAD_REQUESTS = [
 
 @pytest.mark.parametrize("change", BAD_REQUESTS, ids=str)
 def test_damaged_requests_are_refused_in_words(server, change):
-    key = server.upload(PHOTO)
-    body = {"photo": key, **CLICK} | change if change else {}
+    key = server.upload(IMAGE)
+    body = {"image": key, **CLICK} | change if change else {}
     answer = server.post("click", body)
     assert answer.status in (400, 410, 413), answer.content
     assert answer.json["error"].endswith(".")
-    assert server.post("click", {"photo": key, **CLICK}).status == 200
+    assert server.post("click", {"image": key, **CLICK}).status == 200
 
 
-@pytest.mark.parametrize("content", [b"{", b"[1]", b'{"photo": NaN}', b"[" * 60_000, b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"{", b"[1]", b'{"image": NaN}', b"[" * 60_000, b"\xff\xfe"])
 def test_damaged_json_is_refused(server, content):
     assert server.post("click", content).status in (400, 410)
 
@@ -169,14 +169,14 @@ def test_requests_larger_than_allowed_are_refused(server):
 
 
 def test_chunked_uploads_without_a_size_are_refused(server):
-    answer = server.send("POST", "/api/photo", iter([b"x" * 1000] * 10))
+    answer = server.send("POST", "/api/image", iter([b"x" * 1000] * 10))
     assert answer.status == 411
 
 
 def test_other_sites_and_other_names_of_this_machine_are_refused(server):
     headers = {"Origin": "http://evil.example"}
-    assert server.send("POST", "/api/photo", PHOTO, headers).status == 403
-    assert server.send("POST", "/api/photo", PHOTO, {"Origin": server.url}).status == 200
+    assert server.send("POST", "/api/image", IMAGE, headers).status == 403
+    assert server.send("POST", "/api/image", IMAGE, {"Origin": server.url}).status == 200
     assert server.send("GET", "/", headers={"Host": "evil.example"}).status == 403
     assert server.send("GET", "/", headers={"Host": f"localhost:{server.port}"}).status == 200
 
@@ -187,32 +187,32 @@ def test_answers_keep_the_browser_at_home(server):
     assert "connect-src 'self'" in policy
     assert "http" not in policy
     assert answer.headers["x-content-type-options"] == "nosniff"
-    assert server.post("photo", PHOTO).headers["cache-control"] == "no-store"
+    assert server.post("image", IMAGE).headers["cache-control"] == "no-store"
 
 
 def test_visitors_do_not_see_each_other(server):
-    key = server.upload(PHOTO)
-    masks = server.post("click", {"photo": key, **CLICK}).json["masks"]
-    other = server.upload(PHOTO, OTHER)
+    key = server.upload(IMAGE)
+    masks = server.post("click", {"image": key, **CLICK}).json["masks"]
+    other = server.upload(IMAGE, OTHER)
     assert other != key
     assert len(key) >= 32
-    request = {"photo": other, "kind": "coco", "file_name": "a", "masks": [masks[0]["number"]]}
+    request = {"image": other, "kind": "coco", "file_name": "a", "masks": [masks[0]["number"]]}
     assert server.post("download", request, OTHER).status == 410
-    assert server.post("forget", {"photo": key}).status == 200
-    gone = server.post("click", {"photo": key, **CLICK})
+    assert server.post("forget", {"image": key}).status == 200
+    gone = server.post("click", {"image": key, **CLICK})
     assert (gone.status, gone.json["is_gone"]) == (410, True)
 
 
 def test_a_flood_from_one_address_leaves_room_for_others(server):
-    key, other = server.upload(PHOTO), server.upload(PHOTO, OTHER)
+    key, other = server.upload(IMAGE), server.upload(IMAGE, OTHER)
     statuses, stop = [], threading.Event()
 
     def flood():
-        body = {"photo": key, "names": "", "level": 0, "quality": 0.0, "grid": 8}
+        body = {"image": key, "names": "", "level": 0, "quality": 0.0, "grid": 8}
         while not stop.is_set():
             try:
                 statuses.append(server.post("everything", body).status)
-            except OSError:  # the connection is cut after a refusal
+            except OSError:  # the connection is cut after an error
                 statuses.append(0)
 
     threads = [threading.Thread(target=flood) for _ in range(24)]
@@ -223,7 +223,7 @@ def test_a_flood_from_one_address_leaves_room_for_others(server):
         waits = []
         for _ in range(5):
             start = time.perf_counter()
-            assert server.post("click", {"photo": other, **CLICK}, OTHER).status == 200
+            assert server.post("click", {"image": other, **CLICK}, OTHER).status == 200
             waits.append(time.perf_counter() - start)
         page = server.send("GET", "/", source=OTHER).status
     finally:
@@ -239,7 +239,7 @@ def test_a_flood_from_one_address_leaves_room_for_others(server):
 def test_open_connections_that_say_nothing_do_no_harm(server):
     idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(100)]
     try:
-        assert server.post("photo", PHOTO, OTHER).status == 200
+        assert server.post("image", IMAGE, OTHER).status == 200
     finally:
         for connection in idle:
             connection.close()

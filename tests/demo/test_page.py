@@ -37,7 +37,7 @@ FLAGS = [
     "--disable-sync",
 ]
 SIZES = {"desktop": {"width": 1360, "height": 900}, "phone": {"width": 390, "height": 844}}
-PHOTO_HW = (300, 400)
+IMAGE_HW = (300, 400)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ class Page:
         if message.type == "error":
             self.problems.append(message.text)
 
-    def choose(self, content, name="photo.jpg"):
+    def choose(self, content, name="image.jpg"):
         file = {"name": name, "mimeType": "image/jpeg", "buffer": content}
         self.page.set_input_files(".ss-file", file)
         self.wait("Ready")
@@ -152,7 +152,7 @@ def changed_pixels(first, second):
 def test_click_level_names_and_downloads_on_a_desktop(browser, server, screenshots, tmp_path):
     visitor = Page(browser, server, "desktop")
     visitor.page.screenshot(path=screenshots / "desktop_start.png")
-    visitor.choose(encoded(picture(*PHOTO_HW), quality=95), "my photo.jpg")
+    visitor.choose(encoded(picture(*IMAGE_HW), quality=95), "my image.jpg")
     before = visitor.canvas()
 
     visitor.click(0.35, 0.5)
@@ -183,25 +183,25 @@ def test_click_level_names_and_downloads_on_a_desktop(browser, server, screensho
     (tmp_path / name).write_bytes(content)
     data = COCO(str(tmp_path / name))
     assert len(data.anns) == 6
-    assert data.imgs[1]["file_name"] == "my photo.jpg"
+    assert data.imgs[1]["file_name"] == "my image.jpg"
     for annotation in data.anns.values():
         mask = data.annToMask(annotation)
-        assert mask.shape == PHOTO_HW
+        assert mask.shape == IMAGE_HW
         assert mask.sum() == annotation["area"] == coco_mask.area(annotation["segmentation"])
     name, content = visitor.download("masks")
     archive = zipfile.ZipFile(io.BytesIO(content))
     assert name == "masks.zip"
     assert len(archive.namelist()) == 7
     for member in archive.namelist():
-        assert Image.open(io.BytesIO(archive.read(member))).size == PHOTO_HW[::-1]
-    assert Image.open(io.BytesIO(visitor.download("overlay")[1])).size == PHOTO_HW[::-1]
-    assert json.loads(visitor.download("labelme")[1])["imageWidth"] == PHOTO_HW[1]
+        assert Image.open(io.BytesIO(archive.read(member))).size == IMAGE_HW[::-1]
+    assert Image.open(io.BytesIO(visitor.download("overlay")[1])).size == IMAGE_HW[::-1]
+    assert json.loads(visitor.download("labelme")[1])["imageWidth"] == IMAGE_HW[1]
     visitor.finish(server)
 
 
 def test_several_clicks_box_undo_and_keep(browser, server, screenshots):
     visitor = Page(browser, server, "desktop")
-    visitor.choose(encoded(picture(*PHOTO_HW)))
+    visitor.choose(encoded(picture(*IMAGE_HW)))
     plain = visitor.canvas()
     visitor.click(0.35, 0.5)
     one = visitor.canvas()
@@ -227,7 +227,7 @@ def test_several_clicks_box_undo_and_keep(browser, server, screenshots):
 
 def test_everything_and_panoptic(browser, server, screenshots):
     visitor = Page(browser, server, "desktop")
-    visitor.choose(encoded(picture(*PHOTO_HW)))
+    visitor.choose(encoded(picture(*IMAGE_HW)))
     plain = visitor.canvas()
     visitor.page.click("text=Settings of segment everything")
     visitor.page.get_by_label("8", exact=True).check()
@@ -266,16 +266,16 @@ def test_phone_and_messages(browser, server, screenshots):
     visitor.page.screenshot(path=screenshots / "phone_click.png", full_page=True)
     wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
     assert visitor.page.evaluate(wide) <= 0
-    visitor.press("New photo", "")
+    visitor.press("New image", "")
     assert visitor.page.is_visible(".ss-choose")
     visitor.finish(server)
 
 
-def test_a_photo_that_was_put_away_is_sent_again(browser, server):
+def test_an_image_that_was_put_away_is_sent_again(browser, server):
     visitor = Page(browser, server, "desktop")
-    with visitor.page.expect_response("**/api/photo") as waiting:
-        visitor.choose(encoded(picture(*PHOTO_HW)))
-    server.post("forget", {"photo": waiting.value.json()["photo"]})
+    with visitor.page.expect_response("**/api/image") as waiting:
+        visitor.choose(encoded(picture(*IMAGE_HW)))
+    server.post("forget", {"image": waiting.value.json()["image"]})
     visitor.click(0.5, 0.5)
     assert len(visitor.captions()) == 6
     visitor.problems.clear()  # the browser reports the first, refused request

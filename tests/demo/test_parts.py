@@ -1,4 +1,4 @@
-"""The parts of the demo without a server: lanes, photos, gate, intake."""
+"""The parts of the demo without a server: executors, sessions, middleware, uploads."""
 
 import asyncio
 import threading
@@ -8,41 +8,41 @@ import pytest
 
 from semsam_jax.core.errors import ConfigError
 from semsam_jax.demo import cli
-from semsam_jax.demo.intake import WORK_SIDE, Photo, read_photo
-from semsam_jax.demo.lanes import Lanes
-from semsam_jax.demo.limits import Gate, Limits, Refusal
-from semsam_jax.demo.photos import Photos
+from semsam_jax.demo.executors import Executors
+from semsam_jax.demo.limits import HTTPError, Limits, SecurityMiddleware
+from semsam_jax.demo.sessions import SessionStore
+from semsam_jax.demo.uploads import WORK_SIDE, Upload, read_upload
 from tests.demo.conftest import encoded, picture
 
-LIMITS = Limits(quick_waiting=3, quick_per_client=2, slow_waiting=2, photos=4, photos_per_client=2)
+LIMITS = Limits(quick_waiting=3, quick_per_client=2, slow_waiting=2, images=4, images_per_client=2)
 
 
 def record(size=100):
     return {"segmentation": {"size": [1, 1], "counts": "x" * size}}
 
 
-def a_photo():
-    return Photo(picture(20, 30), (20, 30))
+def an_image():
+    return Upload(picture(20, 30), (20, 30))
 
 
-def test_lanes_refuse_what_is_too_much_and_recover():
+def test_executors_refuse_what_is_too_much_and_recover():
     async def scenario():
-        lanes, hold = Lanes(LIMITS), threading.Event()
-        first = [asyncio.create_task(lanes.run("quick", "a", hold.wait)) for _ in range(2)]
+        executors, hold = Executors(LIMITS), threading.Event()
+        first = [asyncio.create_task(executors.run("quick", "a", hold.wait)) for _ in range(2)]
         await asyncio.sleep(0.01)
-        with pytest.raises(Refusal) as own:
-            await lanes.run("quick", "a", hold.wait)
-        other = asyncio.create_task(lanes.run("quick", "b", lambda: "b"))
+        with pytest.raises(HTTPError) as own:
+            await executors.run("quick", "a", hold.wait)
+        other = asyncio.create_task(executors.run("quick", "b", lambda: "b"))
         await asyncio.sleep(0.01)
-        with pytest.raises(Refusal) as full:
-            await lanes.run("quick", "c", lambda: "c")
-        assert await lanes.run("slow", "a", lambda: "slow") == "slow"
+        with pytest.raises(HTTPError) as full:
+            await executors.run("quick", "c", lambda: "c")
+        assert await executors.run("slow", "a", lambda: "slow") == "slow"
         other.cancel()  # this visitor goes away; the place is taken until the work is over
         hold.set()
         await asyncio.gather(*first)
         await asyncio.sleep(0.05)
-        assert await lanes.run("quick", "a", lambda: 7) == 7
-        lanes.close()
+        assert await executors.run("quick", "a", lambda: 7) == 7
+        executors.close()
         return own.value.status, full.value.status
 
     assert asyncio.run(scenario()) == (429, 503)
@@ -50,59 +50,59 @@ def test_lanes_refuse_what_is_too_much_and_recover():
 
 def test_errors_of_the_work_arrive():
     async def scenario():
-        lanes = Lanes(LIMITS)
+        executors = Executors(LIMITS)
         with pytest.raises(ZeroDivisionError):
-            await lanes.run("quick", "a", lambda: 1 / 0)
-        assert await lanes.run("quick", "a", lambda: 1) == 1
-        lanes.close()
+            await executors.run("quick", "a", lambda: 1 / 0)
+        assert await executors.run("quick", "a", lambda: 1) == 1
+        executors.close()
 
     asyncio.run(scenario())
 
 
-def test_photos_are_forgotten_oldest_of_the_same_visitor_first():
+def test_images_are_forgotten_oldest_of_the_same_visitor_first():
     now = [0.0]
-    photos = Photos(LIMITS, lambda: now[0])
-    keys = [photos.add(a_photo(), "a") for _ in range(2)]
-    other = [photos.add(a_photo(), "b") for _ in range(2)]
-    photos.get(keys[0])
-    newest = photos.add(a_photo(), "a")
-    with pytest.raises(Refusal) as gone:
-        photos.get(keys[1])
+    sessions = SessionStore(LIMITS, lambda: now[0])
+    keys = [sessions.add(an_image(), "a") for _ in range(2)]
+    other = [sessions.add(an_image(), "b") for _ in range(2)]
+    sessions.get(keys[0])
+    newest = sessions.add(an_image(), "a")
+    with pytest.raises(HTTPError) as gone:
+        sessions.get(keys[1])
     assert gone.value.is_gone
     assert gone.value.status == 410
     for key in (*other, keys[0], newest):
-        photos.get(key)
-    photos.add(a_photo(), "c")
-    assert len(photos) == LIMITS.photos
-    now[0] = LIMITS.photo_idle_sec + 1
-    photos.forget_idle()
-    assert len(photos) == 0
+        sessions.get(key)
+    sessions.add(an_image(), "c")
+    assert len(sessions) == LIMITS.images
+    now[0] = LIMITS.image_idle_sec + 1
+    sessions.forget_idle()
+    assert len(sessions) == 0
 
 
 def test_masks_are_forgotten_when_they_take_too_much_room():
-    photos = Photos(LIMITS)
-    visit = photos.get(photos.add(a_photo(), "a"))
-    first = visit.remember([record()] * 3, 5000)
-    assert visit.recall(first) == [record()] * 3
-    second = visit.remember([record(4000)], 5000)
-    assert visit.recall(second) == [record(4000)]
-    with pytest.raises(Refusal, match="put away"):
-        visit.recall(first)
-    third = visit.remember([record(9000)], 5000)
-    assert visit.recall(third)
+    sessions = SessionStore(LIMITS)
+    session = sessions.get(sessions.add(an_image(), "a"))
+    first = session.remember([record()] * 3, 5000)
+    assert session.recall(first) == [record()] * 3
+    second = session.remember([record(4000)], 5000)
+    assert session.recall(second) == [record(4000)]
+    with pytest.raises(HTTPError, match="put away"):
+        session.recall(first)
+    third = session.remember([record(9000)], 5000)
+    assert session.recall(third)
 
 
-def test_encoded_photos_are_put_away_beyond_the_limit():
-    photos = Photos(Limits(feature_bytes=250))
-    visits = [photos.get(photos.add(a_photo(), str(i))) for i in range(4)]
-    for visit in visits:
-        visit.predictor = object()
-        photos.put_features_away(100)
-    assert [visit.predictor is not None for visit in visits] == [False, False, True, True]
+def test_encoded_images_are_put_away_beyond_the_limit():
+    sessions = SessionStore(Limits(feature_bytes=250))
+    opened = [sessions.get(sessions.add(an_image(), str(i))) for i in range(4)]
+    for session in opened:
+        session.predictor = object()
+        sessions.put_features_away(100)
+    assert [session.predictor is not None for session in opened] == [False, False, True, True]
 
 
-def send(gate, path="/", method="GET", headers=(), client="1.2.3.4"):
-    """One request to a gate; returns its status."""
+def send(middleware, path="/", method="GET", headers=(), client="1.2.3.4"):
+    """One request to a middleware; returns its status."""
     scope = {"type": "http", "path": path, "method": method, "client": (client, 1)}
     scope |= {"headers": list(headers), "server": ("127.0.0.1", 7860)}
     sent = []
@@ -114,7 +114,7 @@ def send(gate, path="/", method="GET", headers=(), client="1.2.3.4"):
         async def keep(message):
             sent.append(message)
 
-        await gate(scope, receive, keep)
+        await middleware(scope, receive, keep)
 
     asyncio.run(run())
     return sent[0]["status"], {k.decode(): v.decode() for k, v in sent[0]["headers"]}
@@ -126,22 +126,25 @@ async def hello(scope, receive, send):
 
 
 def test_the_gate_knows_its_paths_names_and_origins():
-    gate = Gate(hello, LIMITS, is_local=True)
+    middleware = SecurityMiddleware(hello, LIMITS, is_local=True)
     home = (b"host", b"127.0.0.1:7860")
-    assert send(gate, headers=[home])[0] == 200
-    assert "default-src 'self'" in send(gate, headers=[home])[1]["content-security-policy"]
-    assert send(gate, headers=[(b"host", b"LOCALHOST:7860")])[0] == 200
-    assert send(gate, headers=[(b"host", b"evil.example:7860")])[0] == 403
-    assert send(gate)[0] == 403
-    assert send(Gate(hello, LIMITS, is_local=False), headers=[(b"host", b"my.lab")])[0] == 200
+    assert send(middleware, headers=[home])[0] == 200
+    assert "default-src 'self'" in send(middleware, headers=[home])[1]["content-security-policy"]
+    assert send(middleware, headers=[(b"host", b"LOCALHOST:7860")])[0] == 200
+    assert send(middleware, headers=[(b"host", b"evil.example:7860")])[0] == 403
+    assert send(middleware)[0] == 403
+    assert (
+        send(SecurityMiddleware(hello, LIMITS, is_local=False), headers=[(b"host", b"my.lab")])[0]
+        == 200
+    )
     post = {"path": "/api/click", "method": "POST"}
-    assert send(gate, **post, headers=[home])[0] == 200
-    assert send(gate, **post, headers=[home, (b"origin", b"http://127.0.0.1:7860")])[0] == 200
-    assert send(gate, **post, headers=[home, (b"origin", b"http://127.0.0.1:1")])[0] == 403
-    assert send(gate, **post, headers=[home, (b"origin", b"null")])[0] == 403
-    assert send(gate, "/secret", headers=[home])[0] == 404
-    assert send(gate, "/static/../x", headers=[home])[0] == 404
-    assert send(gate, "/", "DELETE", headers=[home])[0] == 405
+    assert send(middleware, **post, headers=[home])[0] == 200
+    assert send(middleware, **post, headers=[home, (b"origin", b"http://127.0.0.1:7860")])[0] == 200
+    assert send(middleware, **post, headers=[home, (b"origin", b"http://127.0.0.1:1")])[0] == 403
+    assert send(middleware, **post, headers=[home, (b"origin", b"null")])[0] == 403
+    assert send(middleware, "/secret", headers=[home])[0] == 404
+    assert send(middleware, "/static/../x", headers=[home])[0] == 404
+    assert send(middleware, "/", "DELETE", headers=[home])[0] == 405
 
 
 def test_the_gate_counts_requests_of_each_address():
@@ -152,7 +155,7 @@ def test_the_gate_counts_requests_of_each_address():
             await release.wait()
             await hello(scope, receive, send)
 
-        gate = Gate(slow, Limits(requests_per_client=2), is_local=False)
+        middleware = SecurityMiddleware(slow, Limits(requests_per_client=2), is_local=False)
 
         async def ask(client):
             scope = {"type": "http", "path": "/api/click", "method": "POST", "headers": []}
@@ -162,7 +165,7 @@ def test_the_gate_counts_requests_of_each_address():
                 if message["type"] == "http.response.start":
                     answers.append((client, message["status"]))
 
-            await gate(scope, None, keep)
+            await middleware(scope, None, keep)
 
         waiting = [asyncio.create_task(ask("a")) for _ in range(2)]
         await asyncio.sleep(0.01)
@@ -183,18 +186,18 @@ def test_the_gate_counts_requests_of_each_address():
     ]
 
 
-def test_large_photos_are_made_smaller():
-    photo = read_photo(encoded(picture(2000, 3000)), Limits())
-    assert photo.original_hw == (2000, 3000)
-    assert max(photo.pixels.shape) == WORK_SIDE
+def test_large_images_are_made_smaller():
+    image = read_upload(encoded(picture(2000, 3000)), Limits())
+    assert image.original_hw == (2000, 3000)
+    assert max(image.pixels.shape) == WORK_SIDE
     whole = np.asarray(picture(2000, 3000))
-    assert abs(photo.pixels.mean() - whole.mean()) < 2
+    assert abs(image.pixels.mean() - whole.mean()) < 2
 
 
-def test_photos_larger_than_the_limits_are_refused():
+def test_images_larger_than_the_limits_are_refused():
     for limits in (Limits(pixels=100), Limits(side=10), Limits(aspect=1.0)):
-        with pytest.raises(Refusal) as refused:
-            read_photo(encoded(picture(20, 30), "PNG"), limits)
+        with pytest.raises(HTTPError) as refused:
+            read_upload(encoded(picture(20, 30), "PNG"), limits)
         assert refused.value.status == 413
 
 

@@ -1,4 +1,4 @@
-"""Runs of the main job as a user starts it: a subprocess, small sizes, one shared compile cache."""
+"""Runs of the quickstart as a user starts it: a subprocess, small sizes, one compile cache."""
 
 import json
 import os
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 SMALL = {
     "model.preset": "tiny",
     "model.backbone_weights": "",
-    "model.start": "random",
+    "model.init": "random",
     "text.source": "encoder",
     "data.image_size": 64,
     "data.interactive_batch": 2,
@@ -31,7 +31,7 @@ SMALL = {
     "steps": 12,
     "save_every": 6,
     "log_every": 1,
-    "eval_photos": 2,
+    "eval_images": 2,
 }
 
 # A small step compiles for minutes and runs for milliseconds.

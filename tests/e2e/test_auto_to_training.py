@@ -18,31 +18,31 @@ _ORIENTATION = 0x0112
 
 
 @pytest.fixture(scope="module")
-def photo():
+def image():
     return np.load(DATA / "tiny_inputs.npz")["image_a"]
 
 
 @pytest.fixture(scope="module")
-def annotated(photo, tmp_path_factory):
-    """A folder of photos, and what `auto` made of it with the converted reference weights."""
+def annotated(image, tmp_path_factory):
+    """A folder of images, and what `auto` made of it with the converted reference weights."""
     root = tmp_path_factory.mktemp("auto")
-    checkpoint, photos, out = root / "checkpoint", root / "photos", root / "annotated"
-    photos.mkdir()
-    Image.fromarray(photo).save(photos / "plain.jpg")
-    Image.fromarray(photo[:96]).save(photos / "lossless.png")
-    rotated = Image.fromarray(photo)
+    checkpoint, images, out = root / "checkpoint", root / "images", root / "annotated"
+    images.mkdir()
+    Image.fromarray(image).save(images / "plain.jpg")
+    Image.fromarray(image[:96]).save(images / "lossless.png")
+    rotated = Image.fromarray(image)
     exif = rotated.getexif()
     exif[_ORIENTATION] = 6
-    rotated.save(photos / "rotated.jpg", exif=exif)
+    rotated.save(images / "rotated.jpg", exif=exif)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SEMSAM_JAX_CACHE", str(root / "cache"))
         convert = ["convert", DATA / "tiny_ref.pth", "--model-config", DATA / "tiny_config.json"]
         assert main([str(x) for x in [*convert, "--out", checkpoint]]) == 0
-        auto = ["auto", photos, "--checkpoint", checkpoint, "--out", out, "--size", 64]
+        auto = ["auto", images, "--checkpoint", checkpoint, "--out", out, "--size", 64]
         auto += ["--points-per-side", 4, "--pred-iou-thresh", 0, "--stability-score-thresh", 0.1]
         auto += ["--box-nms-thresh", 0.95]
         assert main([str(x) for x in auto]) == 0
-    return photos, out
+    return images, out
 
 
 def test_the_reader_gives_the_masks_that_were_found(annotated):
@@ -61,7 +61,7 @@ def test_the_reader_gives_the_masks_that_were_found(annotated):
             assert mask.sum() == annotation["area"]
 
 
-def test_masks_lie_in_the_frame_of_the_stored_pixels(annotated, photo):
+def test_masks_lie_in_the_frame_of_the_stored_pixels(annotated, image):
     _, out = annotated
     source = SA1B(out, "train", Vocabulary([]))
     sizes = {"plain": (128, 160), "lossless": (96, 160), "rotated": (160, 128)}
@@ -71,24 +71,24 @@ def test_masks_lie_in_the_frame_of_the_stored_pixels(annotated, photo):
         check_header(example.image, where=name, size_hw=sizes[name])
         pixels = decode_image(example.image, where=name, size_hw=sizes[name])
         upright = {
-            "plain": photo,
-            "lossless": photo[:96],
-            "rotated": photo.swapaxes(0, 1)[:, ::-1],
+            "plain": image,
+            "lossless": image[:96],
+            "rotated": image.swapaxes(0, 1)[:, ::-1],
         }[name]
         assert np.abs(pixels.astype(int) - upright).mean() < 8  # JPEG
 
 
-def test_a_plain_jpeg_is_linked_and_the_photos_stay_as_they_are(annotated, photo):
-    photos, out = annotated
-    assert (out / "plain.jpg").samefile(photos / "plain.jpg")
-    assert not (out / "rotated.jpg").samefile(photos / "rotated.jpg")
-    assert sorted(p.name for p in photos.iterdir()) == ["lossless.png", "plain.jpg", "rotated.jpg"]
+def test_a_plain_jpeg_is_linked_and_the_images_stay_as_they_are(annotated, image):
+    images, out = annotated
+    assert (out / "plain.jpg").samefile(images / "plain.jpg")
+    assert not (out / "rotated.jpg").samefile(images / "rotated.jpg")
+    assert sorted(p.name for p in images.iterdir()) == ["lossless.png", "plain.jpg", "rotated.jpg"]
     assert {p.name for p in (out / "overlays").iterdir()} == {
         *("plain.jpg", "lossless.jpg", "rotated.jpg")
     }
 
 
-def test_results_never_land_among_the_photos(annotated, capsys):
-    photos, _ = annotated
-    assert main(["auto", str(photos), "--out", str(photos)]) == 2
+def test_results_never_land_among_the_images(annotated, capsys):
+    images, _ = annotated
+    assert main(["auto", str(images), "--out", str(images)]) == 2
     assert "choose another folder" in capsys.readouterr().err

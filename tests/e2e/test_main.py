@@ -1,4 +1,4 @@
-"""The main job: what it leaves behind, resume, preemption, two processes, bad input."""
+"""The quickstart: what it leaves behind, resume, preemption, two processes, bad input."""
 
 import json
 import re
@@ -71,10 +71,10 @@ def test_segment_after_the_run_finds_its_programs(finished, cache, tmp_path):
         return {f.name for f in (cache / "traced").iterdir()}
 
     workdir, _ = finished
-    (photo,) = runs.ROOT.glob("data_pipelines/sample/data/coco/*/000000000785.jpg")
+    (image,) = runs.ROOT.glob("data_pipelines/sample/data/coco/*/000000000785.jpg")
     before = traced()
     assert before
-    command = [sys.executable, "-m", "semsam_jax", "segment", str(photo), "--point", "300,200"]
+    command = [sys.executable, "-m", "semsam_jax", "segment", str(image), "--point", "300,200"]
     command += ["--checkpoint", str(workdir), "--out", str(tmp_path)]
     done = subprocess.run(
         command,

@@ -18,7 +18,7 @@ from semsam_jax.parallel.sharding import state_shardings
 from semsam_jax.train.loop import criterion_config, frozen_groups
 from semsam_jax.train.optimizer import build_optimizer
 from semsam_jax.train.state import new_state
-from semsam_jax.train.step import Text, TrainStep
+from semsam_jax.train.step import TextInputs, TrainStep
 from tests.e2e import runs
 from tests.train.constants import constant_outputs
 
@@ -61,15 +61,15 @@ def test_a_full_size_joint_step_has_the_right_shapes(preset):
     step = TrainStep(model, tx, criterion_config(run), mesh, OBJECTS, seed=0)
     batch = StreamBatch(_rows(run, ROWS), _rows(run, ROWS))
     context = model_config.text.context_length
-    text = Text(token_ids=jax.ShapeDtypeStruct((VOCABULARY, context), jnp.int32))
+    text = TextInputs(token_ids=jax.ShapeDtypeStruct((VOCABULARY, context), jnp.int32))
     traced = step.forward.trace(state.params, state.step, batch, text)
-    outputs, pull_back, costs = traced.out_info
+    outputs, vjp_fn, costs = traced.out_info
     layers = model_config.decoder.num_layers
     assert outputs.prompts.mask_embed.shape == (layers, ROWS, 60, 6, 256)
     assert outputs.queries.layers.object_logits.shape == (layers + 1, ROWS, 300, OBJECTS)
     assert costs.prompts.shape == (ROWS, 60, 6, 6)
     assert costs.queries.shape == (ROWS, layers + 2, 300, 100)
-    assert jax.tree.leaves(pull_back)
+    assert jax.tree.leaves(vjp_fn)
     # A constant has no rows that could be split: it would lie whole on each device of a pod.
     # A number for each query and layer may, a feature vector may not.
     constants = constant_outputs(traced.jaxpr.jaxpr)
@@ -101,7 +101,7 @@ def test_swin_t_takes_a_real_step(cache, tmp_path):
         data__interactive_batch=1,
         data__generic_batch=1,
         steps=1,
-        eval_photos=0,
+        eval_images=0,
         **shares,
     )
     assert done.returncode == 0, done.stderr[-3000:]

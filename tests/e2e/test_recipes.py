@@ -19,7 +19,7 @@ from semsam_jax.config import RunConfig
 from semsam_jax.core import checkpoint_io
 from semsam_jax.models.semantic_sam import SemanticSAM
 from semsam_jax.parallel.mesh import build_mesh
-from semsam_jax.train import halves, loop
+from semsam_jax.train import aot, loop
 from semsam_jax.train import input as input_lib
 from semsam_jax.train.abstract import AbstractInputs, abstract_inputs
 from semsam_jax.train.optimizer import build_optimizer
@@ -45,7 +45,7 @@ REDUCED = {
     "steps": STEPS,
     "save_every": STEPS,
     "log_every": 1,
-    "eval_photos": 0,
+    "eval_images": 0,
 }
 
 
@@ -71,9 +71,7 @@ class Built:
 
     def metrics(self) -> set[str]:
         """Names of what a step reports, from tracing both of its programs."""
-        _, backward = halves.trace(
-            self.step, self.inputs.state, self.inputs.batch, self.inputs.text
-        )
+        _, backward = aot.trace(self.step, self.inputs.state, self.inputs.batch, self.inputs.text)
         _, metrics = backward.traced.out_info
         return set(metrics)
 
@@ -85,7 +83,7 @@ def built(config, **values) -> Built:
     )
     run = config_lib.build(config)
     if config_lib.needs_checkpoint(run):
-        run = config_lib.follow(run, checkpoint_io.read_meta(run.model.warm_start))
+        run = config_lib.inherit_from_checkpoint(run, checkpoint_io.read_meta(run.model.warm_start))
     mesh = build_mesh(1, jax.devices()[:1])
     model = loop.build_model(run)
     tx = build_optimizer(run.optimizer, run.steps, loop.frozen_groups(model.config, run))
@@ -120,7 +118,7 @@ def test_generic_coco_learns_without_prompts():
 def test_finetune_keeps_moments_of_what_its_mode_trains(mode, released, own):
     sizes = {"data__interactive_batch": 2, "data__generic_batch": 0}
     recipe = built(
-        finetune.get_config(mode), model__warm_start=str(released), data__own=str(own), **sizes
+        finetune.get_config(mode), model__warm_start=str(released), data__custom=str(own), **sizes
     )
     leaves, _ = jax.tree_util.tree_flatten_with_path(recipe.inputs.state.opt_state)
     paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
@@ -160,7 +158,7 @@ def test_generic_coco_runs(cache, tmp_path):
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
-    """A COCO-format folder: six photos to train with and two to validate."""
+    """A COCO-format folder: six images to train with and two to validate."""
     folder = tmp_path_factory.mktemp("own")
     content = json.loads((COCO / "annotations" / "instances_train2017.json").read_text())
     for name, images in (("train", content["images"][:6]), ("val", content["images"][6:8])):
@@ -210,11 +208,11 @@ def test_finetune_changes_what_its_mode_says(mode, released, own, cache, tmp_pat
         f"finetune.py:{mode}",
         model__preset="checkpoint",
         model__warm_start=released,
-        data__own=own,
+        data__custom=own,
         data__interactive_batch=2,
         data__generic_batch=0,
         optimizer__warmup_steps=1,
-        eval_photos=2,
+        eval_images=2,
         eval_every=1,
     )
     start, _ = checkpoint_io.read_model(released)

@@ -12,7 +12,7 @@ from tests.e2e import runs
 
 pytestmark = pytest.mark.timeout(3000)
 STEPS = runs.SMALL["steps"]
-SETTINGS = {"eval_photos": 0, "save_every": 3}
+SETTINGS = {"eval_images": 0, "save_every": 3}
 
 
 def test_they_follow_one_process_and_one_goes_on_alone(finished, cache, tmp_path):

@@ -39,8 +39,8 @@ class ReadingModel(nn.Module):
         height, width = features.shape[1:3]
         x = jnp.floor(prompts.boxes[..., 0] * width).astype(jnp.int32)
         y = jnp.floor(prompts.boxes[..., 1] * height).astype(jnp.int32)
-        photo = jnp.arange(len(features))[:, None]
-        clicked = features[photo, y, x].argmax(-1)
+        image = jnp.arange(len(features))[:, None]
+        clicked = features[image, y, x].argmax(-1)
         embeds = []
         for offsets in self.token_segments:
             on = sum(jax.nn.one_hot((clicked + o) % NUM_SEGMENTS, NUM_SEGMENTS) for o in offsets)

@@ -18,7 +18,7 @@ from semsam_jax.evals.samples import EvalSample
 
 
 @pytest.fixture(scope="module")
-def photo():
+def image():
     """A red square on noise-free blue, 96x96."""
     image = np.zeros((96, 96, 3), np.uint8)
     image[..., 2] = 200
@@ -27,10 +27,10 @@ def photo():
 
 
 @pytest.fixture(scope="module")
-def sample(photo):
+def sample(image):
     mask = np.zeros((96, 96), bool)
     mask[24:72, 24:72] = True
-    return EvalSample(photo, (96, 96), [mask, mask, ~mask], "a", is_crowd=[False, True, False])
+    return EvalSample(image, (96, 96), [mask, mask, ~mask], "a", is_crowd=[False, True, False])
 
 
 def test_discs_have_their_areas_and_are_nested():
@@ -40,8 +40,8 @@ def test_discs_have_their_areas_and_are_nested():
     assert all((fine & ~coarse).sum() == 0 for coarse, fine in itertools.pairwise(masks))
 
 
-def test_superpixels_are_nested_and_find_the_square(photo):
-    levels = superpixel_levels(photo)
+def test_superpixels_are_nested_and_find_the_square(image):
+    levels = superpixel_levels(image)
     assert levels.shape == (len(SEGMENT_COUNTS), 96, 96)
     for coarse, fine in itertools.pairwise(levels):
         for number in np.unique(fine):
@@ -71,6 +71,6 @@ def test_scores(sample):
     np.testing.assert_array_equal(superpixels.table.click_xy, blob.table.click_xy)
 
 
-def test_image_without_masks(photo):
-    empty = EvalSample(photo, (96, 96), [], "a")
+def test_image_without_masks(image):
+    empty = EvalSample(image, (96, 96), [], "a")
     assert evaluate_baseline("blob", [empty]).num_instances == 0

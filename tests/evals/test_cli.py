@@ -18,7 +18,7 @@ from semsam_jax.__main__ import main
 from semsam_jax.core import checkpoint_io
 from semsam_jax.core.errors import CheckpointError, ConfigError, DataError
 from semsam_jax.core.model_files import save_model
-from semsam_jax.evals.dataset_samples import Frame, open_dataset
+from semsam_jax.evals.dataset_samples import EvalFrame, open_dataset
 from semsam_jax.evals.options import SUITE_NAMES, EvalOptions, parse_suites
 from semsam_jax.evals.run import choose_frame
 from semsam_jax.evals.suites import SUITES
@@ -37,7 +37,7 @@ def checkpoint(tmp_path_factory):
         "preset": "tiny",
         "model_config": json.loads(presets.to_json(config)),
         "level_order": list(range(6)),
-        "prompt_preset": "own",
+        "prompt_preset": "default",
         "image_size": 64,
         "class_heads_trained": True,
         "text": {"source": "encoder"},
@@ -124,7 +124,7 @@ def test_eval_only_config_is_the_same_evaluation(checkpoint, tmp_path):
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     content = json.loads((tmp_path / "baselines.json").read_text())
-    assert "scored in the photo's pixels" in content["meta"]["frame"]
+    assert "scored in the image's pixels" in content["meta"]["frame"]
     assert content["scores"]["baseline_blob/num_instances"] > 0
     assert not list((tmp_path / "progress").iterdir())
 
@@ -142,40 +142,43 @@ def test_every_option_is_in_the_eval_only_config():
 
 
 def test_frames_of_the_protocols():
-    own, released = {"image_size": 256, "prompt_preset": "own"}, {"prompt_preset": "released_v1"}
-    published = Frame(1344, 800, 1333, is_tight=True)
-    assert choose_frame(EvalOptions(), own) == Frame(256)
+    own, released = (
+        {"image_size": 256, "prompt_preset": "default"},
+        {"prompt_preset": "released_v1"},
+    )
+    published = EvalFrame(1344, 800, 1333, is_tight=True)
+    assert choose_frame(EvalOptions(), own) == EvalFrame(256)
     assert choose_frame(EvalOptions(), released) == published
     assert choose_frame(EvalOptions(protocol="released_v1"), own) == published
-    in_photo = choose_frame(EvalOptions(protocol="original_size"), own)
-    assert in_photo == Frame(256, in_photo_frame=True)
-    assert choose_frame(EvalOptions(protocol="own"), released) == Frame(1344)
+    in_image = choose_frame(EvalOptions(protocol="original_size"), own)
+    assert in_image == EvalFrame(256, in_image_frame=True)
+    assert choose_frame(EvalOptions(protocol="square"), released) == EvalFrame(1344)
     small = choose_frame(EvalOptions(image_size=512, canvas="square"), released)
-    assert small == Frame(512)
+    assert small == EvalFrame(512)
 
 
 def test_published_frame_is_the_original_resize():
     # detectron2's ResizeShortestEdge(800, 1333): 480 x 640 and a panorama.
-    for photo, want in (((480, 640), (800, 1067)), ((300, 1000), (400, 1333))):
-        placement = geometry.fit_placement(*photo, 1344, 800, 1333)
+    for image, want in (((480, 640), (800, 1067)), ((300, 1000), (400, 1333))):
+        placement = geometry.fit_placement(*image, 1344, 800, 1333)
         assert placement.size_hw == want
 
 
 def test_samples_of_both_frames_agree():
-    dataset = open_dataset("coco", None, "val", Frame(128), 2)
-    for canvas, photo in zip(dataset.samples(), dataset.photo_samples(), strict=True):
-        assert canvas.image_id == photo.image_id
-        np.testing.assert_array_equal(canvas.image, photo.image)
-        assert set(canvas.ids()) <= set(photo.ids())
-        slot = {number: index for index, number in enumerate(photo.ids())}
+    dataset = open_dataset("coco", None, "val", EvalFrame(128), 2)
+    for canvas, image in zip(dataset.samples(), dataset.image_samples(), strict=True):
+        assert canvas.image_id == image.image_id
+        np.testing.assert_array_equal(canvas.image, image.image)
+        assert set(canvas.ids()) <= set(image.ids())
+        slot = {number: index for index, number in enumerate(image.ids())}
         for index, number in enumerate(canvas.ids()):
-            small, large = canvas.mask(index), photo.truth_mask(slot[number])
+            small, large = canvas.mask(index), image.truth_mask(slot[number])
             if small.sum() > 100:
                 assert small.mean() == pytest.approx(large.mean(), rel=0.15)
 
 
 def test_tight_canvas_is_a_multiple_of_32():
-    dataset = open_dataset("coco", None, "val", Frame(256, 160, is_tight=True), 2)
+    dataset = open_dataset("coco", None, "val", EvalFrame(256, 160, is_tight=True), 2)
     for sample in dataset.samples():
         height, width = sample.image.shape[:2]
         h, w = sample.size_hw
@@ -188,16 +191,18 @@ def test_tight_canvas_is_a_multiple_of_32():
 def test_own_folder_reads_its_names(tmp_path):
     (tmp_path / "mine").mkdir()
     with pytest.raises(DataError, match="no annotation file"):
-        open_dataset("mine", str(tmp_path), "val", Frame(64), None)
+        open_dataset("mine", str(tmp_path), "val", EvalFrame(64), None)
 
 
 def test_sa1b_has_no_classes():
     with pytest.raises(DataError, match="names no classes"):
-        open_dataset("sa1b", None, "val", Frame(64), 1).class_list()
+        open_dataset("sa1b", None, "val", EvalFrame(64), 1).class_list()
 
 
 def test_part_classes_are_the_pairs_that_occur():
-    classes, objects, parts = open_dataset("pascal_part", None, "val", Frame(64), 1).class_list()
+    classes, objects, parts = open_dataset(
+        "pascal_part", None, "val", EvalFrame(64), 1
+    ).class_list()
     assert (len(objects), len(parts)) == (20, 30)
     assert classes.is_thing.all()
     assert len(classes.pairs.objects) == len(classes.pairs.parts)

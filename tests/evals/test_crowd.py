@@ -8,7 +8,7 @@ import pytest
 from data_pipelines.schema import RawExample
 from data_pipelines.sources.base import Source
 from semsam_jax.core.structs import TextTable
-from semsam_jax.evals.dataset_samples import EvalDataset, Frame
+from semsam_jax.evals.dataset_samples import EvalDataset, EvalFrame
 from semsam_jax.evals.generic import evaluate_generic
 from semsam_jax.evals.one_click import evaluate_one_click
 from tests.data_pipelines.fake_source import VOCABULARY, encode_image, mask_instance
@@ -18,7 +18,7 @@ STRIPS = np.repeat(np.kron([0, 1, 1, 2, 2, 0, 0, 0], np.ones(4, int))[None], 32,
 TEXT = TextTable(objects=np.zeros((2, 4), np.float32), parts=np.zeros((0, 4), np.float32))
 
 
-class Photos(Source):
+class FakeImages(Source):
     """A cat, and a crowd of dogs, as a reader gives them."""
 
     def __init__(self, has_crowd: bool):
@@ -38,14 +38,14 @@ class Photos(Source):
         )
 
 
-def dataset(has_crowd: bool, in_photo_frame: bool = False) -> EvalDataset:
-    frame = Frame(32, in_photo_frame=in_photo_frame)
-    return EvalDataset(Photos(has_crowd), frame, None, is_sample=False)
+def dataset(has_crowd: bool, in_image_frame: bool = False) -> EvalDataset:
+    frame = EvalFrame(32, in_image_frame=in_image_frame)
+    return EvalDataset(FakeImages(has_crowd), frame, None, is_sample=False)
 
 
-@pytest.mark.parametrize("in_photo_frame", [False, True])
-def test_crowd_is_never_clicked(in_photo_frame):
-    data = dataset(has_crowd=True, in_photo_frame=in_photo_frame)
+@pytest.mark.parametrize("in_image_frame", [False, True])
+def test_crowd_is_never_clicked(in_image_frame):
+    data = dataset(has_crowd=True, in_image_frame=in_image_frame)
     (sample,) = data.samples()
     assert sample.flags("is_crowd", False).tolist() == [False, True]
     np.testing.assert_array_equal(sample.truth_mask(1), STRIPS == 2)
@@ -61,7 +61,7 @@ def test_detections_on_a_crowd_are_neither_right_nor_wrong():
         data = dataset(has_crowd)
         classes, names, _ = data.class_list()
         assert names == ["cat", "dog"]
-        result = evaluate_generic(ReadingGeneric(), {}, TEXT, data.photo_samples(), classes)
+        result = evaluate_generic(ReadingGeneric(), {}, TEXT, data.image_samples(), classes)
         scores[has_crowd] = result
     assert scores[True].mask_ap.ap == scores[True].box_ap.ap == 1.0
     assert scores[True].mask_ap.num_truths == 2  # the crowd is told, and ignored
@@ -84,7 +84,7 @@ def test_crowd_of_the_same_class_shields_detections():
         classes, _, _ = data.class_list()
         samples = [
             dataclasses.replace(sample, object_ids=[0] * len(sample.masks))
-            for sample in data.photo_samples()
+            for sample in data.image_samples()
         ]
         ap[has_crowd] = evaluate_generic(Cats(), {}, TEXT, samples, classes).mask_ap.ap
     assert ap == {True: 1.0, False: 0.5}

@@ -66,7 +66,7 @@ def test_swapped_classes_score_zero_where_swapped():
     assert result.mask_ap.ap == pytest.approx(0.5)
 
 
-def test_truth_in_the_frame_of_the_photo():
+def test_truth_in_the_frame_of_the_image():
     blocks = np.kron(TALL, np.ones((4, 4), int))
     large = [np.kron(blocks == s, np.ones((3, 3), int)) > 0 for s in (1, 2, 3)]
     result = evaluate([labelled(masks=large, truth_hw=(96, 144))])
@@ -112,18 +112,18 @@ def test_order_and_merging_change_nothing():
     assert merged.result().panoptic.num_images == 0
 
 
-@pytest.mark.parametrize(("photo", "frame"), [((45, 83), (64, 96)), ((96, 128), (96, 128))])
-def test_maps_on_the_device_are_those_of_the_host(rng, photo, frame):
+@pytest.mark.parametrize(("image", "frame"), [((45, 83), (64, 96)), ((96, 128), (96, 128))])
+def test_maps_on_the_device_are_those_of_the_host(rng, image, frame):
     valid = (83, 120)  # of a canvas of 96 x 128
     embed = rng.normal(size=(6, 5)).astype(np.float32)
     features = rng.normal(size=(24, 32, 5)).astype(np.float32)
     class_logits = rng.normal(size=(6, 4)).astype(np.float32)
     low = np.einsum("qd,hwd->qhw", embed, features)
     canvas = [cv2.resize(one, (128, 96)) for one in low]
-    logits = np.stack([cv2.resize(one[: valid[0], : valid[1]], photo[::-1]) for one in canvas])
+    logits = np.stack([cv2.resize(one[: valid[0], : valid[1]], image[::-1]) for one in canvas])
     sharp = panoptic.sharpened_probabilities(class_logits)
     weights = np.asarray([0.3, -1, 0.9, 0.5, -1, 0.7], np.float32)
-    got = draw_maps(jnp.asarray(embed), jnp.asarray(features), sharp, weights, valid, photo, frame)
+    got = draw_maps(jnp.asarray(embed), jnp.asarray(features), sharp, weights, valid, image, frame)
     wanted = panoptic.semantic_map(class_logits, logits).argmax(0)
     assert (got.semantic == wanted).mean() > 0.999  # ties of rounding
     probability = panoptic.sigmoid(logits)

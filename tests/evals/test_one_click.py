@@ -48,8 +48,8 @@ def test_shifted_masks_score_what_arithmetic_says():
     assert result.iou_max == 16 / 24
 
 
-def test_masks_in_the_frame_of_the_photo():
-    # The photo has three times as many pixels a side; only rows at the edges are uncertain.
+def test_masks_in_the_frame_of_the_image():
+    # The image has three times as many pixels a side; only rows at the edges are uncertain.
     blocks = np.kron(SEGMENTS, np.ones((4, 4), int))
     large = [np.kron(blocks == s, np.ones((3, 3), int)) > 0 for s in (1, 2, 3)]
     sample = reading_sample(SEGMENTS, masks=large, truth_hw=(108, 144), scale=1 / 3)
@@ -61,13 +61,13 @@ def test_masks_in_the_frame_of_the_photo():
     assert np.abs(result.table.click_xy - plain.table.click_xy).max() <= 1
 
 
-def test_resize_to_the_photo_is_that_of_opencv(rng):
+def test_resize_to_the_image_is_that_of_opencv(rng):
     logits = rng.normal(size=(40, 64)).astype(np.float32)
-    for valid, photo in (((40, 64), (97, 120)), ((33, 50), (20, 31)), ((33, 50), (33, 50))):
-        want = cv2.resize(logits[: valid[0], : valid[1]], photo[::-1])
-        sizes = (jnp.asarray(valid), jnp.asarray(photo))
+    for valid, image in (((40, 64), (97, 120)), ((33, 50), (20, 31)), ((33, 50), (33, 50))):
+        want = cv2.resize(logits[: valid[0], : valid[1]], image[::-1])
+        sizes = (jnp.asarray(valid), jnp.asarray(image))
         got = np.asarray(resize_valid(jnp.asarray(logits), *sizes, (128, 128)))
-        np.testing.assert_allclose(got[: photo[0], : photo[1]], want, atol=2e-4)
+        np.testing.assert_allclose(got[: image[0], : image[1]], want, atol=2e-4)
 
 
 def test_result_does_not_depend_on_order_or_batch():

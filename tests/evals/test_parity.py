@@ -9,7 +9,7 @@ import pytest
 
 from semsam_jax.convert.from_torch import from_torch
 from semsam_jax.convert.torch_reader import read_state_dict, unwrap
-from semsam_jax.evals.driver import Driver
+from semsam_jax.evals.eval_loop import EvalLoop
 from semsam_jax.evals.one_click import evaluate_one_click
 from semsam_jax.evals.samples import EvalSample
 from semsam_jax.models.presets import PRESETS
@@ -22,7 +22,7 @@ IOU_TOLERANCE = 1e-3
 
 
 @functools.cache
-def evaluate(devices: int = 1, photos_per_device: int = 1, prompts_per_call: int = 4):
+def evaluate(devices: int = 1, images_per_device: int = 1, prompts_per_call: int = 4):
     state = unwrap(read_state_dict(DATA / "tiny_ref.pth"))
     params = from_torch(state, CONFIG).params
     recorded = golden("tiny_eval_amg")
@@ -37,13 +37,13 @@ def evaluate(devices: int = 1, photos_per_device: int = 1, prompts_per_call: int
         clicks_xy=recorded["eval/click_xy_pixels"],
     )
     darker = dataclasses.replace(sample, image=canvas // 2, image_id="c")
-    driver = Driver(
-        devices=tuple(jax.local_devices()[:devices]), photos_per_device=photos_per_device
+    eval_loop = EvalLoop(
+        devices=tuple(jax.local_devices()[:devices]), images_per_device=images_per_device
     )
     model = SemanticSAM(CONFIG)
     samples = [sample, darker]
     return evaluate_one_click(
-        model, params, samples, prompts_per_call=prompts_per_call, driver=driver
+        model, params, samples, prompts_per_call=prompts_per_call, eval_loop=eval_loop
     ).table
 
 
@@ -66,7 +66,7 @@ def test_predicted_quality(table):
 
 
 def test_numbers_do_not_depend_on_devices_or_batch():
-    one, other = evaluate(), evaluate(devices=2, photos_per_device=2, prompts_per_call=3)
+    one, other = evaluate(), evaluate(devices=2, images_per_device=2, prompts_per_call=3)
     np.testing.assert_array_equal(other.iou, one.iou)
     # Products of other shapes round their last bits differently.
     np.testing.assert_allclose(other.pred_iou, one.pred_iou, atol=5e-5)

@@ -28,7 +28,7 @@ def test_one_of_three():
     assert result.ar[1000] == pytest.approx(1 / 3)
 
 
-def test_hundreds_of_masks_of_one_photo():
+def test_hundreds_of_masks_of_one_image():
     def many(sample):
         rles, scores = truth_of(sample)
         return rles * 100, np.concatenate([scores - k for k in range(100)])

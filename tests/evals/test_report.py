@@ -31,7 +31,7 @@ def is_picture(path):
 
 def test_json_writes_nan_as_null(tmp_path):
     path = tmp_path / "a.json"
-    rows = [report.Row("PQ", float("nan"))]
+    rows = [report.TableRow("PQ", float("nan"))]
     scores = {"a": 1.5, "b": float("nan")}
     report.write_json(path, {"x": np.float32(2), "y": np.arange(2)}, {"n": "m"}, rows, scores)
     content = json.loads(path.read_text())
@@ -42,7 +42,7 @@ def test_json_writes_nan_as_null(tmp_path):
 
 def test_summary_joins_suites_of_one_setting(tmp_path):
     for name, step, value in (("a", "1", 10.0), ("b", "1", float("nan")), ("c", "2", 30.0)):
-        row = report.Row(f"row {name}", value)
+        row = report.TableRow(f"row {name}", value)
         report.write_json(tmp_path / f"{name}.json", {"step": step}, {}, [row], {})
     report.write_summary(tmp_path / "results.md", tmp_path, {"step": "1"})
     text = (tmp_path / "results.md").read_text()
@@ -52,7 +52,7 @@ def test_summary_joins_suites_of_one_setting(tmp_path):
 
 
 def test_markdown_has_a_line_per_row():
-    rows = [report.Row("IoU", 54.321, "54.5", "note"), report.Row("PQ", float("nan"))]
+    rows = [report.TableRow("IoU", 54.321, "54.5", "note"), report.TableRow("PQ", float("nan"))]
     text = report.markdown("Title", rows, {"data": "coco"})
     assert text.startswith("# Title\n\n- data: coco\n")
     assert "| IoU | 54.3 | 54.5 | note |" in text

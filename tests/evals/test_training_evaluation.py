@@ -1,4 +1,4 @@
-"""Evaluation within a run: any suite, on photos that are read anew each time."""
+"""Evaluation within a run: any suite, on images that are read anew each time."""
 
 import json
 import subprocess
@@ -10,13 +10,13 @@ import pytest
 
 from semsam_jax.config import build
 from semsam_jax.core.errors import ConfigError
-from semsam_jax.train.evaluation import Evaluator
+from semsam_jax.train.evaluation import HeldOutEvaluation
 from semsam_jax.train.state import TrainState
 from semsam_jax.train.writers import MetricWriter
 from tests.evals.fakes import ReadingGeneric, ReadingModel
 from tests.evals.test_crowd import dataset
 
-META = {"class_heads_trained": True, "text": {"source": "table"}, "prompt_preset": "own"}
+META = {"class_heads_trained": True, "text": {"source": "table"}, "prompt_preset": "default"}
 
 
 class Reading(ReadingModel, ReadingGeneric):
@@ -25,7 +25,7 @@ class Reading(ReadingModel, ReadingGeneric):
 
 def test_suites_are_measured_and_logged(tmp_path):
     suites = ("one_click", "box", "granularity", "generic", "baselines")
-    evaluator = Evaluator(Reading(), dataset(has_crowd=True), META, suites)
+    evaluator = HeldOutEvaluation(Reading(), dataset(has_crowd=True), META, suites)
     writer = MetricWriter(tmp_path)
     state = TrainState(params={"w": jnp.zeros(3)}, opt_state=(), step=jnp.int32(7))
     found = evaluator.run(state, writer)
@@ -44,8 +44,8 @@ def test_suites_are_measured_and_logged(tmp_path):
     assert evaluator.level_order([5, 6, 7]) == [1, 2, 0]
 
 
-def test_no_photos_no_evaluation(tmp_path):
-    evaluator = Evaluator(Reading(), None, META)
+def test_no_images_no_evaluation(tmp_path):
+    evaluator = HeldOutEvaluation(Reading(), None, META)
     state = TrainState(params={}, opt_state=(), step=jnp.int32(0))
     assert evaluator.run(state, MetricWriter(tmp_path)) is None
     assert evaluator.level_order([1, 0]) == [1, 0]

@@ -10,26 +10,26 @@ jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
 
-from semsam_jax.evals import driver  # noqa: E402
+from semsam_jax.evals import eval_loop  # noqa: E402
 from semsam_jax.evals.generic import evaluate_generic  # noqa: E402
 from semsam_jax.evals.one_click import evaluate_one_click  # noqa: E402
 from tests.evals.fakes import ReadingGeneric, ReadingModel  # noqa: E402
 from tests.evals.test_generic import CLASSES, TEXT  # noqa: E402
 from tests.evals.test_two_processes import CLICKED, LABELLED  # noqa: E402
 
-driver._GATHER_BYTES = 1000  # several rounds
+eval_loop._GATHER_BYTES = 1000  # several rounds
 
 
-def run(folder: Path | None) -> driver.Driver:
-    return driver.Driver(folder=folder, devices=tuple(jax.local_devices()))
+def run(folder: Path | None) -> eval_loop.EvalLoop:
+    return eval_loop.EvalLoop(folder=folder, devices=tuple(jax.local_devices()))
 
 
 def main() -> None:
     out = Path(sys.argv[3])
     own = run(out / "progress")
-    clicks = evaluate_one_click(ReadingModel(), {}, CLICKED, driver=own)
+    clicks = evaluate_one_click(ReadingModel(), {}, CLICKED, eval_loop=own)
     generic = evaluate_generic(
-        ReadingGeneric(), {}, TEXT, LABELLED, CLASSES, driver=run(out / "progress")
+        ReadingGeneric(), {}, TEXT, LABELLED, CLASSES, eval_loop=run(out / "progress")
     )
     content = {
         "clicks": clicks.scalars(),

@@ -22,7 +22,7 @@ EXACT = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class ParityRow:
     """One compared array."""
 
     name: str
@@ -34,7 +34,7 @@ class Row:
         return self.max_error <= self.tolerance
 
 
-ROWS: list[Row] = []
+ROWS: list[ParityRow] = []
 
 
 @functools.cache
@@ -93,7 +93,7 @@ def compare(file: str, key: str, got, tolerance: float) -> None:
         error = float(np.abs(got.astype(np.float64) - want.astype(np.float64)).max())
     else:
         error = float(np.count_nonzero(got != want))
-    row = Row(f"{file}:{key}", error, tolerance)
+    row = ParityRow(f"{file}:{key}", error, tolerance)
     ROWS.append(row)
     assert row.is_good, f"{row.name}: max error {error:.3g}, tolerance {tolerance:.3g}"
 

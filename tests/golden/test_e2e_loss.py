@@ -27,14 +27,14 @@ RELATIVE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class LossRun:
     total: float
     terms: dict
     gradients: dict
 
 
 @pytest.fixture(scope="module")
-def outcome() -> Outcome:
+def outcome() -> LossRun:
     """Both halves of a step by hand, with the recorded random numbers."""
     data, config = golden("criterion"), recorded.released_config()
     state = unwrap(read_state_dict(DATA / "tiny_ref.pth"))
@@ -60,32 +60,32 @@ def outcome() -> Outcome:
 
     @jax.jit
     def forward(params):
-        outputs, pull_back = jax.vjp(lambda p: MODEL.apply({"params": p}, method=run), params)
+        outputs, vjp_fn = jax.vjp(lambda p: MODEL.apply({"params": p}, method=run), params)
         last = jax.tree.map(lambda x: x[-1], outputs[0])
         points = jnp.asarray(data["e2e/rand_matcher"])
-        return outputs, pull_back, prompt_costs(last, outputs[1], rows, points, config.weights)
+        return outputs, vjp_fn, prompt_costs(last, outputs[1], rows, points, config.weights)
 
-    outputs, pull_back, costs = forward(params)
+    outputs, vjp_fn, costs = forward(params)
     assignment, _ = assign(Costs(costs, None), rows.prompt_targets, None)
     points = recorded.many_to_many_points("e2e", assignment.token_of_target)
 
     @jax.jit
-    def backward(outputs, pull_back, assignment, points):
+    def backward(outputs, vjp_fn, assignment, points):
         def loss(outputs):
             terms = interactive_losses(*outputs, rows, assignment.token_of_target, points, config)
             return weighted_sum(terms, config.weights), terms
 
         (total, terms), gradient = jax.value_and_grad(loss, has_aux=True)(outputs)
-        return total, terms, pull_back(gradient)[0]
+        return total, terms, vjp_fn(gradient)[0]
 
-    total, terms, gradients = backward(outputs, pull_back, assignment, points)
+    total, terms, gradients = backward(outputs, vjp_fn, assignment, points)
     named = to_torch(gradients, MODEL.config)
     repeated = {alias: named.tensors[name] for alias, name in named.aliases.items()}
-    return Outcome(float(total), terms, named.tensors | repeated)
+    return LossRun(float(total), terms, named.tensors | repeated)
 
 
 def _check(name: str, error: float, tolerance: float) -> None:
-    table.ROWS.append(table.Row(f"criterion:e2e/{name}", float(error), tolerance))
+    table.ROWS.append(table.ParityRow(f"criterion:e2e/{name}", float(error), tolerance))
     assert table.ROWS[-1].is_good, f"{name}: relative error {error:.3g}, tolerance {tolerance:.3g}"
 
 

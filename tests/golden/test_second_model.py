@@ -2,7 +2,7 @@
 
 `second_ref.pth` has odd depths, another window, as many encoder inputs as maps and five levels, a
 decoder narrower than the pixel decoder, other numbers of heads, and its own pixel statistics; the
-photo is 45 x 77. Recorded from the original on a CPU, like the rest of `data`.
+image is 45 x 77. Recorded from the original on a CPU, like the rest of `data`.
 """
 
 import json

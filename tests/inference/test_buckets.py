@@ -1,4 +1,4 @@
-"""Photos of many sizes: few compiled programs, and what padding does to masks."""
+"""Images of many sizes: few compiled programs, and what padding does to masks."""
 
 import dataclasses
 
@@ -13,20 +13,20 @@ from tests.inference.conftest import DATA
 SIZES = [(90, 100), (70, 120), (128, 101), (117, 127), (64, 65), (127, 70)]
 
 
-def click(model: LoadedModel, photo: np.ndarray):
+def click(model: LoadedModel, image: np.ndarray):
     predictor = Predictor(model, size="native")
-    predictor.set_image(photo)
-    return predictor.predict(point_coords=[[photo.shape[1] / 2, photo.shape[0] / 2]])
+    predictor.set_image(image)
+    return predictor.predict(point_coords=[[image.shape[1] / 2, image.shape[0] / 2]])
 
 
 def test_exact_padding_is_the_default_and_equals_reference(tiny_model, golden):
-    """Photo b is 117 x 150, shown as 128 x 160."""
-    photo = golden["tiny_inputs"]["image_b"]
-    assert tiny_model.canvas_multiple == 32
+    """Image b is 117 x 150, shown as 128 x 160."""
+    image = golden["tiny_inputs"]["image_b"]
+    assert tiny_model.pad_to_multiple == 32
     assert tiny_model.frame((117, 150), "native").canvas_hw == (128, 160)
     want = np.load(DATA / "tiny_image_b.npz")
     predictor = Predictor(tiny_model, size="native")
-    predictor.set_image(photo)
+    predictor.set_image(image)
     x, y = want["demo_one/prompt_cxcywh"][0, :2].astype(np.float64) * [150, 117]
     found = predictor.predict(point_coords=[[x, y]], return_logits=True)
     order = list(found.tokens)
@@ -35,10 +35,10 @@ def test_exact_padding_is_the_default_and_equals_reference(tiny_model, golden):
 
 
 def test_buckets_compile_one_program_for_many_sizes(tiny_model, image_a):
-    model = dataclasses.replace(tiny_model, canvas_multiple=128)
-    photos = [image_a[:h, :w] for h, w in SIZES]
+    model = dataclasses.replace(tiny_model, pad_to_multiple=128)
+    images = [image_a[:h, :w] for h, w in SIZES]
     before = [f._cache_size() for f in (loading._encode, loading._decode)]
-    answers = [click(model, photo) for photo in photos]
+    answers = [click(model, image) for image in images]
     after = [f._cache_size() for f in (loading._encode, loading._decode)]
     assert [b - a for a, b in zip(before, after, strict=True)] == [1, 1]
     for answer, size in zip(answers, SIZES, strict=True):
@@ -46,7 +46,7 @@ def test_buckets_compile_one_program_for_many_sizes(tiny_model, image_a):
 
 
 def test_the_square_canvas_of_own_weights_is_one_program(tiny_model, image_a):
-    model = dataclasses.replace(tiny_model, prompt_preset="own")
+    model = dataclasses.replace(tiny_model, prompt_preset="default")
     assert {model.frame(size, 96).canvas_hw for size in SIZES} == {(96, 96)}
     before = loading._encode._cache_size()
     for h, w in SIZES:
@@ -58,8 +58,8 @@ def test_the_square_canvas_of_own_weights_is_one_program(tiny_model, image_a):
 
 def test_a_wider_canvas_is_not_exact(tiny_model, image_a):
     """The network sees padding: a bucket gives other masks, so it must be asked for."""
-    bucket = dataclasses.replace(tiny_model, canvas_multiple=128)
-    photo = image_a[:117, :150]  # 128 x 160 exactly, 128 x 256 in the bucket
-    exact, wide = click(tiny_model, photo), click(bucket, photo)
+    bucket = dataclasses.replace(tiny_model, pad_to_multiple=128)
+    image = image_a[:117, :150]  # 128 x 160 exactly, 128 x 256 in the bucket
+    exact, wide = click(tiny_model, image), click(bucket, image)
     assert exact.masks.shape == wide.masks.shape == (6, 117, 150)
     assert (exact.masks != wide.masks).any()

@@ -14,7 +14,7 @@ from tests.inference.conftest import DATA, tiny_meta
 
 
 @pytest.fixture
-def photo(tmp_path, image_a):
+def image(tmp_path, image_a):
     path = tmp_path / "dog.png"
     Image.fromarray(image_a).resize((133, 170)).save(path)
     return path
@@ -29,10 +29,10 @@ def run(*args):
     return main([str(arg) for arg in args])
 
 
-def test_click_writes_masks_and_picture_beside_the_photo(photo, tiny_checkpoint):
-    code = run("segment", photo, "--checkpoint", tiny_checkpoint, "--point", "60,80", "--size", 96)
+def test_click_writes_masks_and_picture_beside_the_image(image, tiny_checkpoint):
+    code = run("segment", image, "--checkpoint", tiny_checkpoint, "--point", "60,80", "--size", 96)
     assert code == 0
-    out = photo.with_name("dog_segments")
+    out = image.with_name("dog_segments")
     assert sorted(p.name for p in out.iterdir()) == ["masks.json", "overlay.png"]
     records = json.loads((out / "masks.json").read_text())
     assert [r["level"] for r in records] == [1, 2, 3, 4, 5, 6]
@@ -46,9 +46,9 @@ def test_click_writes_masks_and_picture_beside_the_photo(photo, tiny_checkpoint)
         np.testing.assert_array_equal(coco_mask.toBbox(rle), record["bbox"])
 
 
-def test_masks_json_is_a_result_list_for_pycocotools(photo, tiny_checkpoint, tmp_path):
+def test_masks_json_is_a_result_list_for_pycocotools(image, tiny_checkpoint, tmp_path):
     args = ["--checkpoint", tiny_checkpoint, "--point", "60,80", "--size", 96, "--out", tmp_path]
-    assert run("segment", photo, *args) == 0
+    assert run("segment", image, *args) == 0
     truth = COCO()
     truth.dataset = {
         "images": [{"id": 1, "height": 170, "width": 133}],
@@ -63,8 +63,8 @@ def test_masks_json_is_a_result_list_for_pycocotools(photo, tiny_checkpoint, tmp
         assert results.annToMask(annotation).sum() == areas[annotation["category_id"]]
 
 
-def test_several_prompts_levels_and_negative_clicks(photo, tiny_checkpoint, tmp_path):
-    base = ["segment", photo, "--checkpoint", tiny_checkpoint, "--size", 96, "--level", 3]
+def test_several_prompts_levels_and_negative_clicks(image, tiny_checkpoint, tmp_path):
+    base = ["segment", image, "--checkpoint", tiny_checkpoint, "--size", 96, "--level", 3]
     out = tmp_path / "each"
     args = ["--point", "60,80", "--point", "20,20", "--box", "10,10,90,120", "--out", out]
     assert run(*base, *args) == 0
@@ -79,7 +79,7 @@ def test_several_prompts_levels_and_negative_clicks(photo, tiny_checkpoint, tmp_
 
 
 def test_released_click_through_the_command_line_equals_reference(tmp_path, image_a, golden):
-    """The released file as it is, converted; the photo at its own size; the recorded demo."""
+    """The released file as it is, converted; the image at its own size; the recorded demo."""
     Image.fromarray(image_a).save(tmp_path / "a.png")
     config = DATA / "tiny_config.json"
     model, out = tmp_path / "model", tmp_path / "out"
@@ -98,8 +98,8 @@ def test_released_click_through_the_command_line_equals_reference(tmp_path, imag
         assert (mask != positive[token]).sum() <= 3
 
 
-def test_level_by_area(photo, tiny_checkpoint, tmp_path, capsys):
-    base = ["segment", photo, "--checkpoint", tiny_checkpoint, "--size", 96, "--point", "60,80"]
+def test_level_by_area(image, tiny_checkpoint, tmp_path, capsys):
+    base = ["segment", image, "--checkpoint", tiny_checkpoint, "--size", 96, "--point", "60,80"]
     assert run(*base, "--out", tmp_path / "all") == 0
     every = json.loads((tmp_path / "all" / "masks.json").read_text())
     assert run(*base, "--area", 0.3, "--out", tmp_path / "one") == 0
@@ -112,7 +112,7 @@ def test_level_by_area(photo, tiny_checkpoint, tmp_path, capsys):
         assert "area" in capsys.readouterr().err
 
 
-def test_wrong_command_lines_print_one_line_and_write_nothing(photo, tiny_checkpoint, capsys):
+def test_wrong_command_lines_print_one_line_and_write_nothing(image, tiny_checkpoint, capsys):
     model = ["--checkpoint", tiny_checkpoint]
     for args, message in (
         (["--point", "999,1", *model], "133x170"),
@@ -125,26 +125,26 @@ def test_wrong_command_lines_print_one_line_and_write_nothing(photo, tiny_checkp
         (model, "none given"),
         (["--point", "5,5", "--checkpoint", "/no/such/folder"], "no such folder"),
     ):
-        assert run("segment", photo, *args) == 2
+        assert run("segment", image, *args) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1
         assert message in error
-    assert [p.name for p in photo.parent.iterdir() if p.is_dir()] in ([], ["cache"])
+    assert [p.name for p in image.parent.iterdir() if p.is_dir()] in ([], ["cache"])
     with pytest.raises(SystemExit) as stop:
-        run("segment", photo, "--bogus")
+        run("segment", image, "--bogus")
     assert stop.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_traceback_shows_the_rest(photo):
+def test_traceback_shows_the_rest(image):
     from semsam_jax.core.errors import PromptError
 
     with pytest.raises(PromptError):
-        run("segment", photo, "--traceback")
+        run("segment", image, "--traceback")
 
 
 def test_auto_resumes_a_folder_and_reports_broken_files(tmp_path, image_a, tiny_checkpoint, capsys):
-    folder = tmp_path / "photos"
+    folder = tmp_path / "images"
     folder.mkdir()
     Image.fromarray(image_a).save(folder / "a.png")
     Image.fromarray(image_a[:, ::-1]).save(folder / "a.jpg")
@@ -155,8 +155,8 @@ def test_auto_resumes_a_folder_and_reports_broken_files(tmp_path, image_a, tiny_
     assert run(*args) == 0
     shown = capsys.readouterr()
     assert "broken.jpg" in shown.err
-    assert "3 photos" in shown.out
-    out = tmp_path / "photos_segments"
+    assert "3 images" in shown.out
+    out = tmp_path / "images_segments"
     stems = ("a.png", "a.jpg", "b")
     files = {f"{stem}.{kind}" for stem in stems for kind in ("json", "jpg")}
     assert {p.name for p in out.iterdir()} == files | {"overlays"}
@@ -172,7 +172,7 @@ def test_auto_resumes_a_folder_and_reports_broken_files(tmp_path, image_a, tiny_
     (out / "b.json").unlink()
     before = (out / "a.png.json").stat().st_mtime_ns
     assert run(*args) == 0
-    assert "2 photos were finished before" in capsys.readouterr().out
+    assert "2 images were finished before" in capsys.readouterr().out
     assert (out / "a.png.json").stat().st_mtime_ns == before
     assert (out / "b.json").exists()
     assert run(*args, "--level", 3) == 0
@@ -187,7 +187,7 @@ def test_auto_notices_another_checkpoint(tmp_path, image_a, tiny_params, tiny_ch
     args = ["auto", tmp_path / "a.png", "--size", 96, "--points-per-side", 2]
     assert run(*args, "--checkpoint", tiny_checkpoint) == 0
     assert run(*args, "--checkpoint", tiny_checkpoint) == 0
-    assert "1 photos were finished before" in capsys.readouterr().out
+    assert "1 images were finished before" in capsys.readouterr().out
     assert run(*args, "--checkpoint", other) == 0
     assert "finished before" not in capsys.readouterr().out
 

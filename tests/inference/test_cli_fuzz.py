@@ -1,4 +1,4 @@
-"""Photos and arguments that are broken or strange: the right result, or one clear line."""
+"""Images and arguments that are broken or strange: the right result, or one clear line."""
 
 import io
 import json
@@ -46,8 +46,8 @@ def _rotated(image: Image.Image) -> bytes:
     return _encode(image, "JPEG", exif=exif)
 
 
-def good_photos(pixels: np.ndarray) -> dict[str, tuple[bytes, tuple[int, int]]]:
-    """Name -> bytes, and height and width of the photo as displayed."""
+def good_images(pixels: np.ndarray) -> dict[str, tuple[bytes, tuple[int, int]]]:
+    """Name -> bytes, and height and width of the image as displayed."""
     image = Image.fromarray(pixels)
     alpha = image.convert("RGBA")
     alpha.putalpha(Image.linear_gradient("L").resize(image.size))
@@ -75,13 +75,13 @@ def good_photos(pixels: np.ndarray) -> dict[str, tuple[bytes, tuple[int, int]]]:
     }
 
 
-def bad_photos(pixels: np.ndarray) -> dict[str, bytes]:
+def bad_images(pixels: np.ndarray) -> dict[str, bytes]:
     png, jpeg = (_encode(Image.fromarray(pixels), kind) for kind in ("PNG", "JPEG"))
     flipped = bytearray(png)
     flipped[len(png) // 2] ^= 0xFF
     return {
         "empty.png": b"",
-        "text.jpg": b"this is not a photo\n" * 50,
+        "text.jpg": b"this is not an image\n" * 50,
         "cut.png": png[: len(png) // 2],
         "cut.jpg": jpeg[: len(jpeg) // 2],
         "flipped.png": bytes(flipped),
@@ -98,8 +98,8 @@ def run(*args) -> int:
     return main([str(arg) for arg in args])
 
 
-def test_strange_photos_give_masks_of_the_displayed_size(tmp_path, image_a, tiny_checkpoint):
-    for name, (content, size) in good_photos(image_a).items():
+def test_strange_images_give_masks_of_the_displayed_size(tmp_path, image_a, tiny_checkpoint):
+    for name, (content, size) in good_images(image_a).items():
         path, out = tmp_path / name, tmp_path / f"{name}_out"
         path.write_bytes(content)
         args = ["--checkpoint", tiny_checkpoint, "--size", 64, "--point", "0.5,0.5", "--level", 2]
@@ -109,8 +109,8 @@ def test_strange_photos_give_masks_of_the_displayed_size(tmp_path, image_a, tiny
         assert (out / "overlay.png").exists()
 
 
-def test_broken_photos_are_one_line(tmp_path, image_a, tiny_checkpoint, capsys):
-    for name, content in bad_photos(image_a).items():
+def test_broken_images_are_one_line(tmp_path, image_a, tiny_checkpoint, capsys):
+    for name, content in bad_images(image_a).items():
         path = tmp_path / name
         path.write_bytes(content)
         assert run("segment", path, "--checkpoint", tiny_checkpoint, "--point", "1,1") == 2, name
@@ -121,15 +121,15 @@ def test_broken_photos_are_one_line(tmp_path, image_a, tiny_checkpoint, capsys):
 
 
 def test_a_folder_of_everything_is_worked_off(tmp_path, image_a, tiny_checkpoint, capsys):
-    folder, out = tmp_path / "photos", tmp_path / "out"
+    folder, out = tmp_path / "images", tmp_path / "out"
     folder.mkdir()
-    good = {k: v for k, v in good_photos(image_a).items() if k in ("alpha.png", "rotated.jpg")}
-    for name, content in ({k: v[0] for k, v in good.items()} | bad_photos(image_a)).items():
+    good = {k: v for k, v in good_images(image_a).items() if k in ("alpha.png", "rotated.jpg")}
+    for name, content in ({k: v[0] for k, v in good.items()} | bad_images(image_a)).items():
         (folder / name).write_bytes(content)
     args = ["--checkpoint", tiny_checkpoint, "--size", 64, "--points-per-side", 2, "--out", out]
     assert run("auto", folder, *args) == 0
     shown = capsys.readouterr()
-    assert f"{len(good)} photos" in shown.out
+    assert f"{len(good)} images" in shown.out
     assert "6 skipped" in shown.out
     assert shown.err.count("skipped:") == 6
     assert {p.stem for p in out.glob("*.json")} == {"alpha", "rotated"}

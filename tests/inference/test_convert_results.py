@@ -73,14 +73,14 @@ def test_coco_file_loads_in_pycocotools(records, masks, tmp_path):
     assert len(results.anns) == len(records)
 
 
-def test_several_photos_are_one_data_set_that_training_reads(records, masks, tmp_path):
-    photos = [(records, "a.png", HEIGHT, WIDTH), (records[1:2], "b.png", HEIGHT, WIDTH)]
+def test_several_images_are_one_data_set_that_training_reads(records, masks, tmp_path):
+    images = [(records, "a.png", HEIGHT, WIDTH), (records[1:2], "b.png", HEIGHT, WIDTH)]
     (tmp_path / "annotations").mkdir()
     (tmp_path / "train").mkdir()
-    for _, name, height, width in photos:
+    for _, name, height, width in images:
         Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(tmp_path / "train" / name)
     file = tmp_path / "annotations" / "train.json"
-    file.write_text(json.dumps(convert.to_coco_dataset(photos)))
+    file.write_text(json.dumps(convert.to_coco_dataset(images)))
     vocabulary = build_vocabulary([], extra={"mine": read_class_names(file)})
     source = CocoFolder(tmp_path, "train", vocabulary, dataset="mine")
     assert [len(source[i].instances) for i in range(2)] == [3, 1]

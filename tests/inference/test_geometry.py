@@ -22,7 +22,7 @@ def test_released_frame_is_the_reference_one():
 
 
 def test_own_frame_is_the_training_canvas():
-    frame = make_frame((300, 400), "own", image_size=512)
+    frame = make_frame((300, 400), "default", image_size=512)
     assert frame.resized_hw == (384, 512)
     assert frame.canvas_hw == (512, 512)
     box = frame.click_boxes(np.array([[100.0, 150.0]]))[0]
@@ -31,16 +31,16 @@ def test_own_frame_is_the_training_canvas():
 
 
 def test_native_only_pads():
-    frame = make_frame((117, 150), "own", "native")
+    frame = make_frame((117, 150), "default", "native")
     assert (frame.resized_hw, frame.canvas_hw) == ((117, 150), (128, 160))
-    photo = np.random.default_rng(0).integers(0, 256, (117, 150, 3), np.uint8)
-    canvas = fit_image(photo, frame)
-    np.testing.assert_array_equal(canvas[:117, :150], photo)
+    image = np.random.default_rng(0).integers(0, 256, (117, 150, 3), np.uint8)
+    canvas = fit_image(image, frame)
+    np.testing.assert_array_equal(canvas[:117, :150], image)
     assert not canvas[117:].any()
 
 
 @pytest.mark.parametrize("hw", [(1, 1), (1, 3000), (20000, 10), (20000, 900)])
-@pytest.mark.parametrize("prompt_preset", ["own", "released_v1"])
+@pytest.mark.parametrize("prompt_preset", ["default", "released_v1"])
 def test_extreme_shapes_stay_bounded(hw, prompt_preset):
     frame = make_frame(hw, prompt_preset, image_size=512)
     assert max(frame.canvas_hw) <= 2560
@@ -51,15 +51,15 @@ def test_extreme_shapes_stay_bounded(hw, prompt_preset):
 def test_sizes_that_cannot_be():
     for size in (0, 16, 5000):
         with pytest.raises(PromptError, match="size"):
-            make_frame((100, 100), "own", size)
+            make_frame((100, 100), "default", size)
     with pytest.raises(PromptError, match="native"):
-        make_frame((5000, 100), "own", "native")
+        make_frame((5000, 100), "default", "native")
 
 
 def test_upsampling_equals_reference(golden):
     units = golden["units"]
     low = units["resize/input"][0]
-    frame = make_frame((64, 80), "own", "native")
+    frame = make_frame((64, 80), "default", "native")
     # Plain bilinear resize to the canvas, which is 64 x 96 here: take the weights apart.
     rows, columns = axis_weights(16, 64, 64, 64), axis_weights(20, 80, 80, 80)
     got = np.einsum("hi,cij,wj->chw", rows, low, columns)

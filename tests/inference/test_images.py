@@ -7,30 +7,30 @@ from semsam_jax.inference import images
 from semsam_jax.inference.images import load_image
 
 RNG = np.random.default_rng(0)
-PHOTO = RNG.integers(0, 256, (12, 20, 3), np.uint8)
+IMAGE = RNG.integers(0, 256, (12, 20, 3), np.uint8)
 
 
 def test_path_pil_and_array_give_the_same(tmp_path):
-    Image.fromarray(PHOTO).save(tmp_path / "a.png")
-    for image in (PHOTO, Image.fromarray(PHOTO), tmp_path / "a.png", str(tmp_path / "a.png")):
-        np.testing.assert_array_equal(load_image(image), PHOTO)
+    Image.fromarray(IMAGE).save(tmp_path / "a.png")
+    for image in (IMAGE, Image.fromarray(IMAGE), tmp_path / "a.png", str(tmp_path / "a.png")):
+        np.testing.assert_array_equal(load_image(image), IMAGE)
 
 
 def test_exif_rotation_is_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned by 90 degrees
-    Image.fromarray(PHOTO).save(tmp_path / "a.png", exif=exif)
-    np.testing.assert_array_equal(load_image(tmp_path / "a.png"), np.rot90(PHOTO, -1))
+    Image.fromarray(IMAGE).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(load_image(tmp_path / "a.png"), np.rot90(IMAGE, -1))
 
 
 def test_transparency_becomes_white():
-    rgba = np.dstack([PHOTO, np.zeros((12, 20), np.uint8)])
+    rgba = np.dstack([IMAGE, np.zeros((12, 20), np.uint8)])
     assert (load_image(rgba) == 255).all()
     assert (load_image(Image.fromarray(rgba)) == 255).all()
 
 
 def test_palette_with_transparency(tmp_path):
-    palette = Image.fromarray(PHOTO).quantize(16)
+    palette = Image.fromarray(IMAGE).quantize(16)
     palette.save(tmp_path / "p.png", transparency=0)
     loaded = load_image(tmp_path / "p.png")
     assert loaded.shape == (12, 20, 3)
@@ -46,14 +46,14 @@ def test_sixteen_bits_keep_the_high_byte(tmp_path):
 
 @pytest.mark.parametrize("mode", ["L", "1", "CMYK", "LA", "YCbCr"])
 def test_every_mode_becomes_rgb(mode):
-    assert load_image(Image.fromarray(PHOTO).convert(mode)).shape == (12, 20, 3)
+    assert load_image(Image.fromarray(IMAGE).convert(mode)).shape == (12, 20, 3)
 
 
 def test_float_arrays_are_in_0_to_1():
-    got = load_image(PHOTO.astype(np.float32) / 255)
-    np.testing.assert_array_equal(got, PHOTO)
+    got = load_image(IMAGE.astype(np.float32) / 255)
+    np.testing.assert_array_equal(got, IMAGE)
     with pytest.raises(DataError, match=r"0\.\.1"):
-        load_image(PHOTO.astype(np.float32))
+        load_image(IMAGE.astype(np.float32))
     with pytest.raises(DataError, match="NaN"):
         load_image(np.full((4, 4), np.nan))
 
@@ -78,7 +78,7 @@ def test_broken_files_name_the_file(tmp_path):
 
 def test_a_bomb_is_one_clear_error(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 100)
-    Image.fromarray(PHOTO).save(tmp_path / "a.png")
+    Image.fromarray(IMAGE).save(tmp_path / "a.png")
     with pytest.raises(DataError, match="smaller copy"):
         load_image(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from semsam_jax.core import programs
+from semsam_jax.core import export_cache
 from semsam_jax.core.errors import CheckpointError
 from semsam_jax.core.model_files import save_model
 from semsam_jax.inference import loading
@@ -69,7 +69,7 @@ def test_a_second_process_segments_without_tracing_the_network(
         return predictor.predict(point_coords=[[30, 40]], return_logits=True)
 
     def forget():
-        monkeypatch.setattr(programs, "_programs", {})
+        monkeypatch.setattr(export_cache, "_programs", {})
         for function in (loading._encode, loading._decode):
             function.clear_cache()
 
@@ -77,7 +77,7 @@ def test_a_second_process_segments_without_tracing_the_network(
     monkeypatch.setenv("SEMSAM_JAX_CACHE", str(tmp_path))
     forget()
     first = click(load_model(tiny_checkpoint))
-    names = sorted(file.name.split("-")[0] for file in (tmp_path / programs.FOLDER).iterdir())
+    names = sorted(file.name.split("-")[0] for file in (tmp_path / export_cache.FOLDER).iterdir())
     assert names == ["decode", "encode"]
     forget()
     for method in ("encode_image", "decode_prompts"):

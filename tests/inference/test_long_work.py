@@ -25,17 +25,17 @@ class Terminal(io.StringIO):
 
 
 @pytest.fixture
-def photos(tmp_path, monkeypatch):
-    """Three photos, and a segmenter that only notes what it was asked."""
+def images(tmp_path, monkeypatch):
+    """Three images, and a segmenter that only notes what it was asked."""
     monkeypatch.setenv("SEMSAM_JAX_CACHE", str(tmp_path / "cache"))
-    folder = tmp_path / "photos"
+    folder = tmp_path / "images"
     folder.mkdir()
     for name in "abc":
         Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(folder / f"{name}.png")
     asked = []
 
-    def segment(generator, photo, image_id, target, stamp):
-        asked.append(photo.name)
+    def segment(generator, image, image_id, target, stamp):
+        asked.append(image.name)
         if asked == ["a.png", "b.png"]:
             raise KeyboardInterrupt
         files.write_json(target, {"annotations": [], "settings": stamp})
@@ -45,22 +45,22 @@ def photos(tmp_path, monkeypatch):
     return folder, asked
 
 
-def test_auto_goes_on_after_ctrl_c_and_says_so(photos, tiny_checkpoint, capsys):
-    folder, asked = photos
+def test_auto_goes_on_after_ctrl_c_and_says_so(images, tiny_checkpoint, capsys):
+    folder, asked = images
     args = ["auto", str(folder), "--checkpoint", str(tiny_checkpoint)]
     assert command_line.main(args) == 130
     shown = capsys.readouterr()
     assert shown.err == (
-        "semsam auto: interrupted; finished photos are kept; the same command goes on with "
+        "semsam auto: interrupted; finished images are kept; the same command goes on with "
         "the others\n"
     )
     assert command_line.main(args) == 0
     assert asked == ["a.png", "b.png", "b.png", "c.png"]
-    assert "1 photos were finished before" in capsys.readouterr().out
+    assert "1 images were finished before" in capsys.readouterr().out
 
 
-def test_bars_are_drawn_on_terminals_only(photos, tiny_checkpoint, capsys, monkeypatch):
-    folder, asked = photos
+def test_bars_are_drawn_on_terminals_only(images, tiny_checkpoint, capsys, monkeypatch):
+    folder, asked = images
     asked.append("none")
     args = ["auto", str(folder), "--checkpoint", str(tiny_checkpoint), "--overwrite"]
     assert command_line.main(args) == 0
@@ -71,7 +71,7 @@ def test_bars_are_drawn_on_terminals_only(photos, tiny_checkpoint, capsys, monke
     read_state_dict(DATA / "tiny_ref.pth")
     shown = sys.stderr.getvalue()
     assert "3/3" in shown
-    assert "photo/s" in shown
+    assert "image/s" in shown
     assert "reading" in shown
 
 

@@ -137,7 +137,7 @@ def test_crops_and_output_modes(tiny_model, image_a):
         assert sum(record["segmentation"]["counts"][1::2]) == record["area"]
 
 
-def test_crop_boxes_cover_the_photo():
+def test_crop_boxes_cover_the_image():
     boxes = crop_boxes((600, 900), 2, 512 / 1500)
     assert len(boxes) == 1 + 4 + 16
     covered = np.zeros((600, 900), int)

@@ -78,10 +78,10 @@ def test_boxes_equal_reference(joint, golden):
     np.testing.assert_allclose(low, want["dec_box/pred_masks"][0], atol=1e-3)
 
 
-def test_predict_unpacks_and_masks_have_photo_size(tiny_model, image_a):
+def test_predict_unpacks_and_masks_have_image_size(tiny_model, image_a):
     predictor = Predictor(tiny_model, size=96)
-    photo = Image.fromarray(image_a).resize((211, 173))
-    predictor.set_image(photo)
+    image = Image.fromarray(image_a).resize((211, 173))
+    predictor.set_image(image)
     masks, scores, low = predictor.predict(point_coords=[[100, 80]])
     assert masks.shape == (6, 173, 211)
     assert masks.dtype == bool

@@ -3,7 +3,7 @@ import numpy as np
 from semsam_jax.inference import visualize
 
 RNG = np.random.default_rng(0)
-PHOTO = RNG.integers(0, 256, (60, 80, 3), np.uint8)
+IMAGE = RNG.integers(0, 256, (60, 80, 3), np.uint8)
 
 
 def _masks():
@@ -20,8 +20,8 @@ def test_distinct_colours_differ():
 
 
 def test_overlay_changes_only_the_masks():
-    picture = visualize.overlay_masks(PHOTO, _masks()[1:2], points=[], boxes=[])
-    changed = (picture != PHOTO).any(-1)
+    picture = visualize.overlay_masks(IMAGE, _masks()[1:2], points=[], boxes=[])
+    changed = (picture != IMAGE).any(-1)
     grown = np.zeros((60, 80), bool)
     grown[8:22, 8:32] = True
     assert changed[12:18, 12:28].mean() > 0.95
@@ -31,7 +31,7 @@ def test_overlay_changes_only_the_masks():
 def test_small_masks_stay_visible_on_large_ones():
     masks = _masks()
     red, blue = (255, 0, 0), (0, 0, 255)
-    picture = visualize.overlay_masks(PHOTO, masks[1::-1], [blue, red], opacity=1.0)
+    picture = visualize.overlay_masks(IMAGE, masks[1::-1], [blue, red], opacity=1.0)
     assert (picture[15, 20] == blue).all()
     assert (picture[40, 40] == red).all()
 
@@ -39,7 +39,7 @@ def test_small_masks_stay_visible_on_large_ones():
 def test_strip_has_one_panel_for_each_level():
     captions = [f"level {i}  IoU 0.9 a very long name of an object" for i in (1, 2, 3)]
     strip = visualize.level_strip(
-        PHOTO, _masks(), captions, points=[(20, 15, True), (1, 1, False)], boxes=[(5, 5, 70, 50)]
+        IMAGE, _masks(), captions, points=[(20, 15, True), (1, 1, False)], boxes=[(5, 5, 70, 50)]
     )
     assert strip.shape[1] > 3 * 80
     assert strip.dtype == np.uint8
@@ -48,9 +48,9 @@ def test_strip_has_one_panel_for_each_level():
 def test_panoptic_view_labels_segments_and_empty_ones_do_no_harm():
     segment_map = np.zeros((60, 80), np.int32)
     segment_map[5:50, 5:70] = 1
-    view = visualize.panoptic_view(PHOTO, segment_map, {1: "dog", 2: "nothing"})
-    assert view.shape == PHOTO.shape
-    assert visualize.panoptic_view(PHOTO, segment_map * 0, {}).shape == PHOTO.shape
+    view = visualize.panoptic_view(IMAGE, segment_map, {1: "dog", 2: "nothing"})
+    assert view.shape == IMAGE.shape
+    assert visualize.panoptic_view(IMAGE, segment_map * 0, {}).shape == IMAGE.shape
 
 
 def test_innermost_point_is_inside():
@@ -64,9 +64,9 @@ def test_innermost_point_is_inside():
 
 def test_extreme_pictures():
     for shape in ((1, 1), (1, 3000), (3000, 2)):
-        photo = np.zeros((*shape, 3), np.uint8)
+        image = np.zeros((*shape, 3), np.uint8)
         mask = np.ones(shape, bool)
-        small = visualize.display_size(photo)
+        small = visualize.display_size(image)
         assert max(small.shape) <= 2048
         small_mask = visualize.shrink_mask(mask, small)
         visualize.level_strip(small, [small_mask], ["level 1"], points=[(0, 0, True)])

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite: it must recognise real photographs with the published weights."""
+"""EfficientNet-Lite: it must recognise real images with the published weights."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def params(variant: str) -> dict:
 
 
 def load(name: str) -> jax.Array:
-    """The centre of the photo at 224 pixels, scaled as the network expects."""
+    """The centre of the image at 224 pixels, scaled as the network expects."""
     with Image.open(DATA / name) as image:
         width, height = image.size
         side = min(width, height) * 224 / 256
@@ -79,7 +79,7 @@ def test_maps_and_stopped_gradient(params: dict, variant: str) -> None:
     wanted = [(1, *hw, c + 32) for hw, c in zip(sizes, channels, strict=True)]
     assert [x.shape for x in maps] == wanted
     assert EfficientNetLiteConfig(variant=variant).channels == tuple(c + 32 for c in channels)
-    # The position behind the features is as loud as they are, whatever the photo.
+    # The position behind the features is as loud as they are, whatever the image.
     for x in maps:
         features, waves = np.split(np.asarray(x), [-32], axis=-1)
         assert 0.3 < np.sqrt(np.mean(waves**2) / np.mean(features**2)) < 3.0

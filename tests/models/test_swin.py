@@ -75,12 +75,12 @@ def test_remat_changes_no_gradient() -> None:
     assert all(np.any(leaf) for leaf in jax.tree.leaves(grads[0]["stage0"]))
 
 
-def test_fresh_weights_have_bounded_gradients_beside_a_photo() -> None:
-    """A canvas is zero outside its photo; norms of vectors of length 0 would overflow there."""
+def test_fresh_weights_have_bounded_gradients_beside_an_image() -> None:
+    """A canvas is zero outside its image; norms of vectors of length 0 would overflow there."""
     config = SwinConfig(embed_dim=24, depths=(2, 2, 6, 2), num_heads=(1, 2, 4, 8), window_size=4)
-    photo = jnp.asarray(np.random.default_rng(0).normal(size=(1, 128, 128, 3)), jnp.float32)
-    canvas = jnp.pad(photo, ((0, 0), (0, 256), (0, 256), (0, 0)))
-    params = jax.jit(Swin(config).init)(jax.random.key(0), photo)["params"]
+    image = jnp.asarray(np.random.default_rng(0).normal(size=(1, 128, 128, 3)), jnp.float32)
+    canvas = jnp.pad(image, ((0, 0), (0, 256), (0, 256), (0, 0)))
+    params = jax.jit(Swin(config).init)(jax.random.key(0), image)["params"]
 
     @jax.jit
     def gradients(x: jax.Array) -> dict:
@@ -91,7 +91,7 @@ def test_fresh_weights_have_bounded_gradients_beside_a_photo() -> None:
     def norm(tree: dict) -> float:
         return float(jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree))))
 
-    assert 0 < norm(gradients(canvas)) < 10 * norm(gradients(photo))
+    assert 0 < norm(gradients(canvas)) < 10 * norm(gradients(image))
 
 
 def test_bfloat16_stays_close(params: dict) -> None:

@@ -174,7 +174,9 @@ def test_half_precision_keeps_dtype(implementation: str) -> None:
 def test_errors_name_the_fix() -> None:
     spec = SPECS[1]
     value, locations, weights = make_args(spec)
-    with pytest.raises(ConfigError, match="use None or one of reference, rows, packed"):
+    with pytest.raises(
+        ConfigError, match="use None or one of reference, corner_gather, cell_gather"
+    ):
         deform_attention(value, spec.shapes, locations, weights, implementation="fast")
     with pytest.raises(ShapeError, match="pixels on 4 levels"):
         deform_attention(value[:, :-1], spec.shapes, locations, weights)

@@ -129,14 +129,14 @@ def test_images_are_split_over_a_mesh_also_when_recomputed() -> None:
 @pytest.mark.parametrize(
     ("backend", "kind", "side", "want"),
     [
-        ("cpu", "", 1024, "rows"),
-        ("gpu", "NVIDIA H200", 1024, "packed"),
+        ("cpu", "", 1024, "corner_gather"),
+        ("gpu", "NVIDIA H200", 1024, "cell_gather"),
         ("tpu", "TPU v5 lite", 1024, "matmul"),
         ("tpu", "TPU v4", 1024, "matmul"),
-        ("tpu", "TPU v4", 1088, "packed"),
+        ("tpu", "TPU v4", 1088, "cell_gather"),
         ("tpu", "TPU v5", 2048, "matmul"),
         ("tpu", "TPU v6 lite", 2048, "matmul"),
-        ("tpu", "", 1536, "packed"),
+        ("tpu", "", 1536, "cell_gather"),
     ],
 )
 def test_what_a_device_gets(backend: str, kind: str, side: int, want: str) -> None:

@@ -96,11 +96,11 @@ def test_help_needs_no_jax(fresh):
     assert done.stdout.rstrip().endswith("NONE")
 
 
-def test_a_photo_is_segmented_from_the_installed_wheel(fresh, finished):
-    """The main job runs from the wheel in tests/notebooks (`train_and_fine_tune`)."""
+def test_an_image_is_segmented_from_the_installed_wheel(fresh, finished):
+    """The quickstart runs from the wheel in tests/notebooks (`train_and_fine_tune`)."""
     workdir, _ = finished
-    photo = next((ROOT / "data_pipelines/sample/data/coco/val2017").glob("*.jpg"))
-    command = ["-m", "semsam_jax", "segment", photo, "--point", "50,60", "--out", "out"]
+    image = next((ROOT / "data_pipelines/sample/data/coco/val2017").glob("*.jpg"))
+    command = ["-m", "semsam_jax", "segment", image, "--point", "50,60", "--out", "out"]
     done = fresh.run([*command, "--checkpoint", workdir])
     assert done.returncode == 0, done.stderr[-3000:]
     assert (fresh.folder / "out" / "masks.json").exists()

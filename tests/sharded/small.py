@@ -19,7 +19,7 @@ from semsam_jax.models.presets import (
 from semsam_jax.models.semantic_sam import SemanticSAM, init_params
 from semsam_jax.parallel.mesh import batch_sharding, replicated
 from semsam_jax.train.state import TrainState, shard_state
-from semsam_jax.train.step import Text, TrainStep
+from semsam_jax.train.step import TextInputs, TrainStep
 from tests.models.random_params import random_params
 
 ROWS = 8
@@ -52,11 +52,11 @@ def batch() -> StreamBatch:
     return StreamBatch(_rows(np.random.default_rng(0)), _rows(np.random.default_rng(1)))
 
 
-def text() -> Text:
+def text() -> TextInputs:
     """Token ids of all names; the largest id ends a name."""
     ids = np.random.default_rng(2).integers(1, 398, (NUM_NAMES, MODEL.text.context_length))
     ids[:, 5] = 399
-    return Text(token_ids=ids.astype(np.int32))
+    return TextInputs(token_ids=ids.astype(np.int32))
 
 
 def params() -> dict:
@@ -84,7 +84,7 @@ def make_step(mesh: Mesh, dtype=jnp.float32, remat: str = "none", **options) -> 
 
 def on_mesh(
     mesh: Mesh, host_params: dict, has_ema: bool = False
-) -> tuple[TrainState, StreamBatch, Text]:
+) -> tuple[TrainState, StreamBatch, TextInputs]:
     """State, batch and text where a run would put them."""
     state = shard_state(host_params, TX, has_ema, mesh)
     return state, _put(batch(), batch_sharding(mesh)), _put(text(), replicated(mesh))

@@ -15,12 +15,12 @@ from semsam_jax.core.structs import Costs
 from semsam_jax.parallel import sharding
 from semsam_jax.parallel.mesh import batch_sharding, build_mesh, replicated
 from semsam_jax.parallel.program import collectives
-from semsam_jax.train.halves import compile_ahead
+from semsam_jax.train.aot import compile_ahead
 from tests.conftest import optimizations_off
 from tests.sharded import small
 
 pytestmark = pytest.mark.timeout(3000)
-HALVES = ("_forward", "_backward")
+PROGRAMS = ("_forward", "_backward")
 # A minute of compiling each; the first splits along both axes, the others along one or both.
 MESHES = [
     pytest.param(2, id="(4,2)"),
@@ -46,11 +46,11 @@ def params():
 
 @dataclasses.dataclass
 class _Step:
-    """What one step gave: `ahead` and `again` name the halves compiled before and by the step."""
+    """What one step gave: `ahead` and `again` name the programs compiled before and by the step."""
 
     metrics: dict
     grads: dict
-    halves: tuple[jax.stages.Compiled, jax.stages.Compiled]
+    programs: tuple[jax.stages.Compiled, jax.stages.Compiled]
     costs: Costs
     ahead: set[str]
     again: set[str]
@@ -60,13 +60,13 @@ def _one_step(mesh, params) -> _Step:
     """Compiles ahead, as a run does, and takes one step."""
     state, batch, text = small.on_mesh(mesh, params)
     step = small.make_step(mesh)
-    with _compiled_halves() as ahead:
+    with _compiled_programs() as ahead:
         compile_ahead(step, state, batch, text).result()
-    with _compiled_halves() as again:
+    with _compiled_programs() as again:
         forward = step.forward.lower(state.params, state.step, batch, text).compile()
-        outputs, pull_back, costs = step.forward(state.params, state.step, batch, text)
+        outputs, vjp_fn, costs = step.forward(state.params, state.step, batch, text)
         assignment, _ = step.match(costs, batch)
-        rest = (outputs, pull_back, assignment, batch)
+        rest = (outputs, vjp_fn, assignment, batch)
         backward = step.backward.lower(state, *rest).compile()
         new, metrics = step.backward(state, *rest)
     metrics, grads = jax.device_get((metrics, new.opt_state.trace))
@@ -74,13 +74,13 @@ def _one_step(mesh, params) -> _Step:
 
 
 @contextmanager
-def _compiled_halves() -> Iterator[set[str]]:
-    """Collects which halves are compiled meanwhile, in any thread."""
+def _compiled_programs() -> Iterator[set[str]]:
+    """Collects which programs are compiled meanwhile, in any thread."""
     found: set[str] = set()
 
     def listen(event: str, duration: float, fun_name: str = "", **_) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
-            found.update(half for half in HALVES if half in fun_name)
+            found.update(name for name in PROGRAMS if name in fun_name)
 
     monitoring.register_event_duration_secs_listener(listen)
     try:
@@ -124,22 +124,22 @@ def test_loss_and_gradients_are_those_of_one_device(eight_devices, one_device):
 
 def test_what_is_compiled_ahead_is_what_the_step_runs(eight_devices, one_device):
     for one in (eight_devices[1], one_device):
-        assert one.ahead == set(HALVES)
+        assert one.ahead == set(PROGRAMS)
         assert one.again == set()
 
 
 def test_costs_stay_where_they_are_computed(eight_devices):
-    halves, costs = eight_devices[1].halves, eight_devices[1].costs
+    programs, costs = eight_devices[1].programs, eight_devices[1].costs
     for cost in (costs.prompts, costs.queries):
         assert len(cost.addressable_shards) == 8
         assert all(shard.data.shape[0] == 1 for shard in cost.addressable_shards)
-    crossing = {shape for half in halves for one in collectives(half) for shape in one.shapes}
+    crossing = {shape for stage in programs for one in collectives(stage) for shape in one.shapes}
     assert not crossing & {costs.prompts.shape, costs.queries.shape}
 
 
 def test_only_parameters_gradients_and_scalars_cross(eight_devices, params):
     """Each parameter is gathered once, each gradient summed once; activations stay."""
-    fsdp, (forward, backward) = eight_devices[0], eight_devices[1].halves
+    fsdp, (forward, backward) = eight_devices[0], eight_devices[1].programs
     leaves = jax.tree.leaves(params)
     total = sum(leaf.size for leaf in leaves)
     table = (small.NUM_NAMES, small.MODEL.decoder.text_dim)

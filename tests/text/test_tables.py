@@ -7,12 +7,12 @@ import pytest
 
 from data_pipelines.vocabulary import build_vocabulary
 from semsam_jax.core.errors import ConfigError
-from semsam_jax.text.tables import NameTable, build_table, main, normalise
+from semsam_jax.text.tables import TextEmbeddings, build_table, main, normalise
 
 
 @pytest.fixture(scope="module")
 def table():
-    return NameTable.load()
+    return TextEmbeddings.load()
 
 
 def write_lists(folder):
@@ -101,7 +101,7 @@ def test_command_line_makes_the_same_table(tmp_path, capsys):
     out = tmp_path / "t.npz"
     assert main(["--from", str(folder), "--out", str(out)]) == 0
     assert "derived" in capsys.readouterr().out
-    read, built = NameTable.load(out), build_table(folder)
+    read, built = TextEmbeddings.load(out), build_table(folder)
     assert read.names == built.names
     assert read.meta == built.meta
     np.testing.assert_array_equal(read.rows, built.rows)
@@ -111,13 +111,13 @@ def test_command_line_makes_the_same_table(tmp_path, capsys):
 
 def test_wrong_files_are_described(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read as a table"):
-        NameTable.load(tmp_path / "none.npz")
+        TextEmbeddings.load(tmp_path / "none.npz")
     (tmp_path / "bad.npz").write_bytes(b"PK\3\4nothing")
     with pytest.raises(ConfigError, match="cannot be read as a table"):
-        NameTable.load(tmp_path / "bad.npz")
+        TextEmbeddings.load(tmp_path / "bad.npz")
     np.savez(tmp_path / "odd.npz", names=np.array(["a"]), rows=np.zeros((2, 3)), meta="{}")
     with pytest.raises(ConfigError, match="one row per name"):
-        NameTable.load(tmp_path / "odd.npz")
+        TextEmbeddings.load(tmp_path / "odd.npz")
     write_lists(tmp_path)
     (tmp_path / "coco.names.json").write_text('["dog"]')
     with pytest.raises(ConfigError, match="list coco has 1 names"):

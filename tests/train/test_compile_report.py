@@ -1,15 +1,15 @@
 """What is said of a slice on which a step does not fit."""
 
 from semsam_jax.parallel.arithmetic import Arithmetic
-from semsam_jax.parallel.program import Memory
+from semsam_jax.parallel.program import MemoryUse
 from semsam_jax.train import cost_report
-from semsam_jax.train.compile_only import Compiled, Report
+from semsam_jax.train.compile_only import Compiled, CompileReport
 
 GIB = 2**30
 
 
-def _report(*programs: Compiled) -> Report:
-    return Report(
+def _report(*programs: Compiled) -> CompileReport:
+    return CompileReport(
         preset="tiny",
         topology="v5e:2x2",
         mesh={"data": 1, "fsdp": 4},
@@ -34,8 +34,8 @@ def test_a_program_that_does_not_fit_has_no_figures():
 
 
 def test_the_fullest_moment_counts_what_lies_beside_a_program():
-    forward = Compiled("forward", 1, Memory(GIB // 2, 5 * GIB, 2 * GIB), {"all-gather": 3})
-    backward = Compiled("backward", 1, Memory(4 * GIB, 0, 7 * GIB), {})
+    forward = Compiled("forward", 1, MemoryUse(GIB // 2, 5 * GIB, 2 * GIB), {"all-gather": 3})
+    backward = Compiled("backward", 1, MemoryUse(4 * GIB, 0, 7 * GIB), {})
     report = _report(forward, backward)
     assert report.peak == GIB + (4 + 7 - 1) * GIB
     assert "| 11.0 of 16 | forward: 3 all-gather; backward: no collective |" in report.row()

@@ -74,7 +74,7 @@ def test_one_step_alone_tells_its_halves_apart(monkeypatch):
         now[0] += 8.0
         return "state", {}, AssignReport(host_sec=1.0, wait_sec=5.0)
 
-    assert meter.step(run, is_alone=True)[0] == "state"
+    assert meter.step(run, is_timed=True)[0] == "state"
     values = meter.values()
     assert values["forward_share"] == pytest.approx(5 / 8)
     assert values["backward_share"] == pytest.approx(2 / 8)

@@ -10,9 +10,9 @@ from data_pipelines.sources.subset import hold_out
 from semsam_jax import config as config_lib
 from semsam_jax.core import checkpoint_io
 from semsam_jax.core.errors import DataError
-from semsam_jax.evals.dataset_samples import Frame, open_dataset
+from semsam_jax.evals.dataset_samples import EvalFrame, open_dataset
 from semsam_jax.train import input as input_lib
-from semsam_jax.train.best import Best
+from semsam_jax.train.best import BestCheckpoint
 from tests.data_pipelines import own_data
 
 
@@ -23,7 +23,7 @@ def cache(tmp_path, monkeypatch):
 
 def make_run(folder, **changes):
     config = get_config()
-    config.data.own = str(folder)
+    config.data.custom = str(folder)
     config.data.image_size = 64
     config.data.interactive_batch, config.data.generic_batch = 1, 0
     config.model.preset, config.model.warm_start = "tiny", "checkpoint"
@@ -35,14 +35,14 @@ def make_run(folder, **changes):
 
 
 def opened(run):
-    """(input, evaluation photos) as the loop opens them."""
+    """(input, evaluation images) as the loop opens them."""
     vocabulary = input_lib.open_vocabulary(run, input_lib.used_datasets(run))
-    held_back = input_lib.evaluation_data(run, vocabulary)
+    held_out = input_lib.evaluation_data(run, vocabulary)
     mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
     data = input_lib.build_input(run, vocabulary, np.ones(len(vocabulary), bool), mesh)
     next(data)
     data.close()
-    return data, held_back
+    return data, held_out
 
 
 def test_a_run_names_its_folder_its_classes_and_what_it_does_not_use(tmp_path):
@@ -55,12 +55,12 @@ def test_a_run_names_its_folder_its_classes_and_what_it_does_not_use(tmp_path):
     run = make_run(tmp_path / "mine")
     assert input_lib.data_name(run) == str(tmp_path / "mine")
     for _ in range(2):  # the second time from the kept index
-        data, held_back = opened(run)
+        data, held_out = opened(run)
         assert data.notes[0] == "own: 2 images to train on, 2 classes: dog, cat"
         assert any("1 annotation not used, no usable outline" in note for note in data.notes)
         assert any("1 crowd region (iscrowd 1) is ignored" in note for note in data.notes)
-        assert not held_back.notes
-        assert len(held_back.samples()) == 2
+        assert not held_out.notes
+        assert len(held_out.samples()) == 2
 
 
 def test_a_class_of_val_alone_is_named(tmp_path):
@@ -83,12 +83,12 @@ def test_a_class_of_val_alone_is_named(tmp_path):
 
 def test_a_set_without_val_holds_images_out(tmp_path):
     own_data.write(tmp_path, place="result.json")
-    data, held_back = opened(make_run(tmp_path))
+    data, held_out = opened(make_run(tmp_path))
     assert data.notes[0].startswith("own: 1 images to train on")
-    assert len(held_back.samples()) == 1
-    data, held_back = opened(make_run(tmp_path, eval_photos=0, keep_best=False))
+    assert len(held_out.samples()) == 1
+    data, held_out = opened(make_run(tmp_path, eval_images=0, keep_best=False))
     assert data.notes[0].startswith("own: 2 images to train on")
-    assert held_back is None
+    assert held_out is None
     own_data.write(
         tmp_path,
         lambda content: content["annotations"][0].update(segmentation=[[1, 2, float("nan")] * 2]),
@@ -137,7 +137,7 @@ def test_boxes_alone_and_images_elsewhere(tmp_path):
 
     own_data.write(tmp_path / "mine", change, images="../elsewhere")
     settings = {"data__own_images": str(tmp_path / "elsewhere"), "data__own_boxes_only": True}
-    data, _ = opened(make_run(tmp_path / "mine", eval_photos=0, keep_best=False, **settings))
+    data, _ = opened(make_run(tmp_path / "mine", eval_images=0, keep_best=False, **settings))
     assert data.notes == ["own: 2 images to train on, 2 classes: dog, cat"]
 
 
@@ -152,7 +152,7 @@ def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
 
 
 def test_no_score_is_never_the_best(tmp_path):
-    best = Best(tmp_path, True)
+    best = BestCheckpoint(tmp_path, True)
     assert not best.offer(float("nan"), {}, {}, 0)
     assert best.score is None
     assert not list(tmp_path.iterdir())
@@ -164,7 +164,7 @@ def test_a_broken_image_is_counted_and_not_scored(tmp_path):
         lambda content: content["annotations"][0].update(iscrowd="maybe"),
         place="val.json",
     )
-    dataset = open_dataset("own", str(tmp_path), "val", Frame(64), None)
+    dataset = open_dataset("own", str(tmp_path), "val", EvalFrame(64), None)
     chosen, report = dataset.surveyed()
     assert len(chosen.samples()) == 1
     assert [sample.image_id for sample in chosen.samples()] == ["2"]
@@ -176,4 +176,4 @@ def test_a_broken_image_is_counted_and_not_scored(tmp_path):
         place="val.json",
     )
     with pytest.raises(DataError, match="2 of 2 records not used"):
-        open_dataset("own", str(tmp_path), "val", Frame(64), None).surveyed()
+        open_dataset("own", str(tmp_path), "val", EvalFrame(64), None).surveyed()

@@ -26,7 +26,7 @@ def params():
     return small.params()
 
 
-def test_streams_apart_cut_every_row_once():
+def test_streams_accumulated_apart_cut_every_row_once():
     batch = jax.tree.map(jnp.asarray, small.batch())
     pieces = MicroBatches(count=2, is_apart=True).cut(batch, shards=2)
     assert [(p.interactive is None, p.generic is None) for p in pieces] == [
@@ -53,9 +53,9 @@ def test_micro_batches_add_up_to_a_step(mesh, params):
     for draw, part in enumerate(parts):  # placed as in a step: the same programs
         state, _, _ = small.on_mesh(mesh, params)
         state = state.replace(step=jax.device_put(jnp.int32(draw), replicated(mesh)))
-        outputs, pull_back, costs = step.forward(state.params, state.step, part, text)
+        outputs, vjp_fn, costs = step.forward(state.params, state.step, part, text)
         assignment, _ = step.match(costs, part)
-        alone, own = step.backward(state, outputs, pull_back, assignment, part)
+        alone, own = step.backward(state, outputs, vjp_fn, assignment, part)
         losses.append(float(own["loss"]))
         grads.append(jax.device_get(alone.opt_state.trace))
     assert len(grads) == 2
@@ -74,8 +74,8 @@ def test_recomputed_layers_leave_only_their_inputs(mesh, params):
     kept, has_hidden = {}, {}
     for remat in ("none", "full"):
         forward = small.make_step(mesh, remat=remat).forward
-        _, pull_back, _ = jax.eval_shape(forward, state.params, state.step, batch, text)
-        leaves = jax.tree.leaves(pull_back)
+        _, vjp_fn, _ = jax.eval_shape(forward, state.params, state.step, batch, text)
+        leaves = jax.tree.leaves(vjp_fn)
         kept[remat] = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
         # Of a stack of one layer: [layers, rows, tokens, hidden].
         stacks = [leaf.shape for leaf in leaves if leaf.ndim == 4 and leaf.shape[0] == 1]

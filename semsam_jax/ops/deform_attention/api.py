@@ -4,12 +4,17 @@ from jaxtyping import Array, Float
 
 from semsam_jax.core.backend import target_backend
 from semsam_jax.core.errors import ConfigError, ShapeError
+from semsam_jax.ops.deform_attention.cell_gather import cell_gather
+from semsam_jax.ops.deform_attention.corner_gather import corner_gather
 from semsam_jax.ops.deform_attention.matmul import matmul, matmul_fits
-from semsam_jax.ops.deform_attention.packed import packed
 from semsam_jax.ops.deform_attention.reference import reference
-from semsam_jax.ops.deform_attention.rows import rows
 
-IMPLEMENTATIONS = {"reference": reference, "rows": rows, "packed": packed, "matmul": matmul}
+IMPLEMENTATIONS = {
+    "reference": reference,
+    "corner_gather": corner_gather,
+    "cell_gather": cell_gather,
+    "matmul": matmul,
+}
 
 
 def pick_implementation(
@@ -19,17 +24,17 @@ def pick_implementation(
 ) -> str:
     """Returns the implementation that suits the kind of device and the sizes.
 
-    `rows` on a CPU: it reads a little at a time through the cache. `matmul` on a TPU, which
-    is slow at gathers; where a head's table does not fit its vector memory, and on a GPU, `packed`,
-    which issues the fewest gathers.
+    `corner_gather` on a CPU: it reads a little at a time through the cache. `matmul` on a TPU,
+    which is slow at gathers; where a head's table does not fit its vector memory, and on a GPU,
+    `cell_gather`, which issues the fewest gathers.
     """
     backend = target_backend()
     if backend == "cpu":
-        return "rows"
+        return "corner_gather"
     q, points = attention_weights.shape[1], attention_weights.shape[-1]
     if backend == "tpu" and matmul_fits(value, spatial_shapes, q, points):
         return "matmul"
-    return "packed"
+    return "cell_gather"
 
 
 def deform_attention(

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 
-class Samples(NamedTuple):
+class SamplePoints(NamedTuple):
     """Places and weights of all samples, float32 [b, h, q, k]."""
 
     x: Float[Array, "*n q k"]  # fraction of the level's width
@@ -49,16 +49,16 @@ def levels_of(spatial_shapes: tuple[tuple[int, int], ...], points: int, pad: int
 def samples_of(
     sampling_locations: Float[Array, "b q h L P 2"],
     attention_weights: Float[Array, "b q h L P"],
-) -> Samples:
+) -> SamplePoints:
     """Brings the samples of each head together, in float32."""
     b, q, h = attention_weights.shape[:3]
     locations = sampling_locations.astype(jnp.float32).reshape(b, q, h, -1, 2)
     x, y = locations.transpose(4, 0, 2, 1, 3)
     weight = attention_weights.astype(jnp.float32).reshape(b, q, h, -1).transpose(0, 2, 1, 3)
-    return Samples(x, y, weight)
+    return SamplePoints(x, y, weight)
 
 
-def corners_of(levels: Levels, samples: Samples) -> Corners:
+def corners_of(levels: Levels, samples: SamplePoints) -> Corners:
     """Splits every sample into its four corners."""
     lead = (1,) * (samples.x.ndim - 1)
 

@@ -1,4 +1,4 @@
-"""The bytes a visitor sends -> the photo the demo works on."""
+"""The bytes a visitor sends -> the image the demo works on."""
 
 import dataclasses
 import io
@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from semsam_jax.core.errors import DataError
-from semsam_jax.demo.limits import Limits, Refusal
+from semsam_jax.demo.limits import HTTPError, Limits
 from semsam_jax.inference.images import load_image
 from semsam_jax.inference.visualize import display_size
 
@@ -36,28 +36,28 @@ _DECODER_ERRORS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Photo:
-    """A photo as displayed.
+class Upload:
+    """An image as displayed.
 
     Attributes:
         pixels: RGB, long side at most `WORK_SIDE`; the pixels of every click.
-        original_hw: size of the file's photo; the pixels of every download.
+        original_hw: size of the file's image; the pixels of every download.
     """
 
     pixels: UInt8[np.ndarray, "h w 3"]
     original_hw: tuple[int, int]
 
 
-def read_photo(content: bytes, limits: Limits) -> Photo:
-    """Decodes a photo; its header is checked before any pixel is.
+def read_upload(content: bytes, limits: Limits) -> Upload:
+    """Decodes an image; its header is checked before any pixel is.
 
     Raises:
-        Refusal: not a photo, broken, or larger than the limits.
+        HTTPError: not an image, broken, or larger than the limits.
     """
     if not content:
-        raise Refusal(400, "The file is empty. Choose a photo.")
+        raise HTTPError(400, "The file is empty. Choose an image.")
     if len(content) > limits.upload_bytes:
-        raise Refusal(413, too_many_bytes(limits))
+        raise HTTPError(413, too_many_bytes(limits))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -70,19 +70,19 @@ def read_photo(content: bytes, limits: Limits) -> Photo:
                     image.draft(None, (WORK_SIDE, WORK_SIDE))
                 pixels = display_size(load_image(image), WORK_SIDE)
     except Image.DecompressionBombError as error:
-        raise Refusal(
+        raise HTTPError(
             413,
-            f"The photo has more than {limits.pixels // 10**6} million pixels. Use a smaller copy.",
+            f"The image has more than {limits.pixels // 10**6} million pixels. Use a smaller copy.",
         ) from error
     except DataError as error:
-        raise Refusal(415, f"This photo cannot be used: {error}") from error
+        raise HTTPError(415, f"This image cannot be used: {error}") from error
     except _DECODER_ERRORS as error:
-        raise Refusal(
+        raise HTTPError(
             415,
-            "This is not a complete JPEG, PNG, WebP, BMP, TIFF or GIF photo. "
+            "This is not a complete JPEG, PNG, WebP, BMP, TIFF or GIF image. "
             "Save it as JPEG and try again.",
         ) from error
-    return Photo(np.ascontiguousarray(pixels), (original_wh[1], original_wh[0]))
+    return Upload(np.ascontiguousarray(pixels), (original_wh[1], original_wh[0]))
 
 
 def too_many_bytes(limits: Limits) -> str:
@@ -93,15 +93,15 @@ def too_many_bytes(limits: Limits) -> str:
 def _check_size(size: tuple[int, int], limits: Limits) -> tuple[int, int]:
     width, height = size
     if width * height > limits.pixels:
-        raise Refusal(
+        raise HTTPError(
             413,
-            f"The photo has {width}x{height} pixels, more than {limits.pixels // 10**6} million. "
+            f"The image has {width}x{height} pixels, more than {limits.pixels // 10**6} million. "
             f"Use a smaller copy.",
         )
     if max(size) > limits.side or max(size) > limits.aspect * min(size):
-        raise Refusal(
+        raise HTTPError(
             413,
-            f"The photo is {width}x{height} pixels; its sides may be at most {limits.side} pixels "
+            f"The image is {width}x{height} pixels; its sides may be at most {limits.side} pixels "
             f"and differ by at most {limits.aspect:g} times. Cut a piece out of it.",
         )
     return size

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from semsam_jax.core.errors import CheckpointError
-from semsam_jax.evals.names import embed_classes, text_table
+from semsam_jax.evals.class_embeddings import embed_classes, text_table
 
 TABLE = {"class_heads_trained": True, "text": {"source": "table", "table": None}}
 

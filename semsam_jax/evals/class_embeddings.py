@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from semsam_jax.core.errors import CheckpointError
 from semsam_jax.core.structs import TextTable
-from semsam_jax.text.tables import NameTable
+from semsam_jax.text.tables import TextEmbeddings
 from semsam_jax.text.templates import embed_names
 from semsam_jax.text.tokenizer import Tokenizer
 
@@ -38,7 +38,7 @@ def embed_classes(
     text = meta.get("text") or {}
     source = text.get("source")
     if source == "table":
-        return NameTable.load(text.get("table") or None).lookup(names)
+        return TextEmbeddings.load(text.get("table") or None).lookup(names)
     if source == "encoder":
         params = jax.device_put(params)
         encode = jax.jit(lambda p, ids: model.apply({"params": p}, ids, method="encode_text"))

@@ -1,4 +1,4 @@
-"""Panoptic, instance and semantic results of the generic branch for one photo."""
+"""Panoptic, instance and semantic results of the generic branch for one image."""
 
 import dataclasses
 from pathlib import Path
@@ -22,13 +22,13 @@ _MIN_INSTANCE_SCORE = 0.25
 
 
 @dataclasses.dataclass(frozen=True)
-class GenericAnswer:
-    """What the queries of the generic branch say of one photo.
+class WholeImageAnswer:
+    """What the queries of the generic branch say of one image.
 
     Attributes:
         class_logits: [q, v] over the object names.
         low_res_logits: masks [q, h/4, w/4] of the padded canvas.
-        boxes: [q, 4] x0, y0, x1, y1 in photo pixels.
+        boxes: [q, 4] x0, y0, x1, y1 in image pixels.
         frame: sizes.
         names: the object names.
     """
@@ -41,9 +41,9 @@ class GenericAnswer:
 
 
 def ask_generic(
-    model: LoadedModel, photo: UInt8[np.ndarray, "h w 3"], labels: Labels, size: Size = None
-) -> GenericAnswer:
-    """Runs the generic branch over a photo.
+    model: LoadedModel, image: UInt8[np.ndarray, "h w 3"], labels: Labels, size: Size = None
+) -> WholeImageAnswer:
+    """Runs the generic branch over an image.
 
     Raises:
         PromptError: no object names among the labels.
@@ -51,43 +51,43 @@ def ask_generic(
     """
     names = label_set(model, labels)
     if not names.objects:
-        raise PromptError("labels: no object names given; the whole photo needs some.")
-    frame = model.frame(photo.shape[:2], size)
-    pyramid = model.encode(fit_image(photo, frame)[None], [frame])
+        raise PromptError("labels: no object names given; the whole image needs some.")
+    frame = model.frame(image.shape[:2], size)
+    pyramid = model.encode(fit_image(image, frame)[None], [frame])
     # Padding rows of the name table would compete for the best proposals: use the exact one.
     last = model.decode_generic(pyramid, names.exact).layers
     low = low_res_logits(jnp.asarray(last.mask_embed[-1, 0]), pyramid.mask_features[0])
-    return GenericAnswer(
+    return WholeImageAnswer(
         class_logits=np.asarray(last.object_logits[-1, 0], np.float32),
         low_res_logits=np.asarray(low),
-        boxes=boxes_in_photo(np.asarray(last.boxes[-1, 0]), frame),
+        boxes=boxes_in_image(np.asarray(last.boxes[-1, 0]), frame),
         frame=frame,
         names=names,
     )
 
 
-def boxes_in_photo(cxcywh: Float[np.ndarray, "q 4"], frame: Frame) -> Float[np.ndarray, "q 4"]:
-    """Boxes in fractions of the canvas -> x0, y0, x1, y1 in photo pixels."""
+def boxes_in_image(cxcywh: Float[np.ndarray, "q 4"], frame: Frame) -> Float[np.ndarray, "q 4"]:
+    """Boxes in fractions of the canvas -> x0, y0, x1, y1 in image pixels."""
     canvas = np.array(frame.canvas_hw[::-1], np.float32)
-    scale = np.array(frame.photo_hw[::-1], np.float32) / np.array(frame.resized_hw[::-1])
+    scale = np.array(frame.image_hw[::-1], np.float32) / np.array(frame.resized_hw[::-1])
     centre, half = cxcywh[:, :2], cxcywh[:, 2:] / 2
     corners = np.concatenate([centre - half, centre + half], 1)
     return (corners * np.tile(canvas * scale, 2)).astype(np.float32)
 
 
-def segment_whole_photo(
+def segment_whole_image(
     model: LoadedModel,
-    photo: UInt8[np.ndarray, "h w 3"],
+    image: UInt8[np.ndarray, "h w 3"],
     task: str,
     labels: Labels,
     size: Size,
     out: Path,
 ) -> list[dict]:
-    """Labels a photo, writes masks.json, overlay.png and segments.png (not for instances).
+    """Labels an image, writes masks.json, overlay.png and segments.png (not for instances).
 
     Args:
         model: with a generic branch.
-        photo: RGB.
+        image: RGB.
         task: `panoptic`, `instance` or `semantic`.
         labels: see `labels.label_set`.
         size: see `preprocess.make_frame`.
@@ -96,8 +96,8 @@ def segment_whole_photo(
     Returns:
         The records of masks.json.
     """
-    answer = ask_generic(model, photo, labels, size)
-    work_hw = work_size(photo.shape[:2])
+    answer = ask_generic(model, image, labels, size)
+    work_hw = work_size(image.shape[:2])
     if task == "instance":
         records = _instance_records(answer, work_hw)
     elif task == "panoptic":
@@ -105,7 +105,7 @@ def segment_whole_photo(
     else:
         segment_map, records = _semantic(answer, work_hw)
     files.make_folder(out)
-    small = visualize.display_size(photo)
+    small = visualize.display_size(image)
     if task == "instance":
         masks = [visualize.shrink_mask(files.decode_rle(r["segmentation"]), small) for r in records]
         colours = visualize.distinct_colours(len(masks))
@@ -123,22 +123,22 @@ def segment_whole_photo(
     return records
 
 
-def work_size(photo_hw: tuple[int, int]) -> tuple[int, int]:
-    """Size at which queries compete for pixels: the photo's, but at most a megapixel."""
-    scale = min(1.0, (_MAX_WORK_PIXELS / (photo_hw[0] * photo_hw[1])) ** 0.5)
-    return max(1, round(photo_hw[0] * scale)), max(1, round(photo_hw[1] * scale))
+def work_size(image_hw: tuple[int, int]) -> tuple[int, int]:
+    """Size at which queries compete for pixels: the image's, but at most a megapixel."""
+    scale = min(1.0, (_MAX_WORK_PIXELS / (image_hw[0] * image_hw[1])) ** 0.5)
+    return max(1, round(image_hw[0] * scale)), max(1, round(image_hw[1] * scale))
 
 
 def panoptic_segments(
-    answer: GenericAnswer, work_hw: tuple[int, int]
+    answer: WholeImageAnswer, work_hw: tuple[int, int]
 ) -> tuple[Int[np.ndarray, "ph pw"], list[dict]]:
-    """Gives every pixel of the photo to one query; returns the map of ids and the records."""
+    """Gives every pixel of the image to one query; returns the map of ids and the records."""
     names = answer.names.objects
     things = {i for i, name in enumerate(names) if name not in answer.names.stuff}
     kept = panoptic.confident_queries(answer.class_logits, 0.25)
     masks = upsample_logits(answer.low_res_logits[kept], answer.frame, work_hw)
     result = panoptic.panoptic_map(answer.class_logits[kept], masks, things)
-    segment_map = _to_photo(result.segment_map, answer.frame)
+    segment_map = _to_image(result.segment_map, answer.frame)
     records = []
     for segment in result.segments:
         record = _record(segment.id, segment_map == segment.id, names, segment.category)
@@ -148,7 +148,7 @@ def panoptic_segments(
     return segment_map, records
 
 
-def _semantic(answer: GenericAnswer, work_hw) -> tuple[np.ndarray, list[dict]]:
+def _semantic(answer: WholeImageAnswer, work_hw) -> tuple[np.ndarray, list[dict]]:
     names = answer.names.objects
     best = np.zeros(work_hw, np.int32)
     top = np.zeros(work_hw, np.float32)
@@ -157,7 +157,7 @@ def _semantic(answer: GenericAnswer, work_hw) -> tuple[np.ndarray, list[dict]]:
     for y in range(0, work_hw[0], rows):
         scores = panoptic.semantic_map(answer.class_logits, masks[:, y : y + rows])
         best[y : y + rows], top[y : y + rows] = scores.argmax(0) + 1, scores.max(0)
-    segment_map = _to_photo(best, answer.frame)
+    segment_map = _to_image(best, answer.frame)
     records = []
     for category in np.unique(best).tolist():
         record = _record(category, segment_map == category, names, category - 1)
@@ -166,13 +166,13 @@ def _semantic(answer: GenericAnswer, work_hw) -> tuple[np.ndarray, list[dict]]:
     return segment_map, records
 
 
-def _instance_records(answer: GenericAnswer, work_hw) -> list[dict]:
+def _instance_records(answer: WholeImageAnswer, work_hw) -> list[dict]:
     names = answer.names.objects
     masks = upsample_logits(answer.low_res_logits, answer.frame, work_hw)
     found = panoptic.top_instances(answer.class_logits, masks)
     records = []
     for i in np.flatnonzero(found.scores >= _MIN_INSTANCE_SCORE):
-        mask = _to_photo(found.masks[i].astype(np.int32), answer.frame) > 0
+        mask = _to_image(found.masks[i].astype(np.int32), answer.frame) > 0
         record = _record(len(records) + 1, mask, names, int(found.categories[i]))
         record["score"] = record["object"]["score"] = float(found.scores[i])
         record["predicted_box_xyxy"] = answer.boxes[found.queries[i]].tolist()
@@ -192,6 +192,6 @@ def _record(number: int, mask: np.ndarray, names: tuple[str, ...], category: int
     }
 
 
-def _to_photo(segment_map: Int[np.ndarray, "h w"], frame: Frame) -> Int[np.ndarray, "ph pw"]:
-    size = (frame.photo_hw[1], frame.photo_hw[0])
+def _to_image(segment_map: Int[np.ndarray, "h w"], frame: Frame) -> Int[np.ndarray, "ph pw"]:
+    size = (frame.image_hw[1], frame.image_hw[0])
     return cv2.resize(segment_map, size, interpolation=cv2.INTER_NEAREST)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from semsam_jax.ops.deform_attention.geometry import corners_of, levels_of, samples_of
 
 
-def packed(
+def cell_gather(
     value: Float[Array, "b s h e"],
     spatial_shapes: tuple[tuple[int, int], ...],
     sampling_locations: Float[Array, "b q h L P 2"],

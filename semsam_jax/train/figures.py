@@ -1,4 +1,4 @@
-"""The picture that a run leaves behind: one click at every level, on held-back photos."""
+"""The picture that a run leaves behind: one click at every level, on held-out images."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,18 +13,18 @@ from semsam_jax.inference.loading import model_from_params
 from semsam_jax.inference.predictor import Predictor
 from semsam_jax.inference.visualize import level_strip
 
-_NUM_PHOTOS = 6
+_NUM_IMAGES = 6
 
 
 def draw_predictions(params: dict, meta: dict, samples: Iterable[EvalSample]) -> np.ndarray | None:
-    """Draws one click at all levels for some photos.
+    """Draws one click at all levels for some images.
 
-    The clicked instance is the largest countable one of each photo.
+    The clicked instance is the largest countable one of each image.
 
     Args:
         params: as inference uses them.
         meta: of the run.
-        samples: held-back photos; without any there is no picture.
+        samples: held-out images; without any there is no picture.
 
     Returns:
         The picture, uint8 [h,w,3], or None.
@@ -37,25 +37,25 @@ def draw_predictions(params: dict, meta: dict, samples: Iterable[EvalSample]) ->
         if predictor is None:
             # From the host to one device, as from a file: so `segment` finds its programs traced
             # and compiled when it follows the run.
-            model = model_from_params(jax.device_get(params), meta, keeps_programs=True)
+            model = model_from_params(jax.device_get(params), meta, cache_programs=True)
             predictor = Predictor(model)
         height, width = sample.size_hw
-        photo = sample.image[:height, :width]
-        predictor.set_image(photo)
+        image = sample.image[:height, :width]
+        predictor.set_image(image)
         found = predictor.predict(point_coords=[click])
         captions = [
             f"level {level}  IoU {score:.2f}"
             for level, score in enumerate(np.asarray(found.scores), start=1)
         ]
-        strips.append(level_strip(photo, list(found.masks), captions, points=[(*click, True)]))
-        if len(strips) == _NUM_PHOTOS:
+        strips.append(level_strip(image, list(found.masks), captions, points=[(*click, True)]))
+        if len(strips) == _NUM_IMAGES:
             break
     if not strips:
         return None
     return _stack(strips)
 
 
-def save_picture(workdir: Path, picture: np.ndarray) -> None:
+def save_figure(workdir: Path, picture: np.ndarray) -> None:
     """Writes WORKDIR/predictions.png, whole or not at all."""
     partial = workdir / ".predictions.png"
     Image.fromarray(picture).save(partial, format="PNG")

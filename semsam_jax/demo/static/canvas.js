@@ -2,11 +2,11 @@
 const $ = (selector) => element.querySelector(selector);
 const stage = $(".ss-stage"), view = $(".ss-view"), frame = $(".ss-frame"), statusLine = $(".ss-status"), fileInput = $(".ss-file");
 const resultBox = () => document.getElementById("ss-result");
-let photo = null;        // {key, width, height, image, file, name}
+let image = null;        // {key, width, height, element, file, name}
 let points = [], box = null, mode = "add", level = 1, names = "";
 let answer = null;       // {kind: "click" | "whole", masks, map}
 let kept = [];           // {mask, level, map, bit, colour}
-let picked = -1;         // index of the mask that is pointed at, whole-photo answers
+let picked = -1;         // index of the mask that is pointed at, whole-image answers
 let drag = null, asked = 0, pending = 0;
 
 const label = (mask) => [mask.object, mask.part].filter(Boolean).map((n) => n.name).join(" / ");
@@ -38,15 +38,15 @@ async function request(path, body, isRaw = false) {
   }
 }
 
-// Asks about the photo; if the server has put it away in the meantime, sends it once more.
+// Asks about the image; if the server has put it away in the meantime, sends it once more.
 async function ask(path, body) {
   try {
-    return await request(path, { photo: photo.key, ...body });
+    return await request(path, { image: image.key, ...body });
   } catch (error) {
     if (!error.isGone) throw error;
-    const again = await (await request("photo", photo.file, true)).json();
-    photo.key = again.photo; kept = [];
-    return request(path, { photo: photo.key, ...body });
+    const again = await (await request("image", image.file, true)).json();
+    image.key = again.image; kept = [];
+    return request(path, { image: image.key, ...body });
   }
 }
 
@@ -55,19 +55,19 @@ async function guarded(work) {
 }
 
 const open = (file, name) => guarded(async () => {
-  say("Sending the photo …");
-  const old = photo;
-  const found = await (await request("photo", file, true)).json();
-  if (old) request("forget", { photo: old.key }).catch(() => {});
-  photo = { key: found.photo, width: found.width, height: found.height, file, name, image: await loadImage(found.view) };
+  say("Sending the image …");
+  const old = image;
+  const found = await (await request("image", file, true)).json();
+  if (old) request("forget", { image: old.key }).catch(() => {});
+  image = { key: found.image, width: found.width, height: found.height, file, name, element: await loadImage(found.view) };
   reset(); kept = [];
-  stage.dataset.state = "photo";
+  stage.dataset.state = "image";
   frame.style.aspectRatio = `${found.width} / ${found.height}`;
-  frame.style.setProperty("--photo-aspect", found.width / found.height);
+  frame.style.setProperty("--image-aspect", found.width / found.height);
   draw(); showResult();
-  say("Looking at the photo …");
+  say("Looking at the image …");
   const encoded = await (await ask("encode", {})).json();
-  say(`Ready: photo encoded in ${seconds(encoded.encode_sec)}. Click on something.`);
+  say(`Ready: image encoded in ${seconds(encoded.encode_sec)}. Click on something.`);
 });
 
 function reset() { points = []; box = null; answer = null; picked = -1; drag = null; asked++; }
@@ -83,14 +83,14 @@ const segment = () => guarded(async () => {
   draw(); showResult();
   const trip = (performance.now() - start) / 1000;
   stage.dataset.trip = trip.toFixed(4);
-  say(`Answered in ${seconds(trip)} (model ${seconds(found.decode_sec)}; photo encoded once, ${seconds(found.encode_sec)}).`);
+  say(`Answered in ${seconds(trip)} (model ${seconds(found.decode_sec)}; image encoded once, ${seconds(found.encode_sec)}).`);
 });
 
 const whole = (path, body, what) => guarded(async () => {
-  if (!photo) { say("Choose a photo first.", true); return; }
+  if (!image) { say("Choose an image first.", true); return; }
   reset(); kept = []; draw();
   const turn = asked;
-  say("Looking at the whole photo …");
+  say("Looking at the whole image …");
   const found = await (await ask(path, { names, ...body })).json();
   const map = await loadValues(found.picture);
   if (turn !== asked) return;
@@ -110,11 +110,11 @@ function bitCanvas(map, bit, colour, opacity) {
 }
 
 function draw() {
-  if (!photo) return;
-  const scale = fitCanvas(view, photo.width, photo.height), context = view.getContext("2d");
+  if (!image) return;
+  const scale = fitCanvas(view, image.width, image.height), context = view.getContext("2d");
   const put = (canvas) => context.drawImage(canvas, 0, 0, view.width, view.height);
   const ratio = window.devicePixelRatio || 1, size = 8 * ratio, taken = [], chips = [];
-  put(photo.image);
+  put(image.element);
   for (const one of kept) {
     put(one.canvas ??= bitCanvas(one.map, one.bit, one.colour, 0.42));
     chips.push([one.mask, one.colour, label(one.mask) || `level ${one.level}`]);
@@ -156,12 +156,12 @@ function showStrip(target) {
       aria-label="level ${i + 1}"><canvas></canvas><span><b>${i + 1}</b> ${mask.place ? escape(label(mask)) || percent(mask.score) : 'nothing'}</span></button>`).join("")}</div>`;
   target.querySelectorAll(".ss-level").forEach((button, i) => {
     const canvas = button.querySelector("canvas"), context = canvas.getContext("2d");
-    const scale = 320 / Math.max(photo.width, photo.height);
-    canvas.width = Math.max(1, Math.round(photo.width * scale)); canvas.height = Math.max(1, Math.round(photo.height * scale));
-    context.drawImage(photo.image, 0, 0, canvas.width, canvas.height);
+    const scale = 320 / Math.max(image.width, image.height);
+    canvas.width = Math.max(1, Math.round(image.width * scale)); canvas.height = Math.max(1, Math.round(image.height * scale));
+    context.drawImage(image.element, 0, 0, canvas.width, canvas.height);
     context.drawImage(shadeCanvas(answer.map, (v) => v >> i & 1), 0, 0, canvas.width, canvas.height);
     const mask = answer.masks[i];
-    button.title = `level ${i + 1}: predicted IoU ${percent(mask.score)}, ${percent(mask.area)} of the photo`
+    button.title = `level ${i + 1}: predicted IoU ${percent(mask.score)}, ${percent(mask.area)} of the image`
       + [mask.object, mask.part].filter(Boolean).map((n) => `, ${n.name} ${percent(n.score)}`).join("");
     button.onclick = () => { level = i + 1; trigger("level"); changeLevel(); };
   });
@@ -194,18 +194,18 @@ function changeLevel() {
 function place(event) {
   const area = view.getBoundingClientRect();
   const clip = (v, top) => Math.min(Math.max(v, 0), top);
-  return [clip((event.clientX - area.left) / area.width * photo.width, photo.width),
-    clip((event.clientY - area.top) / area.height * photo.height, photo.height)];
+  return [clip((event.clientX - area.left) / area.width * image.width, image.width),
+    clip((event.clientY - area.top) / area.height * image.height, image.height)];
 }
 
 view.addEventListener("pointerdown", (event) => {
-  if (!photo || !event.isPrimary || event.button > 0) return;
+  if (!image || !event.isPrimary || event.button > 0) return;
   const [x, y] = place(event);
   drag = { x0: x, y0: y, x1: x, y1: y, startX: event.clientX, startY: event.clientY, isBox: false, id: event.pointerId };
   if (mode === "box" || event.pointerType === "mouse") view.setPointerCapture(event.pointerId);
 });
 view.addEventListener("pointermove", (event) => {
-  if (!photo) return;
+  if (!image) return;
   if (!drag) {
     if (answer?.kind === "whole" && event.pointerType === "mouse") pickAt(...place(event));
     return;
@@ -228,7 +228,7 @@ view.addEventListener("pointercancel", () => { drag = null; draw(); });
 view.addEventListener("pointerleave", () => { if (!drag) pick(-1); });
 view.addEventListener("contextmenu", (event) => {
   event.preventDefault();
-  if (photo) addPoint(...place(event), 0);
+  if (image) addPoint(...place(event), 0);
 });
 
 function addPoint(x, y, good) {
@@ -242,7 +242,7 @@ function leaveWhole() { if (answer?.kind === "whole") { answer = null; picked = 
 
 function pickAt(x, y) {
   const { values, width, height } = answer.map;
-  const column = Math.min(width - 1, Math.floor(x / photo.width * width)), row = Math.min(height - 1, Math.floor(y / photo.height * height));
+  const column = Math.min(width - 1, Math.floor(x / image.width * width)), row = Math.min(height - 1, Math.floor(y / image.height * height));
   pick(values[row * width + column] - 1);
 }
 
@@ -260,8 +260,8 @@ const actions = {
     reset(); draw(); showResult(); say(`${kept.length} kept. Click on the next object.`);
   },
   close() {
-    request("forget", { photo: photo.key }).catch(() => {});
-    photo = null; reset(); kept = []; stage.dataset.state = "empty"; showResult(); say("");
+    request("forget", { image: image.key }).catch(() => {});
+    image = null; reset(); kept = []; stage.dataset.state = "empty"; showResult(); say("");
   },
 };
 element.querySelectorAll("[data-do]").forEach((button) => { button.onclick = () => actions[button.dataset.do](); });
@@ -273,7 +273,7 @@ element.querySelectorAll("[data-mode]").forEach((button) => {
   };
 });
 view.addEventListener("keydown", (event) => {
-  if (!photo || event.ctrlKey || event.metaKey) return;
+  if (!image || event.ctrlKey || event.metaKey) return;
   const key = event.key.toLowerCase();
   if (key >= "1" && key <= "6") { level = Number(key); trigger("level"); changeLevel(); }
   else if (key === "z" && !$("[data-do=undo]").disabled) actions.undo();
@@ -302,7 +302,7 @@ window.addEventListener("paste", (event) => {
   if (file) open(file, "pasted.png");
 });
 window.addEventListener("pagehide", () => {
-  if (photo) navigator.sendBeacon("api/forget", JSON.stringify({ photo: photo.key }));
+  if (image) navigator.sendBeacon("api/forget", JSON.stringify({ image: image.key }));
 });
 new ResizeObserver(() => draw()).observe(frame);
 
@@ -322,8 +322,8 @@ window.semsam = {
   download: (kind) => guarded(async () => {
     const current = !answer ? [] : kept.length && answer.kind === "click" ? [answer.masks[level - 1]] : answer.masks;
     const masks = [...kept.map((one) => one.mask), ...current].map((mask) => mask.number);
-    if (!photo || !masks.length) { say("There are no masks yet. Click on something first.", true); return; }
-    const response = await request("download", { photo: photo.key, kind, masks, file_name: photo.name });
+    if (!image || !masks.length) { say("There are no masks yet. Click on something first.", true); return; }
+    const response = await request("download", { image: image.key, kind, masks, file_name: image.name });
     const link = document.createElement("a");
     link.href = URL.createObjectURL(await response.blob());
     link.download = /filename="([^"]+)"/.exec(response.headers.get("content-disposition"))[1];

@@ -1,4 +1,4 @@
-"""The two halves of a training step as programs: traced on shapes, counted, compiled.
+"""The two programs of a training step as programs: traced on shapes, counted, compiled.
 
 Everything works on `jax.ShapeDtypeStruct`s, so neither the devices nor the arrays of a run
 have to exist.
@@ -16,11 +16,11 @@ from semsam_jax.parallel import arithmetic, hardware
 from semsam_jax.parallel.arithmetic import Arithmetic
 from semsam_jax.parallel.mesh import batch_sharding, replicated
 from semsam_jax.train.state import TrainState
-from semsam_jax.train.step import Text, TrainStep
+from semsam_jax.train.step import TextInputs, TrainStep
 
 
 @dataclasses.dataclass(frozen=True)
-class Half:
+class TracedProgram:
     """One traced program of a step.
 
     Attributes:
@@ -34,7 +34,9 @@ class Half:
     times: int
 
 
-def model_flops(step: TrainStep, state: TrainState, batch: StreamBatch, text: Text) -> float | None:
+def model_flops(
+    step: TrainStep, state: TrainState, batch: StreamBatch, text: TextInputs
+) -> float | None:
     """Arithmetic of a step without recomputation, or None on devices of unknown speed.
 
     Tracing costs seconds, and without a peak rate the figure says little.
@@ -44,26 +46,31 @@ def model_flops(step: TrainStep, state: TrainState, batch: StreamBatch, text: Te
     return count(trace(step, state, batch, text)).useful
 
 
-def count(halves: list[Half]) -> Arithmetic:
+def count(programs: list[TracedProgram]) -> Arithmetic:
     """Work of all programs of a step."""
-    return arithmetic.add((arithmetic.count(half.traced.jaxpr), half.times) for half in halves)
+    return arithmetic.add((arithmetic.count(stage.traced.jaxpr), stage.times) for stage in programs)
 
 
-def trace(step: TrainStep, state: TrainState, batch: StreamBatch, text: Text) -> list[Half]:
-    """Traces both halves of every kind of micro-batch.
+def trace(
+    step: TrainStep, state: TrainState, batch: StreamBatch, text: TextInputs
+) -> list[TracedProgram]:
+    """Traces both programs of every kind of micro-batch.
 
-    What the second half takes has the shapes of what the first one gives; where that will
+    What the backward program takes has the shapes of what the first one gives; where that will
     lie is only known once the first one is compiled.
     """
-    halves = []
+    programs = []
     for name, part, times in step.parts(batch):
-        forward = first_half(step, name, state, part, text, times)
-        halves += [forward, second_half(step, name, state, forward.traced.out_info, part, times)]
-    return halves
+        forward = trace_forward(step, name, state, part, text, times)
+        programs += [
+            forward,
+            trace_backward(step, name, state, forward.traced.out_info, part, times),
+        ]
+    return programs
 
 
 def compile_ahead(
-    step: TrainStep, state: TrainState, batch: StreamBatch, text: Text
+    step: TrainStep, state: TrainState, batch: StreamBatch, text: TextInputs
 ) -> futures.Future[None]:
     """Compiles a step's programs in a thread of its own, while the run evaluates.
 
@@ -82,19 +89,23 @@ def compile_ahead(
 
 
 def _compile_all(
-    threads: futures.Executor, step: TrainStep, state: TrainState, batch: StreamBatch, text: Text
+    threads: futures.Executor,
+    step: TrainStep,
+    state: TrainState,
+    batch: StreamBatch,
+    text: TextInputs,
 ) -> None:
     """Traces in this thread, compiles in others."""
     begun = []
     try:
         for name, part, times in step.parts(batch):
-            first = first_half(step, name, state, part, text, times)
+            first = trace_forward(step, name, state, part, text, times)
             begun.append(threads.submit(_compile, first))
             if step.mesh.size == 1:  # Nothing is left for the compiler to choose.
                 given = _all_at(first.traced.out_info, replicated(step.mesh))
             else:
                 given = placed_outputs(first, begun[-1].result())
-            second = second_half(step, name, state, given, part, times)
+            second = trace_backward(step, name, state, given, part, times)
             begun.append(threads.submit(_compile, second))
     finally:
         threads.shutdown(wait=False)
@@ -102,15 +113,15 @@ def _compile_all(
         one.result()
 
 
-def _compile(half: Half) -> jax.stages.Compiled:
-    return half.traced.lower().compile()
+def _compile(stage: TracedProgram) -> jax.stages.Compiled:
+    return stage.traced.lower().compile()
 
 
-def placed_outputs(half: Half, compiled: jax.stages.Compiled) -> tuple:
+def placed_outputs(stage: TracedProgram, compiled: jax.stages.Compiled) -> tuple:
     """Outputs of a program as shapes that lie where the compiler puts them."""
     return jax.tree.map(
         lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
-        half.traced.out_info,
+        stage.traced.out_info,
         compiled.output_shardings,
     )
 
@@ -123,16 +134,18 @@ def _shape_of(array: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
 
 
-def first_half(
-    step: TrainStep, name: str, state: TrainState, part: StreamBatch, text: Text, times: int
-) -> Half:
+def trace_forward(
+    step: TrainStep, name: str, state: TrainState, part: StreamBatch, text: TextInputs, times: int
+) -> TracedProgram:
     """Traces the network and its costs."""
-    return Half(f"forward{name}", step.forward.trace(state.params, state.step, part, text), times)
+    return TracedProgram(
+        f"forward{name}", step.forward.trace(state.params, state.step, part, text), times
+    )
 
 
-def second_half(
+def trace_backward(
     step: TrainStep, name: str, state: TrainState, given: tuple, part: StreamBatch, times: int
-) -> Half:
+) -> TracedProgram:
     """Traces what follows the matching.
 
     Args:
@@ -143,12 +156,12 @@ def second_half(
         part: the micro-batch.
         times: how often a step runs it.
     """
-    outputs, pull_back, costs = given
-    rest = (outputs, pull_back, abstract_assignment(step.mesh, costs), part)
+    outputs, vjp_fn, costs = given
+    rest = (outputs, vjp_fn, abstract_assignment(step.mesh, costs), part)
     if step.is_whole:
-        return Half("backward", step.backward.trace(state, *rest), times)
+        return TracedProgram("backward", step.backward.trace(state, *rest), times)
     accumulate = step.accumulate.trace(state.params, *rest, state.step)
-    return Half(f"accumulate{name}", accumulate, times)
+    return TracedProgram(f"accumulate{name}", accumulate, times)
 
 
 def abstract_assignment(mesh: Mesh, costs: Costs) -> Assignment:

@@ -15,7 +15,7 @@ from data_pipelines.vocabulary import build_vocabulary
 from semsam_jax.core.errors import ConfigError, DataError
 
 
-def open_alone(
+def open_single_dataset(
     dataset: str,
     root: str | os.PathLike,
     split: str,
@@ -46,7 +46,7 @@ def open_alone(
         vocabulary = build_vocabulary([dataset], **lists)
     else:
         file = options.get("annotations")
-        classes = own_classes(dataset, root, split, annotations=file, is_native=is_native)
+        classes = custom_classes(dataset, root, split, annotations=file, is_native=is_native)
         vocabulary = build_vocabulary([], extra={dataset: classes})
     opener = open_native if is_native else open_source
     return opener(dataset, root, split, vocabulary, **options)
@@ -70,7 +70,7 @@ def reader_options(*, pascal_part_tree: bool, ade20k_parts: bool) -> dict[str, d
     return options
 
 
-def own_classes(
+def custom_classes(
     dataset: str,
     root: str | os.PathLike,
     split: str,

@@ -1,6 +1,6 @@
 """What has been measured so far, on disk: an interrupted evaluation goes on where it stopped.
 
-One file per process, appended photo by photo. A record is the photo's position in the
+One file per process, appended image by image. A record is the image's position in the
 dataset, the length and the CRC-32 of its bytes, and the bytes (MessagePack, `Evaluator.state`);
 a record that was cut off by a crash is noticed and dropped.
 """
@@ -20,8 +20,8 @@ from semsam_jax.core.errors import DataError
 _HEAD = struct.Struct("<qqI")
 
 
-class Journal:
-    """Records of one measurement with one setting.
+class ResumeLog:
+    """Records of one measurement with one context.
 
     Args:
         folder: where the files lie.
@@ -53,7 +53,7 @@ class Journal:
             ) from error
 
     def finished(self) -> dict[int, dict]:
-        """States by position of all photos that some process has finished."""
+        """States by position of all images that some process has finished."""
         found = {}
         for file in sorted(self._folder.glob(self._pattern)):
             for position, payload, _ in _records(file):
@@ -61,7 +61,7 @@ class Journal:
         return found
 
     def write(self, position: int, state: Mapping) -> None:
-        """Appends one photo."""
+        """Appends one image."""
         payload = serialization.msgpack_serialize(dict(state))
         self._stream.write(_HEAD.pack(position, len(payload), zlib.crc32(payload)) + payload)
         self._stream.flush()

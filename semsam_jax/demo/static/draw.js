@@ -1,4 +1,4 @@
-// Drawing: pure functions of numbers and canvases, used by stage.js.
+// Drawing: pure functions of numbers and canvases, used by canvas.js.
 const LEVEL_COLOURS = [[99, 102, 241], [14, 165, 233], [16, 185, 129], [234, 179, 8], [249, 115, 22], [236, 72, 153]];
 
 function colourOf(i) {
@@ -71,7 +71,7 @@ function fitCanvas(canvas, width, height) {
   const w = Math.max(1, Math.round(canvas.clientWidth * ratio));
   const h = Math.max(1, Math.round((w * height) / width));
   if (canvas.width !== w || canvas.height !== h) { canvas.width = w; canvas.height = h; }
-  return w / width;  // canvas pixels for each pixel of the photo
+  return w / width;  // canvas pixels for each pixel of the image
 }
 
 function drawMark(context, x, y, isPositive, size) {

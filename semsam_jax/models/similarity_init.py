@@ -2,14 +2,14 @@
 
 A mask logit is the product of a token's embedding with a pixel's features. From random weights
 both speak different languages, and a run has to find a common one before it can learn anything
-else; with a hundred photos and ten minutes it hardly does. Here both sides start in the same
+else; with a hundred images and ten minutes it hardly does. Here both sides start in the same
 one: the token reads the memory where the click is and hands it on unchanged, and the pixel
 features are the memory, unchanged. The first masks are then the pixels that resemble the
 clicked one, in place and in appearance, and training refines them. Nothing but the values of
 the parameters differs from another start.
 
-The sizes below were chosen by the one-click IoU of untrained models on training photos of the
-embedded sample; `_QUALITY_GAIN` by that of short runs on its held-back photos.
+The sizes below were chosen by the one-click IoU of untrained models on training images of the
+embedded sample; `_QUALITY_GAIN` by that of short runs on its held-out images.
 """
 
 from collections.abc import Callable
@@ -52,13 +52,13 @@ def check_fits(config: ModelConfig) -> None:
     )
     if not has_positions or not pixels.dim == pixels.mask_dim == decoder.dim:
         raise ConfigError(
-            "model.start: 'aligned' is for a backbone with position channels (preset lite) and "
+            "model.init: 'aligned' is for a backbone with position channels (preset lite) and "
             "equal widths of pixel decoder, masks and decoder; use 'random'."
         )
 
 
 def align(params: dict, config: ModelConfig, seed: int) -> dict:
-    """Returns random parameters moved to the aligned start.
+    """Returns random parameters moved to the similarity initialization.
 
     Args:
         params: of all branches, NumPy float32; they stay as they are.

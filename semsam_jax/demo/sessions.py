@@ -1,4 +1,4 @@
-"""The photos of all visitors: each under a secret of its own, few of them, not for long."""
+"""The images of all visitors: each under a secret of its own, few of them, not for long."""
 
 import dataclasses
 import secrets
@@ -8,27 +8,27 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
-from semsam_jax.demo.intake import Photo
-from semsam_jax.demo.limits import Limits, Refusal
+from semsam_jax.demo.limits import HTTPError, Limits
+from semsam_jax.demo.uploads import Upload
 from semsam_jax.inference.predictor import Predictor
 
-GONE = "This photo was put away in the meantime. Drop it once more."
+GONE = "This image was put away in the meantime. Drop it once more."
 
 
 @dataclasses.dataclass(eq=False)
-class Visit:
-    """One photo of one visitor and what was found in it.
+class ImageSession:
+    """One image of one visitor and what was found in it.
 
     Attributes:
-        photo: the photo.
+        upload: the image.
         client: address of the visitor.
-        predictor: holds the encoded photo; None until it is encoded, or after it was put away.
+        predictor: holds the encoded image; None until it is encoded, or after it was put away.
         encode_sec: time that the last encoding took.
         records: masks that were answered, by number, oldest first.
         used_at: monotonic seconds of the last request.
     """
 
-    photo: Photo
+    upload: Upload
     client: str
     predictor: Predictor | None = None
     encode_sec: float = 0.0
@@ -53,15 +53,15 @@ class Visit:
             return numbers
 
     def recall(self, numbers: Sequence[int]) -> list[dict]:
-        """Returns remembered masks; a Refusal says that one of them is gone."""
+        """Returns remembered masks; an HTTPError says that one of them is gone."""
         with self._lock:
             if not all(number in self.records for number in numbers):
-                raise Refusal(410, "Some of these masks were put away. Click once more.")
+                raise HTTPError(410, "Some of these masks were put away. Click once more.")
             return [self.records[number] for number in numbers]
 
 
-class Photos:
-    """Finds a visit by its secret; forgets the ones that nobody asks about.
+class SessionStore:
+    """Finds a session by its secret; forgets the ones that nobody asks about.
 
     Args:
         limits: how many, and for how long.
@@ -71,44 +71,44 @@ class Photos:
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic):
         self._limits = limits
         self._clock = clock
-        self._visits: OrderedDict[str, Visit] = OrderedDict()  # least recently used first
+        self._sessions: OrderedDict[str, ImageSession] = OrderedDict()  # least recently used first
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        """Photos that are remembered."""
-        return len(self._visits)
+        """Images that are remembered."""
+        return len(self._sessions)
 
-    def add(self, photo: Photo, client: str) -> str:
-        """Remembers a photo and returns its secret."""
+    def add(self, upload: Upload, client: str) -> str:
+        """Remembers an image and returns its secret."""
         with self._lock:
             self._forget_idle()
-            own = [key for key, visit in self._visits.items() if visit.client == client]
-            for key in own[: len(own) - self._limits.photos_per_client + 1]:
-                del self._visits[key]
-            while len(self._visits) >= self._limits.photos:
-                self._visits.popitem(last=False)
+            own = [key for key, session in self._sessions.items() if session.client == client]
+            for key in own[: len(own) - self._limits.images_per_client + 1]:
+                del self._sessions[key]
+            while len(self._sessions) >= self._limits.images:
+                self._sessions.popitem(last=False)
             key = secrets.token_urlsafe(24)
-            self._visits[key] = Visit(photo, client, used_at=self._clock())
+            self._sessions[key] = ImageSession(upload, client, used_at=self._clock())
             return key
 
-    def get(self, key: str) -> Visit:
-        """Returns a visit; a Refusal says that the photo is gone or never was."""
+    def get(self, key: str) -> ImageSession:
+        """Returns a session; an HTTPError says that the image is gone or never was."""
         with self._lock:
             self._forget_idle()
-            visit = self._visits.get(key)
-            if visit is None:
-                raise Refusal(410, GONE, is_gone=True)
-            visit.used_at = self._clock()
-            self._visits.move_to_end(key)
-            return visit
+            session = self._sessions.get(key)
+            if session is None:
+                raise HTTPError(410, GONE, is_gone=True)
+            session.used_at = self._clock()
+            self._sessions.move_to_end(key)
+            return session
 
     def remove(self, key: str) -> None:
-        """Forgets a photo."""
+        """Forgets an image."""
         with self._lock:
-            self._visits.pop(key, None)
+            self._sessions.pop(key, None)
 
     def forget_idle(self) -> None:
-        """Forgets the photos that nobody asked about for a while."""
+        """Forgets the images that nobody asked about for a while."""
         with self._lock:
             self._forget_idle()
 
@@ -119,15 +119,15 @@ class Photos:
             feature_bytes: size of one encoding.
         """
         with self._lock:
-            encoded = [v for v in self._visits.values() if v.predictor is not None]
+            encoded = [v for v in self._sessions.values() if v.predictor is not None]
             keep = max(1, self._limits.feature_bytes // max(1, feature_bytes))
-            for visit in encoded[: max(0, len(encoded) - keep)]:
-                visit.predictor = None
+            for session in encoded[: max(0, len(encoded) - keep)]:
+                session.predictor = None
 
     def _forget_idle(self) -> None:
-        oldest = self._clock() - self._limits.photo_idle_sec
-        for key in [key for key, visit in self._visits.items() if visit.used_at < oldest]:
-            del self._visits[key]
+        oldest = self._clock() - self._limits.image_idle_sec
+        for key in [key for key, session in self._sessions.items() if session.used_at < oldest]:
+            del self._sessions[key]
 
 
 def _size(record: dict) -> int:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from semsam_jax.ops.deform_attention.geometry import (
     Levels,
-    Samples,
+    SamplePoints,
     corners_of,
     levels_of,
     samples_of,
@@ -20,7 +20,7 @@ Indices = tuple[Int[Array, "b q k"], ...]
 Shares = tuple[Float[Array, "b q k"], ...]
 
 
-def rows(
+def corner_gather(
     value: Float[Array, "b s h e"],
     spatial_shapes: tuple[tuple[int, int], ...],
     sampling_locations: Float[Array, "b q h L P 2"],
@@ -39,7 +39,7 @@ def rows(
     return out.transpose(1, 2, 0, 3).reshape(b, -1, h * e).astype(value.dtype)
 
 
-def _index_and_share(levels: Levels, samples: Samples) -> tuple[Indices, Shares]:
+def _index_and_share(levels: Levels, samples: SamplePoints) -> tuple[Indices, Shares]:
     """Table row and share of every corner of one head's samples."""
     start, height, width = (x[None, None] for x in (levels.start, levels.height, levels.width))
     row, column, shares = corners_of(levels, samples)

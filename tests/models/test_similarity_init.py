@@ -1,4 +1,4 @@
-"""The aligned start: an untrained model already masks what resembles the clicked pixel."""
+"""Similarity initialization: an untrained model already masks what resembles the clicked pixel."""
 
 from pathlib import Path
 
@@ -12,15 +12,15 @@ from semsam_jax.config import build
 from semsam_jax.convert.imagenet import load_imagenet_params
 from semsam_jax.core.errors import ConfigError
 from semsam_jax.core.structs import Prompts
-from semsam_jax.models.aligned_start import align
 from semsam_jax.models.heads import mask_logits
 from semsam_jax.models.presets import model_config
 from semsam_jax.models.semantic_sam import SemanticSAM
+from semsam_jax.models.similarity_init import align
 from semsam_jax.train.warm_start import random_params
 
 CONFIG = model_config("lite")
 MODEL = SemanticSAM(CONFIG)
-PHOTO = Path(__file__).parents[2] / "data_pipelines/sample/data/coco/val2017/000000000785.jpg"
+IMAGE = Path(__file__).parents[2] / "data_pipelines/sample/data/coco/val2017/000000000785.jpg"
 SIDE, GRID = 256, 5
 
 
@@ -31,7 +31,7 @@ def random():
 
 @pytest.fixture(scope="module")
 def masks_of():
-    image = np.asarray(Image.open(PHOTO).convert("RGB").resize((SIDE, SIDE)))[None]
+    image = np.asarray(Image.open(IMAGE).convert("RGB").resize((SIDE, SIDE)))[None]
     places = (np.arange(GRID, dtype=np.float32) + 0.5) / GRID
     clicks = np.stack(np.meshgrid(places, places), -1).reshape(1, -1, 2)
     boxes = np.concatenate([clicks, np.full_like(clicks, 0.005)], -1)
@@ -59,7 +59,7 @@ def masks_of():
 def test_untrained_masks_lie_around_their_clicks(random, masks_of):
     found, holds_click = masks_of(align(random, CONFIG, seed=0))
     assert holds_click[:, :3].mean() > 0.9
-    # From coarse to fine, and nothing like the whole photo at the fine end.
+    # From coarse to fine, and nothing like the whole image at the fine end.
     areas = found.mean((0, 2, 3))
     assert (np.diff(areas) < 0).all()
     assert areas[0] > 2 * areas[-1]
@@ -90,4 +90,4 @@ def test_only_values_change_and_the_given_parameters_stay(random):
 @pytest.mark.parametrize("preset", ["tiny", "swin_t", "swin_l"])
 def test_other_presets_are_refused(preset):
     with pytest.raises(ConfigError, match=r"model\.start"):
-        build({"model": {"preset": preset, "start": "aligned"}})
+        build({"model": {"preset": preset, "init": "similarity"}})

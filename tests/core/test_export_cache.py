@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from semsam_jax.core import programs
+from semsam_jax.core import export_cache
 from semsam_jax.core.structs import GenericPredictions, Predictions, Prompts, Pyramid, TextTable
 from semsam_jax.models import presets
 from semsam_jax.models.semantic_sam import SemanticSAM
@@ -33,7 +33,7 @@ def _fresh(tmp_path, monkeypatch):
 
 def _new_process(monkeypatch):
     """Forgets what this process has traced."""
-    monkeypatch.setattr(programs, "_programs", {})
+    monkeypatch.setattr(export_cache, "_programs", {})
     _scale.clear_cache()
     _traced.clear()
 
@@ -46,16 +46,16 @@ def _args(size=3):
 
 
 def _files(tmp_path):
-    return sorted((tmp_path / programs.FOLDER).glob("*"))
+    return sorted((tmp_path / export_cache.FOLDER).glob("*"))
 
 
 def test_a_second_process_reads_the_program_and_traces_nothing(tmp_path, monkeypatch):
     wanted = _scale(0.7, *_args())
-    first = programs.run(_scale, (0.7,), *_args())
+    first = export_cache.run(_scale, (0.7,), *_args())
     (file,) = _files(tmp_path)
     assert file.name.startswith("scale-")
     _new_process(monkeypatch)
-    second = programs.run(_scale, (0.7,), *_args())
+    second = export_cache.run(_scale, (0.7,), *_args())
     assert _traced == []
     assert _files(tmp_path) == [file]
     for found in (first, second):
@@ -64,15 +64,15 @@ def test_a_second_process_reads_the_program_and_traces_nothing(tmp_path, monkeyp
 
 
 def test_other_numbers_shapes_settings_or_package_are_other_programs(tmp_path, monkeypatch):
-    programs.run(_scale, (0.7,), *_args())
-    programs.run(_scale, (0.8,), *_args())
-    programs.run(_scale, (0.7,), *_args(4))
+    export_cache.run(_scale, (0.7,), *_args())
+    export_cache.run(_scale, (0.8,), *_args())
+    export_cache.run(_scale, (0.7,), *_args(4))
     with jax.default_matmul_precision("bfloat16"):
-        programs.run(_scale, (0.7,), *_args())
+        export_cache.run(_scale, (0.7,), *_args())
     assert len(_files(tmp_path)) == 4
-    monkeypatch.setattr(programs, "_digest_of_package", lambda: "edited")
+    monkeypatch.setattr(export_cache, "_digest_of_package", lambda: "edited")
     _new_process(monkeypatch)
-    programs.run(_scale, (0.7,), *_args())
+    export_cache.run(_scale, (0.7,), *_args())
     assert _traced == [0.7]
     assert len(_files(tmp_path)) == 5
 
@@ -89,25 +89,25 @@ def test_the_name_of_a_network_tells_each_of_its_sizes():
 
 @pytest.mark.parametrize("spoil", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[::-1]])
 def test_a_damaged_file_is_reported_and_replaced(tmp_path, monkeypatch, caplog, spoil):
-    wanted = programs.run(_scale, (0.7,), *_args())
+    wanted = export_cache.run(_scale, (0.7,), *_args())
     (file,) = _files(tmp_path)
     whole = file.read_bytes()
     file.write_bytes(spoil(whole))
     _new_process(monkeypatch)
     with caplog.at_level(logging.WARNING):
-        found = programs.run(_scale, (0.7,), *_args())
+        found = export_cache.run(_scale, (0.7,), *_args())
     assert f"{file}: damaged or unreadable" in caplog.text
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
     assert _files(tmp_path) == [file]
     _new_process(monkeypatch)
-    programs.run(_scale, (0.7,), *_args())
+    export_cache.run(_scale, (0.7,), *_args())
     assert _traced == []
 
 
 def test_a_cache_that_cannot_be_written_is_reported(tmp_path, caplog):
-    (tmp_path / programs.FOLDER).write_text("a file where the folder should be")
+    (tmp_path / export_cache.FOLDER).write_text("a file where the folder should be")
     with caplog.at_level(logging.WARNING):
-        found = programs.run(_scale, (0.7,), *_args())
+        found = export_cache.run(_scale, (0.7,), *_args())
     assert "cannot be written" in caplog.text
     jax.tree.map(np.testing.assert_array_equal, found, _scale(0.7, *_args()))
 
@@ -115,12 +115,12 @@ def test_a_cache_that_cannot_be_written_is_reported(tmp_path, caplog):
 def test_nothing_is_kept_where_the_cache_is_off_or_arrays_are_spread(tmp_path):
     jax.config.update("jax_enable_compilation_cache", False)
     try:
-        programs.run(_scale, (0.7,), *_args())
+        export_cache.run(_scale, (0.7,), *_args())
     finally:
         jax.config.update("jax_enable_compilation_cache", True)
     mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    found = programs.run(_scale, (0.9,), *jax.device_put(_args(), everywhere))
+    found = export_cache.run(_scale, (0.9,), *jax.device_put(_args(), everywhere))
     assert len(found.layers.boxes.sharding.device_set) == 2
     assert _files(tmp_path) == []
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from semsam_jax.criterion.near_points import RADII, draw_points
+from semsam_jax.criterion.prompt_points import RADII, draw_points
 from tests.criterion import recorded
 
 COUNT = 200_000

@@ -1,8 +1,8 @@
-"""Runs a measurement over many photos: spread over processes, resumable, with a progress bar.
+"""Runs a measurement over many images: spread over processes, resumable, with a progress bar.
 
-Process i of n takes the photos i, i + n, i + 2n, ...; each works on its own devices without
-waiting for the others, and at the end every process gets the result of all photos. Reading
-photos and finding clicks happens in a thread beside the devices' work.
+Process i of n takes the images i, i + n, i + 2n, ...; each works on its own devices without
+waiting for the others, and at the end every process gets the result of all images. Reading
+images and finding clicks happens in a thread beside the devices' work.
 """
 
 import copy
@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from semsam_jax.evals.evaluator import Evaluator
-from semsam_jax.evals.journal import Journal
+from semsam_jax.evals.resume_log import ResumeLog
 from semsam_jax.evals.samples import EvalSample
 
 _AHEAD = 4
@@ -29,45 +29,45 @@ _GATHER_BYTES = 2**26
 
 
 @runtime_checkable
-class Samples(Protocol):
-    """Photos of a dataset, read on demand."""
+class SampleSource(Protocol):
+    """Images of a dataset, read on demand."""
 
     def __len__(self) -> int:
-        """Number of photos."""
+        """Number of images."""
 
     def read(self, positions: Sequence[int]) -> Iterator[EvalSample]:
-        """Reads some photos in the given order."""
+        """Reads some images in the given order."""
 
 
 @runtime_checkable
 class Scorer(Protocol):
-    """How a measurement turns photos into what its evaluator processes.
+    """How a measurement turns images into what its evaluator processes.
 
     Attributes:
-        batch_size: photos that are scored together.
+        batch_size: images that are scored together.
     """
 
     batch_size: int
 
     def key(self, sample: EvalSample) -> Hashable:
-        """Photos with equal keys can be scored together."""
+        """Images with equal keys can be scored together."""
 
     def prepare(self, sample: EvalSample) -> Any:
         """The part that needs no device; runs in the reading thread."""
 
     def score(self, prepared: list) -> list[tuple]:
-        """Arguments of `Evaluator.process` for each photo."""
+        """Arguments of `Evaluator.process` for each image."""
 
 
 @dataclasses.dataclass(frozen=True)
-class OneByOne:
-    """Scorer of a function that takes one photo."""
+class SingleImageScorer:
+    """Scorer of a function that takes one image."""
 
     function: Callable[[EvalSample], tuple]
     batch_size: int = 1
 
     def key(self, sample: EvalSample) -> Hashable:
-        """Any photos."""
+        """Any images."""
         return None
 
     def prepare(self, sample: EvalSample) -> EvalSample:
@@ -80,7 +80,7 @@ class OneByOne:
 
 
 @dataclasses.dataclass
-class Driver:
+class EvalLoop:
     """Where and how measurements run.
 
     Attributes:
@@ -89,10 +89,10 @@ class Driver:
         settings: what the numbers depend on beside the name of the measurement.
         show_progress: draw a bar on the terminal.
         devices: of this process, for the runners; its first one by default.
-        photos_per_device: photos that a device works on at a time.
-        process_index, process_count: which share of the photos is this process's; those of
+        images_per_device: images that a device works on at a time.
+        process_index, process_count: which share of the images is this process's; those of
             the running program by default.
-        seconds: time spent waiting for photos ("wait"), in the scorers ("score") and in the
+        seconds: time spent waiting for images ("wait"), in the scorers ("score") and in the
             evaluators ("measure"), of this process, all measurements together.
     """
 
@@ -100,28 +100,28 @@ class Driver:
     settings: Mapping = dataclasses.field(default_factory=dict)
     show_progress: bool = False
     devices: tuple[jax.Device, ...] | None = None
-    photos_per_device: int = 1
+    images_per_device: int = 1
     process_index: int | None = None
     process_count: int | None = None
     seconds: Counter = dataclasses.field(default_factory=Counter)
 
     def run(
-        self, name: str, evaluator: Evaluator, samples: Samples | Iterable, scorer: Scorer
+        self, name: str, evaluator: Evaluator, samples: SampleSource | Iterable, scorer: Scorer
     ) -> Evaluator:
-        """Scores all photos; returns the evaluator, which then holds those of all processes.
+        """Scores all images; returns the evaluator, which then holds those of all processes.
 
         Args:
             name: of the measurement, unique within `folder`.
             evaluator: an empty one.
-            samples: photos, equal in all processes.
-            scorer: what turns photos into the evaluator's food.
+            samples: images, equal in all processes.
+            scorer: what turns images into the evaluator's food.
         """
         index = jax.process_index() if self.process_index is None else self.process_index
         count = jax.process_count() if self.process_count is None else self.process_count
-        journal, done = None, {}
+        resume_log, done = None, {}
         if self.folder is not None:
-            journal = Journal(self.folder, name, self.settings, index)
-            done = journal.finished()
+            resume_log = ResumeLog(self.folder, name, self.settings, index)
+            done = resume_log.finished()
         single = copy.deepcopy(evaluator)
         own = {position: state for position, state in done.items() if position % count == index}
         for position in sorted(own):
@@ -131,12 +131,12 @@ class Driver:
             total=None if size is None else len(range(index, size, count)),
             initial=len(own),
             desc=name,
-            unit="photo",
+            unit="image",
             disable=not self.show_progress or index != 0,
         )
         try:
-            photos = _chosen(samples, index, count, own)
-            prepared = ((at, scorer.key(s), scorer.prepare(s)) for at, s in photos)
+            images = _chosen(samples, index, count, own)
+            prepared = ((at, scorer.key(s), scorer.prepare(s)) for at, s in images)
             for batch in _batches(self._timed(_ahead(prepared)), scorer.batch_size):
                 start = time.perf_counter()
                 outcomes = scorer.score([item for _, item in batch])
@@ -146,21 +146,21 @@ class Driver:
                     single.process(*outcome)
                     state = single.state()
                     evaluator.add(state)
-                    if journal is not None:
-                        journal.write(position, state)
+                    if resume_log is not None:
+                        resume_log.write(position, state)
                 self.seconds["score"] += middle - start
                 self.seconds["measure"] += time.perf_counter() - middle
                 bar.update(len(batch))
         except BaseException:
-            if journal is not None:
-                journal.close()
+            if resume_log is not None:
+                resume_log.close()
             raise
         finally:
             bar.close()
         if self.process_count is None and count > 1:
             _exchange(evaluator, index)
-        if journal is not None:
-            journal.remove()
+        if resume_log is not None:
+            resume_log.remove()
         return evaluator
 
     def _timed(self, items: Iterator) -> Iterator:
@@ -199,9 +199,9 @@ def _exchange(evaluator: Evaluator, index: int) -> None:
 
 
 def _chosen(
-    samples: Samples | Iterable, index: int, count: int, done: Mapping[int, dict]
+    samples: SampleSource | Iterable, index: int, count: int, done: Mapping[int, dict]
 ) -> Iterator[tuple[int, EvalSample]]:
-    """Photos of this process that are still to do, with their positions."""
+    """Images of this process that are still to do, with their positions."""
     if hasattr(samples, "read"):
         positions = [at for at in range(index, len(samples), count) if at not in done]
         yield from zip(positions, samples.read(positions), strict=True)

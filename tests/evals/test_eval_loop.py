@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from semsam_jax.core.errors import DataError
-from semsam_jax.evals.driver import Driver, OneByOne
+from semsam_jax.evals.eval_loop import EvalLoop, SingleImageScorer
 from semsam_jax.evals.interactive import InteractiveEvaluator, InteractiveProtocol
-from semsam_jax.evals.journal import Journal
 from semsam_jax.evals.one_click import evaluate_one_click
+from semsam_jax.evals.resume_log import ResumeLog
 from semsam_jax.evals.samples import EvalSample
 from tests.evals.fakes import ReadingModel, reading_sample
 from tests.evals.test_one_click import SEGMENTS
@@ -19,7 +19,7 @@ SAMPLES = [
 ]
 
 
-class Photos:
+class FakeImages:
     """Counts what is read."""
 
     def __init__(self, samples=SAMPLES):
@@ -47,14 +47,14 @@ def alone():
     return evaluate_one_click(ReadingModel(), {}, SAMPLES)
 
 
-@pytest.mark.parametrize("options", [{"devices": 1, "photos": 3}, {"devices": 4, "photos": 1}])
+@pytest.mark.parametrize("options", [{"devices": 1, "images": 3}, {"devices": 4, "images": 1}])
 def test_result_does_not_depend_on_batch_or_devices(alone, options):
-    driver = Driver(
+    eval_loop = EvalLoop(
         devices=tuple(jax.local_devices()[: options["devices"]]),
-        photos_per_device=options["photos"],
+        images_per_device=options["images"],
     )
     result = evaluate_one_click(
-        ReadingModel(), {}, SAMPLES[::-1], prompts_per_call=2, driver=driver
+        ReadingModel(), {}, SAMPLES[::-1], prompts_per_call=2, eval_loop=eval_loop
     )
     assert result.scalars() == alone.scalars()
     np.testing.assert_array_equal(result.table.iou, alone.table.iou)
@@ -63,65 +63,69 @@ def test_result_does_not_depend_on_batch_or_devices(alone, options):
 def test_shares_of_processes_make_the_whole(alone):
     merged, read = None, []
     for index in range(3):
-        photos = Photos()
-        driver = Driver(process_index=index, process_count=3)
-        part = driver.run("x", evaluator(), photos, OneByOne(one_value))
-        read += photos.reads
+        images = FakeImages()
+        eval_loop = EvalLoop(process_index=index, process_count=3)
+        part = eval_loop.run("x", evaluator(), images, SingleImageScorer(one_value))
+        read += images.reads
         if merged is None:
             merged = part
         else:
             merged.merge(part)
     assert sorted(read) == list(range(7))
-    whole = Driver().run("x", evaluator(), Photos(), OneByOne(one_value))
+    whole = EvalLoop().run("x", evaluator(), FakeImages(), SingleImageScorer(one_value))
     assert merged.result().scalars() == whole.result().scalars()
 
 
 def test_interrupted_run_goes_on(tmp_path):
     def fails_at_four(sample):
         if sample.image_id == "im4":
-            raise DataError("broken photo")
+            raise DataError("broken image")
         return one_value(sample)
 
-    driver = Driver(folder=tmp_path, settings={"checkpoint": 1})
-    with pytest.raises(DataError, match="broken photo"):
-        driver.run("x", evaluator(), Photos(), OneByOne(fails_at_four))
-    photos = Photos()
-    result = driver.run("x", evaluator(), photos, OneByOne(one_value)).result()
-    assert photos.reads == [4, 5, 6]
-    whole = Driver().run("x", evaluator(), Photos(), OneByOne(one_value)).result()
+    eval_loop = EvalLoop(folder=tmp_path, settings={"checkpoint": 1})
+    with pytest.raises(DataError, match="broken image"):
+        eval_loop.run("x", evaluator(), FakeImages(), SingleImageScorer(fails_at_four))
+    images = FakeImages()
+    result = eval_loop.run("x", evaluator(), images, SingleImageScorer(one_value)).result()
+    assert images.reads == [4, 5, 6]
+    whole = EvalLoop().run("x", evaluator(), FakeImages(), SingleImageScorer(one_value)).result()
     assert result.scalars() == whole.scalars()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_another_number_of_processes_goes_on(tmp_path):
-    journals = [Journal(tmp_path, "x", {}, process) for process in (0, 1)]
+    resume_logs = [ResumeLog(tmp_path, "x", {}, process) for process in (0, 1)]
     for position in range(5):
-        journals[position % 2].write(position, {"curves": np.asarray([[0.1 * position]])})
-    for journal in journals:
-        journal.close()
-    photos = Photos()
-    result = Driver(folder=tmp_path).run("x", evaluator(), photos, OneByOne(one_value)).result()
-    assert photos.reads == [5, 6]
+        resume_logs[position % 2].write(position, {"curves": np.asarray([[0.1 * position]])})
+    for resume_log in resume_logs:
+        resume_log.close()
+    images = FakeImages()
+    result = (
+        EvalLoop(folder=tmp_path)
+        .run("x", evaluator(), images, SingleImageScorer(one_value))
+        .result()
+    )
+    assert images.reads == [5, 6]
     assert result.num_instances == 7
 
 
 def test_other_settings_start_anew(tmp_path):
-    first = Journal(tmp_path, "x", {"checkpoint": 1})
+    first = ResumeLog(tmp_path, "x", {"checkpoint": 1})
     first.write(0, {"n": 1})
     first.close()
-    other = Journal(tmp_path, "y", {"checkpoint": 1})
+    other = ResumeLog(tmp_path, "y", {"checkpoint": 1})
     other.write(0, {"n": 1})
-    assert Journal(tmp_path, "x", {"checkpoint": 2}).finished() == {}
-    assert Journal(tmp_path, "x", {"checkpoint": 1}).finished() == {}
+    assert ResumeLog(tmp_path, "x", {"checkpoint": 2}).finished() == {}
+    assert ResumeLog(tmp_path, "x", {"checkpoint": 1}).finished() == {}
     assert other.finished() == {0: {"n": 1}}
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip"])
 def test_damaged_end_of_a_record_is_dropped(tmp_path, damage):
-    journal = Journal(tmp_path, "x", {})
+    resume_log = ResumeLog(tmp_path, "x", {})
     for position in range(3):
-        journal.write(position, {"value": np.full(4, position)})
-    journal.close()
+        resume_log.write(position, {"value": np.full(4, position)})
+    resume_log.close()
     (file,) = tmp_path.iterdir()
     data = bytearray(file.read_bytes())
     if damage == "cut":
@@ -129,7 +133,7 @@ def test_damaged_end_of_a_record_is_dropped(tmp_path, damage):
     else:
         data[-3] ^= 1
     file.write_bytes(bytes(data))
-    again = Journal(tmp_path, "x", {})
+    again = ResumeLog(tmp_path, "x", {})
     assert sorted(again.finished()) == [0, 1]
     again.write(2, {"value": np.arange(4)})
     found = again.finished()
@@ -141,10 +145,10 @@ def test_damaged_end_of_a_record_is_dropped(tmp_path, damage):
 def test_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="choose another --out"):
-        Journal(tmp_path / "file", "x", {})
+        ResumeLog(tmp_path / "file", "x", {})
 
 
 def test_time_is_accounted():
-    driver = Driver()
-    driver.run("x", evaluator(), Photos(), OneByOne(one_value))
-    assert set(driver.seconds) == {"wait", "score", "measure"}
+    eval_loop = EvalLoop()
+    eval_loop.run("x", evaluator(), FakeImages(), SingleImageScorer(one_value))
+    assert set(eval_loop.seconds) == {"wait", "score", "measure"}

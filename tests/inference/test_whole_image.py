@@ -10,7 +10,7 @@ from semsam_jax.convert.from_torch import from_torch
 from semsam_jax.core.errors import CheckpointError, PromptError
 from semsam_jax.inference import files
 from semsam_jax.inference.loading import model_from_params
-from semsam_jax.inference.whole_photo import ask_generic, segment_whole_photo, work_size
+from semsam_jax.inference.whole_image import ask_generic, segment_whole_image, work_size
 from semsam_jax.models import presets
 from tests.inference.conftest import DATA, tiny_meta
 
@@ -40,9 +40,9 @@ def test_queries_equal_reference(generic_model, golden, image_a):
 
 
 @pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
-def test_files_of_a_labelled_photo(generic_model, image_a, tmp_path, task):
-    photo = np.asarray(Image.fromarray(image_a).resize((201, 150)))
-    records = segment_whole_photo(generic_model, photo, task, NAMES, "native", tmp_path)
+def test_files_of_a_labelled_image(generic_model, image_a, tmp_path, task):
+    image = np.asarray(Image.fromarray(image_a).resize((201, 150)))
+    records = segment_whole_image(generic_model, image, task, NAMES, "native", tmp_path)
     assert json.loads((tmp_path / "masks.json").read_text()) == records
     assert np.asarray(Image.open(tmp_path / "overlay.png")).shape == (150, 201, 3)
     for record in records:
@@ -63,7 +63,7 @@ def test_work_size_is_bounded():
     assert height * width <= 1_010_000
 
 
-def test_what_a_photo_cannot_be_labelled_with(generic_model, tiny_model, image_a):
+def test_what_an_image_cannot_be_labelled_with(generic_model, tiny_model, image_a):
     with pytest.raises(PromptError, match="object names"):
         ask_generic(generic_model, image_a, {"parts": ["class 1"]}, "native")
     meta = tiny_model.meta | {"class_heads_trained": True}
