@@ -13,8 +13,17 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+try:
+    from absl import app, flags, logging
+    from ml_collections import config_flags
+except ModuleNotFoundError as error:
+    if __name__ != "__main__":  # `semsam train` says it itself
+        raise
+    print(
+        f"error: {error.name} is not installed; run `pip install 'semsam-jax[train]'`.",
+        file=sys.stderr,
+    )
+    sys.exit(2)
 
 from semsam_jax.core import config_files, console
 from semsam_jax.core.errors import ConfigError, SemSamError, TrainingError

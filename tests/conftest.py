@@ -57,7 +57,7 @@ if not AS_SHIPPED:
 @contextmanager
 def optimizations_off():
     """XLA's optimisations are off inside; afterwards they are as they were."""
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     try:
         yield
