@@ -3,8 +3,9 @@ r"""Your own images, from any checkpoint, in one command; docs/finetune.md walks
     python -m semsam_jax.main --config=configs/finetune.py:frozen \
         --config.model.warm_start=CHECKPOINT --config.data.custom=FOLDER --workdir=DIR
 
-FOLDER is COCO-format: annotations/train.json, annotations/val.json, and the images in train/ and
-val/ (or images/). CHECKPOINT is a workdir or the output of `semsam_jax convert`; it decides the
+FOLDER is what an annotation tool exports (COCO, Roboflow, CVAT, Label Studio, FiftyOne, YOLO,
+LabelMe), such as annotations/train.json, annotations/val.json and images/; without a split val a
+tenth is held out. CHECKPOINT is a workdir or the output of `semsam_jax convert`; it decides the
 network, the size of the canvas and where class names come from.
 
     frozen  image encoder fixed; prompts, decoder and heads learn. The least memory.

@@ -227,7 +227,7 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
         print(f"sheet: {args.contact_sheet}")
     others = [] if args.dataset in DATASETS else [s for s in ("train", "val") if s != args.split]
     for split in others:
-        if has_split(args.root, split):
+        if has_split(dataset_folder(args), split):
             print(f"not looked at: split {split} (--split {split})")
     return 1 if report.broken else 0
 

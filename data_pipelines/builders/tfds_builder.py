@@ -45,7 +45,7 @@ class RecordsBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
     """Writes one split of a dataset as ArrayRecord shards.
 
     Args:
-        dataset: name out of `schema.DATASETS`, or of a user's own COCO folder.
+        dataset: name out of `schema.DATASETS`, or of a custom dataset.
         root: folder in the native layout, the same on every machine that takes part.
         split: which part of it; it is the name of the TFDS config, too.
         data_dir: folder or bucket (`gs://...`); the records go to `dataset/split/VERSION` in it.

@@ -64,7 +64,7 @@ def open_source(
     """Opens a dataset by name: its records if `root` holds some, else its native layout.
 
     Args:
-        dataset: its name; one outside `schema.DATASETS` is a user's own COCO folder.
+        dataset: its name; one outside `schema.DATASETS` is a custom dataset.
         root: the dataset's folder; records may lie in a bucket (`gs://...`).
         split: `train`, `val`, or what the dataset calls its splits.
         vocabulary: gives the class indices.

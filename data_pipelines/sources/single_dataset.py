@@ -23,7 +23,7 @@ def open_single_dataset(
     *,
     is_native: bool = False,
 ) -> Source:
-    """Opens a dataset; a name outside `schema.DATASETS` is a user's own COCO folder.
+    """Opens a dataset; a name outside `schema.DATASETS` is a custom dataset.
 
     Args:
         dataset: its name.

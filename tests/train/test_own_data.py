@@ -6,6 +6,7 @@ import pytest
 from jax.sharding import Mesh
 
 from configs.finetune import get_config
+from data_pipelines.inspect import inspect, sample_settings
 from data_pipelines.sources.subset import hold_out
 from semsam_jax import config as config_lib
 from semsam_jax.core import checkpoint_io
@@ -61,6 +62,16 @@ def test_a_run_names_its_folder_its_classes_and_what_it_does_not_use(tmp_path):
         assert any("1 crowd region (iscrowd 1) is ignored" in note for note in data.notes)
         assert not held_out.notes
         assert len(held_out.samples()) == 2
+
+
+def test_inspect_takes_the_same_folder(tmp_path, capsys):
+    own_data.write(tmp_path / "mine", lambda c: c["annotations"][0].update(segmentation=[]))
+    shares = {"own": 1.0}
+    settings = sample_settings() | {"own": str(tmp_path / "mine"), "datasets": shares}
+    settings |= {"generic_datasets": shares, "granularity": {"any": 1.0}, "image_size": 64}
+    written = inspect(settings, 2, tmp_path / "out")
+    assert [path.name for path in written] == ["interactive.png", "generic.png"]
+    assert "note: own: 1 annotation not used, no usable outline" in capsys.readouterr().out
 
 
 def test_a_class_of_val_alone_is_named(tmp_path):
