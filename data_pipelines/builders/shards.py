@@ -22,7 +22,7 @@ from etils import epath
 
 from data_pipelines.builders.codec import RecordEncoder
 from data_pipelines.index.files import write_json
-from data_pipelines.index.scan import BROKEN, Entry, ScanTally, read_entry
+from data_pipelines.index.scan import BROKEN, Entry, ScanTally, current_reasons, read_entry
 from data_pipelines.sources.base import Source
 from data_pipelines.sources.single_dataset import open_single_dataset
 from semsam_jax.core.errors import DataError
@@ -101,7 +101,8 @@ def is_current(plan: ShardPlan, receipt: dict) -> bool:
 
 def has_broken(receipt: dict) -> bool:
     """Whether records of the shard could not be read."""
-    return any(receipt["dropped"].get(reason, 0) for reason in BROKEN)
+    dropped = current_reasons(receipt["dropped"])
+    return any(dropped.get(reason, 0) for reason in BROKEN)
 
 
 def is_intact(plan: ShardPlan, receipt: dict) -> bool:

@@ -17,7 +17,14 @@ from etils import epath
 from tqdm import tqdm
 
 from data_pipelines.index.files import say_not_kept, write_json, write_whole
-from data_pipelines.index.scan import ExampleSource, IndexReport, ScanTally, check_report, entries
+from data_pipelines.index.scan import (
+    ExampleSource,
+    IndexReport,
+    ScanTally,
+    check_report,
+    current_reasons,
+    entries,
+)
 from semsam_jax.core.errors import DataError
 
 _ARRAYS = ("position", "num_instances", "has_object", "has_part", "view_object", "view_part")
@@ -202,6 +209,7 @@ def load_index(
         identity = f"{folder}{text}{source.fingerprint}".encode()
         local = kept / f"bucket-{hashlib.sha256(identity).hexdigest()[:16]}"
         _copy_arrays(epath.Path(folder), local)
+    stored |= {name: current_reasons(stored[name]) for name in ("dropped", "named")}
     index = Index(_map_arrays(local), IndexReport(**stored), local)
     dataset = source[int(index.position[0])].dataset
     if dataset != index.report.dataset:

@@ -164,8 +164,8 @@ def merge_findings(
     dropped: collections.Counter[str] = collections.Counter()
     named: dict[str, list[str]] = {}
     for part in parts:
-        dropped.update(part["dropped"])
-        for reason, messages in part["named"].items():
+        dropped.update(current_reasons(part["dropped"]))
+        for reason, messages in current_reasons(part["named"]).items():
             known = named.setdefault(reason, [])
             known.extend(messages[: _NAMED - len(known)])
     return dict(dropped), named
@@ -196,6 +196,13 @@ class Entry:
 
 
 BROKEN = ("unreadable", "image", "annotation")
+
+
+def current_reasons(findings: Mapping[str, Any]) -> dict[str, Any]:
+    """Reason -> finding, where files of earlier releases say "photo" for "image"."""
+    return {"image" if reason == "photo" else reason: found for reason, found in findings.items()}
+
+
 _EMPTY = ("no instances", "only crowd regions", "only empty instances")
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from semsam_jax.core import lora, model_files
 from semsam_jax.core.errors import CheckpointError
 from semsam_jax.core.model_files import SCHEMA_VERSION
+from semsam_jax.core.old_names import upgrade_meta
 from semsam_jax.core.paths import as_path, is_local
 
 FOLDER = "checkpoints"
@@ -145,7 +146,7 @@ def _step_meta(step: Path) -> dict:
             f"checkpoint {step}: schema version {version!r}, this release reads "
             f"{SCHEMA_VERSION}; convert or train it again with this release."
         )
-    return meta
+    return upgrade_meta(meta)
 
 
 def _restore(folder: Path, key: str) -> dict:

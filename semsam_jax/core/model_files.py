@@ -19,6 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from semsam_jax.core.errors import CheckpointError
+from semsam_jax.core.old_names import upgrade_meta
 from semsam_jax.core.paths import as_path, is_local
 
 SCHEMA_VERSION = 1
@@ -144,7 +145,7 @@ def read_config(folder: str | os.PathLike) -> dict:
             f"{file}: schema version {version!r}, this release reads {SCHEMA_VERSION}; wanted the "
             f"folder of a model that semsam_jax wrote."
         )
-    return config
+    return upgrade_meta(config)
 
 
 def write_config(folder: str | os.PathLike, config: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from jax import export
 from jaxtyping import Float, Int, UInt8
 
 from semsam_jax.core.errors import CheckpointError, PromptError
+from semsam_jax.core.old_names import upgrade_meta
 from semsam_jax.inference.images import ImageLike, load_image
 from semsam_jax.inference.preprocess import Frame, fit_image
 from semsam_jax.inference.requests import Request, check_request
@@ -43,7 +44,7 @@ class ExportedModel:
     def __init__(self, folder: str | os.PathLike) -> None:
         self.folder = Path(folder)
         try:
-            self.manifest = json.loads((self.folder / "manifest.json").read_text())
+            self.manifest = upgrade_meta(json.loads((self.folder / "manifest.json").read_text()))
             with np.load(self.folder / "params.npz") as stored:
                 self.params = jax.device_put(_unflatten(dict(stored)))
         except (OSError, ValueError) as error:

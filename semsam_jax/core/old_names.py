@@ -1,0 +1,55 @@
+"""Names that stored models and runs of earlier releases use, and today's names for them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+KEYS = {
+    "eval_photos": "eval_images",
+    "streams_apart": "accumulate_per_stream",
+    "model.start": "init",
+    "data.own": "custom",
+    "data.datasets.own": "custom",
+    "data.generic_datasets.own": "custom",
+    "loss.near_prompts": "prompt_point_ratio",
+}
+"""Path of a key of a stored run configuration -> the key's name today."""
+
+VALUES = {
+    "prompt_preset": {"own": "default"},
+    "config.eval_dataset": {"own": "custom"},
+    "config.model.init": {"aligned": "similarity"},
+}
+"""Path of a value, in today's names -> value as stored -> value today."""
+
+
+def upgrade_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a model says about itself, in today's names; the input stays as it is.
+
+    The run configuration stands in `config`, parts of it in `must_match`.
+    """
+    upgraded = dict(meta)
+    for group in ("config", "must_match"):
+        if isinstance(meta.get(group), Mapping):
+            upgraded[group] = _renamed(meta[group], "")
+    return _revalued(upgraded, "")
+
+
+def _renamed(values: Mapping[str, Any], above: str) -> dict[str, Any]:
+    new = {}
+    for key, value in values.items():
+        path = f"{above}{key}"
+        inner = _renamed(value, f"{path}.") if isinstance(value, Mapping) else value
+        new[KEYS.get(path, key)] = inner
+    return new
+
+
+def _revalued(values: Mapping[str, Any], above: str) -> dict[str, Any]:
+    new = {}
+    for key, value in values.items():
+        path = f"{above}{key}"
+        if isinstance(value, Mapping):
+            new[key] = _revalued(value, f"{path}.")
+        else:
+            known = VALUES.get(path, {})
+            new[key] = known.get(value, value) if isinstance(value, str) else value
+    return new
