@@ -1,7 +1,8 @@
 r"""COCO panoptic alone, without prompts: the generic branch as Mask DINO and OpenSeeD train it.
 
     python -m semsam_jax.main --config=configs/generic_coco.py --config.data.root=DIR \
-        --config.model.backbone_weights=swin_tiny.pth --workdir=DIR
+        --config.model.backbone_weights=swin_tiny_patch4_window7_224.pth \
+        --config.model.text_weights=CLIP.safetensors --workdir=DIR
 
 Batch 16 for 368,750 steps are 50 epochs of train2017, as in the sister projects.
 

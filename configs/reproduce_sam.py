@@ -1,7 +1,7 @@
 r"""SAM's own training rule in our model: three tokens, and of them only the best one learns.
 
     python -m semsam_jax.main --config=configs/reproduce_sam.py --config.data.root=DIR \
-        --workdir=DIR
+        --config.model.backbone_weights=swin_large_patch4_window12_384_22k.pth --workdir=DIR
 
 The many-to-one baseline of the paper: a click has one target; the token whose mask fits it
 best takes all of the loss. Everything else is sa1b.py.
@@ -22,4 +22,5 @@ def get_config(preset: str = "swin_l") -> ConfigDict:
     config.model.num_tokens = 3
     config.data.max_targets = 1
     config.loss.many_to_one = True
+    config.loss.score_all_tokens, config.loss.iou_target = False, "best"
     return config

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from data_pipelines.index import Index
+from data_pipelines.index import Views
 from data_pipelines.transforms.row import VIEWS
 from semsam_jax.core.errors import ConfigError
 
@@ -96,8 +96,35 @@ class MixtureTable:
         return "\n".join(lines)
 
 
+MANY_EPOCHS = 150
+"""Passes over a dataset above which a run warns: a few thousand images are then known by heart."""
+
+
+def epochs(tables: Mapping[str, MixtureTable]) -> dict[str, float]:
+    """Expected passes over each dataset, all views and streams together."""
+    total: dict[str, float] = {}
+    for table in tables.values():
+        images = {row.dataset: 0 for row in table.rows}
+        for row in table.rows:
+            images[row.dataset] = max(images[row.dataset], row.examples)
+        for row in table.active:
+            share = row.expected_epochs * row.examples / images[row.dataset]
+            total[row.dataset] = total.get(row.dataset, 0.0) + share
+    return total
+
+
+def epoch_warnings(tables: Mapping[str, MixtureTable]) -> list[str]:
+    """A sentence for each dataset that the planned run repeats too often."""
+    return [
+        f"{name}: the run passes {count:.0f} times over its images, more than {MANY_EPOCHS}; give "
+        f"it a smaller share, or train for fewer steps"
+        for name, count in epochs(tables).items()
+        if count > MANY_EPOCHS
+    ]
+
+
 def build_mixture(
-    mixture: Mixture, indexes: Mapping[str, Index], *, total_rows: int = 0, where: str = "mixture"
+    mixture: Mixture, indexes: Mapping[str, Views], *, total_rows: int = 0, where: str = "mixture"
 ) -> MixtureTable:
     """Works out the weights of every view.
 
@@ -131,7 +158,7 @@ def build_mixture(
 
 
 def _shares(
-    mixture: Mixture, indexes: Mapping[str, Index], where: str
+    mixture: Mixture, indexes: Mapping[str, Views], where: str
 ) -> tuple[dict[str, float], dict[str, float]]:
     """The positive shares, checked."""
     for name in mixture.granularity:

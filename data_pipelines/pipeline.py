@@ -16,8 +16,9 @@ import grain
 import numpy as np
 from absl import flags
 
-from data_pipelines.index import ExampleSource, Index, open_index
-from data_pipelines.mixture import Mixture, MixtureTable, build_mixture
+from data_pipelines.index import ExampleSource, Index, Views, open_index
+from data_pipelines.index.subset import Subset
+from data_pipelines.mixture import Mixture, MixtureTable, build_mixture, epoch_warnings
 from data_pipelines.schema import DATASETS, BatchShape, RawExample
 from data_pipelines.transforms import geometry
 from data_pipelines.transforms.evaluation import evaluation_rows
@@ -69,6 +70,7 @@ class PipelineConfig:
         prefetch: batches made ahead.
         total_steps: planned steps, for the expected epochs in the mixture tables.
         verified_classes: see `transforms.row.RowMaker`.
+        subsets: share of a dataset's images that is used, per name; 1 where it is not named.
     """
 
     shape: BatchShape
@@ -82,6 +84,7 @@ class PipelineConfig:
     prefetch: int = 2
     total_steps: int = 0
     verified_classes: bool = True
+    subsets: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def make_iterator(
@@ -129,6 +132,10 @@ def make_iterator(
         built[name] = open_index(
             sources[name], name, cache=index_folder, num_threads=config.num_threads
         )
+    for name in used & set(built):
+        share = config.subsets.get(name, 1.0)
+        if share < 1:
+            built[name] = Subset(built[name], share)
     rows = RowMaker(
         shape=config.shape,
         policy=config.prompts,
@@ -157,6 +164,7 @@ def make_iterator(
         raise ConfigError("pipeline: both streams have batch_size 0; give one of them rows.")
     iterator = InputIterator(config, examples, streams, tables, process_index, process_count, seed)
     iterator.notes = [line for name in sorted(built) for line in built[name].report.lines()]
+    iterator.notes += epoch_warnings(tables)
     return iterator
 
 
@@ -304,7 +312,7 @@ def dataset_numbers(names: tuple[str, ...]) -> dict[str, int]:
 class _ViewSource:
     """Examples of one view of one dataset, for grain."""
 
-    def __init__(self, source: ExampleSource, index: Index, view: str):
+    def __init__(self, source: ExampleSource, index: Views, view: str):
         self._source, self._index, self._view = source, index, view
 
     def __len__(self) -> int:
@@ -353,7 +361,7 @@ def _examples(
     name: str,
     table: MixtureTable,
     sources: Mapping[str, ExampleSource],
-    indexes: Mapping[str, Index],
+    indexes: Mapping[str, Views],
     seed: int,
 ) -> grain.MapDataset:
     """(example, view) of every row of a stream."""

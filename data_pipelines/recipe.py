@@ -50,6 +50,7 @@ def pipeline_config(
         num_threads=2 if data["num_workers"] else 8,
         total_steps=total_steps,
         verified_classes=data["verified_classes"],
+        subsets=data["subsets"],
     )
 
 

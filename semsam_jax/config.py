@@ -15,11 +15,17 @@ from semsam_jax.evals.options import SUITE_NAMES, EvalOptions
 from semsam_jax.models import presets, similarity_init
 from semsam_jax.models.layers import REMAT_POLICIES
 
-TRAINING_SUITES = tuple(name for name in SUITE_NAMES if name not in ("levels", "proposals"))
+TRAINING_SUITES = tuple(name for name in SUITE_NAMES if name != "proposals")
 """What a run can measure on its held-out images."""
 
 CHECKPOINT = "checkpoint"
 """In the place of a value: the one of the checkpoint that the run starts from."""
+
+RANDOM = "random"
+"""In the place of a file of weights: none, and that is meant."""
+
+REQUIRED = "required"
+"""In the place of `model.warm_start`: a checkpoint that the recipe continues from, to be given."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +39,11 @@ class ModelChoice:
             kept), "dots" (the results of linear layers) or "full" (only its input).
         init: "random", or "similarity": masks of an untrained model are the pixels like the
             clicked one (`models.similarity_init`, preset lite).
-        warm_start: checkpoint folder whose parameters start the run, "" for none.
-        backbone_weights: "imagenet" (lite: from its package), a .pth of an ImageNet Swin,
-            or "" for random.
-        text_weights: .pth of a CLIP-layout text tower, or "".
+        warm_start: checkpoint folder whose parameters start the run, "" or "random" for none;
+            "required" in a recipe that has to be given one.
+        backbone_weights: "imagenet" (lite: from its package), a .pth or .safetensors of an
+            ImageNet Swin, or "random"; "" is random too, where no such file exists.
+        text_weights: .pth or .safetensors of a CLIP-layout text tower, "random" or "" likewise.
         num_tokens: tokens of a prompt, 0 for the preset's 6.
         lora_rank: rank of updates of all stacked linear layers (`core.lora`), 0 for none.
         part_owner: a projection of its own learns what a part belongs to ("dog" of a dog's
@@ -94,6 +101,7 @@ class DataChoice:
         verified_classes: a class is a negative only in images that are annotated for it
             (PACO, PartImageNet), and not where instances of it were cut for lack of slots;
             False makes every class of a dataset a negative in all of its images.
+        subsets: share of a dataset's images that is used, in 0..1; 1 where it is not named.
     """
 
     root: str = ""
@@ -123,6 +131,7 @@ class DataChoice:
     pascal_part_tree: bool = False
     ade20k_parts: bool = False
     verified_classes: bool = True
+    subsets: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,6 +191,8 @@ class LossChoice:
         score_all_tokens: the predicted IoU of unmatched tokens learns too.
         iou_target: what `score_all_tokens` teaches: "best" (IoU with the best fitting target)
             or "expected" (expected IoU of the click, `criterion.terms.CriterionConfig`).
+        iou_every_layer: `score_all_tokens` teaches all layers, not only the last, which is the
+            one that is read.
         prompt_point_ratio: share of the points of prompts that lie near them, for small masks.
         interactive, generic: weight of each stream's sum.
         from_checkpoint: defaults give way to what `model.warm_start` was trained with.
@@ -201,6 +212,7 @@ class LossChoice:
     detach_iou_target: bool = True
     score_all_tokens: bool = False
     iou_target: str = "best"
+    iou_every_layer: bool = True
     prompt_point_ratio: float = 0.0
     interactive: float = 1.0
     generic: float = 1.0
@@ -224,6 +236,8 @@ class RunConfig:
         accumulate: micro-batches per step; the host matches one while the device runs the
             next. The quotas stay those of the whole step.
         eval_dataset: whose validation images they are.
+        eval_part_dataset: on whose validation images AP of parts is measured as well, "" for
+            none.
         eval_suites: what is measured on them: one_click, and others of
             `evals.options.SUITE_NAMES` that need no pictures of their own.
         keep_best: keep the model with the best one-click IoU in WORKDIR/best.
@@ -248,6 +262,7 @@ class RunConfig:
     accumulate: int = 1
     accumulate_per_stream: bool = False
     eval_dataset: str = "coco"
+    eval_part_dataset: str = ""
     eval_suites: tuple[str, ...] = ("one_click",)
     keep_best: bool = False
 
@@ -264,6 +279,8 @@ def build(config: Mapping | ConfigDict) -> RunConfig:
     """
     values = config.to_dict() if isinstance(config, ConfigDict) else config
     run = build_dataclass(RunConfig, values, "config")
+    if run.model.warm_start == RANDOM:
+        run = dataclasses.replace(run, model=dataclasses.replace(run.model, warm_start=""))
     if not needs_checkpoint(run):
         _check(run)
     elif not run.model.warm_start:
@@ -426,6 +443,9 @@ def _check(run: RunConfig) -> None:
     for name in ("box_share", "flip", "granularity_balance", "center_clicks"):
         if not 0 <= getattr(data, name) <= 1:
             raise ConfigError(f"data.{name}: {getattr(data, name)}; must lie in 0..1.")
+    for name, share in data.subsets.items():
+        if not 0 < share <= 1:
+            raise ConfigError(f"data.subsets.{name}: {share}; must lie in 0..1, above 0.")
     for kind in data.prompt_shares:
         one_of("data.prompt_shares", kind, ("object", "part", "agnostic"))
     for name in ("scale_jitter", "sa1b_jitter", "ade20k_jitter"):

@@ -64,6 +64,8 @@ def base() -> ConfigDict:
                 "ade20k_parts": False,
                 # Negatives only where an image is annotated for a class.
                 "verified_classes": True,
+                # Share of a dataset's images that is used.
+                "subsets": {"sa1b": 1.0},
             },
             "text": {"source": "table", "table": ""},
             "optimizer": {
@@ -93,6 +95,7 @@ def base() -> ConfigDict:
                 "detach_iou_target": True,
                 "score_all_tokens": False,
                 "iou_target": "best",
+                "iou_every_layer": True,
                 # Share of the points of prompts that lie near them.
                 "prompt_point_ratio": 0.0,
                 "interactive": 1.0,
@@ -117,7 +120,9 @@ def base() -> ConfigDict:
             "accumulate_per_stream": False,
             # Whose validation images; keep the best model by them in WORKDIR/best.
             "eval_dataset": "coco",
-            # What is measured on them, beside one_click: box, granularity, interactive,
+            # On whose validation images AP of parts is measured, "" for none.
+            "eval_part_dataset": "",
+            # What is measured on them, beside one_click: levels, box, granularity, interactive,
             # generic, part, baselines.
             "eval_suites": ("one_click",),
             "keep_best": False,

@@ -9,6 +9,11 @@ def at_full_size(config: ConfigDict, preset: str) -> ConfigDict:
     config.model.dtype = "bfloat16"
     config.model.remat = "full"
     config.data.num_workers = 16
+    # The predicted IoU of every token learns the IoU to expect for its click; the released code
+    # teaches matched tokens alone (score_all_tokens=False, iou_target=best).
+    config.loss.score_all_tokens = True
+    config.loss.iou_target = "expected"
+    config.loss.iou_every_layer = False
     # Swin-L's parameters and optimiser state take 3.4 GB: split over all chips.
     config.fsdp = -1 if preset == "swin_l" else 1
     config.steps = 368_750

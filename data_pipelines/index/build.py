@@ -10,7 +10,8 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Mapping
+import typing
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from etils import epath
@@ -29,6 +30,14 @@ from semsam_jax.core.errors import DataError
 
 _ARRAYS = ("position", "num_instances", "has_object", "has_part", "view_object", "view_part")
 _FORMAT = 1
+
+
+@typing.runtime_checkable
+class Views(typing.Protocol):
+    """What a mixture needs of an index: which examples each view has."""
+
+    def view(self, name: str) -> Sequence[int] | np.ndarray:
+        """Record numbers of the examples that belong to a view."""
 
 
 class Index:

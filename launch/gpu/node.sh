@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Trains on all GPUs of this machine and goes on after a saved stop (exit code 75).
-#   bash launch/gpu/node.sh --config=configs/joint.py:swin_t --config.data.root=DIR --workdir=DIR
+#   bash launch/gpu/node.sh --config=configs/eight_gpus.py --config.data.root=DIR \
+#     --config.model.backbone_weights=swin_tiny_patch4_window7_224.pth --workdir=DIR
 set -euo pipefail
 # 75: saved after SIGTERM, or another process is gone; 134: jax ended this one (SIGABRT), because
 # another process is gone.

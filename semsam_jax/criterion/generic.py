@@ -65,7 +65,7 @@ def generic_losses(
             extra = (slots.mask_embed, slots.boxes)
             own = [jnp.concatenate(two, axis=1) for two in zip(own, extra, strict=True)]
         count = own[0].shape[1]
-        terms = mask_terms(own[0], sampled, config.plan)
+        terms = mask_terms(own[0], sampled, config.plan, precision=config.precision)
         terms |= box_terms(own[1], jax.vmap(lambda v, i: v[i])(rows.boxes, everyone[:, :count]))
         weight = valid[:, :count].astype(jnp.float32)
         with_masks = weight * rows.has_masks[:, None]

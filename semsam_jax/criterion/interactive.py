@@ -78,26 +78,27 @@ def interactive_losses(
     instance = jnp.maximum(targets, 0).reshape(b, -1)
     row_of_token = (jnp.arange(p)[None, :, None] * k + token).reshape(b, -1)
 
-    if config.score_all_tokens:
-        cells = _at_cells(rows, mask_features.shape[1:3])
+    cells = _at_cells(rows, mask_features.shape[1:3]) if config.score_all_tokens else None
+
+    def quality_of_all(one: Predictions) -> tuple[Array, Array]:
+        """IoU term [b, p, k] of every token of a layer, and which of them count."""
+        target = _iou_targets(one, mask_features, *cells, targets, is_pair, config)
+        has_target = is_pair.any(-1) & rows.has_masks[:, None]
+        counts = jnp.broadcast_to(has_target[..., None], target.shape).astype(jnp.float32)
+        return jnp.square(one.pred_ious.astype(jnp.float32) - target), counts
 
     def terms_of(one: Predictions, sampled: Sampled) -> dict[str, Array]:
         flat = jax.tree.map(lambda x: x.reshape(b, p * k, *x.shape[3:]), one)
         own = jax.tree.map(lambda x: jax.vmap(lambda v, i: v[i])(x, row_of_token), flat)
         truth_boxes = jnp.take_along_axis(rows.boxes, instance[..., None], axis=1)
-        terms = mask_terms(own.mask_embed, sampled, config.plan, own.mask_limits)
+        terms = mask_terms(
+            own.mask_embed, sampled, config.plan, own.mask_limits, precision=config.precision
+        )
         terms |= box_terms(own.boxes, truth_boxes)
         quality = 1.0 - terms["dice"]
         if config.detach_iou_target:
             quality = jax.lax.stop_gradient(quality)
         terms["iou"] = jnp.square(own.pred_ious.astype(jnp.float32) - quality)
-
-        every_token = None
-        if config.score_all_tokens:
-            fit = _iou_targets(one, mask_features, *cells, targets, is_pair, config.iou_target)
-            terms["iou"] = jnp.square(flat.pred_ious.astype(jnp.float32) - fit.reshape(b, p * k))
-            has_target = is_pair.any(-1) & rows.has_masks[:, None]
-            every_token = jnp.repeat(has_target.astype(jnp.float32), k, axis=1)
 
         weight = pairs
         if config.many_to_one:
@@ -105,8 +106,10 @@ def interactive_losses(
         with_masks = weight * rows.has_masks[:, None]
         weights = {name: with_masks for name in ("mask_bce", "dice", "iou")}
         weights |= {name: weight for name in ("l1", "giou")}
-        if every_token is not None:
-            weights["iou"] = every_token
+        if config.score_all_tokens:
+            terms["iou"], weights["iou"] = jnp.zeros((b, p, k)), jnp.zeros((b, p, k))
+            if config.iou_every_layer:
+                terms["iou"], weights["iou"] = quality_of_all(one)
         for head in class_heads(own, rows):
             label = jnp.take_along_axis(head.label, instance, axis=1)
             is_taught = jnp.take_along_axis(head.teaches, instance, axis=1)
@@ -114,9 +117,13 @@ def interactive_losses(
             weights[head.name] = weight * ((label >= 0) & is_taught)
         return {name: mean_over(terms[name], weights[name]) for name in terms}
 
-    return over_layers(
+    terms = over_layers(
         terms_of, predictions, lambda at: sample(mask_features, rows, instance, at), points
     )
+    if config.score_all_tokens and not config.iou_every_layer:
+        last = mean_over(*quality_of_all(jax.tree.map(lambda x: x[-1], predictions)))
+        terms["iou"] = terms["iou"].at[-1].set(last)
+    return terms
 
 
 def _at_cells(rows: Batch, hw: tuple[int, int]) -> tuple[Float[Array, "b i n"], Bool[Array, "b n"]]:
@@ -140,7 +147,7 @@ def _iou_targets(
     in_image: Bool[Array, "b n"],
     targets: Int[Array, "b p t"],
     is_pair: Bool[Array, "b p t"],
-    kind: str,
+    config: CriterionConfig,
 ) -> Float[Array, "b p k"]:
     """What the predicted IoU of each token learns (`CriterionConfig.iou_target`).
 
@@ -148,7 +155,8 @@ def _iou_targets(
     in a small target that its IoU is hardly known.
     """
     embed, features = jax.lax.stop_gradient((predictions.mask_embed, mask_features))
-    logits = mask_logits(embed, features, predictions.mask_limits)
+    limits, precision = predictions.mask_limits, config.precision
+    logits = mask_logits(embed, features, limits, precision=precision)
     logits = logits.reshape(*embed.shape[:3], -1)
     mask = ((logits > 0) & in_image[:, None, None]).astype(jnp.float32)
     inter = jnp.einsum("bpkn,bin->bpki", mask, truth)
@@ -157,7 +165,7 @@ def _iou_targets(
     iou = inter / jnp.maximum(union, 1.0)
     index = jnp.maximum(targets, 0)
     own = jnp.take_along_axis(iou, index[:, :, None], axis=-1)
-    if kind == "best":
+    if config.iou_target == "best":
         return jnp.where(is_pair[:, :, None], own, 0.0).max(-1)
     own_area = jnp.take_along_axis(area[:, None], index, axis=-1)
     share = is_pair / jnp.maximum(own_area, _SMALLEST_AREA)

@@ -98,6 +98,8 @@ def mask_terms(
     sampled: Sampled,
     plan: PointPlan,
     limits: Float[Array, "b m 4"] | None = None,
+    *,
+    precision: jax.lax.Precision = jax.lax.Precision.HIGHEST,
 ) -> dict[str, Float[Array, "b m"]]:
     """Binary cross entropy and dice loss of each pair, over its uncertain and fresh points.
 
@@ -108,6 +110,7 @@ def mask_terms(
         sampled: features and truth at the points.
         plan: how many points are chosen.
         limits: `Predictions.mask_limits` of each pair; masks are empty outside.
+        precision: of the product of embeddings and features.
     """
     b, m, d = mask_embed.shape
     g = sampled.features.shape[1]
@@ -115,7 +118,7 @@ def mask_terms(
         "bgid,bgjd->bgij",
         mask_embed.astype(jnp.float32).reshape(b, g, m // g, d),
         sampled.features,
-        precision=jax.lax.Precision.HIGHEST,
+        precision=precision,
     ).reshape(b, m, -1)
     if limits is not None:
         logits = jnp.where(points_within(sampled.points, limits), logits, OUTSIDE_LOGIT)

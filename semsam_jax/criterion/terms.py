@@ -51,10 +51,14 @@ class CriterionConfig:
         iou_target: "best": the IoU with the target that the token's mask fits best; or
             "expected": the mean over the prompt's targets, each weighted with one over its
             area: the IoU to expect for a click drawn evenly from the intended mask.
+        iou_every_layer: `score_all_tokens` teaches all layers. Only the last one's prediction is
+            ever read, and comparing all masks with all cells is a tenth of a step at full size.
         prompt_point_ratio: share of an image's points that lie near its prompts (`prompt_points`),
         for
             the losses and the matching costs of prompts. 0 in the paper.
         interactive, generic: weight of each stream's sum.
+        precision: of products of mask embeddings and features. What a bfloat16 model hands over is
+            exact in one pass of a TPU; only a float32 model has more digits to keep.
     """
 
     weights: LossWeights = LossWeights()
@@ -66,10 +70,12 @@ class CriterionConfig:
     detach_iou_target: bool = True
     score_all_tokens: bool = False
     iou_target: str = "best"
+    iou_every_layer: bool = True
     denoising_by_slots: bool = True
     prompt_point_ratio: float = 0.0
     interactive: float = 1.0
     generic: float = 1.0
+    precision: jax.lax.Precision = jax.lax.Precision.HIGHEST
 
     @property
     def plan(self) -> PointPlan:

@@ -43,6 +43,7 @@ def prompt_costs(
     rows: Batch,
     points: Float[Array, "b j 2"],
     weights: CostWeights,
+    precision: jax.lax.Precision = jax.lax.Precision.HIGHEST,
 ) -> Float[Array, "b p k t"]:
     """Cost of each of a prompt's tokens for each of its own targets.
 
@@ -53,12 +54,13 @@ def prompt_costs(
         points: uniform (x, y), fractions of the canvas, shared by all pairs of an image.
         weights: of the terms; class terms count where the target has a label that its
             data set annotates, mask terms where the row has masks.
+        precision: of the products of masks (`CriterionConfig.precision`).
     """
     predictions, mask_features = jax.lax.stop_gradient((predictions, mask_features))
     target = jnp.maximum(rows.prompt_targets, 0)
     features = sample_points(mask_features, points)
     truth = sample_bits(rows.mask_bits, points)
-    logits = _logits(predictions.mask_embed, features)
+    logits = _logits(predictions.mask_embed, features, precision)
     if predictions.mask_limits is not None:
         # The tokens of a prompt have the same limits.
         inside = points_within(points[:, None], predictions.mask_limits[:, :, 0])
@@ -72,6 +74,7 @@ def prompt_costs(
         part_id=_of_instance(rows.part_id, target),
         rows=rows,
         weights=weights,
+        precision=precision,
     )
 
 
@@ -81,6 +84,7 @@ def query_costs(
     rows: Batch,
     points: Float[Array, "b j 2"],
     weights: CostWeights,
+    precision: jax.lax.Precision = jax.lax.Precision.HIGHEST,
 ) -> Float[Array, "b l q n"]:
     """Cost of each query for each instance: all layers in order, then the proposals.
 
@@ -93,7 +97,9 @@ def query_costs(
         predictions.layers,
         predictions.proposals,
     )
-    costs = jax.lax.map(lambda one: _layer_costs(one, features, truth, rows, weights), every)
+    costs = jax.lax.map(
+        lambda one: _layer_costs(one, features, truth, rows, weights, precision), every
+    )
     return jnp.moveaxis(costs, 0, 1)
 
 
@@ -103,10 +109,12 @@ def layer_query_costs(
     rows: Batch,
     points: Float[Array, "b j 2"],
     weights: CostWeights,
+    precision: jax.lax.Precision = jax.lax.Precision.HIGHEST,
 ) -> Float[Array, "b q n"]:
     """`query_costs` of one layer, leading axes [b, q]."""
     features = sample_points(mask_features, points)
-    return _layer_costs(predictions, features, sample_bits(rows.mask_bits, points), rows, weights)
+    truth = sample_bits(rows.mask_bits, points)
+    return _layer_costs(predictions, features, truth, rows, weights, precision)
 
 
 def _layer_costs(
@@ -115,17 +123,19 @@ def _layer_costs(
     truth: Float[Array, "b n j"],
     rows: Batch,
     weights: CostWeights,
+    precision: jax.lax.Precision,
 ) -> Float[Array, "b q n"]:
     predictions = jax.lax.stop_gradient(predictions)
     return _pair_costs(
         predictions=predictions,
-        logits=_logits(predictions.mask_embed, features),
+        logits=_logits(predictions.mask_embed, features, precision),
         truth=truth,
         boxes=rows.boxes,
         object_id=rows.object_id,
         part_id=rows.part_id,
         rows=rows,
         weights=weights,
+        precision=precision,
     )
 
 
@@ -139,14 +149,15 @@ def _pair_costs(
     part_id: Int[Array, "b *p t"],
     rows: Batch,
     weights: CostWeights,
+    precision: jax.lax.Precision,
 ) -> Float[Array, "b *p k t"]:
     """Every row of the predictions against every target beside it."""
     own = predictions.boxes.astype(jnp.float32)
     distance = jnp.abs(own[..., :, None, :] - boxes[..., None, :, :]).sum(-1)
     overlap = pairwise_generalized_iou(cxcywh_to_xyxy(own), cxcywh_to_xyxy(boxes))
     cost = weights.l1 * distance - weights.giou * overlap
-    mask_cost = weights.mask_bce * pairwise_bce(logits, truth)
-    mask_cost += weights.dice * pairwise_dice(logits, truth)
+    mask_cost = weights.mask_bce * pairwise_bce(logits, truth, precision)
+    mask_cost += weights.dice * pairwise_dice(logits, truth, precision)
     has_masks = rows.has_masks.reshape(-1, *[1] * (cost.ndim - 1))
     cost += jnp.where(has_masks, mask_cost, 0.0)
     counts = rows.vocab_valid | (rows.vocab_owned > 0)
@@ -191,11 +202,13 @@ def _of_instance(values: Array, index: Int[Array, "b p t"]) -> Array:
 
 
 def _logits(
-    mask_embed: Float[Array, "b *p k d"], features: Float[Array, "b j d"]
+    mask_embed: Float[Array, "b *p k d"],
+    features: Float[Array, "b j d"],
+    precision: jax.lax.Precision,
 ) -> Float[Array, "b *p k j"]:
     return jnp.einsum(
         "b...d,bjd->b...j",
         mask_embed.astype(jnp.float32),
         features,
-        precision=jax.lax.Precision.HIGHEST,
+        precision=precision,
     )

@@ -103,6 +103,7 @@ class DeformableAttention(nn.Module):
             heads * levels * points * 2,
             kernel_init=nn.initializers.zeros,
             bias_init=direction_init(heads, levels, points),
+            precision=jax.lax.Precision.HIGHEST,
             name="sampling_offsets",
         )(query.astype(jnp.float32))
         logits = Dense(

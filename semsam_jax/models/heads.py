@@ -1,5 +1,6 @@
 """Heads: what one decoder token says about its mask, box, quality and names."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -20,6 +21,8 @@ def mask_logits(
     mask_embed: Float[Array, "b *q d"],
     mask_features: Float[Array, "b h w d"],
     limits: Float[Array, "b *q 4"] | None = None,
+    *,
+    precision: jax.lax.Precision = jax.lax.Precision.HIGHEST,
 ) -> Float[Array, "b *q h w"]:
     """Mask logits at stride 4: the dot product of each embedding with each pixel.
 
@@ -29,6 +32,7 @@ def mask_logits(
         mask_embed: `Predictions.mask_embed`.
         mask_features: the pyramid's.
         limits: `Predictions.mask_limits`; outside them a logit is `OUTSIDE_LOGIT`.
+        precision: of the product.
     """
     b, *queries, d = mask_embed.shape
     _, h, w, _ = mask_features.shape
@@ -37,7 +41,7 @@ def mask_logits(
         "bqd,bnd->bqn",
         mask_embed.astype(jnp.float32).reshape(b, -1, d),
         mask_features.astype(jnp.float32).reshape(b, h * w, d),
-        precision=jax.lax.Precision.HIGHEST,
+        precision=precision,
     )
     logits = logits.reshape(b, *queries, h, w)
     if limits is None:
@@ -54,21 +58,23 @@ def cosine_logits(
     """exp(logit_scale) times the cosine between projected content and unit names.
 
     Many queries against names in a space wider than their own are compared in their own
-    space, where the names are brought first: the product is the same.
+    space, where the names are brought first: the product is the same. All products are really
+    float32, on accelerators too.
 
     Source: SPEC (v); 1e-7 is added to the norm of the content.
     """
     content = content.astype(jnp.float32)
     names = names.astype(jnp.float32)
-    x = content @ projection
+    dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    x = dot(content, projection)
     square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
     # The square root has no gradient at zero; a zero vector keeps logit zero.
     norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
     (dim, text_dim), num_queries = projection.shape, content.size // content.shape[-1]
     if num_queries * (text_dim - dim) > dim * text_dim:
-        cosine = (content / (norm + _COSINE_EPS)) @ (projection @ names.T)
+        cosine = dot(content / (norm + _COSINE_EPS), dot(projection, names.T))
     else:
-        cosine = (x / (norm + _COSINE_EPS)) @ names.T
+        cosine = dot(x / (norm + _COSINE_EPS), names.T)
     return jnp.exp(logit_scale) * cosine
 
 
@@ -95,7 +101,8 @@ class Heads(nn.Module):
         dim, text_dim = self.config.dim, self.config.text_dim
         names_init = nn.initializers.truncated_normal(0.02)
         self.norm = LayerNorm()
-        self.bbox_embed = MLP(dim, 4, 3, zero_last=True)
+        exact = jax.lax.Precision.HIGHEST
+        self.bbox_embed = MLP(dim, 4, 3, zero_last=True, precision=exact)
         self.mask_embed = MLP(dim, self.mask_dim, 3, dtype=self.dtype)
         self.iou_head = MLP(dim, 1, 3, dtype=self.dtype)
         if self.config.mask_window:

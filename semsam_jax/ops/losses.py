@@ -58,20 +58,24 @@ def focal_class_cost(logits: Float[Array, "*n v"]) -> Float[Array, "*n v"]:
 
 
 def pairwise_bce(
-    logits: Float[Array, "*b q j"], targets: Float[Array, "*b n j"]
+    logits: Float[Array, "*b q j"],
+    targets: Float[Array, "*b n j"],
+    precision: jax.lax.Precision = jax.lax.Precision.HIGHEST,
 ) -> Float[Array, "*b q n"]:
     """Mean binary cross entropy over the points, each row of one against each of the other."""
     own = jnp.sum(jax.nn.softplus(logits), axis=-1)[..., None]
-    return (own - _dot_rows(logits, targets)) / logits.shape[-1]
+    return (own - _dot_rows(logits, targets, precision)) / logits.shape[-1]
 
 
 def pairwise_dice(
-    logits: Float[Array, "*b q j"], targets: Float[Array, "*b n j"]
+    logits: Float[Array, "*b q j"],
+    targets: Float[Array, "*b n j"],
+    precision: jax.lax.Precision = jax.lax.Precision.HIGHEST,
 ) -> Float[Array, "*b q n"]:
     """`dice_loss` of each row of one against each row of the other, all points counting once."""
     p = jax.nn.sigmoid(logits)
     total = jnp.sum(p, axis=-1)[..., :, None] + jnp.sum(targets, axis=-1)[..., None, :]
-    return 1.0 - (2.0 * _dot_rows(p, targets) + 1.0) / (total + 1.0)
+    return 1.0 - (2.0 * _dot_rows(p, targets, precision) + 1.0) / (total + 1.0)
 
 
 def smallest_k_weights(values: Float[Array, "*n j"], k: int) -> Float[Array, "*n j"]:
@@ -109,5 +113,7 @@ def smallest_k_weights(values: Float[Array, "*n j"], k: int) -> Float[Array, "*n
     return jnp.where(is_below, 1.0, jnp.where(is_equal, share[..., None], 0.0))
 
 
-def _dot_rows(a: Float[Array, "*b q j"], b: Float[Array, "*b n j"]) -> Float[Array, "*b q n"]:
-    return jnp.einsum("...qj,...nj->...qn", a, b, precision=jax.lax.Precision.HIGHEST)
+def _dot_rows(
+    a: Float[Array, "*b q j"], b: Float[Array, "*b n j"], precision: jax.lax.Precision
+) -> Float[Array, "*b q n"]:
+    return jnp.einsum("...qj,...nj->...qn", a, b, precision=precision)

@@ -1,6 +1,7 @@
 """Evaluation within a run: held-out images, spread over all devices and processes."""
 
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 
 import jax
 import numpy as np
@@ -35,6 +36,7 @@ class HeldOutEvaluation:
         data: the images; None turns the evaluation off.
         meta: of the checkpoints that the run writes.
         suites: names of `evals.suites.SUITES`.
+        parts: images on which AP of parts is measured as well; None measures none.
 
     Attributes:
         result: clicks of the last evaluation.
@@ -47,7 +49,9 @@ class HeldOutEvaluation:
         data: EvalDataset | None,
         meta: Mapping,
         suites: Sequence[str] = ("one_click",),
+        parts: EvalDataset | None = None,
     ):
+        self._parts = parts
         self._model, self._data, self._meta, self._suites = model, data, meta, tuple(suites)
         self.result: OneClickResult | None = None
         self.params: dict = {}
@@ -83,18 +87,29 @@ class HeldOutEvaluation:
     def _others(self, eval_loop: EvalLoop) -> dict[str, float]:
         """Scalars of the suites beside one click; their libraries are an extra."""
         names = [name for name in self._suites if name != "one_click"]
-        if not names:
+        if not names and self._parts is None:
             return {}
         suites = load_suites()
+        wanted = [(name, self._data) for name in names]
+        wanted += [("part", self._parts)] if self._parts is not None else []
+        scalars: dict[str, float] = {}
+        for name, data in wanted:
+            if name == "levels" and not len(self.result.table):
+                continue  # without a click no level has a size
+            scalars |= suites.SUITES[name](self._context(suites, data, eval_loop)).scalars
+        return scalars
+
+    def _context(self, suites: ModuleType, data: EvalDataset, eval_loop: EvalLoop) -> object:
         context = suites.EvalContext(
             model=self._model,
             params=self.params,
             meta=self._meta,
-            clicked=self._data.samples(),
-            images=self._data.image_samples(),
-            whole=self._data.canvas_samples(),
-            class_list=self._data.class_list,
+            clicked=data.samples(),
+            images=data.image_samples(),
+            whole=data.canvas_samples(),
+            class_list=data.class_list,
             eval_loop=eval_loop,
         )
-        found = [suites.SUITES[name](context).scalars for name in names]
-        return {name: value for scalars in found for name, value in scalars.items()}
+        if data is self._data:
+            context.clicks = self.result  # measured already
+        return context

@@ -255,6 +255,24 @@ def index_cache() -> Path:
     return cache_dir() / "index"
 
 
+def part_evaluation_data(run: RunConfig, vocabulary: Vocabulary) -> EvalDataset | None:
+    """Held-out images of a dataset with annotated parts, for AP of parts within the run."""
+    name = run.eval_part_dataset
+    if not run.eval_images or not name:
+        return None
+    vocabulary = _evaluation_vocabulary(run, name, vocabulary)
+    source = open_sources(run, (name,), "val", vocabulary)[name]
+    frame = EvalFrame(run.data.image_size)
+    return EvalDataset(source, frame, run.eval_images, not run.data.root)
+
+
+def _evaluation_vocabulary(run: RunConfig, name: str, vocabulary: Vocabulary) -> Vocabulary:
+    """Names of a dataset that is evaluated; the run need not learn any of them."""
+    if name not in DATASETS or name in vocabulary.datasets:
+        return vocabulary
+    return build_vocabulary([name], pascal_parts="full" if run.data.pascal_part_tree else "merged")
+
+
 def evaluation_data(run: RunConfig, vocabulary: Vocabulary) -> EvalDataset | None:
     """Held-out images with their human-made masks, letterboxed to the training canvas.
 
@@ -263,6 +281,7 @@ def evaluation_data(run: RunConfig, vocabulary: Vocabulary) -> EvalDataset | Non
     """
     if not run.eval_images:
         return None
+    vocabulary = _evaluation_vocabulary(run, run.eval_dataset, vocabulary)
     source = open_sources(run, (run.eval_dataset,), "val", vocabulary)[run.eval_dataset]
     is_own = run.eval_dataset == CUSTOM and bool(run.data.custom)
     is_sample = not run.data.root and not is_own

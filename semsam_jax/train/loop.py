@@ -39,7 +39,7 @@ from semsam_jax.train.optimizer import build_optimizer
 from semsam_jax.train.state import shard_state
 from semsam_jax.train.step import TrainStep
 from semsam_jax.train.text import build_text
-from semsam_jax.train.warm_start import initial_params, level_order
+from semsam_jax.train.warm_start import check_start, initial_params, level_order
 from semsam_jax.train.writers import MetricWriter, ProgressLine
 
 
@@ -67,6 +67,8 @@ def train(
 def _train(run: RunConfig, workdir: Path, profile: tuple[int, int] | None) -> dict:
     if config_lib.needs_checkpoint(run):
         run = config_lib.inherit_from_checkpoint(run, checkpoint_io.read_meta(run.model.warm_start))
+    if not checkpoint_io.complete_steps(workdir):
+        check_start(run)
     clock, guard = hooks.Clock(), hooks.PreemptionGuard()
     mesh = build_mesh(run.fsdp, slices=run.slices)
     config_lib.check_batch(run, num_batch_shards(mesh))
@@ -111,7 +113,8 @@ def _train_on(
         report.log_info(f"resumed at step {int(state.step)} of {run.steps}")
 
     step_fn = build_step(run, model, tx, mesh, vocabulary.num_objects)
-    evaluator = HeldOutEvaluation(model, held_out, meta, run.eval_suites)
+    parts = input_lib.part_evaluation_data(run, vocabulary)
+    evaluator = HeldOutEvaluation(model, held_out, meta, run.eval_suites, parts)
     writer, progress = MetricWriter(workdir), ProgressLine(run.steps)
     meter = hooks.Meter(rows=run.data.interactive_batch + run.data.generic_batch)
     watch = hooks.NonFiniteWatch(data.describe)
@@ -226,17 +229,15 @@ def frozen_groups(config: presets.ModelConfig, run: RunConfig) -> tuple[str, ...
 def criterion_config(run: RunConfig) -> CriterionConfig:
     """Maps the config group `loss` to the criterion's own fields."""
     loss = run.loss
-    names = [field.name for field in dataclasses.fields(LossWeights)]
+    weights = [field.name for field in dataclasses.fields(LossWeights)]
+    # By name, so that no key of the group can be forgotten here.
+    own = {field.name for field in dataclasses.fields(CriterionConfig)}
+    shared = own & {field.name for field in dataclasses.fields(loss)}
+    is_exact = run.model.dtype == "float32"
     return CriterionConfig(
-        weights=LossWeights(**{name: getattr(loss, name) for name in names}),
-        num_points=loss.num_points,
-        match_points=loss.match_points,
-        prompt_point_ratio=loss.prompt_point_ratio,
-        many_to_one=loss.many_to_one,
-        detach_iou_target=loss.detach_iou_target,
-        score_all_tokens=loss.score_all_tokens,
-        interactive=loss.interactive,
-        generic=loss.generic,
+        weights=LossWeights(**{name: getattr(loss, name) for name in weights}),
+        precision=jax.lax.Precision.HIGHEST if is_exact else jax.lax.Precision.DEFAULT,
+        **{name: getattr(loss, name) for name in shared},
     )
 
 

@@ -30,9 +30,10 @@ def log_start(run: RunConfig, mixture_text: str, num_eval: int, mesh, workdir: P
         log_info(
             "data: the embedded sample (about a hundred images in all seven formats; part labels "
             "are stand-ins or machine-made).\n"
-            "  The real datasets: data_pipelines/README.md says what to download; then\n"
-            "  python -m semsam_jax.main --config=configs/joint.py:swin_t "
-            "--config.data.root=DIR --workdir=DIR"
+            "  The real datasets: data_pipelines/README.md says what to download, docs/recipes.md "
+            "where the weights come from; then, as the first of two stages,\n"
+            "  python -m semsam_jax.main --config=configs/sa1b.py:swin_t --config.data.root=DIR "
+            "--config.model.backbone_weights=FILE --workdir=DIR"
         )
     if num_eval:
         log_info(f"evaluation: {num_eval} images that are never trained on, one click an instance")

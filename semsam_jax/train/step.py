@@ -252,19 +252,24 @@ class TrainStep:
     def _costs(self, outputs: StreamOutputs, batch: StreamBatch, key: jax.Array) -> Costs:
         costs = Costs(None, None)
         weights, num_points = self._criterion.weights, self._criterion.match_points
+        precision = self._criterion.precision
         keys = jax.random.split(key)
         if batch.interactive is not None and not self._criterion.many_to_one:
             rows = batch.interactive
             points = draw_points(keys[0], num_points, rows, self._criterion.prompt_point_ratio)
             last = jax.tree.map(lambda x: x[-1], outputs.prompts)
             costs = costs.replace(
-                prompts=prompt_costs(last, outputs.prompt_features, rows, points, weights)
+                prompts=prompt_costs(
+                    last, outputs.prompt_features, rows, points, weights, precision
+                )
             )
         if batch.generic is not None:
             rows = batch.generic
             points = jax.random.uniform(keys[1], (rows.boxes.shape[0], num_points, 2))
             costs = costs.replace(
-                queries=query_costs(outputs.queries, outputs.query_features, rows, points, weights)
+                queries=query_costs(
+                    outputs.queries, outputs.query_features, rows, points, weights, precision
+                )
             )
         return costs
 

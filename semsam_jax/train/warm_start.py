@@ -1,39 +1,136 @@
-"""The parameters that a run starts from: random, ImageNet, a text tower, or a checkpoint."""
+"""The parameters that a run starts from: pretrained parts, a checkpoint, or random ones.
+
+Nothing starts at random in silence: where pretrained weights exist for a part that trains at a
+tenth of the rate, a run without them has to log_info `random`, and every run says where each part
+of its parameters came from.
+"""
+
+from collections.abc import Mapping
 
 import jax
 import numpy as np
 
-from semsam_jax.config import RunConfig
+from semsam_jax.config import RANDOM, REQUIRED, RunConfig
 from semsam_jax.convert.imagenet import load_imagenet_params
 from semsam_jax.core import checkpoint_io, lora
 from semsam_jax.core.errors import CheckpointError, ConfigError
 from semsam_jax.models.presets import EfficientNetLiteConfig
 from semsam_jax.models.semantic_sam import SemanticSAM, init_params
 from semsam_jax.models.similarity_init import align
+from semsam_jax.train.report import log_info
+
+_SWIN = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0/"
+PRETRAINED = {
+    "swin_t": f"{_SWIN}swin_tiny_patch4_window7_224.pth",
+    "swin_l": f"{_SWIN}swin_large_patch4_window12_384_22k.pth",
+}
+"""ImageNet weights of the backbones of presets, those that the authors start from."""
+
+TEXT_TOWER = "https://huggingface.co/openai/clip-vit-base-patch32"
+"""A text tower of the right size: CLIP's of ViT-B/32."""
+
+
+def check_start(run: RunConfig) -> None:
+    """Checks that a fresh run says where its pretrained parts come from.
+
+    Raises:
+        ConfigError: a recipe without the checkpoint that it continues from, or a Swin backbone
+            or a text tower that would start at random without being told to.
+    """
+    choice, preset = run.model, run.model.preset
+    if choice.warm_start == REQUIRED:
+        raise ConfigError(
+            "model.warm_start: this recipe is the second stage and continues from the result of "
+            "the first (configs/sa1b.py); give it with --config.model.warm_start=DIR, or start "
+            "without it by --config.model.warm_start=random."
+        )
+    if choice.warm_start or preset not in PRETRAINED:
+        return
+    if not choice.backbone_weights:
+        raise ConfigError(
+            f"model.backbone_weights: {preset} starts from ImageNet weights; give the file with "
+            f"--config.model.backbone_weights=FILE ({PRETRAINED[preset]}), or write random to "
+            f"train the backbone from nothing."
+        )
+    if run.text.source == "encoder" and not choice.text_weights:
+        raise _no_tower()
 
 
 def initial_params(run: RunConfig, model: SemanticSAM) -> dict:
-    """Returns the start parameters as NumPy arrays, float32.
+    """Returns the start parameters as NumPy arrays, float32, and says where they came from.
 
     Raises:
-        ConfigError: weights of the wrong kind for the backbone.
+        ConfigError: weights of the wrong kind for the backbone, a text tower that is missing or
+            given twice.
         CheckpointError: a warm start whose shapes differ; all of them are listed.
         ConversionError: an unreadable weight file.
     """
     params = random_params(model, run.seed)
-    choice = run.model
-    if choice.backbone_weights:
+    origins = dict.fromkeys(params, "random")
+    choice, scale = run.model, None
+    if choice.backbone_weights not in ("", RANDOM):
         params["backbone"] = _backbone(choice.backbone_weights, model, params["backbone"])
+        origins["backbone"] = choice.backbone_weights
     if choice.init == "similarity":
         params = align(params, model.config, run.seed)
-    if choice.text_weights:
-        from semsam_jax.convert.from_torch import load_text_tower
+    if choice.text_weights not in ("", RANDOM):
+        from semsam_jax.convert.from_torch import (
+            convert_text_tower,
+            read_text_tower,
+            text_logit_scale,
+        )
 
-        params["text_encoder"] = load_text_tower(choice.text_weights, model.config)
+        state, where = read_text_tower(choice.text_weights), f"text tower {choice.text_weights}"
+        params["text_encoder"] = convert_text_tower(state, model.config, where)
+        origins["text_encoder"], scale = choice.text_weights, text_logit_scale(state)
+    notes = []
     if choice.warm_start:
-        start, _ = checkpoint_io.read_model(choice.warm_start)
+        start, meta = checkpoint_io.read_model(choice.warm_start)
+        start = _known_parts(run, start, meta)
         params = merge(params, start, choice.warm_start)
+        origins |= dict.fromkeys(params.keys() & start.keys(), choice.warm_start)
+        if not meta.get("class_heads_trained"):
+            notes.append(f"the class heads in {choice.warm_start} were never trained")
+        elif scale is not None:
+            scale = None  # theirs is learned
+    if scale is not None:
+        params["decoder"] = {**params["decoder"], "logit_scale": scale}
+        notes.append(f"the scale of the class scores, exp({scale:.2f}), from {choice.text_weights}")
+    say_origins(origins, notes)
     return lora.add(params, choice.lora_rank, run.seed) if choice.lora_rank else params
+
+
+def say_origins(origins: Mapping[str, str], notes: list[str]) -> None:
+    """Prints which parts of the parameters came from where."""
+    for origin in dict.fromkeys(origins.values()):
+        parts = ", ".join(part for part, own in origins.items() if own == origin)
+        log_info(f"start, {'at random' if origin == 'random' else f'from {origin}'}: {parts}")
+    for note in notes:
+        log_info(f"start: {note}")
+
+
+def _known_parts(run: RunConfig, start: dict, meta: Mapping) -> dict:
+    """Leaves out a text tower that its checkpoint never used: it is a random one."""
+    choice = run.model
+    has_tower = "text_encoder" in start and (meta.get("text") or {}).get("source") == "encoder"
+    if has_tower and choice.text_weights not in ("", RANDOM):
+        raise ConfigError(
+            f"model.text_weights: {choice.warm_start} brings its own text tower, which its class "
+            f"heads are used to; leave text_weights empty."
+        )
+    if has_tower:
+        return start
+    if run.text.source == "encoder" and not choice.text_weights and choice.preset in PRETRAINED:
+        raise _no_tower()
+    return {part: tree for part, tree in start.items() if part != "text_encoder"}
+
+
+def _no_tower() -> ConfigError:
+    return ConfigError(
+        f"model.text_weights: class names need a pretrained text tower; give CLIP's with "
+        f"--config.model.text_weights=FILE (model.safetensors of {TEXT_TOWER}), or write random to "
+        f"train it from nothing."
+    )
 
 
 def level_order(run: RunConfig, num_tokens: int) -> list[int]:
@@ -60,6 +157,7 @@ def merge(params: dict, start: dict, where: str) -> dict:
         CheckpointError: a part is there but differs in structure or shapes.
     """
     problems, merged = [], dict(params)
+    start = _with_owner(params, start)
     for top, tree in params.items():
         if top not in start:
             continue
@@ -81,18 +179,27 @@ def merge(params: dict, start: dict, where: str) -> dict:
     return merged
 
 
+def _with_owner(params: dict, start: dict) -> dict:
+    """Gives a decoder without the owner projection the one that said it so far: the objects'."""
+    own, given = params.get("decoder", {}), start.get("decoder", {})
+    decoder = {k: v for k, v in given.items() if k != "owner_embed" or "owner_embed" in own}
+    if "owner_embed" in own and "object_embed" in given:
+        decoder = {"owner_embed": given["object_embed"], **decoder}
+    return {**start, "decoder": decoder} if given else start
+
+
 def _backbone(weights: str, model: SemanticSAM, own: dict) -> dict:
     is_lite = isinstance(model.config.backbone, EfficientNetLiteConfig)
     if weights == "imagenet":
         if not is_lite:
             raise ConfigError(
-                "model.backbone_weights: 'imagenet' is for preset lite; give the .pth of an "
-                "ImageNet Swin, or '' for random weights."
+                "model.backbone_weights: 'imagenet' is for preset lite; give the file of an "
+                "ImageNet Swin, or random."
             )
         return load_imagenet_params(model.config.backbone.variant)
     if is_lite:
         raise ConfigError(
-            f"model.backbone_weights: {weights!r}; preset lite takes 'imagenet' or ''."
+            f"model.backbone_weights: {weights!r}; preset lite takes imagenet or random."
         )
     from semsam_jax.convert.from_torch import load_backbone
 

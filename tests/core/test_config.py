@@ -6,6 +6,8 @@ from ml_collections import ConfigDict
 from configs import finetune, joint
 from semsam_jax import config
 from semsam_jax.core.errors import ConfigError
+from semsam_jax.criterion.terms import CriterionConfig, LossWeights
+from semsam_jax.train.loop import criterion_config
 
 
 @pytest.mark.parametrize("preset", ["lite", "swin_t", "swin_l"])
@@ -85,3 +87,15 @@ def test_fine_tuning_keeps_the_loss_that_its_checkpoint_learned():
     assert config.inherit_from_checkpoint(config.build(chosen), meta).loss == config.LossChoice(
         dice=7.0, **points
     )
+
+
+def test_every_key_of_the_losses_reaches_the_criterion():
+    """A key that is forgotten on the way would be accepted and do nothing."""
+    names = {field.name for field in dataclasses.fields(config.LossChoice)}
+    reached = {field.name for field in dataclasses.fields(CriterionConfig)}
+    reached |= {field.name for field in dataclasses.fields(LossWeights)}
+    assert names - reached == {"from_checkpoint"}
+    changed = {"iou_target": "expected", "score_all_tokens": True, "iou_every_layer": False}
+    criterion = criterion_config(config.build({"loss": {**changed, "owner_class": 3.0}}))
+    assert {name: getattr(criterion, name) for name in changed} == changed
+    assert criterion.weights.owner_class == 3.0

@@ -357,6 +357,18 @@ def test_every_token_may_learn_its_iou_with_the_best_target(labelled):
         np.testing.assert_array_equal(terms[name], others[name])
 
 
+def test_the_predicted_iou_of_the_last_layer_alone_may_be_taught(labelled):
+    predictions, features, rows, token, points, config = labelled
+    every = dataclasses.replace(config, score_all_tokens=True, iou_target="expected")
+    last = dataclasses.replace(every, iou_every_layer=False)
+    (_, want), _ = grad_and_terms(predictions, features, rows, token, points, every)
+    (_, terms), grads = grad_and_terms(predictions, features, rows, token, points, last)
+    np.testing.assert_allclose(terms["iou"][-1], want["iou"][-1], rtol=1e-6)
+    assert not np.any(np.asarray(terms["iou"][:-1]))
+    assert np.all(np.asarray(grads[0].pred_ious[-1]) != 0)
+    assert not np.any(np.asarray(grads[0].pred_ious[:-1]))
+
+
 def test_scoring_every_token_is_not_for_one_target_per_prompt(labelled):
     predictions, features, rows, _, points, config = labelled
     config = dataclasses.replace(config, score_all_tokens=True, many_to_one=True)

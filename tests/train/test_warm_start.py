@@ -1,16 +1,142 @@
-"""What a run takes over from the checkpoint that it starts from."""
+"""Where the parameters of a run come from, and what it refuses to guess."""
 
+import dataclasses
+from pathlib import Path
+
+import jax
 import numpy as np
+import pytest
 
+from configs import joint, sa1b
 from semsam_jax import config
-from semsam_jax.core.model_files import save_model
-from semsam_jax.train.warm_start import level_order
+from semsam_jax.core import model_files
+from semsam_jax.core.errors import CheckpointError, ConfigError
+from semsam_jax.models.semantic_sam import SemanticSAM, init_params
+from semsam_jax.train import warm_start
+from semsam_jax.train.warm_start import check_start, initial_params, level_order, merge
+
+DATA = Path(__file__).parents[1] / "golden" / "data"
+TOWER = str(DATA / "tiny_ref.pth")  # a whole model of preset tiny: backbone and text tower too
+SCALE = 1.7  # of its class scores
+
+
+def tiny(**model):
+    model = {"preset": "tiny", "backbone_weights": "random", **model}
+    return config.build({"model": model, "text": {"source": "encoder"}})
+
+
+def swin(recipe, **model):
+    recipe.model.update(model)
+    return config.build(recipe)
+
+
+@pytest.fixture(scope="module")
+def fresh():
+    """Parameters of preset tiny, all of them one number, in the place of random ones."""
+    model = SemanticSAM(config.model_config(tiny().model))
+    shapes = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
+    return model, jax.tree.map(lambda x: np.full(x.shape, 0.5, np.float32), shapes)
+
+
+@pytest.fixture
+def start(fresh, monkeypatch):
+    """Makes the start parameters of a run of preset tiny."""
+    model, params = fresh
+    monkeypatch.setattr(
+        warm_start, "random_params", lambda *_: {k: dict(v) for k, v in params.items()}
+    )
+    return lambda run: initial_params(run, model)
+
+
+def stored(tmp_path, params, **meta):
+    """A model folder with one number in all of its parameters."""
+    ones = jax.tree.map(lambda x: np.full(x.shape, 3.0, np.float32), params)
+    meta = {"class_heads_trained": True, "text": {"source": "encoder"}, **meta}
+    return str(model_files.save_model(tmp_path / "start", ones, meta))
 
 
 def test_levels_stay_ordered_as_they_were_until_an_evaluation(tmp_path):
     """Without it a fine-tuned model's level 1 would be its first token, whatever its size."""
     meta = {"level_order": [2, 1, 3, 0, 4, 5]}
-    save_model(tmp_path / "start", {"a": np.zeros(2, np.float32)}, meta)
+    model_files.save_model(tmp_path / "start", {"a": np.zeros(2, np.float32)}, meta)
     run = config.build({"model": {"warm_start": str(tmp_path / "start")}})
     assert level_order(run, 6) == [2, 1, 3, 0, 4, 5]
     assert level_order(config.build({}), 3) == [0, 1, 2]
+
+
+def test_the_second_stage_wants_the_first_or_an_explicit_random():
+    with pytest.raises(ConfigError, match=r"warm_start=DIR.*warm_start=random"):
+        check_start(swin(joint.get_config("swin_t")))
+    check_start(swin(joint.get_config("swin_t"), warm_start="runs/sa1b"))
+    run = swin(joint.get_config("swin_t"), warm_start="random", backbone_weights="swin.pth")
+    with pytest.raises(ConfigError, match=r"text_weights.*clip-vit-base-patch32.*write random"):
+        check_start(run)
+    check_start(swin(joint.get_config("swin_t"), warm_start="random", backbone_weights="random",
+                     text_weights="clip.safetensors"))  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", ["swin_t", "swin_l"])
+def test_a_swin_backbone_is_not_random_in_silence(preset):
+    with pytest.raises(ConfigError, match=r"SwinTransformer/storage.*\.pth.*write random"):
+        check_start(swin(sa1b.get_config(preset)))
+    check_start(swin(sa1b.get_config(preset), backbone_weights="random"))
+    check_start(swin(sa1b.get_config(preset), backbone_weights="swin.pth"))
+    check_start(tiny())
+    check_start(config.build(joint.get_config("lite")))
+
+
+def test_a_start_says_where_every_part_came_from(start, fresh, tmp_path, capsys):
+    params = start(tiny(backbone_weights=TOWER, text_weights=TOWER))
+    told = capsys.readouterr().out
+    assert f"start, from {TOWER}: backbone, text_encoder\n" in told
+    assert "start, at random: " in told
+    np.testing.assert_allclose(params["decoder"]["logit_scale"], SCALE, rtol=1e-6)
+    assert f"the scale of the class scores, exp({SCALE:.2f})" in told
+    assert not np.all(params["backbone"]["patch_embed"]["proj"]["kernel"] == 0.5)
+    assert np.all(params["decoder"]["object_embed"] == 0.5)
+
+
+def test_a_tower_that_the_first_stage_never_used_is_not_taken(start, fresh, tmp_path, capsys):
+    """Stage one names nothing: its tower and its class heads are as random as they were born."""
+    meta = {"class_heads_trained": False, "text": {"source": "none"}}
+    folder = stored(tmp_path, fresh[1], **meta)
+    params = start(tiny(warm_start=folder, text_weights=TOWER))
+    assert np.all(params["backbone"]["patch_embed"]["proj"]["kernel"] == 3.0)
+    assert not np.any(params["text_encoder"]["lang_proj"] == 3.0)
+    np.testing.assert_allclose(params["decoder"]["logit_scale"], SCALE, rtol=1e-6)
+    assert "the class heads in" in capsys.readouterr().out
+    run = swin(joint.get_config("swin_t"), warm_start=folder)
+    with pytest.raises(ConfigError, match="text_weights"):
+        warm_start._known_parts(run, fresh[1], meta)
+
+
+def test_a_trained_tower_is_not_replaced(start, fresh, tmp_path):
+    folder = stored(tmp_path, fresh[1])
+    params = start(tiny(warm_start=folder))
+    assert np.all(params["text_encoder"]["lang_proj"] == 3.0)
+    assert params["decoder"]["logit_scale"] == 3.0
+    with pytest.raises(ConfigError, match="brings its own text tower"):
+        start(tiny(warm_start=folder, text_weights=TOWER))
+
+
+def test_a_warm_start_without_an_owner_projection_starts_it_as_the_objects_one(fresh):
+    own = fresh[1]
+    given = jax.tree.map(lambda x: x + 1, own)
+    given["decoder"]["object_embed"] = np.full_like(own["decoder"]["object_embed"], 9.0)
+    del given["decoder"]["owner_embed"]
+    merged = merge(own, given, "released")
+    assert np.all(merged["decoder"]["owner_embed"] == 9.0)
+    assert np.all(merged["decoder"]["part_embed"] == 1.5)
+    without = {**own, "decoder": {k: v for k, v in own["decoder"].items() if k != "owner_embed"}}
+    merged = merge(without, own, "ours")
+    assert "owner_embed" not in merged["decoder"]
+    given["decoder"]["object_embed"] = np.zeros((2, 2), np.float32)
+    with pytest.raises(CheckpointError, match=r"object_embed: \(2, 2\)"):
+        merge(own, given, "another size")
+
+
+def test_the_owner_projection_is_there_unless_it_is_switched_off(fresh):
+    assert "owner_embed" in fresh[1]["decoder"]
+    plain = config.model_config(dataclasses.replace(tiny().model, part_owner=False))
+    shapes = jax.eval_shape(lambda key: init_params(SemanticSAM(plain), key), jax.random.key(0))
+    assert "owner_embed" not in shapes["decoder"]

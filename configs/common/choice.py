@@ -1,0 +1,58 @@
+"""What stands behind the colon of a recipe: `PRESET`, or `PRESET,rows=512,share=0.03`."""
+
+from ml_collections import ConfigDict
+
+ROWS = 64
+"""Rows a step of the paper, for which its rate of 1e-4 is meant."""
+
+
+def parse(choice: str, **defaults: float) -> tuple[str, dict[str, float]]:
+    """Splits a choice into its name and its numbers.
+
+    Args:
+        choice: name, then NAME=NUMBER, separated by commas.
+        **defaults: the numbers that may be given, with their defaults.
+
+    Raises:
+        ValueError: another number is given, or what is given is none.
+    """
+    name, *given = choice.split(",")
+    numbers = dict(defaults)
+    for text in given:
+        key, _, value = text.partition("=")
+        is_number = value.replace(".", "", 1).isdecimal() and float(value) > 0
+        if key not in defaults or not is_number:
+            raise ValueError(
+                f"{choice}: {text!r} is not understood; wanted NAME=NUMBER above 0, NAME out of "
+                f"{', '.join(defaults)}."
+            )
+        numbers[key] = float(value)
+    return name, numbers
+
+
+def set_rows(config: ConfigDict, rows: int) -> ConfigDict:
+    """Changes the rows a step of a recipe for 64, and with them all that depends on them.
+
+    As many images are seen as before, and each stream keeps its share. The rate follows the square
+    root of the rows, as the noise of Adam's gradients does (arXiv 2205.10287). Above 64 rows the
+    warm-up is 4 steps a row, and parameters are averaged over 2.56 million rows; up to 64 both
+    are as the recipe has them, which the paper trains without averaging.
+
+    Raises:
+        ValueError: the streams do not divide the rows.
+    """
+    data = config.data
+    before = data.interactive_batch + data.generic_batch
+    interactive = rows * data.interactive_batch / before
+    if interactive != int(interactive):
+        raise ValueError(
+            f"rows={rows}: the streams have {data.interactive_batch} + {data.generic_batch} rows; "
+            f"choose a number that divides in this ratio."
+        )
+    data.interactive_batch, data.generic_batch = int(interactive), rows - int(interactive)
+    config.steps = round(config.steps * before / rows)
+    config.optimizer.learning_rate = config.optimizer.learning_rate * (rows / before) ** 0.5
+    if rows > ROWS:
+        config.optimizer.warmup_steps = 4 * rows
+        config.optimizer.ema = 1.0 - rows / 2_560_000
+    return config
