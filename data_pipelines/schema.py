@@ -104,7 +104,7 @@ class BatchShape:
     vocab_size: int = 1
 
     def spec(self) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
-        """Returns key -> (dtype, shape of one row); axis names as in DESIGN section 3."""
+        """Returns key -> (dtype, shape of one row); axis names as in docs/design.md."""
         size, n, p, t = self.image_size, self.max_instances, self.num_prompts, self.max_targets
         side = size // self.mask_stride
         return {

@@ -219,7 +219,7 @@ def clean_name(name: str) -> str:
     """Turns a dataset's class name into plain lower-case words.
 
     Brackets, underscores and COCO's `-merged`, `-other`, `-stuff` endings go; of a list of
-    synonyms the first stays (SPEC v).
+    synonyms the first stays (docs/reference.md, section 6).
     """
     stem = name
     for ending in ("-merged", "-other", "-stuff"):

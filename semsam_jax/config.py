@@ -151,7 +151,7 @@ class TextChoice:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerChoice:
-    """AdamW as in the reference (SPEC section viii).
+    """AdamW as in the reference (docs/reference.md, section 9).
 
     Attributes:
         learning_rate: of everything but backbone and text tower.
@@ -180,7 +180,7 @@ class OptimizerChoice:
 
 @dataclasses.dataclass(frozen=True)
 class LossChoice:
-    """Weights and points of the criterion (SPEC sections vii, viii, xiii).
+    """Weights and points of the criterion (docs/reference.md, sections 8, 9 and 13).
 
     Attributes:
         num_points: points at which mask losses are taken.

@@ -11,7 +11,7 @@
 
 The paper takes ADE20k as object data; with `parts` the full layouts also give the parts of these
 objects and the parts of parts. Their names are open-ended, so they carry no class, as SA-1B's
-masks do, but each knows what it is a part of. Source: SPEC (0b).
+masks do, but each knows what it is a part of. Source: docs/reference.md, section 15.
 """
 
 import abc

@@ -1,7 +1,8 @@
 """COCO 2017: panoptic segments (things and stuff), or instances as an option.
 
 Layout: `root/{split}2017/*.jpg`, `root/annotations/panoptic_{split}2017.json` with a folder of
-PNGs of the same name, and `root/annotations/instances_{split}2017.json`. Source: SPEC (xi).
+PNGs of the same name, and `root/annotations/instances_{split}2017.json`. Source: docs/reference.md,
+section 12.
 """
 
 import os

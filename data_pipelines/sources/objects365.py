@@ -2,7 +2,7 @@
 
 Layout: `zhiyuan_objv2_{split}.json` in `root` or `root/annotations`; images under the JSON's own
 `images/v*/patchN/NAME.jpg`, or where the downloaded archives usually go: `{split}/patchN/NAME.jpg`
-or `images/{split}/patchN/NAME.jpg`. Source: SPEC (xi).
+or `images/{split}/patchN/NAME.jpg`. Source: docs/reference.md, section 12.
 """
 
 import os

@@ -7,7 +7,7 @@ PACO is annotated as LVIS is (arXiv 1908.03195, section 3): an image is complete
 that it has annotations of and for those in its `neg_category_ids`, which it does not show. Of those
 in `not_exhaustive_category_ids` some instances are missing; of all other classes nothing is known.
 An image without `neg_category_ids` is complete for its own classes only.
-Source: SPEC (xi).
+Source: docs/reference.md, section 12.
 """
 
 import os

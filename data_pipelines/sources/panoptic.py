@@ -1,6 +1,6 @@
 """COCO's panoptic format: a PNG whose colours are segment ids, and a JSON that names them.
 
-Shared by COCO and by ADE20k in the same format. Source: SPEC (xi).
+Shared by COCO and by ADE20k in the same format. Source: docs/reference.md, section 12.
 """
 
 import collections

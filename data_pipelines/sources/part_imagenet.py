@@ -4,7 +4,7 @@ Layout: `root/images/{split}/*.JPEG` and COCO-style part masks in `root/annotati
 `root/annotations/{split}/{split}.json` or `root/{split}.json`. The data set has no masks of whole
 objects: the whole is the union of an image's parts of one kind. An image is annotated for one
 object, so nothing is known of other kinds elsewhere in it (`RawExample.annotated`).
-Source: SPEC (xi).
+Source: docs/reference.md, section 12.
 """
 
 import dataclasses

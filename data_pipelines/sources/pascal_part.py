@@ -5,7 +5,8 @@ Layout: `root/Annotations_Part/ID.mat`, images `JPEGImages/ID.jpg` and lists
 With the merged list, left and right parts stay separate masks of one class, and the pieces of a
 limb on one side are joined. With the whole tree every native part is kept under its own name, and
 the joined limb stands between its halves and the object.
-Sources: SPEC (0b, xi); the class lists of `vocabularies/pascal_part.json` and `_full.json`.
+Sources: docs/reference.md, sections 12 and 15; the class lists of `vocabularies/pascal_part.json`
+and `_full.json`.
 """
 
 import os

@@ -3,7 +3,7 @@
 Layout: the official archives `root/sa_000000.tar ...`, read where they are, or
 `root/**/sa_ID.jpg` with `sa_ID.json` beside it, as the archives unpack. SA-1B has no official
 split: with folders `root/train` and `root/val` the split names one of them, otherwise the whole
-root is `train`. Source: SPEC (xi).
+root is `train`. Source: docs/reference.md, section 12.
 """
 
 import json

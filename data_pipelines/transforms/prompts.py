@@ -1,7 +1,8 @@
-"""Clicks and boxes for one row, and the instances each of them has to find (SPEC section vi).
+"""Clicks and boxes for one row, and the instances that each of them has to find.
 
 Differs from the released code where that is broken: boxes are really drawn (a quarter), a
 box has its own instance as its only target, and the clicked instance is never dropped.
+Source: docs/reference.md, section 7.
 """
 
 import dataclasses

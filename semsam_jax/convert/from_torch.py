@@ -128,7 +128,10 @@ def put(tree: dict, path: str, value: np.ndarray) -> None:
 
 
 def relative_position_index(window: int) -> np.ndarray:
-    """Row of the bias table for every pair of positions, int64 [w*w, w*w] (SPEC section i)."""
+    """Row of the bias table for every pair of positions, int64 [w*w, w*w].
+
+    Source: docs/reference.md, section 2.
+    """
     y, x = (axis.ravel() for axis in np.mgrid[:window, :window].astype(np.int64))
     dy = y[:, None] - y[None, :] + window - 1
     dx = x[:, None] - x[None, :] + window - 1
@@ -266,7 +269,7 @@ def resize_bias_table(table: np.ndarray, num_offsets: int) -> np.ndarray:
     """Resizes a relative position bias table [n, heads] to [num_offsets, heads].
 
     Bicubic with the kernel parameter -0.75 and half-pixel centres, as the reference's
-    framework does it (SPEC section i). Tables that are no square stay as they are.
+    framework does it (docs/reference.md, section 2). Tables that are no square stay as they are.
     """
     size, wanted = math.isqrt(table.shape[0]), math.isqrt(num_offsets)
     if table.ndim != 2 or size == wanted or size * size != table.shape[0]:

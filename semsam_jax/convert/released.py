@@ -11,7 +11,7 @@ from semsam_jax.convert.from_torch import examine, from_torch
 from semsam_jax.convert.torch_reader import read_state_dict, unwrap
 from semsam_jax.models import presets
 
-# Token index of level 1..6 in the released weights (DESIGN: Levels).
+# Token index of level 1..6 in the released weights (docs/design.md, "Levels").
 RELEASED_LEVEL_ORDER = (3, 2, 0, 4, 1, 5)
 _GENERIC = "sem_seg_head.predictor.enc_output.weight"
 

@@ -2,7 +2,8 @@
 
 Every line of the `_..._rows` functions is one family of reference parameters: its name,
 its path in our tree, its layout and its shape. Equal layers of the reference are stacked
-on a new leading axis. Names are written without the prefix `model.` (SPEC section 0).
+on a new leading axis. Names are written without the prefix `model.` (docs/reference.md, section
+16).
 """
 
 import re
@@ -33,7 +34,8 @@ from semsam_jax.models.presets import (
 _TOWERS = ("backbone", "pixel_decoder", "text_encoder")
 _DECODER_PARTS = ("prompt_encoder", "memory_projection", "decoder", "query_selector", "denoising")
 PARTS = (*_TOWERS, *_DECODER_PARTS)
-INITIAL_LOGIT_SCALE = 1.0  # SPEC section v; released files have no text tower and no scale
+# docs/reference.md, section 6; released files have no text tower and no scale.
+INITIAL_LOGIT_SCALE = 1.0
 
 # Names that a file may carry and the model does not need, with the reason.
 IGNORED = (

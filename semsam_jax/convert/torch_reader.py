@@ -85,7 +85,8 @@ def unwrap(state: Mapping) -> dict[str, np.ndarray]:
     """Removes the wrapper `model` and the key prefix `model.`, where they are.
 
     Where any key starts with `model.`, keys without it are left out, as the reference's
-    own loader does (SPEC section 0). `model.criterion...` stays and is ignored by rule.
+    own loader does (docs/reference.md, section 16). `model.criterion...` stays and is ignored by
+    rule.
     """
     for name in _WRAPPERS:
         if isinstance(state.get(name), Mapping):

@@ -60,7 +60,7 @@ class Prompts:
     Attributes:
         boxes: float32 [b,p,4] cxcywh, fractions of the padded canvas.
         type_index: int32 [b,p]; our own training uses 0 for clicks and 1 for boxes,
-            released weights are driven with 0 for both (SPEC section iv).
+            released weights are driven with 0 for both (docs/reference.md, section 5).
         valid: bool [b,p].
     """
 
@@ -109,7 +109,8 @@ class Predictions:
 @typing.no_type_check
 @struct.dataclass
 class DenoisingQueries:
-    """Slots of the denoising part of the generic branch (SPEC xiii), static in number.
+    """Slots of the denoising part of the generic branch (docs/reference.md, section 13), static in
+    number.
 
     Attributes:
         instance: int32 [b,g] instance of each slot (0 where invalid).

@@ -5,7 +5,7 @@ annotated for: a query without an instance is a negative of all of them. A query
 teaches the part head and the owner head, never the object head; one whose instance has no name
 teaches none (`terms.class_heads`).
 
-Source: SPEC (xiii); arXiv 2203.03605 for denoising and proposals.
+Source: docs/reference.md, section 13; arXiv 2203.03605 for denoising and proposals.
 """
 
 import jax

@@ -4,8 +4,8 @@ Only tokens that got a target learn; the others get no loss of any kind, unless
 `score_all_tokens` lets every token learn how well its mask fits the targets. The assignment of
 the last layer serves all layers.
 
-Source: SPEC (viii); class terms as the paper means them (arXiv 2307.04767, section 3),
-since the released code of those cannot run.
+Source: docs/reference.md, section 9; class terms as the paper means them (arXiv 2307.04767, section
+3), since the released code of those cannot run.
 """
 
 import jax

@@ -35,7 +35,7 @@ class PointPlan:
         num_chosen: how many of them count.
         num_fresh: uniform points that count in any case.
 
-    Source: SPEC (viii), PointRend (arXiv 1912.08193).
+    Source: docs/reference.md, section 9, PointRend (arXiv 1912.08193).
     """
 
     num_candidates: int

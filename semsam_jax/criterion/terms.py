@@ -16,7 +16,7 @@ from semsam_jax.ops.losses import sigmoid_focal
 class LossWeights:
     """Weight of each term, the same for every layer, and of its matching cost.
 
-    Source: SPEC (viii), (xiii).
+    Source: docs/reference.md, sections 9 and 13.
     """
 
     mask_bce: float = 5.0
@@ -41,7 +41,7 @@ class CriterionConfig:
         importance_ratio: share of counting points that are chosen for uncertainty.
         many_to_one: SAM's rule: of a prompt's tokens only the best one learns.
         detach_iou_target: no gradient from the IoU loss into the masks; the released
-            training code lets it through (SPEC xii, 8).
+            training code lets it through (docs/reference.md, quirk 8).
         denoising_by_slots: class loss of the denoising slots by the number of slots; the
             released generic code divides by the number of classes instead, which would
             all but silence it for a vocabulary of thousands.
@@ -53,9 +53,8 @@ class CriterionConfig:
             area: the IoU to expect for a click drawn evenly from the intended mask.
         iou_every_layer: `score_all_tokens` teaches all layers. Only the last one's prediction is
             ever read, and comparing all masks with all cells is a tenth of a step at full size.
-        prompt_point_ratio: share of an image's points that lie near its prompts (`prompt_points`),
-        for
-            the losses and the matching costs of prompts. 0 in the paper.
+        prompt_point_ratio: share of an image's points that lie near its prompts
+            (`prompt_points`), for the losses and the matching costs of prompts. 0 in the paper.
         interactive, generic: weight of each stream's sum.
         precision: of products of mask embeddings and features. What a bfloat16 model hands over is
             exact in one pass of a TPU; only a float32 model has more digits to keep.

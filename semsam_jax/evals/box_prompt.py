@@ -2,7 +2,8 @@
 
     Max and Oracle as in `one_click`, with a box instead of a click
 
-Source: arXiv 2307.04767, ablation on box prompts (SPEC section 0b: 76.1 on COCO, Swin-T).
+Source: arXiv 2307.04767, ablation on box prompts (docs/reference.md, section 15: 76.1 on COCO,
+Swin-T).
 """
 
 import dataclasses

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 
 CLICK_BOX_PX = 6.0
-"""Side of the box that stands for an evaluation click (SPEC section iv)."""
+"""Side of the box that stands for an evaluation click (docs/reference.md, section 5)."""
 
 
 def distance_inside(mask: np.ndarray) -> np.ndarray:
@@ -43,7 +43,7 @@ def centre_click(mask: np.ndarray) -> tuple[int, int] | None:
     Returns:
         (x, y) in pixels, or None for an empty mask.
 
-    Source: SPEC section (x); RITM / SAM protocol (arXiv 2304.02643, section 7.1).
+    Source: docs/reference.md, section 11; RITM / SAM protocol (arXiv 2304.02643, section 7.1).
     """
     if not mask.any():
         return None

@@ -4,7 +4,7 @@ One forward per image answers all tasks. The vocabulary is the evaluated dataset
 names, whether the model was trained on it or not: open-vocabulary ADE20k is this evaluation
 with ADE20k's 150 names on a model that never saw ADE20k.
 
-Source: SPEC section (xiii), inference; arXiv 2307.04767, tables 2 and 3.
+Source: docs/reference.md, section 13, inference; arXiv 2307.04767, tables 2 and 3.
 """
 
 import dataclasses

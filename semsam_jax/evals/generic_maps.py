@@ -54,7 +54,7 @@ def draw_maps(
     """Draws one image on the device that holds it.
 
     Mask logits are resized bilinearly to the canvas, the padding is cropped off, and the
-    rest is resized bilinearly to the image (SPEC section xiii).
+    rest is resized bilinearly to the image (docs/reference.md, section 13).
 
     Args:
         mask_embed: with `features`, what mask logits are made of.

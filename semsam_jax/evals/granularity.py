@@ -9,8 +9,8 @@ For a click c let T(c) be all ground-truth masks that contain it and O(c) the mo
 A model with fewer outputs than targets is completed by further clicks in the same mask,
 whose outputs join O(c) (three outputs and two clicks make six).
 
-The reference names this evaluation but its code cannot run (SPEC section x and quirk 20);
-this is the definition in the paper's words: arXiv 2307.04767, section 4.2 and table 5.
+The reference names this evaluation but its code cannot run (docs/reference.md, section 11 and quirk
+20); this is the definition in the paper's words: arXiv 2307.04767, section 4.2 and table 5.
 """
 
 import dataclasses

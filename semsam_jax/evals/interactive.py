@@ -11,7 +11,7 @@ The model takes one click at a time, so clicks compose by set operations: the ma
 a positive click is added to the running mask, the mask chosen for a negative click is taken
 away. `predicted` chooses the token with the highest predicted quality; `oracle` the token
 that leaves the highest IoU. (The reference fills NoC from the first click alone, limit 20:
-SPEC section x.)
+docs/reference.md, section 11.)
 
 Source: RITM (arXiv 2102.06583); thresholds 0.80, 0.85, 0.90 and 20 clicks are customary.
 """

@@ -4,7 +4,8 @@ A class is a pair (object, part), such as (dog, head). The two heads are indepen
 score of a pair is the product of two sigmoid scores, that of the part and that of its owner (of
 the object head where a model has no owner head); `InstanceEvaluator` does the rest.
 
-Source: arXiv 2307.04767, PASCAL Part results (SPEC section 0b); VLPart, arXiv 2305.11173.
+Source: arXiv 2307.04767, PASCAL Part results (docs/reference.md, section 15); VLPart, arXiv
+2305.11173.
 """
 
 import dataclasses

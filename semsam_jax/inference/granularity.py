@@ -1,7 +1,7 @@
 """Levels 1 (coarsest) to 6 (finest): names for the tokens of a prompt.
 
 Which token a level means is a property of a checkpoint (`meta["level_order"]`); released
-weights use tokens 3, 2, 0, 4, 1, 5 (SPEC ix).
+weights use tokens 3, 2, 0, 4, 1, 5 (docs/reference.md, section 10).
 """
 
 import math

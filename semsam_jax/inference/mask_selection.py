@@ -1,7 +1,7 @@
 """Which of the many masks of a grid of clicks are kept: functions of logits and IoUs.
 
-Source: SPEC (ix), mask generator. The filters run in this order: predicted IoU, stability,
-crop border, box NMS, removal of small regions, box NMS again.
+Source: docs/reference.md, section 10, mask generator. The filters run in this order: predicted IoU,
+stability, crop border, box NMS, removal of small regions, box NMS again.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """The frame of an image: image pixels <-> resized pixels <-> fractions of the padded canvas.
 
-Source: SPEC (iv), (ix). Released weights see the image with its short side at 640 and a
-click as 0.005 of the image's size; models of our own training see the square training
+Source: docs/reference.md, sections 5 and 10. Released weights see the image with its short side at
+640 and a click as 0.005 of the image's size; models of our own training see the square training
 canvas and a click of 6 canvas pixels.
 """
 

@@ -1,9 +1,9 @@
 """Mask logits at stride 4 -> any output size, as two small matrix products.
 
 The reference upsamples bilinearly to the padded canvas, crops the padding off and resizes
-the crop with antialiased bicubic weights (SPEC ix). All three steps are linear and
-separable, so their product is one [out, in] matrix for each axis: nothing of canvas size is
-ever stored, and an output of any size costs two products, one of them with a band matrix.
+the crop with antialiased bicubic weights (docs/reference.md, section 10). All three steps are
+linear and separable, so their product is one [out, in] matrix for each axis: nothing of canvas size
+is ever stored, and an output of any size costs two products, one of them with a band matrix.
 """
 
 import dataclasses
@@ -157,7 +157,7 @@ def _triangle(x: np.ndarray) -> np.ndarray:
 
 
 def _keys(x: np.ndarray) -> np.ndarray:
-    """Keys' cubic with a = -0.5, the coefficient of antialiased resizing (SPEC ix)."""
+    """Keys' cubic with a = -0.5, as in antialiased resizing (docs/reference.md, section 10)."""
     x, a = np.abs(x), -0.5
     near = (a + 2) * x**3 - (a + 3) * x**2 + 1
     far = a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a

@@ -3,7 +3,7 @@
 Masks are compared at random points, without ever being built. Everything is float32 and
 carries no gradient. Where the host looks for validity, see `transport.assign`.
 
-Source: SPEC (vii) for prompts, (xiii) for generic queries.
+Source: docs/reference.md, section 8 for prompts, 13 for generic queries.
 """
 
 import typing

@@ -1,6 +1,7 @@
 """The decoder: tokens with boxes look at each other, then at the pyramid, nine times.
 
-Source: SPEC (iii); arXiv 2206.02777 (Mask DINO), 2203.03605 (DINO box refinement).
+Source: docs/reference.md, section 4; arXiv 2206.02777 (Mask DINO), 2203.03605 (DINO box
+refinement).
 """
 
 import typing

@@ -63,7 +63,7 @@ class DeformableAttention(nn.Module):
         implementation: of `ops.deform_attention`, None for the backend's own.
         dtype: compute dtype; coordinates and softmax are float32.
 
-    Source: Deformable DETR (arXiv 2010.04159) section 4.1; SPEC section (iii).
+    Source: Deformable DETR (arXiv 2010.04159) section 4.1; docs/reference.md, section 4.
     """
 
     num_heads: int = 8

@@ -1,7 +1,7 @@
 """Denoising queries of the generic branch: true classes and noised true boxes.
 
 They teach the decoder to repair boxes without waiting for the matching to settle.
-Source: arXiv 2203.01305; SPEC (xiii).
+Source: arXiv 2203.01305; docs/reference.md, section 13.
 """
 
 import typing

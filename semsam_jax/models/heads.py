@@ -61,7 +61,7 @@ def cosine_logits(
     space, where the names are brought first: the product is the same. All products are really
     float32, on accelerators too.
 
-    Source: SPEC (v); 1e-7 is added to the norm of the content.
+    Source: docs/reference.md, section 6; 1e-7 is added to the norm of the content.
     """
     content = content.astype(jnp.float32)
     names = names.astype(jnp.float32)

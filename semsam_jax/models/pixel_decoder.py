@@ -142,7 +142,7 @@ class PixelDecoder(nn.Module):
         dtype: compute dtype; sampling coordinates and norms are float32 in any case.
         remat: key of `layers.REMAT_POLICIES`, for each encoder layer.
 
-    Source: Mask DINO (arXiv 2206.02777) section 3; SPEC section (ii).
+    Source: Mask DINO (arXiv 2206.02777) section 3; docs/reference.md, section 3.
     """
 
     config: PixelDecoderConfig

@@ -119,7 +119,7 @@ class DecoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """CLIP-like causal text tower (SPEC section v)."""
+    """CLIP-like causal text tower (docs/reference.md, section 6)."""
 
     context_length: int = 18
     width: int = 512

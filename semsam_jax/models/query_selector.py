@@ -1,6 +1,6 @@
 """Two-stage query selection: the best encoder tokens become the generic queries.
 
-Source: arXiv 2206.02777 (Mask DINO), SPEC (xiii).
+Source: arXiv 2206.02777 (Mask DINO), docs/reference.md, section 13.
 """
 
 import typing

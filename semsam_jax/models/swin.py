@@ -63,7 +63,7 @@ class WindowAttention(nn.Module):
         """Attends in each window of a map of any size.
 
         The map is padded with zeros to whole windows; the padding takes part in the
-        attention as ordinary keys (SPEC section i).
+        attention as ordinary keys (docs/reference.md, section 2).
         """
         b, height, width, c = x.shape
         heads = self.num_heads
@@ -242,7 +242,7 @@ class Swin(nn.Module):
         dtype: compute dtype.
         remat: key of `layers.REMAT_POLICIES`, for each pair of blocks.
 
-    Source: Swin (arXiv 2103.14030); SPEC section (i).
+    Source: Swin (arXiv 2103.14030); docs/reference.md, section 2.
     """
 
     config: SwinConfig

@@ -1,6 +1,6 @@
 """CLIP-like causal text tower: tokenised names in, unit vectors out.
 
-Source: SPEC section v; arXiv 2103.00020 (CLIP), 2204.03610 (UniCL).
+Source: docs/reference.md, section 6; arXiv 2103.00020 (CLIP), 2204.03610 (UniCL).
 """
 
 from typing import Any

@@ -25,7 +25,7 @@ def xyxy_to_cxcywh(boxes: Float[Array, "*n 4"]) -> Float[Array, "*n 4"]:
 def inverse_sigmoid(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """Logit of x clamped to [0, 1], with both odds kept above 1e-5.
 
-    Source: SPEC (iii), reference update; its range is about -11.5 .. 11.5.
+    Source: docs/reference.md, section 4, reference update; its range is about -11.5 .. 11.5.
     """
     x = jnp.clip(x, 0.0, 1.0)
     return jnp.log(jnp.maximum(x, _INVERSE_SIGMOID_EPS)) - jnp.log(
@@ -46,7 +46,7 @@ def generalized_iou(
 
     1e-6 is added to both denominators, so that degenerate boxes stay finite.
 
-    Source: arXiv 1902.09630; SPEC (vii).
+    Source: arXiv 1902.09630; docs/reference.md, section 8.
     """
     inter_low = jnp.maximum(a_xyxy[..., :2], b_xyxy[..., :2])
     inter_high = jnp.minimum(a_xyxy[..., 2:], b_xyxy[..., 2:])
@@ -86,7 +86,7 @@ def add_box_noise(
         scale: relative size of the noise.
 
     Returns:
-        Boxes clamped to 0..1. Source: SPEC (iv), arXiv 2203.01305.
+        Boxes clamped to 0..1. Source: docs/reference.md, section 5, arXiv 2203.01305.
     """
     size = boxes[..., 2:]
     reach = jnp.concatenate([size / 2, size], axis=-1)

@@ -27,7 +27,7 @@ def dice_loss(
         targets: 0..1.
         weights: how often each point counts.
 
-    Source: SPEC (vii), (viii).
+    Source: docs/reference.md, sections 8 and 9.
     """
     p = jax.nn.sigmoid(logits)
     inter = jnp.sum(weights * p * targets, axis=-1)
@@ -38,7 +38,7 @@ def dice_loss(
 def sigmoid_focal(logits: Float[Array, "*n"], targets: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """Focal loss of each element, alpha 0.25 and gamma 2.
 
-    Source: arXiv 1708.02002; SPEC (xiii).
+    Source: arXiv 1708.02002; docs/reference.md, section 13.
     """
     p = jax.nn.sigmoid(logits)
     p_true = p * targets + (1.0 - p) * (1.0 - targets)
@@ -49,7 +49,7 @@ def sigmoid_focal(logits: Float[Array, "*n"], targets: Float[Array, "*n"]) -> Fl
 def focal_class_cost(logits: Float[Array, "*n v"]) -> Float[Array, "*n v"]:
     """Matching cost of giving each class to a query: focal loss if right minus if wrong.
 
-    Source: SPEC (xiii).
+    Source: docs/reference.md, section 13.
     """
     p = jax.nn.sigmoid(logits)
     if_true = _FOCAL_ALPHA * jnp.square(1.0 - p) * -jnp.log(p + _FOCAL_COST_EPS)

@@ -1,7 +1,7 @@
 """Semantic, panoptic and instance maps from the queries of the generic branch.
 
-Source: SPEC (xiii), inference. All functions take class logits [q, v] and mask logits
-[q, h, w] at the output size, and run on the host: the sizes depend on the picture.
+Source: docs/reference.md, section 13, inference. All functions take class logits [q, v] and mask
+logits [q, h, w] at the output size, and run on the host: the sizes depend on the picture.
 """
 
 import dataclasses

@@ -56,7 +56,7 @@ def sample_points(
         features: maps.
         points: (x, y), fractions of the canvas.
 
-    Source: SPEC (vii), point sampling with align_corners False and zeros outside.
+    Source: docs/reference.md, section 8, point sampling with align_corners False and zeros outside.
     """
     b, height, width, d = features.shape
     flat = features.astype(jnp.float32).reshape(b, height * width, d)

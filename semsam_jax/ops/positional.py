@@ -36,7 +36,7 @@ def sine_grid(
     Returns:
         Float32 features; rows and columns are constants, computed on the host.
 
-    Source: DETR (arXiv 2005.12872); SPEC section (ii).
+    Source: DETR (arXiv 2005.12872); docs/reference.md, section 3.
     """
     half = channels // 2
     axes = []
@@ -88,7 +88,7 @@ def sine_boxes(
     Returns:
         Float32 features, sines on even and cosines on odd channels of each quarter.
 
-    Source: DAB-DETR (arXiv 2201.12329); SPEC section (iii).
+    Source: DAB-DETR (arXiv 2201.12329); docs/reference.md, section 4.
     """
     quarter = channels // 4
     order = jnp.stack([boxes[..., i] for i in (1, 0, 2, 3)], axis=-1).astype(jnp.float32)

@@ -50,7 +50,7 @@ def shifted_window_regions(
         window: side of a window.
         shift: how far the map was rolled up and left.
 
-    Source: Swin (arXiv 2103.14030) section 3.2; SPEC section (i).
+    Source: Swin (arXiv 2103.14030) section 3.2; docs/reference.md, section 2.
     """
 
     def region(size: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Sentences around class names: one at random in training, all of them in evaluation.
 
-Source: SPEC section v. The 81 templates are in `templates.txt`, in the reference's order.
+Source: docs/reference.md, section 6. The 81 templates are in `templates.txt`, in the reference's
+order.
 """
 
 import functools

@@ -1,6 +1,6 @@
 """CLIP's byte-pair tokens in the reference's padding.
 
-Rows are padded with the end token, as the reference does (SPEC section v).
+Rows are padded with the end token, as the reference does (docs/reference.md, section 6).
 """
 
 from collections.abc import Sequence

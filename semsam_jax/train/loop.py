@@ -248,7 +248,7 @@ def build_meta(
     text_meta: dict,
     mixture: dict,
 ) -> dict:
-    """Everything that a checkpoint says about itself (DESIGN section 3)."""
+    """Everything that a checkpoint says about itself (docs/design.md, "Checkpoints")."""
     has_labels = any(share > 0 for name, share in run.data.datasets.items() if name != "sa1b")
     plain = json.loads(json.dumps(run.to_dict()))
     return {

@@ -1,4 +1,4 @@
-"""AdamW with the reference's groups, schedule and clipping (SPEC section viii)."""
+"""AdamW with the reference's groups, schedule and clipping (docs/reference.md, section 9)."""
 
 import re
 from typing import Any

@@ -183,7 +183,7 @@ def test_gradient_of_a_training_pass_is_finite(params, pyramid):
     assert outside == set()
 
 
-# Counts of the reference (interactive parts only): SPEC section 0.
+# Counts of the reference (interactive parts only): docs/reference.md, section 16.
 @pytest.mark.parametrize(("preset", "count"), [("swin_t", 52_980_543), ("swin_l", 222_799_161)])
 def test_parameter_count_of_the_paper_models(preset, count):
     config = dataclasses.replace(model_config(preset), text=None)

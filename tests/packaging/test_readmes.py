@@ -33,6 +33,7 @@ ELSEWHERE = {
     "one_click.csv",
     "parameters.txt",
     "mixture.txt",
+    "data.yaml",
     "demo.py",
     "train_net.py",
 }

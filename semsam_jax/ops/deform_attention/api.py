@@ -66,7 +66,7 @@ def deform_attention(
         ShapeError: the levels do not cover `value`, or L disagrees.
         ConfigError: unknown implementation.
 
-    Source: Deformable DETR (arXiv 2010.04159) section 4.1; SPEC section (iii).
+    Source: Deformable DETR (arXiv 2010.04159) section 4.1; docs/reference.md, section 4.
     """
     num_pixels = sum(height * width for height, width in spatial_shapes)
     if value.shape[1] != num_pixels or sampling_locations.shape[3] != len(spatial_shapes):
