@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from configs.common.base import base
 from configs.common.choice import ROWS, parse, set_rows
 from configs.common.full import at_full_size
+from configs.common.lite import at_lite_size
 
 SHARES = {
     "sa1b": 4.0,
@@ -51,6 +52,7 @@ def get_config(choice: str = "lite") -> ConfigDict:
 
 
 def _lite(config: ConfigDict) -> ConfigDict:
+    config = at_lite_size(config)
     config.model.backbone_weights = "imagenet"
     config.model.init = "similarity"
     config.data.datasets = ConfigDict(
@@ -60,30 +62,6 @@ def _lite(config: ConfigDict) -> ConfigDict:
     config.data.generic_datasets = ConfigDict({**SHARES, "sa1b": 0.0})
     config.data.interactive_batch = 2
     config.data.generic_batch = 1
-    config.data.image_size = 256
-    config.data.mask_stride = 2
-    config.data.max_instances = 40
-    config.data.num_prompts = 24
-    config.data.hierarchy = True
-    config.data.granularity_balance = 0.5
-    config.data.center_clicks = 0.5
-    config.data.scale_jitter = (0.6, 1.7)
-    config.data.sa1b_jitter = (0.6, 1.7)
-    config.optimizer.learning_rate = 1e-3
-    config.optimizer.warmup_steps = 20
-    config.optimizer.schedule = "cosine"
-    config.optimizer.ema = 0.98
-    config.loss.num_points = 512
-    config.loss.match_points = 512
-    config.loss.prompt_point_ratio = 0.6
-    config.loss.mask_bce = 2.0
-    config.loss.score_all_tokens = True
-    config.loss.iou_target = "expected"
-    config.loss.iou = 5.0
-    config.loss.object_class = 1.0
-    config.loss.part_class = 1.0
-    config.loss.owner_class = 1.0
-    config.loss.generic = 0.1
     config.steps = 300
     config.log_every = 25
     config.save_every = 150

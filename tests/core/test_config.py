@@ -1,13 +1,35 @@
 import dataclasses
 
+import jax
 import pytest
+from flax import traverse_util
 from ml_collections import ConfigDict
 
-from configs import finetune, joint
+from configs import finetune, joint, lite
 from semsam_jax import config
 from semsam_jax.core.errors import ConfigError
 from semsam_jax.criterion.terms import CriterionConfig, LossWeights
+from semsam_jax.models.semantic_sam import SemanticSAM, init_params
 from semsam_jax.train.loop import criterion_config
+
+
+def test_lite_learns_masks_first_and_names_on_frozen_masks():
+    masks, names = (config.build(lite.get_config(stage)) for stage in ("masks", "names"))
+    assert masks.text.source == "none"
+    assert not masks.optimizer.frozen
+    assert names.text.source == "table"
+    model = SemanticSAM(config.model_config(names.model))
+    params = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
+    learned = {
+        "/".join(key)
+        for key in traverse_util.flatten_dict(params)
+        if not any("/".join(key).startswith(part) for part in names.optimizer.frozen)
+    }
+    heads = {"object_embed", "part_embed", "owner_embed", "logit_scale"}
+    assert learned <= {f"decoder/{name}" for name in heads}
+    assert "decoder/object_embed" in learned
+    with pytest.raises(ValueError, match="masks or names"):
+        lite.get_config("both")
 
 
 @pytest.mark.parametrize("preset", ["lite", "swin_t", "swin_l"])

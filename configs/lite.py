@@ -1,0 +1,62 @@
+r"""The shipped model `lite`, on masks of your own: first masks, then names on frozen masks.
+
+    python -m semsam_jax.main --config=configs/lite.py --config.data.root=DATA --workdir=runs/lite
+    python -m semsam_jax.main --config=configs/lite.py:names \
+        --config.model.warm_start=runs/lite --config.data.custom=NAMED --workdir=runs/lite_names
+    python -m semsam_jax convert runs/lite_names --out lite --dtype bfloat16
+
+DATA/sa1b holds images and masks in the layout of SA-1B, all masks of an image together: a click
+learns all masks under it. Images may occur more often than once; docs/lite.md says how the sources
+of the shipped model were mixed. NAMED is a folder in COCO's format whose categories are the names;
+names that the stored table of embeddings lacks are listed at the start and not learned.
+
+Hardware: CPUs; two cores take about 4 images a second (first stage, 256 px).
+Hours: docs/lite.md has score against images.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common.base import base
+from configs.common.lite import at_lite_size
+from configs.joint import SHARES
+
+_ALL_BUT_NAMES = (
+    "backbone",
+    "pixel_decoder",
+    "prompt_encoder",
+    "query_selector",
+    "denoising",
+    "decoder/layers",
+    "decoder/norm",
+    "decoder/ref_point_head",
+    "decoder/bbox_embed",
+    "decoder/mask_embed",
+    "decoder/mask_window",
+    "decoder/iou_head",
+)
+
+
+def get_config(stage: str = "masks") -> ConfigDict:
+    """Returns the recipe of a stage: masks or names."""
+    if stage not in ("masks", "names"):
+        raise ValueError(f"{stage}: not a stage of this recipe; use masks or names.")
+    config = at_lite_size(base())
+    config.data.granularity = ConfigDict({"any": 1.0})
+    config.data.interactive_batch = 4
+    config.data.generic_batch = 0
+    config.data.num_prompts = 32
+    config.log_every = 50
+    config.save_every = 500
+    if stage == "masks":
+        config.model.backbone_weights = "imagenet"
+        config.model.init = "similarity"
+        config.data.datasets = ConfigDict({"sa1b": 1.0})
+        config.text.source = "none"
+        config.optimizer.ema = 0.995
+        config.steps = 12_000
+        return config
+    config.data.datasets = ConfigDict({**dict.fromkeys(SHARES, 0.0), "custom": 1.0})
+    config.optimizer.frozen = _ALL_BUT_NAMES
+    config.optimizer.ema = 0.98
+    config.steps = 600
+    return config
