@@ -28,6 +28,7 @@ MODULE = re.compile(r"python3? -m ((?:semsam_jax|data_pipelines|benchmarks|tools
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 # Written by a run, brought by the user, or of another project.
 ELSEWHERE = {
+    "data.yaml",
     "SUITE.md",
     "results.md",
     "one_click.csv",
