@@ -29,7 +29,7 @@ _SUBJECTS = {NO_IMAGE_ID: "image record", NO_IMAGE_FILE: "annotation file"}
 _USED = (LOST_WHOLE, DOUBLED_ID)
 _ADVICE = {
     NO_OUTLINE: "the reader's option boxes_only trains on boxes instead, "
-    "--config.data.own_boxes_only=True in a run"
+    "--config.data.custom_boxes_only=True in a run"
 }
 
 

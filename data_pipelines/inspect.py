@@ -213,7 +213,7 @@ def sample_settings() -> dict:
     even = dict.fromkeys(DATASETS, 1.0)
     return {
         "root": "",
-        "own": "",
+        "custom": "",
         "datasets": {**even, "objects365": 0.0},
         "granularity": {"any": 1.0, "part": 1.0},
         "generic_datasets": {**even, "sa1b": 0.0},
@@ -228,6 +228,7 @@ def sample_settings() -> dict:
         "hierarchy": True,
         "prompt_shares": {},
         "granularity_balance": 0.0,
+        "center_clicks": 0.0,
         "flip": 0.5,
         "scale_jitter": (0.5, 2.0),
         "sa1b_jitter": (0.99, 1.01),
@@ -262,11 +263,14 @@ def inspect(
     used = [name for name in {**shares[0], **shares[1]} if any(s.get(name, 0) for s in shares)]
     own = sorted(set(used) - set(DATASETS))
     root = epath.Path(data["root"]) if data["root"] else None
-    placed = {"own": epath.Path(data["own"])} if data["own"] and "own" in used else {}
+    placed = {}
+    if data["custom"] and "custom" in used:
+        placed["custom"] = epath.Path(data["custom"])
     if root is None and set(own) - set(placed):
         raise ConfigError(
             f"inspect: {', '.join(own)} are not in the embedded sample ({', '.join(DATASETS)}); "
-            f"give the folder above them as config.data.root, or that of own as config.data.custom."
+            f"give the folder above them as config.data.root, or that of custom "
+            f"as config.data.custom."
         )
     folders = {name: root / name for name in used} if root else dict(sample.roots())
     folders |= placed

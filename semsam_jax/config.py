@@ -71,11 +71,11 @@ class DataChoice:
 
     Attributes:
         root: folder that holds one sub-folder per dataset; "" means the embedded sample.
-        own: folder of a custom dataset, as an annotation tool exports it; it is the dataset
-            named "own".
-        own_images: folder of its images, where the file names of the annotations do not lead
+        custom: folder of a custom dataset, as an annotation tool exports it; it is the dataset
+            named "custom".
+        custom_images: folder of its images, where the file names of the annotations do not lead
             to them.
-        own_boxes_only: every annotation of it is its box; outlines are not read.
+        custom_boxes_only: every annotation of it is its box; outlines are not read.
         datasets: share of each dataset within a granularity; 0 leaves it out.
         granularity: share of each view kind (any, object, part) of the interactive stream.
         generic_datasets: share of each dataset in the generic stream.
@@ -106,8 +106,8 @@ class DataChoice:
 
     root: str = ""
     custom: str = ""
-    own_images: str = ""
-    own_boxes_only: bool = False
+    custom_images: str = ""
+    custom_boxes_only: bool = False
     datasets: Mapping[str, float] = dataclasses.field(default_factory=dict)
     granularity: Mapping[str, float] = dataclasses.field(default_factory=dict)
     generic_datasets: Mapping[str, float] = dataclasses.field(default_factory=dict)

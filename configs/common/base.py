@@ -31,11 +31,11 @@ def base() -> ConfigDict:
             "data": {
                 # One sub-folder per dataset; "" is the embedded sample.
                 "root": "",
-                # A folder of your own, as an annotation tool exports it: the dataset "own".
+                # A folder of your own, as an annotation tool exports it: the dataset "custom".
                 "custom": "",
                 # Where its images are, if not where its file names lead; boxes, not outlines.
-                "own_images": "",
-                "own_boxes_only": False,
+                "custom_images": "",
+                "custom_boxes_only": False,
                 "datasets": {},
                 "granularity": {},
                 "generic_datasets": {},

@@ -30,7 +30,10 @@ STORED_DTYPES = {
     "float16": np.float16,
 }
 
-_PATHS = {"data": ("root", "custom"), "model": ("warm_start", "backbone_weights", "text_weights")}
+_PATHS = {
+    "data": ("root", "custom", "custom_images"),
+    "model": ("warm_start", "backbone_weights", "text_weights"),
+}
 
 
 def has_model(folder: str | os.PathLike) -> bool:

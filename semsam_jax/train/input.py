@@ -237,9 +237,9 @@ def open_sources(
 def own_options(run: RunConfig, split: str) -> dict[str, object]:
     """Options of the reader of `data.custom`; masks are measured even where boxes are learned."""
     options: dict[str, object] = {}
-    if run.data.own_images:
-        options["images"] = os.path.abspath(run.data.own_images)
-    if run.data.own_boxes_only and split == "train":
+    if run.data.custom_images:
+        options["images"] = os.path.abspath(run.data.custom_images)
+    if run.data.custom_boxes_only and split == "train":
         options["boxes_only"] = True
     return options
 

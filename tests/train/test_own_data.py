@@ -57,7 +57,7 @@ def test_a_run_names_its_folder_its_classes_and_what_it_does_not_use(tmp_path):
     assert input_lib.data_name(run) == str(tmp_path / "mine")
     for _ in range(2):  # the second time from the kept index
         data, held_out = opened(run)
-        assert data.notes[0] == "own: 2 images to train on, 2 classes: dog, cat"
+        assert data.notes[0] == "custom: 2 images to train on, 2 classes: dog, cat"
         assert any("1 annotation not used, no usable outline" in note for note in data.notes)
         assert any("1 crowd region (iscrowd 1) is ignored" in note for note in data.notes)
         assert not held_out.notes
@@ -66,12 +66,12 @@ def test_a_run_names_its_folder_its_classes_and_what_it_does_not_use(tmp_path):
 
 def test_inspect_takes_the_same_folder(tmp_path, capsys):
     own_data.write(tmp_path / "mine", lambda c: c["annotations"][0].update(segmentation=[]))
-    shares = {"own": 1.0}
-    settings = sample_settings() | {"own": str(tmp_path / "mine"), "datasets": shares}
+    shares = {"custom": 1.0}
+    settings = sample_settings() | {"custom": str(tmp_path / "mine"), "datasets": shares}
     settings |= {"generic_datasets": shares, "granularity": {"any": 1.0}, "image_size": 64}
     written = inspect(settings, 2, tmp_path / "out")
     assert [path.name for path in written] == ["interactive.png", "generic.png"]
-    assert "note: own: 1 annotation not used, no usable outline" in capsys.readouterr().out
+    assert "note: custom: 1 annotation not used, no usable outline" in capsys.readouterr().out
 
 
 def test_a_class_of_val_alone_is_named(tmp_path):
@@ -95,10 +95,10 @@ def test_a_class_of_val_alone_is_named(tmp_path):
 def test_a_set_without_val_holds_images_out(tmp_path):
     own_data.write(tmp_path, place="result.json")
     data, held_out = opened(make_run(tmp_path))
-    assert data.notes[0].startswith("own: 1 images to train on")
+    assert data.notes[0].startswith("custom: 1 images to train on")
     assert len(held_out.samples()) == 1
     data, held_out = opened(make_run(tmp_path, eval_images=0, keep_best=False))
-    assert data.notes[0].startswith("own: 2 images to train on")
+    assert data.notes[0].startswith("custom: 2 images to train on")
     assert held_out is None
     own_data.write(
         tmp_path,
@@ -147,9 +147,9 @@ def test_boxes_alone_and_images_elsewhere(tmp_path):
             row["segmentation"] = []
 
     own_data.write(tmp_path / "mine", change, images="../elsewhere")
-    settings = {"data__own_images": str(tmp_path / "elsewhere"), "data__own_boxes_only": True}
+    settings = {"data__custom_images": str(tmp_path / "elsewhere"), "data__custom_boxes_only": True}
     data, _ = opened(make_run(tmp_path / "mine", eval_images=0, keep_best=False, **settings))
-    assert data.notes == ["own: 2 images to train on, 2 classes: dog, cat"]
+    assert data.notes == ["custom: 2 images to train on, 2 classes: dog, cat"]
 
 
 def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
@@ -157,14 +157,14 @@ def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
     own_data.write(tmp_path)
     own_data.write(tmp_path, place="annotations/val.json")
     data, _ = opened(make_run(tmp_path))
-    assert data.notes[0].startswith("own: 2 images")
+    assert data.notes[0].startswith("custom: 2 images")
     checkpoint_io.remember_last_run(tmp_path)
     assert checkpoint_io.last_run() is None
 
 
 def test_no_score_is_never_the_best(tmp_path):
     best = BestCheckpoint(tmp_path, True)
-    assert not best.offer(float("nan"), {}, {}, 0)
+    assert not best.update(float("nan"), {}, {}, 0)
     assert best.score is None
     assert not list(tmp_path.iterdir())
 
