@@ -229,6 +229,8 @@ def sample_settings() -> dict:
         "prompt_shares": {},
         "granularity_balance": 0.0,
         "center_clicks": 0.0,
+        "verified_classes": True,
+        "subsets": {},
         "flip": 0.5,
         "scale_jitter": (0.5, 2.0),
         "sa1b_jitter": (0.99, 1.01),

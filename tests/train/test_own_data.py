@@ -149,7 +149,8 @@ def test_boxes_alone_and_images_elsewhere(tmp_path):
     own_data.write(tmp_path / "mine", change, images="../elsewhere")
     settings = {"data__custom_images": str(tmp_path / "elsewhere"), "data__custom_boxes_only": True}
     data, _ = opened(make_run(tmp_path / "mine", eval_images=0, keep_best=False, **settings))
-    assert data.notes == ["custom: 2 images to train on, 2 classes: dog, cat"]
+    assert data.notes[0] == "custom: 2 images to train on, 2 classes: dog, cat"
+    assert not any("not used" in note for note in data.notes)
 
 
 def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
