@@ -1,8 +1,9 @@
-"""What single rules of a recipe are worth: the same run with each of them taken back, by seed.
+r"""What single rules of a recipe are worth: the same run with each of them taken back, by seed.
 
     python -m benchmarks.ablation --workdir DIR --seeds 0 1 -- --config=configs/joint.py \
-        --config.data.root=DATA --config.data.custom=FOLDER --config.data.datasets.own=2 \
-        --config.data.generic_datasets.own=2 --config.eval_dataset=own --config.eval_images=100
+        --config.data.root=DATA --config.data.custom=FOLDER --config.data.datasets.custom=2 \
+        --config.data.generic_datasets.custom=2 --config.eval_dataset=custom \
+        --config.eval_images=100
 
 Everything after -- goes to `python -m semsam_jax.main`; the data decides what can be seen: FOLDER
 needs objects with named parts (categories `whole:part`), DATA the same objects without.

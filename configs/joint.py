@@ -31,7 +31,7 @@ SHARES = {
     "pascal_part": 1.0,
     "paco": 1.0,
     "part_imagenet": 1.0,
-    "own": 0.0,
+    "custom": 0.0,
 }
 # The second stage sees SA-1B once, and nothing labelled more than about 150 times (a test computes
 # it): most clicks are on SA-1B, the labelled sets teach names in the generic stream.
@@ -73,9 +73,9 @@ def _full(config: ConfigDict) -> ConfigDict:
     config = at_full_size(config, config.model.preset)
     config.model.warm_start = "required"
     config.text.source = "encoder"
-    config.data.datasets = ConfigDict({**CLICKED, "objects365": 0.0, "own": 0.0})
+    config.data.datasets = ConfigDict({**CLICKED, "objects365": 0.0, "custom": 0.0})
     config.data.granularity = ConfigDict({"any": 1.0})
-    config.data.generic_datasets = ConfigDict({**NAMED, "sa1b": 0.0, "own": 0.0})
+    config.data.generic_datasets = ConfigDict({**NAMED, "sa1b": 0.0, "custom": 0.0})
     config.data.interactive_batch = 32
     config.data.generic_batch = 32
     config.data.hierarchy = True

@@ -33,7 +33,8 @@ def parse(choice: str, **defaults: float) -> tuple[str, dict[str, float]]:
 def set_rows(config: ConfigDict, rows: int) -> ConfigDict:
     """Changes the rows a step of a recipe for 64, and with them all that depends on them.
 
-    As many images are seen as before, and each stream keeps its share. The rate follows the square
+    As many images are seen as before, also between saves and evaluations, and each stream keeps
+    its share. The rate follows the square
     root of the rows, as the noise of Adam's gradients does (arXiv 2205.10287). Above 64 rows the
     warm-up is 4 steps a row, and parameters are averaged over 2.56 million rows; up to 64 both
     are as the recipe has them, which the paper trains without averaging.
@@ -50,7 +51,8 @@ def set_rows(config: ConfigDict, rows: int) -> ConfigDict:
             f"choose a number that divides in this ratio."
         )
     data.interactive_batch, data.generic_batch = int(interactive), rows - int(interactive)
-    config.steps = round(config.steps * before / rows)
+    for key in ("steps", "save_every", "eval_every"):
+        config[key] = round(config[key] * before / rows)
     config.optimizer.learning_rate = config.optimizer.learning_rate * (rows / before) ** 0.5
     if rows > ROWS:
         config.optimizer.warmup_steps = 4 * rows

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from semsam_jax.convert.detect import detect_config, load_model_config
+from semsam_jax.convert.detect import detect_config, load_model_config, with_branches_of
 from semsam_jax.convert.from_torch import examine, from_torch, relative_position_index
 from semsam_jax.convert.rules import PARTS, rules_for
 from semsam_jax.convert.to_torch import to_torch
@@ -271,3 +271,18 @@ def test_the_way_back_lists_its_problems(tiny_state):
 def test_models_without_counterpart_are_refused():
     with pytest.raises(ConversionError, match="EfficientNetLiteConfig has no counterpart"):
         rules_for(PRESETS["lite"])
+
+
+def test_the_owner_projection_is_written_and_recognised(tiny_state):
+    """It is ours alone, so a file of the original has none and one of ours says so by its name."""
+    key = "sem_seg_head.predictor.class_embed_owner"
+    plain = with_branches_of(tiny_state, PRESETS["tiny"])
+    assert not plain.decoder.part_owner
+    assert key not in {k for rule in rules_for(plain) for k in rule.keys}
+    object_embed = tiny_state["sem_seg_head.predictor.class_embed"]
+    state = {**tiny_state, key: 2 * object_embed}
+    config = with_branches_of(state, PRESETS["tiny"])
+    assert config.decoder.part_owner
+    params = from_torch(state, config).params
+    np.testing.assert_array_equal(params["decoder"]["owner_embed"], 2 * object_embed)
+    assert f"model.{key}" in to_torch(params, config, where="ours").tensors
