@@ -8,6 +8,8 @@ KEYS = {
     "streams_apart": "accumulate_per_stream",
     "model.start": "init",
     "data.own": "custom",
+    "data.own_images": "custom_images",
+    "data.own_boxes_only": "custom_boxes_only",
     "data.datasets.own": "custom",
     "data.generic_datasets.own": "custom",
     "loss.near_prompts": "prompt_point_ratio",
