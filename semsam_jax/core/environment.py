@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
 def facts() -> list[tuple[str, str]]:
     """What a bug report needs, in the order of the report."""
     # Before JAX is imported, which sets some of its own.
-    settings = [(k, v) for k, v in sorted(os.environ.items()) if k.startswith(_PREFIXES)]
+    settings = [(k, v) for k, v in sorted(os.environ.items()) if v and k.startswith(_PREFIXES)]
     from semsam_jax.core import checkpoint_io
 
     found = [

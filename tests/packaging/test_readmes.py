@@ -34,7 +34,6 @@ ELSEWHERE = {
     "one_click.csv",
     "parameters.txt",
     "mixture.txt",
-    "data.yaml",
     "demo.py",
     "train_net.py",
 }
