@@ -425,7 +425,7 @@ def test_the_frame_is_the_one_that_fits(orientation, kind, tmp_path):
     example = source[0]
     assert example.is_displayed
     assert (example.height, example.width) == shown.shape[:2]
-    pixels = check.decode_image(example)
+    pixels = check.decode_example(example)
     np.testing.assert_allclose(pixels.astype(int), shown.astype(int), atol=3)
     mask = coco_mask.decode(example.instances[0].rle).astype(bool)
     assert mask.sum() == red.sum() == 1152
@@ -442,7 +442,7 @@ def test_annotations_of_the_stored_pixels_stay_there(tmp_path):
     example = read(tmp_path)[0]  # 96x64 stored and stated; displayed 64x96
     assert not example.is_displayed
     mask = coco_mask.decode(example.instances[0].rle).astype(bool)
-    assert check.decode_image(example)[mask][:, 0].mean() > 200
+    assert check.decode_example(example)[mask][:, 0].mean() > 200
 
 
 def test_a_frame_that_fits_neither_is_told(tmp_path):
@@ -484,7 +484,7 @@ def test_the_export_of_a_rotated_image_trains_here(tmp_path):
     assert (example.height, example.width) == shown.shape[:2] == (96, 64)
     mask = coco_mask.decode(example.instances[0].rle).astype(bool)
     np.testing.assert_array_equal(mask, red)
-    assert check.decode_image(example)[mask][:, 0].mean() > 200
+    assert check.decode_example(example)[mask][:, 0].mean() > 200
 
 
 def test_messages_about_half_letters_can_be_printed(tmp_path):

@@ -175,4 +175,4 @@ def test_published_sets_keep_the_stored_frame_where_both_fit(tmp_path):
     image.write_bytes(make_image((64, 48), 1, orientation=6))
     example = open_source("coco", tmp_path, "train", UNION)[0]
     assert example.is_displayed
-    assert check.decode_image(example).shape == (48, 64, 3)
+    assert check.decode_example(example).shape == (48, 64, 3)
