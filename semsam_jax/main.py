@@ -93,10 +93,11 @@ def _profile_window() -> tuple[int, int] | None:
 
 def run_with_errors(argv: list[str]) -> int:
     """Turns errors that a user can repair into one line and exit code 2."""
+    verbose, quiet = (flags.FLAGS[one.name].value for one in (_VERBOSE, _QUIET))
     try:
-        with console.verbosity(_VERBOSE.value, _QUIET.value):
-            if _VERBOSE.value or _QUIET.value:
-                logging.set_verbosity(logging.INFO if _VERBOSE.value else logging.ERROR)
+        with console.verbosity(verbose, quiet):
+            if verbose or quiet:
+                logging.set_verbosity(logging.INFO if verbose else logging.ERROR)
             return main(argv)
     except SemSamError as error:
         if _TRACEBACK.value:
