@@ -27,12 +27,16 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     add_source_arguments(parser)
     parser.add_argument("--out", required=True, help="folder or bucket (gs://...) of all records")
     parser.add_argument("--split", nargs="+", default=["train"], help="one or more (train)")
-    parser.add_argument("--shard-records", type=at_least(1), default=1000, help="images of a file")
-    parser.add_argument("--max-broken", type=share, default=0.01, help="share that may be broken")
-    parser.add_argument("--threads", type=at_least(1), default=4, help="readers, without a runner")
-    parser.add_argument("--verify", action="store_true", help="hash finished files again")
+    parser.add_argument("--shard-records", type=at_least(1), default=1000, help="images per file")
     parser.add_argument(
-        "--retry-broken", action="store_true", help="shards that had broken records"
+        "--max-broken", type=share, default=0.01, help="tolerated share of broken records"
+    )
+    parser.add_argument(
+        "--threads", type=at_least(1), default=4, help="reader threads (no --runner)"
+    )
+    parser.add_argument("--verify", action="store_true", help="verify hashes of finished files")
+    parser.add_argument(
+        "--retry-broken", action="store_true", help="rebuild shards with broken records"
     )
     parser.add_argument("--runner", help="Beam runner, such as DirectRunner or DataflowRunner")
     parser.add_argument("--beam-options", default="", help="comma-separated name=value")
@@ -63,7 +67,10 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; finished files are kept, the same command goes on", file=sys.stderr)
+        print(
+            "interrupted; finished files are kept; run the same command to continue",
+            file=sys.stderr,
+        )
         return 130
     finally:
         logging.set_verbosity(verbosity)

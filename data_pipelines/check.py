@@ -1,4 +1,4 @@
-"""Looks at a dataset before anybody trains on it.
+"""Checks a dataset before training.
 
     python -m data_pipelines.check --dataset coco --root /data/coco --contact-sheet coco.png
 
@@ -201,7 +201,9 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     parser = argparse.ArgumentParser(prog, description=__doc__.splitlines()[0])
     add_source_arguments(parser)
     parser.add_argument("--split", default="train", help="such as train or val (train)")
-    parser.add_argument("--limit", type=at_least(1), help="read at most so many, evenly spread")
+    parser.add_argument(
+        "--limit", type=at_least(1), help="read at most this many records, evenly spaced"
+    )
     parser.add_argument("--contact-sheet", type=png_file, help="write a contact sheet (PNG) here")
     parser.add_argument("--count", type=at_least(1), default=12, help="images on the sheet")
     args = parser.parse_args(arguments)

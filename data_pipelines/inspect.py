@@ -1,4 +1,4 @@
-"""Pictures of what the model would see: one PNG per stream.
+"""Draws training examples as the model sees them, one PNG per stream.
 
     python -m data_pipelines.inspect --config=configs/joint.py --n 16
     python -m data_pipelines.inspect --out /tmp/rows

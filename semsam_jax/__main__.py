@@ -17,20 +17,23 @@ from semsam_jax.core import console
 from semsam_jax.core.errors import SemSamError
 
 _COMMANDS = {
-    "segment": ("semsam_jax.inference.segment", "masks of an image from clicks, boxes or names"),
-    "auto": ("semsam_jax.inference.auto", "all masks of an image or of a folder of images"),
-    "evaluate": ("semsam_jax.evals.cli", "scores of a checkpoint on annotated data"),
-    "calibrate": ("semsam_jax.evals.calibrate", "the order of a checkpoint's levels, measured"),
-    "convert": ("semsam_jax.convert.cli", "released PyTorch weights to a checkpoint and back"),
-    "export": ("semsam_jax.inference.export", "a checkpoint as self-contained compiled programs"),
-    "demo": ("semsam_jax.demo.cli", "a web page to click on images"),
-    "env": ("semsam_jax.core.environment", "versions and devices, for bug reports"),
+    "segment": (
+        "semsam_jax.inference.segment",
+        "segment an image from clicks or boxes, or label all of it",
+    ),
+    "auto": ("semsam_jax.inference.auto", "segment everything in an image or a folder"),
+    "evaluate": ("semsam_jax.evals.cli", "evaluate a model on annotated data"),
+    "calibrate": ("semsam_jax.evals.calibrate", "measure the order of a model's levels"),
+    "convert": ("semsam_jax.convert.cli", "convert released PyTorch weights, and back"),
+    "export": ("semsam_jax.inference.export", "export a model as self-contained programs"),
+    "demo": ("semsam_jax.demo.cli", "interactive web demo"),
+    "env": ("semsam_jax.core.environment", "print versions and devices for bug reports"),
 }
-_TRAIN = "train a model, or go on with a run"
+_TRAIN = "train a model or resume a run"
 _DATA = {
-    "check": "read a dataset and list what is in it and what is broken",
-    "build": "write a dataset as sharded records",
-    "inspect": "draw what the model would see",
+    "check": "read a dataset and report its contents and broken records",
+    "build": "convert a dataset to sharded records",
+    "inspect": "draw training examples as the model sees them",
 }
 _EXTRAS = {"train": "train", "data": "data", "evaluate": "eval", "calibrate": "eval"}
 """Commands that need more than a plain installation, and the extra that brings it."""
@@ -46,10 +49,10 @@ examples:
 
 `semsam COMMAND --help` explains a command."""
 _AFTER_CTRL_C = {
-    "auto": "finished images are kept; the same command goes on with the others",
-    "segment": "nothing is half written; the same command starts again",
-    "convert": "nothing is half written; the same command starts again",
-    "export": "nothing is half written; the same command starts again",
+    "auto": "finished images are kept; the same command continues with the others",
+    "segment": "no partial files are left; run the same command again",
+    "convert": "no partial files are left; run the same command again",
+    "export": "no partial files are left; run the same command again",
 }
 
 
@@ -103,7 +106,7 @@ def _run(argv: list[str], asked: str | None) -> int:
         else:
             commands.add_parser(name, help=summary)
         _add_common(commands.choices[name])
-    commands.add_parser("data", help=f"{', '.join(_DATA)}: look at datasets and prepare them")
+    commands.add_parser("data", help=f"{', '.join(_DATA)}: inspect and prepare datasets")
     args = parser.parse_args(argv)
     try:
         with console.verbosity(args.verbose, args.quiet):
@@ -131,13 +134,13 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     volume.add_argument("--verbose", action="store_true", help="also print log messages")
     volume.add_argument("--quiet", action="store_true", help="print errors only")
     parser.add_argument(
-        "--traceback", action="store_true", help="show the whole traceback of an error"
+        "--traceback", action="store_true", help="show the full traceback of an error"
     )
 
 
 def _data(argv: list[str]) -> int:
     """Runs `semsam data check|build|inspect`, each with its own options."""
-    parser = _OneLineParser(prog="semsam data", description="Looks at datasets and prepares them.")
+    parser = _OneLineParser(prog="semsam data", description="Inspects and prepares datasets.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_OneLineParser)
     for name, summary in _DATA.items():
         commands.add_parser(name, help=summary)

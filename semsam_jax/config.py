@@ -1,4 +1,4 @@
-"""The config dies at the door: ConfigDict in, frozen dataclasses out, all checks here.
+"""Configuration: a ConfigDict in, checked frozen dataclasses out.
 
 `main` and the command line call `build`; nothing below them sees a ConfigDict. Every key
 of a config file is a field here; an unknown key is an error that names the nearest one.

@@ -104,7 +104,10 @@ def run_with_errors(argv: list[str]) -> int:
             traceback.print_exc()
         return _fail(error)
     except KeyboardInterrupt:
-        print("interrupted; the same command resumes from the newest checkpoint", file=sys.stderr)
+        print(
+            "interrupted; run the same command to resume from the newest checkpoint",
+            file=sys.stderr,
+        )
         return 130
     except OSError as error:
         if error.errno not in _DISK_TROUBLE:

@@ -4,7 +4,7 @@ set -euo pipefail
 home="$HOME/semsam_jax"
 state="$HOME/.semsam_jax_job"
 # 75: saved after SIGTERM, or another process is gone; 134: jax ended this one (SIGABRT), because
-# another process is gone. The same command goes on.
+# another process is gone. Run the same command to resume.
 restart_codes=" 75 134 "
 
 mount_bucket() {

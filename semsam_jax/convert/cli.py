@@ -13,7 +13,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the parser of `convert`."""
     parser = commands.add_parser(
         "convert",
-        help="released PyTorch weights to a checkpoint and back",
+        help="convert released PyTorch weights, and back",
         description="Converts a .pth file of the original, or a training run, into a folder with "
         "model.safetensors and config.json. Needs "
         "no PyTorch and runs nothing that the file contains. Prints what became of every tensor; "

@@ -30,7 +30,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the parser of `env`."""
     commands.add_parser(
         "env",
-        help="versions and devices, for bug reports",
+        help="print versions and devices for bug reports",
         description="Prints versions, devices and settings; paste it into a bug report.",
     )
 

@@ -16,13 +16,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the parser of `demo`."""
     parser = commands.add_parser(
         "demo",
-        help="a web page to click on images",
+        help="interactive web demo",
         description="Opens a web page on this machine. Needs `pip install 'semsam_jax[demo]'`.",
     )
     parser.add_argument(
         "--host",
         default="127.0.0.1",
-        help="address to listen on; 0.0.0.0 lets the whole network in (default: %(default)s)",
+        help="address to listen on; 0.0.0.0 serves the whole network (default: %(default)s)",
     )
     parser.add_argument("--port", type=int, default=7860, help="default: %(default)s")
     parser.add_argument(
@@ -34,7 +34,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--behind-proxy",
         metavar="ADDRESS",
-        help="address of a reverse proxy whose X-Forwarded-For says who the visitor is",
+        help="address of a reverse proxy whose X-Forwarded-For header is trusted",
     )
     arguments.add_model_arguments(parser)
 

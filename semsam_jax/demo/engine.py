@@ -133,7 +133,7 @@ class Engine:
             box=[float(value) for value in box],
         )
         if not len(box) and not any(label == POSITIVE for label in request.point_labels):
-            raise HTTPError(400, "Add a click on the object; so far all clicks are beside it.")
+            raise HTTPError(400, "Add a positive click; all clicks are negative so far.")
         start = time.perf_counter()
         answer = _explained(lambda: predictor.predict_many([request], labels=names or None)[0])
         decode_sec = time.perf_counter() - start
@@ -157,7 +157,7 @@ class Engine:
             grid: clicks along each side.
         """
         if grid not in GRIDS or not 0 <= quality <= 1:
-            raise HTTPError(400, "These settings are not possible.")
+            raise HTTPError(400, "Invalid settings.")
         start = time.perf_counter()
         generator = _explained(
             lambda: MaskGenerator(

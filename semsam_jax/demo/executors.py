@@ -39,11 +39,11 @@ class Executors:
         """
         top, top_of_client = self._top[name]
         if self._of_client[name, client] >= top_of_client:
-            raise HTTPError(429, "Your earlier requests are still being answered. Wait for them.")
-        if self._waiting[name] >= top:
             raise HTTPError(
-                503, "Many people are using this demo right now. Try again in a moment."
+                429, "Your earlier requests are still running. Wait for them to finish."
             )
+        if self._waiting[name] >= top:
+            raise HTTPError(503, "The demo is busy. Try again in a moment.")
         self._waiting[name] += 1
         self._of_client[name, client] += 1
         future = self._threads[name].submit(work)

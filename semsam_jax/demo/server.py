@@ -87,7 +87,7 @@ def _add_routes(
     @app.exception_handler(Exception)
     async def fail(request: Request, error: Exception) -> Response:
         _log.error("demo: %s failed", request.url.path, exc_info=error)
-        content = {"error": "Something went wrong on the server. Try again.", "is_gone": False}
+        content = {"error": "Internal server error. Try again.", "is_gone": False}
         return JSONResponse(content, 500)
 
     @app.get("/examples/{number}.jpg")
@@ -169,7 +169,7 @@ def _add_routes(
         kind, file_name = _text(body, "kind", 20), _text(body, "file_name", 300)
         masks = body.get("masks")
         if not isinstance(masks, list) or not all(isinstance(n, int) for n in masks):
-            raise HTTPError(400, "This request is damaged.")
+            raise HTTPError(400, "Invalid request.")
         name, media_type, content = await executors.run(
             "slow",
             _client(request),
@@ -201,7 +201,7 @@ class _Uploads:
         if int(length) > limits.upload_bytes:
             raise HTTPError(413, too_many_bytes(limits))
         if self._bytes + int(length) > limits.upload_bytes_together:
-            raise HTTPError(503, "Many images are on their way right now. Try again in a moment.")
+            raise HTTPError(503, "Too many uploads at the moment. Try again shortly.")
         self._bytes += int(length)
         try:
             async with asyncio.timeout(limits.upload_sec):
@@ -227,16 +227,16 @@ async def _body(request: Request, limits: Limits) -> dict:
     try:
         body = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise HTTPError(400, "This request is damaged.") from error
+        raise HTTPError(400, "Invalid request.") from error
     if not isinstance(body, dict):
-        raise HTTPError(400, "This request is damaged.")
+        raise HTTPError(400, "Invalid request.")
     return body
 
 
 def _text(body: dict, key: str, top: int, what: str = "") -> str:
     value = body.get(key, "")
     if not isinstance(value, str):
-        raise HTTPError(400, "This request is damaged.")
+        raise HTTPError(400, "Invalid request.")
     if len(value) > top:
         raise HTTPError(400, f"The {what or key} may have at most {top} characters.")
     return value
@@ -249,7 +249,7 @@ def _number(body: dict, key: str) -> float:
 def _numbers(values: object, count: int) -> list[float]:
     is_list = isinstance(values, list) and len(values) == count
     if not is_list or not all(_is_number(value) for value in values):
-        raise HTTPError(400, "This request is damaged.")
+        raise HTTPError(400, "Invalid request.")
     return [float(value) for value in values]
 
 
@@ -260,7 +260,7 @@ def _is_number(value: object) -> bool:
 def _points(body: dict, session: ImageSession, limits: Limits) -> list[list[float]]:
     points = body.get("points") or []
     if not isinstance(points, list):
-        raise HTTPError(400, "This request is damaged.")
+        raise HTTPError(400, "Invalid request.")
     if len(points) > limits.points:
         raise HTTPError(400, f"At most {limits.points} clicks on one object.")
     return [_numbers(point, 3) for point in points]

@@ -1,4 +1,4 @@
-"""The images of all visitors: each under a secret of its own, few of them, not for long."""
+"""Uploaded images of all visitors, each under its own secret key, limited in number and age."""
 
 import dataclasses
 import secrets
@@ -12,7 +12,7 @@ from semsam_jax.demo.limits import HTTPError, Limits
 from semsam_jax.demo.uploads import Upload
 from semsam_jax.inference.predictor import Predictor
 
-GONE = "This image was put away in the meantime. Drop it once more."
+GONE = "This image is no longer in memory. Upload it again."
 
 
 @dataclasses.dataclass(eq=False)
@@ -22,8 +22,8 @@ class ImageSession:
     Attributes:
         upload: the image.
         client: address of the visitor.
-        predictor: holds the encoded image; None until it is encoded, or after it was put away.
-        encode_sec: time that the last encoding took.
+        predictor: holds the encoded image; None until it is encoded, or after its features were
+        evicted. encode_sec: time that the last encoding took.
         records: masks that were answered, by number, oldest first.
         used_at: monotonic seconds of the last request.
     """
@@ -56,7 +56,7 @@ class ImageSession:
         """Returns remembered masks; an HTTPError says that one of them is gone."""
         with self._lock:
             if not all(number in self.records for number in numbers):
-                raise HTTPError(410, "Some of these masks were put away. Click once more.")
+                raise HTTPError(410, "Some of these masks are no longer in memory. Click again.")
             return [self.records[number] for number in numbers]
 
 

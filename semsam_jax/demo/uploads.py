@@ -1,4 +1,4 @@
-"""The bytes a visitor sends -> the image the demo works on."""
+"""Decodes and checks uploaded images."""
 
 import dataclasses
 import io

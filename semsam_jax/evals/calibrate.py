@@ -9,14 +9,14 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the parser of `calibrate`."""
     parser = commands.add_parser(
         "calibrate",
-        help="the order of a checkpoint's levels, measured",
+        help="measure the order of a model's levels",
         description="Clicks every mask of the given images, orders the tokens by the mean area "
         "of their masks, level 1 the coarsest, writes the order into the checkpoint's meta, and "
         "reports how well the levels are ordered (Kendall's tau) and which sizes of masks each "
         "level is best at. Training does the same with its held-out images.",
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="report only, leave the checkpoint as it is"
+        "--dry-run", action="store_true", help="only report, do not change the checkpoint"
     )
     cli.add_arguments(parser)
 

@@ -1,4 +1,4 @@
-"""python -m semsam_jax evaluate and calibrate: scores of a checkpoint on annotated data."""
+"""python -m semsam_jax evaluate and calibrate: evaluate a model on annotated data."""
 
 import argparse
 
@@ -19,7 +19,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the parser of `evaluate`."""
     parser = commands.add_parser(
         "evaluate",
-        help="scores of a checkpoint on annotated data",
+        help="evaluate a model on annotated data",
         description="Writes SUITE.md, SUITE.json, a row per mask (one_click.csv), plots, a "
         "gallery of the best, median and worst clicks, and results.md with the rows of all "
         "suites. Without --data.root the embedded sample is scored: it shows that everything "

@@ -25,7 +25,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt-preset",
         choices=("default", "released_v1"),
-        help="how clicks are shown to the network (default: as the checkpoint says)",
+        help="how clicks are encoded (default: stored in the checkpoint)",
     )
     parser.add_argument(
         "--dtype",
@@ -40,7 +40,7 @@ def add_size_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size",
         metavar="native|N",
-        help="side in pixels at which the network sees the image: the short side for released "
+        help="side in pixels to which the image is resized: the short side for released "
         "weights, the long side for own ones; native only pads (default: as in training)",
     )
     parser.add_argument(
@@ -58,7 +58,7 @@ def add_labels_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--labels",
         metavar="NAMES",
-        help='names to choose from, "dog,cat;head,leg" (objects;parts), or the name of a '
+        help='class names, "dog,cat;head,leg" (objects;parts), or the name of a '
         "built-in vocabulary such as coco or ade20k",
     )
 

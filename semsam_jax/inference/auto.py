@@ -23,7 +23,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the parser of `auto`."""
     parser = commands.add_parser(
         "auto",
-        help="all masks of an image or of a folder of images",
+        help="segment everything in an image or a folder",
         description="Writes NAME.json in the format of SA-1B with NAME.jpg beside it (a hard link "
         "where possible), so that the folder is training data, and overlays/NAME.jpg. An "
         "interrupted folder goes on where it stopped; broken files are skipped and reported.",
@@ -36,7 +36,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--level", default="all", metavar="1..6|all", help="1 coarsest, 6 finest (all)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="do finished images again")
+    parser.add_argument("--overwrite", action="store_true", help="process finished images again")
     arguments.add_labels_argument(parser)
     arguments.add_model_arguments(parser)
     arguments.add_size_argument(parser)

@@ -28,7 +28,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the parser of `export`."""
     parser = commands.add_parser(
         "export",
-        help="a checkpoint as self-contained compiled programs",
+        help="export a model as self-contained programs",
         description="Writes programs for the shapes and platforms given; running them needs "
         "JAX but none of the model code.",
     )

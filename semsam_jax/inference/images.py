@@ -1,4 +1,4 @@
-"""One way in for every image: path, PIL image or array -> uint8 RGB as displayed."""
+"""Loads an image from a path, PIL image or array as uint8 RGB, as displayed."""
 
 import os
 import struct

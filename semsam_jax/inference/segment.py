@@ -13,8 +13,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the parser of `segment`."""
     parser = commands.add_parser(
         "segment",
-        help="masks of an image from clicks, boxes or names",
-        description="Segments what clicks or boxes point at; writes masks.json and overlay.png.",
+        help="segment an image from clicks or boxes, or label all of it",
+        description="Segments what clicks and boxes mark; writes masks.json and overlay.png.",
     )
     parser.add_argument("image", help="a JPEG, PNG, WebP, BMP, TIFF or GIF file")
     parser.add_argument(
@@ -25,7 +25,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="click in image pixels, as the image is displayed; X,Y,0 is a negative click",
     )
     parser.add_argument(
-        "--negative", action="append", default=[], metavar="X,Y", help="click beside the object"
+        "--negative", action="append", default=[], metavar="X,Y", help="negative click"
     )
     parser.add_argument(
         "--box", action="append", default=[], metavar="X0,Y0,X1,Y1", help="box in image pixels"
@@ -43,13 +43,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--area",
         type=float,
         metavar="F",
-        help="choose the level whose mask is nearest to this fraction of the image, 0..1",
+        help="choose the level whose mask area is closest to this fraction of the image, 0..1",
     )
     parser.add_argument(
         "--task",
         choices=TASKS,
         default="prompt",
-        help="prompt: masks of clicks and boxes; the others label the whole image by --labels",
+        help="prompt: masks for clicks and boxes; the others label the whole image with --labels",
     )
     arguments.add_labels_argument(parser)
     arguments.add_model_arguments(parser)

@@ -1,4 +1,4 @@
-"""The two programs of a training step as programs: traced on shapes, counted, compiled.
+"""The two programs of a training step, traced on shapes, counted and compiled.
 
 Everything works on `jax.ShapeDtypeStruct`s, so neither the devices nor the arrays of a run
 have to exist.

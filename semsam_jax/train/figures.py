@@ -1,4 +1,4 @@
-"""The picture that a run leaves behind: one click at every level, on held-out images."""
+"""The figure of a run: one click at every level, on held-out images."""
 
 from collections.abc import Iterable
 from pathlib import Path

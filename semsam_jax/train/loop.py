@@ -1,4 +1,4 @@
-"""The training run, top to bottom: this is the page to read first.
+"""Training loop; start reading here.
 
 Order of a step, which keeps checkpoint, data position and metrics in agreement:
 restore -> (evaluate, save, next(data), step), and once more evaluate and save at the end.
@@ -126,7 +126,7 @@ def _train_on(
         result = evaluator.run(state, writer)
         meta["level_order"] = evaluator.level_order(meta["level_order"])
         if result is not None and best.update(result["iou_max"], evaluator.params, meta, step):
-            report.log_info(f"step {step}: one-click IoU {result['iou_max']:.4f}, the best so far")
+            report.log_info(f"step {step}: one-click IoU {result['iou_max']:.4f}, new best")
         if step and jax.process_index() == 0:
             picture = figures.draw_predictions(evaluator.params, meta, samples)
             if picture is not None:
@@ -147,7 +147,7 @@ def _train_on(
         if guard.is_requested(step) or clock.is_over(run.time_limit_sec):
             watch.check_all()
             checkpoints.save(state, data.state(step), meta, wait=True)
-            report.log_info(f"stopped at step {step} and saved; the same command resumes")
+            report.log_info(f"stopped and saved at step {step}; run the same command to resume")
             raise SystemExit(RESTART_CODE)
         if step and step % run.save_every == 0:
             watch.check_all()

@@ -1,4 +1,4 @@
-"""What a run says at its start and at its end."""
+"""Messages at the start and the end of a run."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def log_info(text: str) -> None:
 
 
 def log_start(run: RunConfig, mixture_text: str, num_eval: int, mesh, workdir: Path) -> None:
-    """Says which preset and data the run uses and how to get the real ones."""
+    """Prints the preset and the data of the run, and how to get the real datasets."""
     log_info(
         f"semsam_jax: preset {run.model.preset}, {run.steps} steps of "
         f"{run.data.interactive_batch} interactive + {run.data.generic_batch} generic images at "
@@ -36,7 +36,7 @@ def log_start(run: RunConfig, mixture_text: str, num_eval: int, mesh, workdir: P
             "--config.model.backbone_weights=FILE --workdir=DIR"
         )
     if num_eval:
-        log_info(f"evaluation: {num_eval} images that are never trained on, one click an instance")
+        log_info(f"evaluation: {num_eval} held-out images, one click per instance")
     log_info(mixture_text)
 
 
@@ -71,6 +71,6 @@ def log_summary(summary: dict, workdir: Path) -> None:
         shown = f"{value:.4g}" if isinstance(value, float) else value
         log_info(f"  {key:<28} {shown}")
     log_info(
-        f"pictures: {workdir}/predictions.png\n"
-        f"try it:   python -m semsam_jax segment IMAGE --checkpoint {workdir} --point X,Y"
+        f"figures: {workdir}/predictions.png\n"
+        f"try it: semsam segment IMAGE --checkpoint {workdir} --point X,Y"
     )

@@ -86,7 +86,7 @@ def test_masks_are_forgotten_when_they_take_too_much_room():
     assert session.recall(first) == [record()] * 3
     second = session.remember([record(4000)], 5000)
     assert session.recall(second) == [record(4000)]
-    with pytest.raises(HTTPError, match="put away"):
+    with pytest.raises(HTTPError, match="no longer in memory"):
         session.recall(first)
     third = session.remember([record(9000)], 5000)
     assert session.recall(third)

@@ -41,7 +41,7 @@ def test_it_says_what_it_uses_and_shows_progress(finished):
     for words in ("preset tiny", "embedded sample", "--config.data.root=DIR", "images/s", "ETA"):
         assert words in said
     assert "step 12/12" in said
-    assert "never trained on" in said
+    assert "held-out images" in said
 
 
 def test_it_leaves_checkpoints_metrics_summary_and_pictures(finished):
@@ -107,7 +107,7 @@ def test_interrupted_again_and_again_it_ends_bitwise_equal(finished, cache, tmp_
     process.send_signal(signal.SIGTERM)
     rest = process.stdout.read()
     assert process.wait(timeout=600) == RESTART_CODE, rest
-    assert "saved; the same command resumes" in rest
+    assert "run the same command to resume" in rest
     preempted = checkpoint_io.read_meta(workdir)["step"]
     assert 6 <= preempted < 12
     done = runs.run(workdir, cache)

@@ -17,7 +17,7 @@ function loadImage(url) {
   return new Promise((resolve, reject) => {
     const image = new Image();
     image.onload = () => resolve(image);
-    image.onerror = () => reject(new Error("The picture could not be read."));
+    image.onerror = () => reject(new Error("The image could not be read."));
     image.src = url;
   });
 }
