@@ -9,6 +9,8 @@ import sys
 from importlib import machinery, util
 from pathlib import Path
 
+from semsam_jax.core.old_names import upgrade_option
+
 CONFIGS = Path(__file__).parents[2] / "configs"
 """The configurations that come with this package, in a checkout as in an installation."""
 _SHORT = {"--data.root": "--config.data.root"}
@@ -21,14 +23,15 @@ def expand(words: list[str]) -> list[str]:
         words: of the command line, without the command's name.
 
     Returns:
-        The words: `--config=FILE` with a file that exists if there is one, short options in full.
+        The words: `--config=FILE` with a file that exists if there is one, short options in full,
+        options of earlier releases with their names of today.
     """
     words, found = list(words), []
     while words:
         word = words.pop(0)
         if word in ("--config", "-config", *_SHORT) and words:
             word = f"{word}={words.pop(0)}"
-        found.append(_expanded(word))
+        found.append(_expanded(upgrade_option(word)))
     return found
 
 

@@ -1,5 +1,6 @@
 """Names that stored models and runs of earlier releases use, and today's names for them."""
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,6 +35,23 @@ def upgrade_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(meta.get(group), Mapping):
             upgraded[group] = _renamed(meta[group], "")
     return _revalued(upgraded, "")
+
+
+def upgrade_option(word: str) -> str:
+    """Writes an option of an earlier release (`--config.data.own=DIR`) with its name of today.
+
+    Args:
+        word: of a command line; anything but a renamed option comes back as it is.
+    """
+    name, equals, value = word.partition("=")
+    path = name.removeprefix("--config.")
+    if path == name or path not in KEYS:
+        return word
+    above = path.rpartition(".")[0]
+    today = f"{above}.{KEYS[path]}" if above else KEYS[path]
+    known = VALUES.get(f"config.{today}", {})
+    print(f"note: config.{path} is called config.{today} now", file=sys.stderr)
+    return f"--config.{today}{equals}{known.get(value, value)}"
 
 
 def _renamed(values: Mapping[str, Any], above: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import json
 
 from semsam_jax import config as config_lib
-from semsam_jax.core import checkpoint_io, old_names
+from semsam_jax.core import checkpoint_io, config_files, old_names
 from semsam_jax.core.model_files import save_model
 
 RUN = {
@@ -52,3 +52,19 @@ def test_a_stored_model_is_read_in_names_of_today(tmp_path):
     assert meta["config"]["loss"]["prompt_point_ratio"] == 0.6
     _, meta = checkpoint_io.read_model(tmp_path / "m")
     assert meta["config"]["eval_images"] == 24
+
+
+def test_options_of_earlier_releases_are_understood(capsys):
+    words = ["--config.data.own=mine", "--config.eval_photos=0", "--config.model.start=aligned"]
+    words += ["--config.eval_dataset=coco", "--config.steps=3", "--workdir=own"]
+    assert config_files.expand(words) == [
+        "--config.data.custom=mine",
+        "--config.eval_images=0",
+        "--config.model.init=similarity",
+        *words[3:],
+    ]
+    assert capsys.readouterr().err.splitlines() == [
+        "note: config.data.own is called config.data.custom now",
+        "note: config.eval_photos is called config.eval_images now",
+        "note: config.model.start is called config.model.init now",
+    ]
