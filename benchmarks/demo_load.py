@@ -6,8 +6,8 @@
 Starts `python -m semsam_jax demo` in a process of its own on a free port. Every visitor has an
 address of its own (127.0.0.2 and so on: Linux). Memory is the resident memory of the server:
 the level after a first round of 24 images that are forgotten again, the peak, and what remains
-when the images of all rounds are forgotten. A refusal in words (4xx, 503) is an answer; a
-failure is any other status, a refusal without words, or a connection that breaks.
+when the images of all rounds are forgotten. A rejection with a message (4xx, 503) counts as an
+answer; a failure is any other status, a rejection without a message, or a connection that breaks.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Kills a run again and again, resumes it, and compares the end with a run left in peace.
+"""Kills a run again and again, resumes it, and compares the end with an uninterrupted run.
 
     python -m benchmarks.kill_and_resume --kills 20 --workdir DIR -- --config=configs/joint.py \
         --config.steps=30 --config.save_every=4

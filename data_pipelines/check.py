@@ -63,7 +63,7 @@ def check(source: Source, limit: int | None = None, *, decode: bool = True) -> D
 
     Args:
         source: an open reader.
-        limit: read at most so many examples, evenly spread; None reads all.
+        limit: read at most this many examples, evenly spaced; None reads all.
         decode: also decode every image, which finds files that are cut off.
     """
     report = DatasetReport()

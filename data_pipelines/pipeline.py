@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 
 from data_pipelines.index import ExampleSource, Index, Views, open_index
-from data_pipelines.index.subset import Subset
+from data_pipelines.index.subset import IndexShare
 from data_pipelines.mixture import Mixture, MixtureTable, build_mixture, epoch_warnings
 from data_pipelines.schema import DATASETS, BatchShape, RawExample
 from data_pipelines.transforms import geometry
@@ -135,7 +135,7 @@ def make_iterator(
     for name in used & set(built):
         share = config.subsets.get(name, 1.0)
         if share < 1:
-            built[name] = Subset(built[name], share)
+            built[name] = IndexShare(built[name], share)
     rows = RowMaker(
         shape=config.shape,
         policy=config.prompts,

@@ -6,7 +6,7 @@ from jaxtyping import Bool, Int64
 from data_pipelines.index.build import Index
 
 
-class Subset:
+class IndexShare:
     """An index of which only a share of the records is seen.
 
     The choice depends on the record number alone: it is the same in every run and for every

@@ -1,4 +1,4 @@
-"""One dataset opened by itself, as the command-line tools do: with a vocabulary of its own."""
+"""Opens one dataset by itself, with its own vocabulary, as the command-line tools do."""
 
 import os
 import pathlib

@@ -1,4 +1,4 @@
-"""Numbers and ids out of JSON that anybody may have written: every value has an answer.
+"""Numbers and ids from untrusted JSON: every value is accepted or rejected.
 
 JSON of real tools holds `NaN`, `1e999`, numbers as text, `true` where a number belongs, and lists
 in lists. These functions never raise: what cannot be read is None (or `MISSING`), and the caller

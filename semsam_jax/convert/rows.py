@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 
-class Layout(enum.Enum):
+class TensorLayout(enum.Enum):
     """How a reference tensor becomes our array; the way back is its inverse."""
 
     SAME = "same"
@@ -18,19 +18,19 @@ class Layout(enum.Enum):
 
     def to_ours(self, array: np.ndarray) -> np.ndarray:
         """Reorders a reference tensor into flax's layout (a view)."""
-        if self is Layout.DENSE:
+        if self is TensorLayout.DENSE:
             return array.T
-        if self is Layout.POINTWISE:
+        if self is TensorLayout.POINTWISE:
             return array[:, :, 0, 0].T
-        return array.transpose(2, 3, 1, 0) if self is Layout.CONV else array
+        return array.transpose(2, 3, 1, 0) if self is TensorLayout.CONV else array
 
     def to_reference(self, array: np.ndarray) -> np.ndarray:
         """Reorders our array into PyTorch's layout (a view)."""
-        if self is Layout.DENSE:
+        if self is TensorLayout.DENSE:
             return array.T
-        if self is Layout.POINTWISE:
+        if self is TensorLayout.POINTWISE:
             return array.T[:, :, None, None]
-        return array.transpose(3, 2, 0, 1) if self is Layout.CONV else array
+        return array.transpose(3, 2, 0, 1) if self is TensorLayout.CONV else array
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Rule:
 
     path: str
     keys: tuple[str, ...]
-    layout: Layout
+    layout: TensorLayout
     shape: tuple[int, ...]
     is_stacked: bool = False
     aliases: tuple[tuple[str, ...], ...] = ()
@@ -75,7 +75,7 @@ class TensorRow:
 
     key: str
     path: str
-    layout: Layout
+    layout: TensorLayout
     shape: tuple[int, ...]
 
 
@@ -92,9 +92,9 @@ def dense(
     key: str, path: str, n_in: int, n_out: int, *, bias: bool = True, joint: str = "."
 ) -> list[TensorRow]:
     """A linear layer; `joint` stands between its name and `weight`."""
-    rows = [TensorRow(f"{key}{joint}weight", f"{path}/kernel", Layout.DENSE, (n_out, n_in))]
+    rows = [TensorRow(f"{key}{joint}weight", f"{path}/kernel", TensorLayout.DENSE, (n_out, n_in))]
     if bias:
-        rows.append(TensorRow(f"{key}{joint}bias", f"{path}/bias", Layout.SAME, (n_out,)))
+        rows.append(TensorRow(f"{key}{joint}bias", f"{path}/bias", TensorLayout.SAME, (n_out,)))
     return rows
 
 
@@ -102,31 +102,33 @@ def conv(
     key: str, path: str, n_in: int, n_out: int, size: int, *, bias: bool = True
 ) -> list[TensorRow]:
     """A square convolution."""
-    rows = [TensorRow(f"{key}.weight", f"{path}/kernel", Layout.CONV, (n_out, n_in, size, size))]
+    rows = [
+        TensorRow(f"{key}.weight", f"{path}/kernel", TensorLayout.CONV, (n_out, n_in, size, size))
+    ]
     if bias:
-        rows.append(TensorRow(f"{key}.bias", f"{path}/bias", Layout.SAME, (n_out,)))
+        rows.append(TensorRow(f"{key}.bias", f"{path}/bias", TensorLayout.SAME, (n_out,)))
     return rows
 
 
 def pointwise(key: str, path: str, n_in: int, n_out: int) -> list[TensorRow]:
     """A convolution of one pixel that is a linear layer here."""
     return [
-        TensorRow(f"{key}.weight", f"{path}/kernel", Layout.POINTWISE, (n_out, n_in, 1, 1)),
-        TensorRow(f"{key}.bias", f"{path}/bias", Layout.SAME, (n_out,)),
+        TensorRow(f"{key}.weight", f"{path}/kernel", TensorLayout.POINTWISE, (n_out, n_in, 1, 1)),
+        TensorRow(f"{key}.bias", f"{path}/bias", TensorLayout.SAME, (n_out,)),
     ]
 
 
 def norm(key: str, path: str, dim: int) -> list[TensorRow]:
     """Scale and bias of a norm."""
     return [
-        TensorRow(join(".", key, "weight"), join("/", path, "scale"), Layout.SAME, (dim,)),
-        TensorRow(join(".", key, "bias"), join("/", path, "bias"), Layout.SAME, (dim,)),
+        TensorRow(join(".", key, "weight"), join("/", path, "scale"), TensorLayout.SAME, (dim,)),
+        TensorRow(join(".", key, "bias"), join("/", path, "bias"), TensorLayout.SAME, (dim,)),
     ]
 
 
 def tensor(key: str, path: str, *shape: int) -> list[TensorRow]:
     """A parameter that keeps its axes."""
-    return [TensorRow(key, path, Layout.SAME, shape)]
+    return [TensorRow(key, path, TensorLayout.SAME, shape)]
 
 
 def single(

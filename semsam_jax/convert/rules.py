@@ -10,8 +10,8 @@ import re
 from collections.abc import Sequence
 
 from semsam_jax.convert.rows import (
-    Layout,
     Rule,
+    TensorLayout,
     TensorRow,
     conv,
     dense,
@@ -85,7 +85,7 @@ def rules_without_backbone(config: ModelConfig) -> tuple[Rule, ...]:
         Rule(
             "denoising/lang_mapper",
             (f"{_PREDICTOR}.lang_mapper",),
-            Layout.SAME,
+            TensorLayout.SAME,
             (text_dim, dim),
             is_required=config.has_generic,
         )
@@ -249,7 +249,7 @@ def _decoder_rules(model: ModelConfig) -> list[Rule]:
         Rule(
             "decoder/logit_scale",
             (f"{_LANG}.logit_scale",),
-            Layout.SAME,
+            TensorLayout.SAME,
             (),
             is_required=model.text is not None,
             initial=INITIAL_LOGIT_SCALE,

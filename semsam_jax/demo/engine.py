@@ -95,7 +95,7 @@ class Engine:
         return {"encode_sec": session.encode_sec, "is_cached": is_cached}
 
     def embed_labels(self, names: str) -> None:
-        """Embeds names, so that a click with them is quick; an HTTPError explains bad names."""
+        """Embeds names, so that later clicks with them are fast; HTTPError if they are invalid."""
         if len(names) > self._limits.names_length:
             raise HTTPError(
                 400, f"The names are longer than {self._limits.names_length} characters. Use fewer."

@@ -1,4 +1,4 @@
-"""Two executors for the model, so that a click never waits for somebody's whole image."""
+"""Two executors for the model, so that clicks never wait for requests on whole images."""
 
 import asyncio
 from collections import Counter

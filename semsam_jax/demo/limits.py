@@ -1,4 +1,4 @@
-"""What one visitor may ask of the server, and the middleware that enforces it.
+"""Limits per visitor, and the middleware that enforces them.
 
 The middleware is the outermost layer: it knows every path that the page needs and answers all
 others itself, so that no other route of the libraries underneath can be reached.
@@ -60,7 +60,7 @@ class Limits:
         slow_per_client: of one address.
         images: images that are remembered, of all visitors.
         images_per_client: of one address.
-        image_idle_sec: an image nobody asks about is forgotten after this time.
+        image_idle_sec: an image without requests is forgotten after this time.
         record_bytes: masks that are remembered for one image.
         feature_bytes: encoded images that are remembered.
         points: clicks on one object.

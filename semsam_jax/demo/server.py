@@ -1,7 +1,7 @@
 """The web server: routes for images, masks and downloads, and the page around them.
 
 Nothing that a visitor sends is ever written to a file; every route answers JSON, and a
-refused request says why in words for the visitor.
+rejected request explains why in a message for the visitor.
 """
 
 import asyncio
@@ -62,7 +62,7 @@ def build_app(
 
 
 def example_images() -> list[bytes]:
-    """Images that nobody trained on, for visitors who have none at hand."""
+    """Held-out images, as examples for visitors."""
     folder = resources.files("data_pipelines.sample") / "data" / "coco" / "val2017"
     files = [folder / f"{name}.jpg" for name in EXAMPLES]
     return [file.read_bytes() for file in files if file.is_file()]

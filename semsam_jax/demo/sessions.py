@@ -61,7 +61,7 @@ class ImageSession:
 
 
 class SessionStore:
-    """Finds a session by its secret; forgets the ones that nobody asks about.
+    """Finds a session by its secret; forgets the ones without requests.
 
     Args:
         limits: how many, and for how long.
@@ -108,7 +108,7 @@ class SessionStore:
             self._sessions.pop(key, None)
 
     def forget_idle(self) -> None:
-        """Forgets the images that nobody asked about for a while."""
+        """Forgets images without recent requests."""
         with self._lock:
             self._forget_idle()
 

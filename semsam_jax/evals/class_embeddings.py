@@ -1,4 +1,4 @@
-"""Embeddings of a dataset's class names, made as the checkpoint says."""
+"""Embeddings of a dataset's class names, from the text source of the checkpoint."""
 
 from collections.abc import Mapping, Sequence
 

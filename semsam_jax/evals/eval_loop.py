@@ -1,4 +1,4 @@
-"""Runs a measurement over many images: spread over processes, resumable, with a progress bar.
+"""Evaluation loop: runs a measurement over many images, distributed and resumable.
 
 Process i of n takes the images i, i + n, i + 2n, ...; each works on its own devices without
 waiting for the others, and at the end every process gets the result of all images. Reading
@@ -81,7 +81,7 @@ class SingleImageScorer:
 
 @dataclasses.dataclass
 class EvalLoop:
-    """Where and how measurements run.
+    """Where and how evaluations run.
 
     Attributes:
         folder: for the records that an interrupted measurement goes on from; None keeps

@@ -1,4 +1,4 @@
-"""Asks a model about prompts: several images and many prompts at a time, over all devices.
+"""Runs prompts through a model: several images and many prompts at a time, on all devices.
 
 A measurement is a generator per image: it yields a `PromptQuery`, is sent the answer, may ask
 again, and returns what its evaluator processes. The generators of a group of images run in step, so

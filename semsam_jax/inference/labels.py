@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class LabelNames:
-    """What a user asks for, before it is embedded.
+    """Requested class names, before they are embedded.
 
     Attributes:
         objects: object names, all different.

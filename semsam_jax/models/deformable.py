@@ -35,7 +35,7 @@ def direction_init(num_heads: int, num_levels: int, num_points: int) -> nn.initi
 
 
 def cheaper_projection(num_queries: int, num_pixels: int, dim: int, samples: int) -> str:
-    """Says when to apply the value projection: "before" or "after" sampling.
+    """Returns when to apply the value projection: "before" or "after" sampling.
 
     Before: every pixel is projected, and each head reads dim/heads numbers a corner.
     After: each head reads all dim numbers of the raw memory; only queries are projected.

@@ -1,4 +1,4 @@
-"""Heads: what one decoder token says about its mask, box, quality and names."""
+"""Heads: predictions of a decoder token: mask, box, IoU and classes."""
 
 import functools
 from typing import Any

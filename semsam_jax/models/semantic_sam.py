@@ -1,4 +1,4 @@
-"""The whole model: image and prompts in, masks and names at six granularities out.
+"""The whole model: image and prompts in, masks and classes at six granularities out.
 
 `encode_image` runs once per image; `decode_prompts` and `decode_generic` run on what it
 returns as often as wanted.

@@ -1,4 +1,4 @@
-"""Convolution, with the forms that are quick on a CPU."""
+"""Convolution, with forms that are fast on a CPU."""
 
 import functools
 

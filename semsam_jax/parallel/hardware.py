@@ -43,7 +43,7 @@ def chip(device: jax.Device) -> Chip | None:
 
 
 def memory_in_use() -> dict[str, float]:
-    """GiB in use now and at most so far on the fullest device of this process.
+    """GiB in use and the peak so far, on the fullest device of this process.
 
     Empty where the backend does not say (CPU).
     """

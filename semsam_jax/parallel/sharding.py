@@ -1,4 +1,4 @@
-"""How parameters and optimiser state lie on the mesh: one short rule."""
+"""How parameters and optimiser state are sharded: one short rule."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Keeps the best model of a run, by the validation images, as a checkpoint of its own."""
+"""Keeps the best model of a run, by validation score."""
 
 import math
 from pathlib import Path
@@ -12,7 +12,7 @@ FOLDER = "best"
 
 
 class BestCheckpoint:
-    """WORKDIR/best holds the parameters with the highest score so far.
+    """WORKDIR/best holds the model with the highest score so far.
 
     Args:
         workdir: folder of the run; what an earlier part of the run kept counts.

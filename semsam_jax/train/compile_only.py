@@ -1,4 +1,4 @@
-"""Says what a run would need on a TPU slice, on a machine that has none.
+"""Reports what a run needs on a TPU slice, without having one.
 
     python -m semsam_jax.main --config=configs/joint.py:swin_l --compile_only --topology=v5e:4x4
 

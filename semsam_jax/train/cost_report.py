@@ -49,7 +49,7 @@ class Schedule:
 
 
 @dataclasses.dataclass(frozen=True)
-class Chip:
+class ChipClock:
     """What turns cycles into seconds.
 
     Attributes:
@@ -64,16 +64,16 @@ class Chip:
 
 
 CHIPS = {
-    "TPU v5 lite": Chip(
+    "TPU v5 lite": ChipClock(
         1.5e9, 1, (Schedule((148, 185, 202, 215), 533), Schedule((524, 592, 720, 820), 1972))
     ),
-    "TPU v4": Chip(
+    "TPU v4": ChipClock(
         1.05e9, 2, (Schedule((328, 355, 386, 417), 1025), Schedule((1183, 1355, 1506, 1755), 3142))
     ),
-    "TPU v5": Chip(
+    "TPU v5": ChipClock(
         1.75e9, 2, (Schedule((148, 185, 202, 215), 601), Schedule((524, 589, 720, 820), 2104))
     ),
-    "TPU v6 lite": Chip(
+    "TPU v6 lite": ChipClock(
         1.75e9, 1, (Schedule((164, 169, 180, 216), 469), Schedule((472, 527, 597, 714), 1443))
     ),
 }
@@ -166,7 +166,7 @@ def estimate(
 
 
 def _kernel_cycles(
-    kernel: cycles.Kernel, spread: str, chip: Chip, spatial_shapes: tuple[tuple[int, int], ...]
+    kernel: cycles.Kernel, spread: str, chip: ChipClock, spatial_shapes: tuple[tuple[int, int], ...]
 ) -> float:
     """Of all its runs. Queries that are not pixels may look anywhere."""
     schedule = next(

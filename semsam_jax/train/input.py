@@ -61,7 +61,7 @@ class Input:
         return batch
 
     def describe(self, step: int, streams: Sequence[str]) -> str:
-        """Says which examples of this process some streams held in a batch, for messages."""
+        """Names the examples of a batch on this process, for error messages."""
         names = self._rows.example_names(step)
         return "; ".join(f"{s} rows: {', '.join(names[s])}" for s in streams if s in names)
 

@@ -1,4 +1,4 @@
-"""Class names as a training step takes them: a frozen table, or token ids to encode."""
+"""Class names for a training step: a frozen table, or token ids to encode."""
 
 import jax
 import numpy as np

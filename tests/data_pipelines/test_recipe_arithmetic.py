@@ -9,7 +9,7 @@ import pytest
 from benchmarks.epochs import RECIPES, tables_of
 from configs import eight_gpus, joint, sa1b
 from data_pipelines.index import build_index
-from data_pipelines.index.subset import Subset, is_chosen
+from data_pipelines.index.subset import IndexShare, is_chosen
 from data_pipelines.mixture import MANY_EPOCHS, Mixture, build_mixture, epoch_warnings, epochs
 from data_pipelines.recipe import pipeline_config
 from data_pipelines.sizes import HAS_PARTS, LABELLED, TRAIN_IMAGES
@@ -89,7 +89,7 @@ def test_a_share_of_a_set_is_fixed_and_nested():
 
 def test_a_subset_sees_the_same_records_in_every_view():
     index = build_index(fake_source("paco", 40))
-    subset = Subset(index, 0.5)
+    subset = IndexShare(index, 0.5)
     assert 0 < len(subset) < len(index)
     for view in ("any", "object", "part"):
         assert set(subset.view(view)) == set(index.view(view)) & set(subset.view("any"))

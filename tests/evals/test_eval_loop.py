@@ -19,7 +19,7 @@ SAMPLES = [
 ]
 
 
-class FakeImages:
+class FakeSamples:
     """Counts what is read."""
 
     def __init__(self, samples=SAMPLES):
@@ -63,7 +63,7 @@ def test_result_does_not_depend_on_batch_or_devices(alone, options):
 def test_shares_of_processes_make_the_whole(alone):
     merged, read = None, []
     for index in range(3):
-        images = FakeImages()
+        images = FakeSamples()
         eval_loop = EvalLoop(process_index=index, process_count=3)
         part = eval_loop.run("x", evaluator(), images, SingleImageScorer(one_value))
         read += images.reads
@@ -72,7 +72,7 @@ def test_shares_of_processes_make_the_whole(alone):
         else:
             merged.merge(part)
     assert sorted(read) == list(range(7))
-    whole = EvalLoop().run("x", evaluator(), FakeImages(), SingleImageScorer(one_value))
+    whole = EvalLoop().run("x", evaluator(), FakeSamples(), SingleImageScorer(one_value))
     assert merged.result().scalars() == whole.result().scalars()
 
 
@@ -84,11 +84,11 @@ def test_interrupted_run_goes_on(tmp_path):
 
     eval_loop = EvalLoop(folder=tmp_path, settings={"checkpoint": 1})
     with pytest.raises(DataError, match="broken image"):
-        eval_loop.run("x", evaluator(), FakeImages(), SingleImageScorer(fails_at_four))
-    images = FakeImages()
+        eval_loop.run("x", evaluator(), FakeSamples(), SingleImageScorer(fails_at_four))
+    images = FakeSamples()
     result = eval_loop.run("x", evaluator(), images, SingleImageScorer(one_value)).result()
     assert images.reads == [4, 5, 6]
-    whole = EvalLoop().run("x", evaluator(), FakeImages(), SingleImageScorer(one_value)).result()
+    whole = EvalLoop().run("x", evaluator(), FakeSamples(), SingleImageScorer(one_value)).result()
     assert result.scalars() == whole.scalars()
     assert list(tmp_path.iterdir()) == []
 
@@ -99,7 +99,7 @@ def test_another_number_of_processes_goes_on(tmp_path):
         resume_logs[position % 2].write(position, {"curves": np.asarray([[0.1 * position]])})
     for resume_log in resume_logs:
         resume_log.close()
-    images = FakeImages()
+    images = FakeSamples()
     result = (
         EvalLoop(folder=tmp_path)
         .run("x", evaluator(), images, SingleImageScorer(one_value))
@@ -150,5 +150,5 @@ def test_folder_that_cannot_be_written(tmp_path):
 
 def test_time_is_accounted():
     eval_loop = EvalLoop()
-    eval_loop.run("x", evaluator(), FakeImages(), SingleImageScorer(one_value))
+    eval_loop.run("x", evaluator(), FakeSamples(), SingleImageScorer(one_value))
     assert set(eval_loop.seconds) == {"wait", "score", "measure"}
