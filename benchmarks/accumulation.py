@@ -3,10 +3,10 @@
     XLA_FLAGS=--xla_cpu_multi_thread_eigen=false python -m benchmarks.accumulation
 
 Steps of preset `lite` on the embedded sample, once with the host matching one micro-batch while
-the device runs the forward half of the next (as training does), and once in turn. With the flag
+the device runs the forward program of the next (as training does), and once in turn. With the flag
 the "device" is one CPU core, and a second core is free for the host, as beside an accelerator;
-without it both want the same cores and nothing can be hidden. A CPU also runs the forward half
-beside the rest of a backward half, which one accelerator does not: more time than that of the
+without it both want the same cores and nothing can be hidden. A CPU also runs the forward program
+beside the rest of a backward program, which one accelerator does not: more time than that of the
 matching can be saved. Each mode is timed in turns.
 """
 
@@ -55,7 +55,7 @@ def main() -> None:
     print(
         f"{run.accumulate} micro-batches of 2 + 2 rows at {args.size} px, median of {args.steps} "
         f"steps: {in_turn:.3f} s in turn, of which matching {matching:.4f} s "
-        f"({100 * matching / in_turn:.1f} %); {ahead:.3f} s with the next forward half ahead"
+        f"({100 * matching / in_turn:.1f} %); {ahead:.3f} s with the next forward program ahead"
     )
 
 

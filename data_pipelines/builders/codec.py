@@ -1,4 +1,4 @@
-"""One example as one record: the features that TFDS documents, and back without loss.
+"""Encodes examples as records with the features that TFDS documents, and decodes them.
 
 A record holds the image's stored bytes and each mask's compressed RLE, never pixels. Classes
 are numbered within the dataset, so that records fit every mixture of datasets.

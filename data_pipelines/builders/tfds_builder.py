@@ -1,4 +1,4 @@
-"""The TFDS builder of our records: any dataset, one split, any number of machines.
+"""TFDS builder of the records: any dataset, one split, any number of machines.
 
 Unlike TFDS' own builders it does not start over after an interruption: shards go straight to
 their final place and each is finished on its own (`shards`), and TFDS' description of the data

@@ -1,4 +1,4 @@
-"""One scan of a dataset: what can be trained on, counted, and what was dropped, named.
+"""Builds the index of a dataset: usable examples are counted, dropped records are named.
 
 Training never filters (the data position stays a pure function of the step), so everything
 that could fail later is looked at here once. An index is a few small arrays; in a folder

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, on a disk or in a bucket."""
+"""Atomic writes to a disk or a bucket."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a scan looks for in each record, and how millions of findings are kept in a few arrays."""
+"""Examines each record for the index, and keeps millions of findings in a few arrays."""
 
 import array
 import collections

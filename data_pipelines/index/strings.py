@@ -1,4 +1,4 @@
-"""Millions of short texts as two arrays instead of Python objects.
+"""Stores millions of short strings as two arrays instead of Python objects.
 
 A tuple of eleven million names costs a gigabyte in every process that holds it; the same names
 end to end in one byte array cost their letters and one number each, and a table that lies in

@@ -1,4 +1,4 @@
-"""What every reader shares: the protocol, and the careful handling of one annotation.
+"""Base class of the readers, and validation of single annotations.
 
 A reader turns a dataset's native folder into `RawExample`s. It checks the layout when built,
 lists its examples in a fixed order, and reads only the image and the annotation that are asked

@@ -1,4 +1,4 @@
-"""A user's own data: one COCO-format JSON and a folder of images, as annotation tools export them.
+"""Custom datasets: a COCO-format JSON and a folder of images, as annotation tools export them.
 
 A category `whole:part` names a part of a whole; an annotation of a part may point at its whole
 by `obj_ann_id`. Build the vocabulary from the same file:

@@ -1,4 +1,4 @@
-"""Reading annotation files of many gigabytes without holding them in memory.
+"""Streams annotation files of many gigabytes without holding them in memory.
 
 Parsed at once, the 25 million boxes of Objects365 take some twenty gigabytes of Python objects in
 every process that reads them. Here the arrays of the file's outermost object pass by one element

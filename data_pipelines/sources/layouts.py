@@ -1,4 +1,4 @@
-"""Where annotation tools put what they export: the files of one split of a custom dataset.
+"""Finds the files of a split of a custom dataset in the layouts of annotation tools.
 
 Nothing is renamed or copied. What a folder is, is decided by names alone; a folder that is none of
 these layouts is told with all of them.

@@ -1,4 +1,4 @@
-"""Where the images of SA-1B lie: loose files, or members of the official archives.
+"""Locates the images of SA-1B: loose files, or members of the official archives.
 
 Eleven million images are listed as arrays: names end to end, and for archives where in which
 file an image and its JSON begin, so that they are read without unpacking anything. A listing in

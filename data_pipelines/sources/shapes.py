@@ -1,4 +1,4 @@
-"""A user's own data with a label file beside each image: YOLO's segments and LabelMe's shapes.
+"""Custom datasets with a label file per image: YOLO segments and LabelMe shapes.
 
 YOLO: `labels/NAME.txt` with lines `class x y x y ...` in fractions of the displayed image, and
 class names in `data.yaml`. LabelMe: `NAME.json` beside `NAME.jpg`, whose shapes carry names. A

@@ -1,4 +1,4 @@
-"""Some examples of a dataset, as a dataset of their own."""
+"""A subset of the examples of a dataset."""
 
 import hashlib
 import pathlib

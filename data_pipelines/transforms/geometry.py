@@ -1,4 +1,4 @@
-"""Where an image lands on the canvas: flip, scale and crop as one small value.
+"""Placement of an image on the canvas: flip, scale and crop as one small value.
 
 Everything that moves pixels, masks, boxes or clicks reads a `Placement`, so the four can
 not disagree. Scale and crop policies follow docs/reference.md, section 12.

@@ -1,4 +1,4 @@
-"""Masks from RLE to packed bits without ever holding an image-sized byte mask.
+"""Converts RLE masks to packed bits without an image-sized byte mask.
 
 A COCO RLE is a list of positions, column after column, at which the value toggles. Each
 toggle is carried to the canvas by two lookup tables, drawn as one bit, and one running XOR

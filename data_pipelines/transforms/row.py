@@ -1,4 +1,4 @@
-"""One annotated image to one fixed-shape row of `BatchShape`."""
+"""Converts an annotated image to a fixed-shape row of `BatchShape`."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""python -m semsam_jax convert: weights of the original to a checkpoint, and back."""
+"""python -m semsam_jax convert: convert weights of the original, and back."""
 
 import argparse
 import dataclasses

@@ -1,4 +1,4 @@
-"""Which model a state dict belongs to: by its shapes, or by a file that says so."""
+"""Recognizes the model of a state dict by its shapes, or reads its sizes from a file."""
 
 import dataclasses
 import json

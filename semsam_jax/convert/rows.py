@@ -1,4 +1,4 @@
-"""Rows and rules: how one family of reference tensors becomes leaves of our tree."""
+"""Rules that map families of reference tensors to leaves of the parameter tree."""
 
 import enum
 import itertools

@@ -1,4 +1,4 @@
-"""The way back: our parameter tree as a state dict that the original loads."""
+"""Converts a parameter tree to a state dict that the original loads."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

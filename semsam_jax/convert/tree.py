@@ -1,4 +1,4 @@
-"""Whether a parameter tree belongs to a model: by its rules, without building the model."""
+"""Checks whether a parameter tree fits a model, without building the model."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Which kind of device a program is written for.
+"""The kind of device that a program is traced for.
 
 A few places choose between equal programs by the kind of device: what gathers cost differs
 by two orders of magnitude. That kind is the default backend, unless a program is compiled

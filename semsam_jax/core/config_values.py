@@ -1,4 +1,4 @@
-"""Nested mappings to frozen dataclasses, with an error that names the key and the fix."""
+"""Converts nested mappings to frozen dataclasses; errors name the key and the fix."""
 
 import dataclasses
 import difflib

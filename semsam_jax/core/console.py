@@ -1,4 +1,4 @@
-"""How much a command prints: --verbose and --quiet. Imports nothing but the standard library."""
+"""Verbosity of commands: --verbose and --quiet. Imports the standard library only."""
 
 import contextlib
 import logging

@@ -1,4 +1,4 @@
-"""Traced programs are kept: a second process neither traces a network again nor lowers it.
+"""Cache of traced programs: a second process neither traces nor lowers a network again.
 
 The compilation cache of JAX saves compiling, but is asked only after a program has been
 traced and lowered, which for this network takes as long as half an encoding. So the traced

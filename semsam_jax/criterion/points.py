@@ -1,4 +1,4 @@
-"""Where mask losses are taken: random points, three quarters of them where a mask is unsure.
+"""Points of the mask losses: random, three quarters of them where a mask is uncertain.
 
 Points are drawn once per image and serve all its pairs and layers; each pair still picks
 its own uncertain ones. So the mask features are gathered once per step, and the logits of

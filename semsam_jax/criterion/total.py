@@ -1,4 +1,4 @@
-"""The scalar that training minimises, and what is logged beside it."""
+"""The total loss and its logged terms."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Chosen masks -> the file a visitor takes along, made in memory at the size of the image."""
+"""Builds downloads of the chosen masks in memory, at the size of the image."""
 
 import io
 import json

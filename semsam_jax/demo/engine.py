@@ -1,4 +1,4 @@
-"""What the page asks -> the model -> numbers, names and one small picture of masks.
+"""Answers requests of the page with the model: numbers, names and one small mask image.
 
 The masks of an answer travel as a single 8-bit PNG: six levels of a click as six bits of a
 pixel, the segments of a whole image as the number of the segment. The page colours them, so

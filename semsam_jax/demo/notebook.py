@@ -1,4 +1,4 @@
-"""What the notebooks of `launch/colab` need and nothing else does: small pictures, a model."""
+"""Helpers of the notebooks in `launch/colab`: small figures, a model."""
 
 import io
 import subprocess

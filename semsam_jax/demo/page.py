@@ -1,4 +1,4 @@
-"""The page: Gradio's controls around a canvas of our own.
+"""The page: Gradio's controls around a custom canvas.
 
 Every control acts in the browser only (`fn=None`); the canvas talks to the routes of
 `server`. So none of Gradio's own routes that take input has to be open.

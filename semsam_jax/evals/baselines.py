@@ -1,4 +1,4 @@
-"""Baselines that know nothing: what a click scores without a model.
+"""Baselines without a model: scores of a click from discs and superpixels.
 
 `centre blob`: discs around the click, one per level, the areas fixed shares of the image.
 `superpixels`: SLIC superpixels merged bottom-up by colour; the level's mask is the segment

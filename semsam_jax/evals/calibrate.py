@@ -1,4 +1,4 @@
-"""python -m semsam_jax calibrate: measures which token is which level, and remembers it."""
+"""python -m semsam_jax calibrate: measures which token is which level and stores the order."""
 
 import argparse
 

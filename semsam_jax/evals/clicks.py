@@ -1,4 +1,4 @@
-"""Where an evaluation clicks, and the box by which a click enters the model."""
+"""Click positions of evaluations, and the boxes that stand for clicks."""
 
 import cv2
 import numpy as np

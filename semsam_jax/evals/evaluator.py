@@ -1,4 +1,4 @@
-"""What all evaluators have in common: feed them images in any order, merge them, ask once."""
+"""Base class of evaluators: process images in any order, merge, compute the result."""
 
 import abc
 import math

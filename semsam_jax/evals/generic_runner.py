@@ -1,4 +1,4 @@
-"""Device half of the generic evaluations: a forward per group of images, then their maps."""
+"""Device part of the generic evaluations: a forward pass per group of images, then their maps."""
 
 import dataclasses
 import functools

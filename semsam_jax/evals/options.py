@@ -1,4 +1,4 @@
-"""What `evaluate` and `configs/eval_only.py` can be asked for."""
+"""Options of `evaluate` and `configs/eval_only.py`."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Device half of every prompt evaluation: decode, upsample, threshold, count pixels.
+"""Device part of every prompt evaluation: decode, upsample, threshold, count pixels.
 
 Masks never leave the device: what comes back are pixel counts per prompt and token, or,
 where an evaluation needs the shapes themselves, masks packed to bits.

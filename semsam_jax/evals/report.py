@@ -1,4 +1,4 @@
-"""Results on disk: numbers as JSON, a Markdown table, one row per scored instance as CSV."""
+"""Writes results: JSON, a Markdown table, and a CSV with a row per scored instance."""
 
 import csv
 import dataclasses

@@ -1,4 +1,4 @@
-"""What has been measured so far, on disk: an interrupted evaluation goes on where it stopped.
+"""Resume log: finished images on disk, so that an interrupted evaluation can resume.
 
 One file per process, appended image by image. A record is the image's position in the
 dataset, the length and the CRC-32 of its bytes, and the bytes (MessagePack, `Evaluator.state`);

@@ -1,4 +1,4 @@
-"""What every evaluation is fed with: one image on its canvas with its ground truth."""
+"""Evaluation samples: an image on its canvas with its ground truth."""
 
 import dataclasses
 from collections.abc import Sequence

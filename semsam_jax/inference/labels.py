@@ -1,4 +1,4 @@
-"""Names to choose from: what a user writes -> embeddings, and the best name of a mask."""
+"""Class names of a request: parsing, embedding, and the best name of a mask."""
 
 import dataclasses
 import json

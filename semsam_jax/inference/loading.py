@@ -1,4 +1,4 @@
-"""From a checkpoint folder to a model that can be called on arrays."""
+"""Loads a model that can be called on arrays."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""Which of the many masks of a grid of clicks are kept: functions of logits and IoUs.
+"""Selects among the masks of a grid of clicks, by logits and IoUs.
 
 Source: docs/reference.md, section 10, mask generator. The filters run in this order: predicted IoU,
 stability, crop border, box NMS, removal of small regions, box NMS again.

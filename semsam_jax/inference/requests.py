@@ -1,4 +1,4 @@
-"""What a user asks for, checked once and in image pixels; what comes back."""
+"""Requests, checked once, in image pixels; results."""
 
 import dataclasses
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Pictures of masks: overlays, level strips and labelled panoptic views."""
+"""Figures of masks: overlays, level strips and labelled panoptic views."""
 
 import colorsys
 from collections.abc import Sequence

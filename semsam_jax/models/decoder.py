@@ -1,4 +1,4 @@
-"""The decoder: tokens with boxes look at each other, then at the pyramid, nine times.
+"""The decoder: nine layers of self-attention and deformable attention with box refinement.
 
 Source: docs/reference.md, section 4; arXiv 2206.02777 (Mask DINO), 2203.03605 (DINO box
 refinement).

@@ -1,4 +1,4 @@
-"""Heads: predictions of a decoder token: mask, box, IoU and classes."""
+"""Prediction heads of a decoder token: mask, box, IoU and classes."""
 
 import functools
 from typing import Any

@@ -1,4 +1,4 @@
-"""Sizes of every model that we name: plain frozen dataclasses and one dict.
+"""Sizes of the named models: frozen dataclasses and one dict.
 
 `tiny` is the model behind the golden data; `lite` is the small real model for machines
 without an accelerator; `swin_t` and `swin_l` are the paper's.

@@ -1,4 +1,4 @@
-"""A start from which little data is enough: the untrained network already answers a click.
+"""Similarity initialization: an untrained network already segments pixels like the clicked one.
 
 A mask logit is the product of a token's embedding with a pixel's features. From random weights
 both speak different languages, and a run has to find a common one before it can learn anything

@@ -1,4 +1,4 @@
-"""Cutting maps into windows, and the constants of shifted-window attention."""
+"""Window partitioning, and the constants of shifted-window attention."""
 
 import functools
 

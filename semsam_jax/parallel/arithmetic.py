@@ -1,4 +1,4 @@
-"""What a traced program of the whole mesh computes, before it is cut into pieces."""
+"""Arithmetic of a traced program of the whole mesh, before partitioning."""
 
 import dataclasses
 from collections import Counter

@@ -1,4 +1,4 @@
-"""What we know of accelerators: memory, and the fastest they multiply in bfloat16.
+"""Accelerators: memory and peak bfloat16 rate.
 
 Figures of the makers: cloud.google.com/tpu/docs (system architecture) and the data sheets of
 the cards, dense, without sparsity.

@@ -1,4 +1,4 @@
-"""The only place that builds a mesh and says how arrays lie on it.
+"""Builds the mesh and the shardings of batches; the only place that does.
 
 Two axes: `data` replicates parameters, `fsdp` splits them; the batch is split over both.
 With several slices `data` has two tiers: the slices, and the devices of a slice.

@@ -1,4 +1,4 @@
-"""What a compiled program says about itself: collectives and memory."""
+"""Collectives and memory of a compiled program."""
 
 import dataclasses
 import re

@@ -1,1 +1,1 @@
-"""Class names as the model takes them: tokens, templates, stored embeddings."""
+"""Class names as model input: tokens, templates, stored embeddings."""

@@ -1,4 +1,4 @@
-"""Sentences around class names: one at random in training, all of them in evaluation.
+"""Prompt templates of class names: a random one in training, all of them in evaluation.
 
 Source: docs/reference.md, section 6. The 81 templates are in `templates.txt`, in the reference's
 order.

@@ -1,4 +1,4 @@
-"""The inputs of a training step as shapes on a mesh, without a single array behind them."""
+"""Abstract inputs of a training step: shapes on a mesh, without arrays."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""How long a step would take on a TPU, from the compiler's own estimates. Nothing here is measured.
+"""Estimates how long a step takes on a TPU from the compiler's figures. Nothing here is measured.
 
 Of most instructions the compiler estimates cycles. Of the rest:
 

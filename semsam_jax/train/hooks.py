@@ -1,4 +1,4 @@
-"""What watches a run: clock, preemption, throughput, non-finite values."""
+"""Hooks of the loop: clock, preemption, throughput, non-finite values."""
 
 import os
 import signal
@@ -106,7 +106,7 @@ class Meter:
 
         Args:
             run: gives (state, metrics, what the matching took).
-            is_timed: measure its halves; the device must be idle, and is so afterwards.
+            is_timed: time its two programs; the device must be idle, and is so afterwards.
         """
         start = time.perf_counter()
         state, metrics, matching = run()

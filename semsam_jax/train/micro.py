@@ -1,4 +1,4 @@
-"""Gradient accumulation: how a batch is cut into micro-batches, and how they are put together."""
+"""Gradient accumulation: splits a batch into micro-batches and merges their results."""
 
 import dataclasses
 

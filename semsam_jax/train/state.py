@@ -1,4 +1,4 @@
-"""What a training step carries from one step to the next; no rng lives in it."""
+"""Training state; it holds no random key."""
 
 import typing
 

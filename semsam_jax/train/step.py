@@ -1,9 +1,9 @@
-"""One optimiser step: two compiled halves with the host assignment in between.
+"""One optimiser step: two compiled programs with the host assignment in between.
 
-Half one runs the network and returns predictions, matching costs and the pull-back of
-`jax.vjp`, whose residuals stay on the device. The host solves the assignments. Half two
-takes the loss, pulls its gradient through the network and updates. Nothing is computed
-twice and no host callback is compiled in.
+The forward program runs the network and returns predictions, matching costs and the function
+of `jax.vjp`, whose residuals stay on the device. The host solves the assignments. The backward
+program computes the loss and its gradient and updates the parameters. Nothing is computed twice
+and there is no host callback.
 """
 
 import contextlib
@@ -58,7 +58,7 @@ class TextInputs:
 class TrainStep:
     """Compiled training step of a model on a mesh.
 
-    With more than one micro-batch the device runs the forward half of the next one while the
+    With more than one micro-batch the device runs the forward program of the next one while the
     host matches the last one.
 
     Args:
@@ -325,7 +325,7 @@ class TrainStep:
 
 
 def _is_no_constant(primitive, *_, **__) -> bool:
-    """Keeps for the other half all but constant arrays and copies in another dtype."""
+    """Keeps for the backward program all but constant arrays and copies in another dtype."""
     return primitive.name not in ("broadcast_in_dim", "convert_element_type", "iota")
 
 

@@ -1,4 +1,4 @@
-"""Where metrics go: a JSONL file, TensorBoard files and one line on the terminal.
+"""Metric writers: a JSONL file, TensorBoard files and a progress line.
 
 The writers have the methods of clu's MetricWriter; clu's own import TensorFlow.
 """

@@ -35,7 +35,7 @@ class LossRun:
 
 @pytest.fixture(scope="module")
 def outcome() -> LossRun:
-    """Both halves of a step by hand, with the recorded random numbers."""
+    """Both programs of a step by hand, with the recorded random numbers."""
     data, config = golden("criterion"), recorded.released_config()
     state = unwrap(read_state_dict(DATA / "tiny_ref.pth"))
     params = jax.tree.map(jnp.asarray, from_torch(state, MODEL.config).params)

@@ -1,4 +1,4 @@
-"""Where a sample falls: its top-left pixel and the shares of its four corners.
+"""Bilinear geometry of a sample: its top-left pixel and the weights of its four corners.
 
 Works on the head-major layout [..., q, k], k = levels x points, in which neighbouring
 numbers belong to the same query and one head can be cut off without a copy.

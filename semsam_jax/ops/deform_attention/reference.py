@@ -1,4 +1,4 @@
-"""The definition, level by level and corner by corner: slow and obvious."""
+"""Reference implementation, level by level and corner by corner."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
