@@ -24,7 +24,7 @@ class Reading(ReadingModel, ReadingGeneric):
 
 
 def test_suites_are_measured_and_logged(tmp_path):
-    suites = ("one_click", "box", "granularity", "generic", "baselines")
+    suites = ("one_click", "levels", "box", "granularity", "generic", "baselines")
     evaluator = HeldOutEvaluation(Reading(), dataset(has_crowd=True), META, suites)
     writer = MetricWriter(tmp_path)
     state = TrainState(params={"w": jnp.zeros(3)}, opt_state=(), step=jnp.int32(7))
@@ -38,6 +38,7 @@ def test_suites_are_measured_and_logged(tmp_path):
     assert record["eval/generic/panoptic/pq"] == 100.0
     assert record["eval/generic/mask_ap/ap"] == 100.0
     assert record["eval/granularity/iou"] == 100.0
+    assert record["eval/levels/area/1"] >= record["eval/levels/area/2"]
     assert 0 < record["eval/baseline_blob/iou_oracle"] < 100
     assert "NaN" not in line
     # Token 2 adds strip 3, which is not there: as large as token 1, so the order stays.
