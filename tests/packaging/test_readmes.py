@@ -25,6 +25,7 @@ PAGES = sorted(
 )  # fmt: skip
 FILE = re.compile(r"`([\w./-]+\.(?:py|md|js|sh|yaml|sbatch|ipynb|txt|csv))`")
 MODULE = re.compile(r"python3? -m ((?:semsam_jax|data_pipelines|benchmarks|tools)[\w.]*)")
+ANCHOR = re.compile(r"\]\(([^)#\s]*)#([^)\s]+)\)")
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 # Written by a run, brought by the user, or of another project.
 ELSEWHERE = {
@@ -58,6 +59,12 @@ def relative(path):
     return str(path.relative_to(ROOT))
 
 
+def anchors(page):
+    """The headings of a page as GitHub links to them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("folder", FOLDERS, ids=relative)
 def test_each_folder_has_a_readme(folder):
     text = (folder / "README.md").read_text()
@@ -76,3 +83,7 @@ def test_what_a_page_names_exists(page):
     for target in LINK.findall(text):
         if "://" not in target and "=" not in target:
             assert (page.parent / target).exists(), f"{target}: broken link"
+    for target, anchor in ANCHOR.findall(text):
+        aimed = page.parent / target if target else page
+        if "://" not in target and aimed.suffix == ".md":
+            assert anchor in anchors(aimed), f"{target}#{anchor}: no such heading"
