@@ -23,6 +23,7 @@ import jax
 import numpy as np
 from pycocotools import mask as rle_codec
 
+from semsam_jax.core import rle
 from semsam_jax.core.compilation import use_compilation_cache
 from semsam_jax.core.structs import Prompts, TextTable
 from semsam_jax.evals.generic import evaluate_generic
@@ -31,7 +32,7 @@ from semsam_jax.evals.instance_ap import InstanceEvaluator, InstanceSet
 from semsam_jax.evals.one_click import evaluate_one_click
 from semsam_jax.evals.panoptic import PanopticEvaluator, PanopticSegments
 from semsam_jax.evals.part_ap import ClassList
-from semsam_jax.evals.samples import EvalSample, decode_rle
+from semsam_jax.evals.samples import EvalSample
 from semsam_jax.models import presets
 from semsam_jax.models.heads import mask_logits
 from semsam_jax.models.semantic_sam import SemanticSAM, init_params
@@ -113,7 +114,7 @@ def random_samples(num_images: int, rng: np.random.Generator) -> list[EvalSample
     for number in range(num_images):
         image = np.zeros((800, 1088, 3), np.uint8)
         image[:height, :width] = rng.integers(0, 256, (height, width, 3))
-        small = [decode_rle(random_ellipse(rng)).astype(np.uint8) for _ in range(20)]
+        small = [rle.decode(random_ellipse(rng)).astype(np.uint8) for _ in range(20)]
         samples.append(
             EvalSample(
                 image=image,

@@ -108,7 +108,8 @@ def make_generator(model: Any, image: Any, frame: Any, points_per_side: int) -> 
     """A generator whose IoU filter lets `PASS_SHARE` of random weights' masks through."""
     import numpy as np
 
-    from semsam_jax.inference.mask_generator import MaskGenerator, point_grid
+    from semsam_jax.inference.grid import point_grid
+    from semsam_jax.inference.mask_generator import MaskGenerator
     from semsam_jax.inference.predictor import Predictor
     from semsam_jax.inference.requests import Request
 

@@ -18,6 +18,7 @@ from absl import logging
 
 from data_pipelines.arguments import add_source_arguments, at_least, dataset_folder, share
 from data_pipelines.builders.tfds_builder import RecordsBuilder, beam_config
+from semsam_jax.core.ending import run_command
 from semsam_jax.core.errors import SemSamError
 
 
@@ -78,4 +79,4 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -25,6 +25,7 @@ from data_pipelines.schema import DATASETS, RawExample
 from data_pipelines.sources import Source
 from data_pipelines.sources.single_dataset import has_split, open_single_dataset
 from data_pipelines.vocabulary import Vocabulary
+from semsam_jax.core.ending import run_command
 from semsam_jax.core.errors import DataError, SemSamError
 
 
@@ -235,4 +236,4 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -28,6 +28,7 @@ from data_pipelines.sources import open_source
 from data_pipelines.sources.single_dataset import custom_classes, reader_options
 from data_pipelines.transforms.masks import unpack_bits
 from data_pipelines.vocabulary import Vocabulary, build_vocabulary
+from semsam_jax.core.ending import run_command
 from semsam_jax.core.errors import ConfigError, SemSamError
 
 PANEL_PX = 288
@@ -345,4 +346,4 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> Non
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -13,27 +13,32 @@ if TYPE_CHECKING:
     from semsam_jax.inference.loading import LoadedModel, load_model
     from semsam_jax.inference.mask_generator import MaskGenerator
     from semsam_jax.inference.predictor import Predictor
-    from semsam_jax.inference.requests import Request, ScoredName, Segments
+    from semsam_jax.inference.requests import Request
+    from semsam_jax.inference.results import Name, Records, Segments, SegmentsBatch
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
     "LoadedModel": "semsam_jax.inference.loading",
     "MaskGenerator": "semsam_jax.inference.mask_generator",
-    "ScoredName": "semsam_jax.inference.requests",
+    "Name": "semsam_jax.inference.results",
     "Predictor": "semsam_jax.inference.predictor",
     "Request": "semsam_jax.inference.requests",
-    "Segments": "semsam_jax.inference.requests",
+    "Records": "semsam_jax.inference.results",
+    "Segments": "semsam_jax.inference.results",
+    "SegmentsBatch": "semsam_jax.inference.results",
     "SemSamError": "semsam_jax.core.errors",
     "load_model": "semsam_jax.inference.loading",
 }
 __all__ = [
     "LoadedModel",
     "MaskGenerator",
+    "Name",
     "Predictor",
+    "Records",
     "Request",
-    "ScoredName",
     "Segments",
+    "SegmentsBatch",
     "SemSamError",
     "__version__",
     "load_model",

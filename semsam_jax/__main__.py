@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from semsam_jax import __version__
 from semsam_jax.core import console
+from semsam_jax.core.ending import INTERRUPTED, run_command
 from semsam_jax.core.errors import SemSamError
 
 _COMMANDS = {
@@ -25,6 +26,7 @@ _COMMANDS = {
     "evaluate": ("semsam_jax.evals.cli", "evaluate a model on annotated data"),
     "calibrate": ("semsam_jax.evals.calibrate", "measure the order of a model's levels"),
     "convert": ("semsam_jax.convert.cli", "convert released PyTorch weights, and back"),
+    "push": ("semsam_jax.convert.push", "upload a model to a Hugging Face repository"),
     "export": ("semsam_jax.inference.export", "export a model as self-contained programs"),
     "demo": ("semsam_jax.demo.cli", "interactive web demo"),
     "env": ("semsam_jax.core.environment", "print versions and devices for bug reports"),
@@ -82,6 +84,19 @@ def main(argv: list[str] | None = None) -> int:
         extra = f"pip install 'semsam-jax[{_EXTRAS[asked]}]'"
         print(f"semsam {asked}: {package} is not installed; run `{extra}`.", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # Whoever read the output has closed it (`| head`): end quietly, like other commands.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except SemSamError as error:
+        if "--traceback" in argv:
+            raise
+        print(f"semsam {asked}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        hint = _AFTER_CTRL_C.get(asked or "")
+        print(f"semsam {asked}: interrupted{f'; {hint}' if hint else ''}", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _run(argv: list[str], asked: str | None) -> int:
@@ -108,24 +123,10 @@ def _run(argv: list[str], asked: str | None) -> int:
         _add_common(commands.choices[name])
     commands.add_parser("data", help=f"{', '.join(_DATA)}: inspect and prepare datasets")
     args = parser.parse_args(argv)
-    try:
-        with console.verbosity(args.verbose, args.quiet):
-            code = run(args) or 0
-            sys.stdout.flush()
-        return code
-    except BrokenPipeError:
-        # Whoever read the output has closed it (`| head`): end quietly, like other commands.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except SemSamError as error:
-        if args.traceback:
-            raise
-        print(f"semsam {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        hint = _AFTER_CTRL_C.get(args.command)
-        print(f"semsam {args.command}: interrupted{f'; {hint}' if hint else ''}", file=sys.stderr)
-        return 130
+    with console.verbosity(args.verbose, args.quiet):
+        code = run(args) or 0
+        sys.stdout.flush()
+    return code
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -156,11 +157,9 @@ def _data(argv: list[str]) -> int:
 def run_script() -> NoReturn:
     """Runs the command line of this process and ends it."""
     # Imports make some 100,000 objects that stay. Python's default looks through them 400 times
-    # while a command starts and twice more at its end, together half a second.
+    # while a command starts, a third of a second.
     gc.set_threshold(20_000)
-    code = main()
-    gc.freeze()
-    sys.exit(code)
+    run_command(main)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ except ModuleNotFoundError as error:
     sys.exit(2)
 
 from semsam_jax.core import config_files, console
+from semsam_jax.core.ending import run_command
 from semsam_jax.core.errors import ConfigError, SemSamError, TrainingError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration, configs/NAME.py[:arg].")
@@ -170,4 +171,4 @@ def run_command_line(argv: list[str]) -> NoReturn:
 
 
 if __name__ == "__main__":
-    run_command_line(sys.argv)
+    run_command(lambda: run_command_line(sys.argv))

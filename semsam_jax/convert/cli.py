@@ -58,6 +58,18 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         action="store_true",
         help="accept tensors that the model does not know; they are dropped",
     )
+    parser.add_argument(
+        "--allow-nonfinite",
+        action="store_true",
+        help="accept NaN and infinity in the weights; the result can be trained on or looked "
+        "at, and gives no masks",
+    )
+    parser.add_argument(
+        "--entry",
+        metavar="NAME",
+        help="which entry of the file, or which prefix of its names, to take if there are "
+        "several, such as model_ema",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -77,7 +89,12 @@ def _convert(args: argparse.Namespace) -> None:
     from semsam_jax.convert.released import make_meta, read_released
 
     found = read_released(
-        args.file, args.model_config, allow_unexpected=args.allow_unexpected, tell=print
+        args.file,
+        args.model_config,
+        allow_unexpected=args.allow_unexpected,
+        allow_nonfinite=args.allow_nonfinite,
+        entry=args.entry,
+        tell=print,
     )
     params, config = _replace_parts(args, found.params, found.config)
     meta = found.meta | make_meta(found.meta["preset"], config, found.meta["source"])

@@ -50,9 +50,10 @@ def from_torch(
     *,
     parts: Sequence[str] | None = None,
     allow_unexpected: bool = False,
+    allow_nonfinite: bool = False,
     where: str = "checkpoint",
 ) -> Conversion:
-    """Converts a state dict (see `torch_reader.unwrap`) into the parameters of `config`.
+    """Converts a state dict (see `names.unwrap`) into the parameters of `config`.
 
     Args:
         state: reference names without `model.` to arrays.
@@ -60,6 +61,7 @@ def from_torch(
         parts: top-level parts of our tree to convert; all by default. Names of other
             parts are then ignored, and the result holds only these parts.
         allow_unexpected: accept names that no rule knows; they are reported.
+        allow_nonfinite: accept NaN and infinity in the weights.
         where: how messages call the file.
 
     Raises:
@@ -67,7 +69,7 @@ def from_torch(
     """
     rules = _select(rules_for(config), parts)
     report = examine(state, config, parts=parts)
-    report.check(where, allow_unexpected=allow_unexpected)
+    report.check(where, allow_unexpected=allow_unexpected, allow_nonfinite=allow_nonfinite)
     params: dict = {}
     for rule in rules:
         if rule.path in report.mapped:
@@ -166,12 +168,21 @@ def _examine_rule(rule: Rule, state: Mapping[str, np.ndarray], report: Conversio
                 report.conflicting[alias] = f"should be the same tensor as {present[0]}"
         if present:
             sources.append(present[0])
+            count = _count_nonfinite(state[present[0]])
+            if count:
+                report.nonfinite[present[0]] = count
         elif rule.is_required:
             report.missing.append(key)
     if len(sources) == len(rule.keys):
         report.mapped[rule.path] = tuple(sources)
     elif not rule.is_required and rule.initial is not None:
         report.defaulted[rule.path] = rule.initial
+
+
+def _count_nonfinite(array: np.ndarray) -> int:
+    if array.dtype.kind != "f" or np.isfinite(array).all():
+        return 0
+    return int((~np.isfinite(array)).sum())
 
 
 def _is_same(a: np.ndarray, b: np.ndarray) -> bool:

@@ -11,12 +11,11 @@ Sources: the state dicts of `timm.models.swin_transformer`, `transformers.SwinMo
 import os
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
-from semsam_jax.convert.torch_reader import read_state_dict, unwrap
-from semsam_jax.core.errors import ConversionError
+from semsam_jax.convert.names import unwrap
+from semsam_jax.convert.torch_reader import read_state_dict
 
 _HF_SWIN = (
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
@@ -54,18 +53,7 @@ def read_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:
     Raises:
         ConversionError: the file is missing or damaged, or is neither.
     """
-    if Path(path).suffix != ".safetensors":
-        return unwrap(read_state_dict(path))
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        return unwrap(load_file(path))
-    except (SafetensorError, OSError, KeyError) as error:
-        raise ConversionError(
-            f"{path}: not a readable .safetensors file ({str(error).splitlines()[0]}); check the "
-            f"path, or download it again."
-        ) from error
+    return unwrap(read_state_dict(path), f"checkpoint {path}")
 
 
 def swin_names(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -6,9 +6,13 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from semsam_jax.convert.detect import detect_config, load_model_config
 from semsam_jax.convert.from_torch import examine, from_torch
-from semsam_jax.convert.torch_reader import read_state_dict, unwrap
+from semsam_jax.convert.names import unwrap
+from semsam_jax.convert.torch_reader import read_state_dict
+from semsam_jax.core.errors import ConversionError
 from semsam_jax.models import presets
 
 # Token index of level 1..6 in the released weights (docs/design.md, "Levels").
@@ -36,6 +40,8 @@ def read_released(
     model_config: str | os.PathLike | None = None,
     *,
     allow_unexpected: bool = False,
+    allow_nonfinite: bool = False,
+    entry: str | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Released:
     """Reads and converts a model.
@@ -45,6 +51,8 @@ def read_released(
         model_config: JSON file of the sizes (`detect.load_model_config`); None takes the preset
             that has the shapes of the tensors.
         allow_unexpected: accept tensors that the model does not know.
+        allow_nonfinite: accept NaN and infinity in the weights.
+        entry: the entry or prefix of the files to take, such as `model_ema`.
         tell: gets the report, also if the model is not complete.
 
     Raises:
@@ -54,7 +62,7 @@ def read_released(
     name = " + ".join(str(file) for file in files)
     where, state = f"checkpoint {name}", {}
     for file in files:
-        state |= unwrap(read_state_dict(file))
+        state |= _read(file, entry)
     if model_config is None:
         preset, config = detect_config(state, where)
     else:
@@ -62,7 +70,13 @@ def read_released(
         has_generic = config.has_generic or _GENERIC in state
         config = dataclasses.replace(config, has_generic=has_generic)
     tell(f"{name}: preset {preset}, {_branches(config)}\n{examine(state, config).table()}")
-    params = from_torch(state, config, allow_unexpected=allow_unexpected, where=where).params
+    params = from_torch(
+        state,
+        config,
+        allow_unexpected=allow_unexpected,
+        allow_nonfinite=allow_nonfinite,
+        where=where,
+    ).params
     num_tokens = config.decoder.num_tokens
     is_released = num_tokens == len(RELEASED_LEVEL_ORDER)
     meta = make_meta(preset, config, " + ".join(Path(file).name for file in files))
@@ -73,6 +87,20 @@ def read_released(
         "class_heads_trained": "text_encoder" in params or config.has_generic,
     }
     return Released(dict(params), config, meta)
+
+
+def _read(file: str | os.PathLike, entry: str | None) -> dict[str, np.ndarray]:
+    """Tensors of a file by the reference's names; `entry` may be a dict or a prefix."""
+    where = f"checkpoint {file}"
+    if entry is None:
+        return unwrap(read_state_dict(file), where)
+    try:
+        return unwrap(read_state_dict(file, entry), where)
+    except ConversionError as error:
+        state = read_state_dict(file)
+        if not any(key.startswith(f"{entry.rstrip('.')}.") for key in state):
+            raise error from None
+        return unwrap(state, where, entry)
 
 
 def make_meta(preset: str, config: presets.ModelConfig, source: str) -> dict:

@@ -22,6 +22,7 @@ class ConversionReport:
         missing: reference names that the model needs and the file lacks.
         misshaped: name to (got, wanted) shapes.
         conflicting: names to what they contradict.
+        nonfinite: names to how many of their numbers are NaN or infinite.
     """
 
     mapped: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -32,6 +33,7 @@ class ConversionReport:
     missing: list[str] = field(default_factory=list)
     misshaped: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     conflicting: dict[str, str] = field(default_factory=dict)
+    nonfinite: dict[str, int] = field(default_factory=dict)
 
     @property
     def is_complete(self) -> bool:
@@ -50,6 +52,7 @@ class ConversionReport:
             ("missing", str(len(self.missing))),
             ("misshaped", str(len(self.misshaped))),
             ("conflicting", str(len(self.conflicting))),
+            ("not finite", str(len(self.nonfinite))),
         )
         lines = [f"{name:<12} {value}" for name, value in counts]
         reasons: dict[str, list[str]] = {}
@@ -61,8 +64,17 @@ class ConversionReport:
         lines += [f"  defaulted    {path} = {value}" for path, value in self.defaulted.items()]
         return "\n".join(lines + [f"  {line}" for line in self._problems(limit=None)])
 
-    def check(self, where: str, *, allow_unexpected: bool = False) -> None:
+    def check(
+        self, where: str, *, allow_unexpected: bool = False, allow_nonfinite: bool = False
+    ) -> None:
         """Raises one ConversionError that lists all problems, if there are any."""
+        if self.is_complete and self.nonfinite and not allow_nonfinite:
+            names = [f"{key} ({count})" for key, count in self.nonfinite.items()]
+            raise ConversionError(
+                f"{where}: NaN or infinity in {len(names)} tensors: "
+                f"{', '.join(_limited(names[:_MAX_LINES], _MAX_LINES, len(names)))}; these weights "
+                f"are damaged or diverged (--allow-nonfinite takes them as they are)."
+            )
         if self.is_complete and (allow_unexpected or not self.unexpected):
             return
         problems = self._problems(limit=_MAX_LINES)
@@ -86,11 +98,13 @@ class ConversionReport:
         ]
         conflicting = [f"conflicting  {key}: {what}" for key, what in self.conflicting.items()]
         unexpected = [f"unexpected   {key}" for key in self.unexpected]
+        nonfinite = [f"not finite   {key}: {count}" for key, count in self.nonfinite.items()]
         return [
             *_limited(missing, limit, len(self.missing)),
             *_limited(misshaped, limit, len(misshaped)),
             *_limited(conflicting, limit, len(conflicting)),
             *_limited(unexpected, limit, len(unexpected)),
+            *_limited(nonfinite, limit, len(nonfinite)),
         ]
 
 

@@ -45,6 +45,7 @@ IGNORED = (
     ),
     (r"criterion\..*", "belongs to the training loss"),
     (r"pixel_(mean|std)", "constant of the configuration"),
+    (r"n_averaged|initted|step|num_updates|decay", "counts averaged weights"),
 )
 
 _PIXEL_DECODER = "sem_seg_head.pixel_decoder"

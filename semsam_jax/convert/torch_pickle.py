@@ -1,25 +1,26 @@
-"""A pickle machine that can only build tensors' descriptions.
+"""Reads the description of tensors out of a pickle that nobody trusts.
 
-PyTorch stores the names and shapes of tensors as a pickle. A pickle is a program; the
-standard interpreter runs it. This one knows the few instructions and the few globals
-that tensors need, has no way to import or to call anything else, and copies no more
-than the file itself holds. Source of the layout: PyTorch's serialisation notes.
+PyTorch stores the names and shapes of tensors as a pickle, and a pickle is a program. Python's
+documentation ("Restricting Globals") says how to run one safely: a `find_class` that knows the few
+globals that tensors need and refuses every other. Before that, the instructions are listed without
+running them, so that none is there that could claim memory or nest without bound. Source of the
+layout: PyTorch's serialisation notes.
 """
 
 import io
+import pickle
 import pickletools
-import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple, NoReturn
 
 from semsam_jax.core.errors import ConversionError
 
 MAX_STEPS = 4_000_000  # a Swin-L training checkpoint with optimiser state needs about 100,000
+_MAX_TUPLES = 60_000  # four for each tensor; hashing tuples nested more deeply overflows the stack
 _INT64_MAX = 2**63 - 1
 
 
-@dataclass(frozen=True)
-class StorageRef:
+class StorageRef(NamedTuple):
     """A run of elements in the file: `key` names it, `kind` is torch's storage type name."""
 
     key: str
@@ -27,26 +28,13 @@ class StorageRef:
     numel: int
 
 
-@dataclass(frozen=True)
-class TensorRef:
+class TensorRef(NamedTuple):
     """A strided view of a storage; offset and strides count elements."""
 
     storage: StorageRef
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class _Global:
-    """A name that the pickle mentioned; it stands for itself and does nothing."""
-
-    module: str
-    name: str
-
-
-class _Mark:
-    """Marks the start of a run of values on the stack."""
 
 
 STORAGE_KINDS = (
@@ -61,6 +49,14 @@ STORAGE_KINDS = (
     "ByteStorage",
     "BoolStorage",
 )
+_INSTRUCTIONS = """
+    PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE
+    BININT BININT1 BININT2 INT LONG LONG1 LONG4 BINFLOAT FLOAT
+    UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 STRING BINSTRING SHORT_BINSTRING
+    SHORT_BINBYTES BINBYTES BINBYTES8 EMPTY_DICT DICT SETITEM SETITEMS
+    EMPTY_LIST LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
+    PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET
+    GLOBAL STACK_GLOBAL REDUCE BUILD BINPERSID"""
 
 
 def load_description(stream: io.BytesIO, where: str) -> object:
@@ -76,248 +72,150 @@ def load_description(stream: io.BytesIO, where: str) -> object:
     Raises:
         ConversionError: the pickle is damaged or asks for something that tensors don't need.
     """
-    machine = _Machine(where)
+    start = stream.tell()
     try:
-        for number, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
-            if number >= MAX_STEPS:
-                raise ConversionError(f"{where}: pickle longer than {MAX_STEPS} instructions.")
-            if opcode.name == "STOP":
-                return machine.pop()
-            machine.step(opcode.name, argument)
-    except (ValueError, IndexError, KeyError, OverflowError, struct.error) as error:
+        _check_instructions(stream, where)
+        end = stream.tell()
+        stream.seek(start)
+        description = _Unpickler(stream, where).load()
+        stream.seek(end)
+    except ConversionError:
+        raise
+    # "Other exceptions may also be raised during unpickling", says its documentation.
+    except Exception as error:
         raise ConversionError(
-            f"{where}: the pickle inside is damaged ({type(error).__name__}: {error}); "
-            f"download or copy the file again."
+            f"{where}: the pickle inside is damaged or truncated ({type(error).__name__}: "
+            f"{str(error)[:200]}); download or copy the file again."
         ) from error
-    raise ConversionError(f"{where}: the pickle inside has no end; the file is truncated.")
+    return description
 
 
-class _Machine:
-    def __init__(self, where: str):
-        self._where = where
-        self._stack: list = []
-        self._memo: dict[int, object] = {}
-        self._budget = MAX_STEPS
-
-    def step(self, name: str, argument: object) -> None:
-        if name in _PUSH_ARGUMENT:
-            self._stack.append(argument)
-        elif name in _CONSTANTS:
-            self._stack.append(_CONSTANTS[name]())
-        elif name in _MEMO_PUT:
-            self._memo[len(self._memo) if name == "MEMOIZE" else int(argument)] = self._top()
-        elif name in _MEMO_GET:
-            self._stack.append(self._memo[int(argument)])
-        elif name in _HANDLERS:
-            _HANDLERS[name](self, argument)
-        elif name not in ("PROTO", "FRAME"):
+def _check_instructions(stream: io.BytesIO, where: str) -> None:
+    allowed, num_tuples = frozenset(_INSTRUCTIONS.split()), 0
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+        if number >= MAX_STEPS:
+            raise ConversionError(f"{where}: pickle longer than {MAX_STEPS} instructions.")
+        if opcode.name not in allowed:
             raise ConversionError(
-                f"{self._where}: the pickle uses the instruction {name}, which tensors do not "
+                f"{where}: the pickle uses the instruction {opcode.name}, which tensors do not "
                 f"need; only weights (a state dict) can be converted."
             )
+        if opcode.name.endswith("PUT") and int(argument) > number:
+            raise ValueError("a memo index that is too large")
+        num_tuples += opcode.name.startswith("TUPLE")
+        if num_tuples > _MAX_TUPLES:
+            raise ConversionError(f"{where}: the pickle has more than {_MAX_TUPLES} tuples.")
 
-    def pop(self) -> object:
-        value = self._top()
-        self._stack.pop()
-        return value
 
-    def _top(self) -> object:
-        if not self._stack or isinstance(self._stack[-1], _Mark):
-            raise IndexError("stack is empty")
-        return self._stack[-1]
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, stream: io.BytesIO, where: str):
+        super().__init__(stream, encoding="latin-1")
+        self._where = where
+        self._budget = MAX_STEPS
 
-    def _pop_to_mark(self) -> list:
-        values: list = []
-        while not isinstance(self._stack[-1], _Mark):
-            values.append(self._stack.pop())
-        self._stack.pop()
-        values.reverse()
-        return values
+    def find_class(self, module: str, name: str) -> object:
+        """Returns what an allowed global means here; it is never imported."""
+        if module == "torch" and name in STORAGE_KINDS:
+            return _StorageKind(name)
+        if (module, name) == ("collections", "OrderedDict"):
+            return _Function(self._ordered_dict)
+        if (module, name) in _FUNCTIONS:
+            return _Function(_FUNCTIONS[module, name])
+        raise ConversionError(
+            f"{self._where}: the pickle asks for {ascii(module)[1:-1]}.{ascii(name)[1:-1]}, which "
+            f"tensors do not need. It was not executed. Save only the weights (a state dict) and "
+            f"convert that file."
+        )
 
-    def _fail(self, problem: str) -> ConversionError:
-        return ConversionError(f"{self._where}: {problem}.")
-
-    # Instructions. Each takes the instruction's argument, used or not.
-
-    def _tuple(self, count: int) -> None:
-        values = [self.pop() for _ in range(count)]
-        self._stack.append(tuple(reversed(values)))
-
-    def _append(self, values: list) -> None:
-        target = self._top()
-        if not isinstance(target, list):
-            raise ValueError("append to something that is no list")
-        target.extend(values)
-
-    def _set_items(self, values: list) -> None:
-        target = self._top()
-        if not isinstance(target, dict) or len(values) % 2:
-            raise ValueError("items set on something that is no dict")
-        for key, value in zip(values[::2], values[1::2], strict=True):
-            # Deeply nested tuples as keys would overflow the C stack when hashed.
-            if type(key) not in (str, int):
-                raise ValueError(f"a dict key of type {type(key).__name__}")
-            target[key] = value
-
-    def _set_one(self) -> None:
-        value, key = self.pop(), self.pop()
-        self._set_items([key, value])
-
-    def _dict(self) -> None:
-        values = self._pop_to_mark()
-        self._stack.append({})
-        self._set_items(values)
-
-    def _global(self, module: object, name: object) -> None:
-        if (
-            not isinstance(module, str)
-            or not isinstance(name, str)
-            or (
-                (module, name) not in _CALLABLES
-                and not (module == "torch" and name in STORAGE_KINDS)
-            )
-        ):
-            raise ConversionError(
-                f"{self._where}: the pickle asks for {ascii(module)[1:-1]}.{ascii(name)[1:-1]}, "
-                f"which tensors do not need. It was not executed. Save only the weights "
-                f"(a state dict) and convert that file."
-            )
-        self._stack.append(_Global(module, name))
-
-    def _stack_global(self) -> None:
-        name, module = self.pop(), self.pop()
-        self._global(module, name)
-
-    def _reduce(self) -> None:
-        arguments, function = self.pop(), self.pop()
-        if not isinstance(function, _Global) or not isinstance(arguments, tuple):
-            raise ValueError("a call of something that is no function")
-        call = _CALLABLES.get((function.module, function.name))
-        if call is None:
-            raise ValueError(f"a call of {function.module}.{function.name}")
-        self._stack.append(call(self, *arguments[:8]))
-
-    def _build(self) -> None:
-        # State dicts carry a `_metadata` attribute of module versions; weights don't need it.
-        self.pop()
-        if not isinstance(self._top(), dict):
-            raise ValueError("attributes set on something that is no dict")
-
-    def _persistent(self) -> None:
-        pid = self.pop()
-        if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage":
+    def persistent_load(self, pid: object) -> StorageRef:
+        """Returns the storage that a reference names."""
+        if type(pid) is not tuple or len(pid) not in (5, 6) or pid[0] != "storage":
             raise ValueError("a reference that is no storage")
         kind, key, numel = pid[1], pid[2], pid[4]
-        if not isinstance(kind, _Global) or kind.name not in STORAGE_KINDS:
+        if not isinstance(kind, _StorageKind):
             raise ValueError("a storage without a type")
         if len(pid) == 6 and pid[5] is not None:
-            raise self._fail("holds a view of a storage (a file older than PyTorch 0.4)")
+            raise ConversionError(
+                f"{self._where}: holds a view of a storage (a file older than PyTorch 0.4)."
+            )
         if not isinstance(key, str) or not _is_count(numel):
             raise ValueError("a storage without a name or a size")
-        self._stack.append(StorageRef(key, kind.name, numel))
+        return StorageRef(key, kind.name, numel)
 
-    # What the allowed globals mean.
-
-    def _rebuild_tensor(self, *arguments: object) -> TensorRef:
-        if len(arguments) < 4:
-            raise ValueError("a tensor without storage, offset, shape and strides")
-        storage, offset, shape, strides = arguments[:4]
-        if (
-            not isinstance(storage, StorageRef)
-            or not _is_count(offset)
-            or not isinstance(shape, tuple)
-            or not isinstance(strides, tuple)
-            or len(shape) != len(strides)
-            or len(shape) > 16
-            or not all(_is_count(n) for n in (*shape, *strides))
-        ):
-            raise ValueError("a tensor with an impossible offset, shape or stride")
-        return TensorRef(storage, offset, shape, strides)
-
-    def _rebuild_parameter(self, *arguments: object) -> TensorRef:
-        if not arguments or not isinstance(arguments[0], TensorRef):
-            raise ValueError("a parameter without a tensor")
-        return arguments[0]
-
-    def _ordered_dict(self, *arguments: object) -> dict:
-        if not arguments:
-            return {}
-        pairs = arguments[0]
+    def _ordered_dict(self, pairs: object = ()) -> "_Names":
         if not isinstance(pairs, list | tuple):
             raise ValueError("an ordered dict of something that is no list")
+        # A list that is stored once can be used again and again.
         self._budget -= len(pairs)
         if self._budget < 0:
-            raise self._fail("the pickle repeats itself without end")
-        result: dict = {}
-        self._stack.append(result)
-        for pair in pairs:
-            if not isinstance(pair, list | tuple) or len(pair) != 2:
-                raise ValueError("an ordered dict of something that are no pairs")
-            self._set_items(list(pair))
-        self._stack.pop()
-        return result
+            raise ConversionError(f"{self._where}: the pickle repeats itself without end.")
+        return _Names(pairs)
 
-    def _size(self, *arguments: object) -> tuple:
-        if len(arguments) != 1 or not isinstance(arguments[0], tuple):
-            raise ValueError("a torch.Size of something that is no tuple")
-        return arguments[0]
+
+class _Names(dict):
+    """A state dict. It carries an attribute of module versions, which weights do not need."""
+
+    def __setstate__(self, state: object) -> None:
+        del state
+
+
+class _StorageKind(NamedTuple):
+    name: str
+
+
+class _Function:
+    """A function that a pickle may call and cannot change."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Callable[..., object]):
+        self._call = call
+
+    def __call__(self, *arguments: object) -> object:
+        return self._call(*arguments)
+
+    def __setstate__(self, state: object) -> NoReturn:
+        raise ValueError("attributes set on a function")
+
+
+def _rebuild_tensor(
+    storage: object, offset: object, shape: object, strides: object, *others: object
+) -> TensorRef:
+    del others  # whether it has a gradient, hooks
+    if (
+        not isinstance(storage, StorageRef)
+        or not _is_count(offset)
+        or type(shape) is not tuple
+        or type(strides) is not tuple
+        or len(shape) != len(strides)
+        or len(shape) > 16
+        or not all(_is_count(n) for n in (*shape, *strides))
+    ):
+        raise ValueError("a tensor with an impossible offset, shape or stride")
+    return TensorRef(storage, offset, shape, strides)
+
+
+def _rebuild_parameter(tensor: object, *others: object) -> TensorRef:
+    del others
+    if not isinstance(tensor, TensorRef):
+        raise ValueError("a parameter without a tensor")
+    return tensor
+
+
+def _size(shape: object) -> tuple:
+    if type(shape) is not tuple:
+        raise ValueError("a torch.Size of something that is no tuple")
+    return shape
 
 
 def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value <= _INT64_MAX
 
 
-_CALLABLES: dict[tuple[str, str], Callable] = {
-    ("collections", "OrderedDict"): _Machine._ordered_dict,
-    ("torch._utils", "_rebuild_tensor"): _Machine._rebuild_tensor,
-    ("torch._utils", "_rebuild_tensor_v2"): _Machine._rebuild_tensor,
-    ("torch._utils", "_rebuild_parameter"): _Machine._rebuild_parameter,
-    ("torch._utils", "_rebuild_parameter_with_state"): _Machine._rebuild_parameter,
-    ("torch", "Size"): _Machine._size,
-}
-
-_NUMBERS = ("BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "LONG4", "BINFLOAT", "FLOAT")
-_STRINGS = (
-    "UNICODE",
-    "BINUNICODE",
-    "SHORT_BINUNICODE",
-    "BINUNICODE8",
-    "STRING",
-    "BINSTRING",
-    "SHORT_BINSTRING",
-    "SHORT_BINBYTES",
-    "BINBYTES",
-    "BINBYTES8",
-)
-_PUSH_ARGUMENT = frozenset((*_NUMBERS, *_STRINGS))
-_CONSTANTS: dict[str, Callable[[], object]] = {
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_DICT": dict,
-    "EMPTY_LIST": list,
-    "EMPTY_TUPLE": tuple,
-    "MARK": _Mark,
-}
-_MEMO_PUT = frozenset(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"))
-_MEMO_GET = frozenset(("GET", "BINGET", "LONG_BINGET"))
-_HANDLERS: dict[str, Callable[[_Machine, object], None]] = {
-    "POP": lambda m, _: m._stack.pop(),
-    "POP_MARK": lambda m, _: m._pop_to_mark(),
-    "DUP": lambda m, _: m._stack.append(m._top()),
-    "TUPLE1": lambda m, _: m._tuple(1),
-    "TUPLE2": lambda m, _: m._tuple(2),
-    "TUPLE3": lambda m, _: m._tuple(3),
-    "TUPLE": lambda m, _: m._stack.append(tuple(m._pop_to_mark())),
-    "LIST": lambda m, _: m._stack.append(m._pop_to_mark()),
-    "DICT": lambda m, _: m._dict(),
-    "APPEND": lambda m, _: m._append([m.pop()]),
-    "APPENDS": lambda m, _: m._append(m._pop_to_mark()),
-    "SETITEM": lambda m, _: m._set_one(),
-    "SETITEMS": lambda m, _: m._set_items(m._pop_to_mark()),
-    "GLOBAL": lambda m, a: m._global(*str(a).split(" ", 1)),
-    "STACK_GLOBAL": lambda m, _: m._stack_global(),
-    "REDUCE": lambda m, _: m._reduce(),
-    "BUILD": lambda m, _: m._build(),
-    "BINPERSID": lambda m, _: m._persistent(),
+_FUNCTIONS: dict[tuple[str, str], Callable[..., object]] = {
+    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
+    ("torch", "Size"): _size,
 }

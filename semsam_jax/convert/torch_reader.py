@@ -1,16 +1,17 @@
 """Reads the tensors of a PyTorch checkpoint without PyTorch and without running it.
 
-Both layouts of `torch.save` are known: the zip archive (PyTorch 1.6 and later) and the
-older stream of pickles. Arrays are read-only views of the bytes read, so memory stays
-near the size of the file, whatever the file claims.
+Both layouts of `torch.save` are known, the zip archive (PyTorch 1.6 and later) and the
+older stream of pickles, and safetensors files. Arrays are read-only views of the bytes read,
+so memory stays near the size of the file, whatever the file claims.
 """
 
 import io
+import logging
 import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,9 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _MAX_PICKLE_BYTES = 1 << 26
 _WRAPPERS = ("model", "state_dict")
+_AVERAGED = ("model_ema", "ema_model", "ema", "ema_state_dict", "state_dict_ema", "ema_state")
+_MAX_DEPTH = 4
+_MAX_ENTRIES = 64
 _ZIP_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
@@ -40,6 +44,7 @@ _ZIP_ERRORS = (
     NotImplementedError,
     RuntimeError,
 )
+_log = logging.getLogger(__name__)
 _DTYPES: dict[str, np.dtype] = {
     "DoubleStorage": np.dtype("<f8"),
     "FloatStorage": np.dtype("<f4"),
@@ -54,53 +59,66 @@ _DTYPES: dict[str, np.dtype] = {
 }
 
 
-def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Returns the named tensors of a `.pth` file; keys are as in the file.
+def read_state_dict(path: str | os.PathLike, entry: str | None = None) -> dict[str, np.ndarray]:
+    """Returns the named tensors of a `.pth` or `.safetensors` file; keys are as in the file.
 
-    A wrapper `{'model': {...}}` or `{'state_dict': {...}}` is taken off; its other
-    entries (iteration, optimiser) are not read. bfloat16 becomes float32, every other
-    element type stays. Tensors that share memory stay views of one buffer.
+    What training tools put around the weights is taken off: of `{'model': {...}}` or
+    `{'state_dict': {...}}` the other entries (iteration, optimiser, averaged weights) are not
+    read; a file that holds only averaged weights (`ema`, `model_ema`, ...) gives those. bfloat16
+    becomes float32, every other element type stays. Tensors that share memory stay views of one
+    buffer.
+
+    Args:
+        path: the file.
+        entry: the entry to read instead, such as `model_ema` or `ema.module`.
 
     Raises:
-        ConversionError: the file is missing, truncated, no checkpoint, inconsistent, or
-            its pickle asks for anything but tensors.
+        ConversionError: the file is missing, truncated, no checkpoint, inconsistent, has no such
+            entry, or its pickle asks for anything but tensors.
     """
     file = Path(path)
     where = f"checkpoint {file}"
     try:
         with file.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
-            head = stream.read(4)
+            head = stream.read(9)
             stream.seek(0)
             if head[:2] == b"PK":
-                return _read_zip(stream, size, where)
-            return _read_legacy(stream, size, where)
+                return _read_zip(stream, size, where, entry)
+            if head[8:] == b"{":
+                return _read_safetensors(file, where, entry)
+            return _read_legacy(stream, size, where, entry)
     except OSError as error:
         raise ConversionError(
             f"{where}: cannot be read ({error.strerror or error}); check the path."
         ) from error
 
 
-def unwrap(state: Mapping) -> dict[str, np.ndarray]:
-    """Removes the wrapper `model` and the key prefix `model.`, where they are.
+def _read_safetensors(file: Path, where: str, entry: str | None) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
 
-    Where any key starts with `model.`, keys without it are left out, as the reference's
-    own loader does (docs/reference.md, section 16). `model.criterion...` stays and is ignored by
-    rule.
-    """
-    for name in _WRAPPERS:
-        if isinstance(state.get(name), Mapping):
-            state = state[name]
-    prefix = "model."
-    if not any(key.startswith(prefix) for key in state):
-        return dict(state)
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    if entry is not None:
+        raise ConversionError(f"{where}: a safetensors file has no entries, such as {entry!r}.")
+    try:
+        arrays = load_file(file)
+    # Unknown element types are a KeyError, and a damaged header may be any of these.
+    except (SafetensorError, KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ConversionError(
+            f"{where}: a damaged safetensors file ({str(error)[:200]}); download or copy it again."
+        ) from error
+    if not arrays:
+        raise ConversionError(f"{where}: holds no tensors, wanted a state dict.")
+    is_known = {key: array.dtype.kind in "biuf" for key, array in arrays.items()}
+    return {k: v if is_known[k] else v.astype(np.float32) for k, v in arrays.items()}
 
 
-def _read_zip(stream: io.BufferedReader, size: int, where: str) -> dict[str, np.ndarray]:
+def _read_zip(
+    stream: io.BufferedReader, size: int, where: str, entry: str | None
+) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(stream) as archive:
-            return _read_archive(archive, size, where)
+            return _read_archive(archive, size, where, entry)
     except _ZIP_ERRORS as error:
         # ConversionError is a RuntimeError: let our own messages through.
         if isinstance(error, ConversionError):
@@ -110,7 +128,9 @@ def _read_zip(stream: io.BufferedReader, size: int, where: str) -> dict[str, np.
         ) from error
 
 
-def _read_archive(archive: zipfile.ZipFile, size: int, where: str) -> dict[str, np.ndarray]:
+def _read_archive(
+    archive: zipfile.ZipFile, size: int, where: str, entry: str | None
+) -> dict[str, np.ndarray]:
     records = {info.filename: info for info in archive.infolist()}
     packed = next((i.filename for i in records.values() if i.compress_type != 0), None)
     if packed is not None:
@@ -141,10 +161,12 @@ def _read_archive(archive: zipfile.ZipFile, size: int, where: str) -> dict[str, 
         _check_bytes(storage, records[name].file_size, where)
         return archive.read(name)
 
-    return _materialise(tree, read, where)
+    return _materialise(tree, read, where, entry)
 
 
-def _read_legacy(stream: io.BufferedReader, size: int, where: str) -> dict[str, np.ndarray]:
+def _read_legacy(
+    stream: io.BufferedReader, size: int, where: str, entry: str | None
+) -> dict[str, np.ndarray]:
     not_ours = f"{where}: not a PyTorch checkpoint (neither a zip archive nor torch's older format)"
     # A damaged length field must not make the reader reserve memory, so: a bounded copy.
     front = io.BytesIO(stream.read(min(size, _MAX_PICKLE_BYTES)))
@@ -183,7 +205,7 @@ def _read_legacy(stream: io.BufferedReader, size: int, where: str) -> dict[str, 
         stream.seek(offsets[storage.key])
         return stream.read(storage.numel * _DTYPES[storage.kind].itemsize)
 
-    return _materialise(tree, read, where)
+    return _materialise(tree, read, where, entry)
 
 
 def _storages(tree: object) -> list[StorageRef]:
@@ -210,17 +232,67 @@ def _check_bytes(storage: StorageRef, nbytes: int, where: str) -> None:
         )
 
 
-def _materialise(
-    tree: object, read: Callable[[StorageRef], bytes], where: str
-) -> dict[str, np.ndarray]:
+def _state_of(tree: object, where: str, entry: str | None) -> dict:
+    """The dict of tensors in a file, without what stands around it."""
     if not isinstance(tree, dict):
         raise ConversionError(
             f"{where}: holds a {type(tree).__name__}, wanted a state dict (names to tensors)."
         )
-    for name in _WRAPPERS:
-        if isinstance(tree.get(name), dict):
-            tree = tree[name]
+    for name in [] if entry is None else entry.split("."):
+        if not isinstance(tree.get(name), dict):
+            known = ", ".join(_entries(tree)) or "none"
+            raise ConversionError(f"{where}: no entry {entry!r}; entries with weights: {known}.")
+        tree = tree[name]
+    for _ in range(_MAX_DEPTH):
+        wrapper = next((name for name in _WRAPPERS if isinstance(tree.get(name), dict)), None)
+        if wrapper is None and not _has_tensors(tree):
+            averaged = [name for name in _AVERAGED if _has_weights(tree.get(name))]
+            others = _entries(tree)
+            wrapper = averaged[0] if averaged else others[0] if len(others) == 1 else None
+            if wrapper is None and others:
+                raise ConversionError(
+                    f"{where}: holds several sets of weights: {', '.join(others)}; choose one "
+                    f"with --entry."
+                )
+        if wrapper is None:
             break
+        beside = [name for name in _AVERAGED if name != wrapper and _has_weights(tree.get(name))]
+        if beside and entry is None:
+            _log.warning(
+                "%s: takes the entry %r; averaged weights are there too: --entry %s takes them",
+                *(where, wrapper, beside[0]),
+            )
+        tree = tree[wrapper]
+    return tree
+
+
+def _has_tensors(tree: dict) -> bool:
+    return any(isinstance(value, TensorRef) for value in tree.values())
+
+
+def _has_weights(value: object) -> bool:
+    """Whether named tensors are in a dict, or in dicts in it."""
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        level = [one for one in level if isinstance(one, dict)]
+        if any(_has_tensors(one) and all(isinstance(k, str) for k in one) for one in level):
+            return True
+        level = [inner for one in level for inner in list(one.values())[:_MAX_ENTRIES]]
+    return False
+
+
+def _entries(tree: dict) -> list[str]:
+    return [
+        name
+        for name, value in tree.items()
+        if isinstance(name, str) and "optim" not in name and _has_weights(value)
+    ]
+
+
+def _materialise(
+    tree: object, read: Callable[[StorageRef], bytes], where: str, entry: str | None
+) -> dict[str, np.ndarray]:
+    tree = _state_of(tree, where, entry)
     buffers: dict[str, tuple[StorageRef, np.ndarray]] = {}
     state: dict[str, np.ndarray] = {}
     items = tqdm(tree.items(), "reading", unit=" tensors", disable=hides_progress(), leave=False)

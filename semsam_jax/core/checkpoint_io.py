@@ -118,7 +118,13 @@ def write_level_order(path: str | os.PathLike, level_order: list[int]) -> None:
         raise CheckpointError(
             f"checkpoint {folder}: level order {level_order} does not name each of {wanted} once."
         )
-    meta["level_order"] = level_order
+    update_meta(folder, {"level_order": level_order})
+
+
+def update_meta(path: str | os.PathLike, changes: dict) -> None:
+    """Changes entries of what the newest model below `path` says about itself."""
+    folder = find_model(path)
+    meta = read_meta(folder) | changes
     if model_files.has_model(folder):
         model_files.write_config(folder, meta)
         return

@@ -26,6 +26,10 @@ class PromptError(SemSamError, ValueError):
     """A click, a box, a level or a label cannot be used on this image."""
 
 
+class SelectionError(SemSamError, IndexError):
+    """A position among results that is not there."""
+
+
 class CheckpointError(SemSamError, RuntimeError):
     """A checkpoint is missing, incomplete or belongs to another model."""
 

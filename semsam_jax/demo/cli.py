@@ -3,8 +3,10 @@
 import argparse
 import ipaddress
 import os
+import re
 import socket
 import sys
+from urllib.parse import urlsplit
 
 from semsam_jax.core.errors import ConfigError
 from semsam_jax.inference import arguments
@@ -36,12 +38,19 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="ADDRESS",
         help="address of a reverse proxy whose X-Forwarded-For header is trusted",
     )
+    parser.add_argument(
+        "--public-url",
+        metavar="URL",
+        help="where visitors see the page if a proxy stands in front of it, with its path, such as "
+        "https://lab.example/tools/semsam",
+    )
     arguments.add_model_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Serves the page until Ctrl-C."""
     limits = _limits(args)
+    public_url = _checked_url(args.public_url)
     listener = _listen(args.host, args.port)
     with listener:
         # Before Gradio is imported: it reads these once, and must not report to anybody.
@@ -57,7 +66,8 @@ def run(args: argparse.Namespace) -> int:
             ) from error
         model = arguments.load_from_args(args)
         print("preparing the model ...", file=sys.stderr, flush=True)
-        app = build_app(model, limits, is_local=_is_loopback(args.host))
+        is_local = _is_loopback(args.host)
+        app = build_app(model, limits, is_local=is_local, public_url=public_url)
         config = uvicorn.Config(
             app,
             log_level="warning",
@@ -89,6 +99,27 @@ def _limits(args: argparse.Namespace):
         upload_bytes_together=max(Limits.upload_bytes_together, 2 * upload),
         pixels=args.max_megapixels * 1_000_000,
     )
+
+
+def _checked_url(url: str | None) -> str | None:
+    if url is None:
+        return None
+    try:
+        parts = urlsplit(url)
+        is_whole = parts.scheme in ("http", "https") and bool(parts.hostname)
+        is_whole = is_whole and parts.port != 0 and not (parts.query or parts.fragment)
+    except ValueError:
+        is_whole = False
+    if (
+        not is_whole
+        or parts.username is not None
+        or not re.fullmatch("[-A-Za-z0-9._~/%]*", parts.path)
+    ):
+        raise ConfigError(
+            f"--public-url: got {url!r}; wanted the whole address of the page, such as "
+            f"https://lab.example/tools/semsam."
+        )
+    return url
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -19,15 +19,16 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from semsam_jax.core import rle
 from semsam_jax.core.errors import SemSamError
 from semsam_jax.demo.limits import HTTPError, Limits
 from semsam_jax.demo.sessions import ImageSession, SessionStore
-from semsam_jax.inference import files
 from semsam_jax.inference.labels import label_set, parse_labels
 from semsam_jax.inference.loading import LoadedModel
 from semsam_jax.inference.mask_generator import MaskGenerator
 from semsam_jax.inference.predictor import Predictor
 from semsam_jax.inference.requests import POSITIVE, Request
+from semsam_jax.inference.results import UnknownName
 from semsam_jax.inference.segment import prompt_records
 from semsam_jax.inference.visualize import innermost_point
 from semsam_jax.inference.whole_image import ask_generic, panoptic_segments, work_size
@@ -140,6 +141,7 @@ class Engine:
         planes = sum((mask.astype(np.uint8) << i for i, mask in enumerate(answer.masks)))
         records = prompt_records([request], [answer])
         return self._answer(session, records, answer.masks, np.asarray(planes, np.uint8)) | {
+            "unknown": _unknown(answer.unknown),
             "decode_sec": decode_sec,
             "encode_sec": session.encode_sec,
         }
@@ -176,12 +178,13 @@ class Engine:
         for number, record in enumerate(found, start=1):
             record |= {"id": number, "image_id": 1, "category_id": record["level"]}
             record["score"] = record["predicted_iou"]
-        masks = [files.decode_rle(record["segmentation"]) for record in found]
+        masks = [rle.decode(record["segmentation"]) for record in found]
         picture = np.zeros(session.upload.pixels.shape[:2], np.uint8)
         for i in sorted(range(len(found)), key=lambda i: -found[i]["area"]):
             picture[masks[i]] = i + 1
         return self._answer(session, found, masks, picture) | {
-            "decode_sec": time.perf_counter() - start
+            "unknown": _unknown(generator.names.unknown if generator.names else ()),
+            "decode_sec": time.perf_counter() - start,
         }
 
     def panoptic(self, session: ImageSession, names: str) -> dict:
@@ -197,7 +200,8 @@ class Engine:
         for number, mask in enumerate(masks, start=1):
             picture[mask] = number
         return self._answer(session, records, masks, picture) | {
-            "decode_sec": time.perf_counter() - start
+            "unknown": _unknown(generic.names.unknown),
+            "decode_sec": time.perf_counter() - start,
         }
 
     def _predictor(self, session: ImageSession) -> Predictor:
@@ -236,6 +240,11 @@ class Engine:
             ],
             "picture": png_url(picture),
         }
+
+
+def _unknown(names: Sequence[UnknownName]) -> list[dict]:
+    """Names that were left out, for the page."""
+    return [name._asdict() for name in names]
 
 
 def png_url(picture: UInt8[np.ndarray, "h w"]) -> str:

@@ -6,8 +6,10 @@ others itself, so that no other route of the libraries underneath can be reached
 
 import dataclasses
 import json
+import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping
+from urllib.parse import urlsplit
 
 Scope = MutableMapping[str, object]
 Message = MutableMapping[str, object]
@@ -116,13 +118,19 @@ class SecurityMiddleware:
         app: what is behind the middleware.
         limits: counts.
         is_local: whether only requests to this machine's own names are answered, so that
-            another site cannot reach the demo through a visitor's browser.
+            another site cannot reach the demo through a visitor's browser. The port may be any:
+            a tunnel or a container maps it to another.
+        public_url: where visitors see the page, if a proxy stands in front: its host is answered
+            too, and its path may be in front of every path.
     """
 
-    def __init__(self, app: App, limits: Limits, *, is_local: bool):
+    def __init__(self, app: App, limits: Limits, *, is_local: bool, public_url: str | None = None):
         self._app = app
         self._limits = limits
         self._is_local = is_local
+        public = urlsplit(public_url or "")
+        self._public_host = public.netloc.lower()
+        self._root = public.path.rstrip("/")
         self._open: Counter[tuple[str, bool]] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -134,6 +142,10 @@ class SecurityMiddleware:
             await send({"type": "websocket.close", "code": 1008})
             return
         send = _with_headers(send)
+        if self._root and scope["path"] == self._root:  # the page's own links need the slash
+            await _redirect(send, f"{self._root}/")
+            return
+        scope = self._without_root(scope)
         try:
             self._check(scope)
         except HTTPError as error:
@@ -164,11 +176,25 @@ class SecurityMiddleware:
             raise HTTPError(405, "This request is not supported.")
         headers = dict(scope["headers"])
         host = headers.get(b"host", b"").decode("latin-1").lower()
-        if self._is_local and host.removesuffix(f":{scope['server'][1]}") not in _LOCAL_HOSTS:
-            raise HTTPError(403, "This demo answers only on this machine.")
+        is_public = host == self._public_host != ""
+        if self._is_local and not is_public and _without_port(host) not in _LOCAL_HOSTS:
+            raise HTTPError(
+                403,
+                "This demo answers only on this machine. Behind a proxy it needs --public-url.",
+            )
         origin = headers.get(b"origin", b"").decode("latin-1").lower()
-        if is_api(scope) and origin and origin.partition("://")[2] != host:
+        site = origin.partition("://")[2]
+        # A proxy may put its own name for this server into the host: the visitor's site counts.
+        if is_api(scope) and origin and site not in (host, self._public_host or host):
             raise HTTPError(403, "This request comes from another site.")
+
+    def _without_root(self, scope: Scope) -> Scope:
+        """Takes the public path off; a proxy may have done so already."""
+        path = str(scope["path"])
+        if not self._root or not path.startswith(f"{self._root}/"):
+            return scope
+        path = path.removeprefix(self._root)
+        return {**scope, "path": path, "raw_path": path.encode()}
 
 
 def is_api(scope: Scope) -> bool:
@@ -180,6 +206,17 @@ def client_of(scope: Scope) -> str:
     """Address of the visitor."""
     client = scope.get("client")
     return str(client[0]) if client else "unknown"
+
+
+def _without_port(host: str) -> str:
+    """Host of a Host header; IPv6 addresses keep their brackets."""
+    return re.sub(r":\d{1,5}$", "", host)
+
+
+async def _redirect(send: Send, path: str) -> None:
+    headers = [(b"location", path.encode()), (b"content-length", b"0")]
+    await send({"type": "http.response.start", "status": 307, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
 
 
 async def send_error(send: Send, error: HTTPError) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from IPython.display import Image as Picture
 
     from semsam_jax.inference.loading import LoadedModel
-    from semsam_jax.inference.requests import Segments
+    from semsam_jax.inference.results import Segments
 
 _SHOWN_PX = 960
 
@@ -88,7 +88,8 @@ def show_levels(
 
     captions = []
     for i, level in enumerate(answer.levels):
-        names = [name.name for name in (answer.objects[i], answer.parts[i]) if name is not None]
+        found = (answer.objects[i], answer.parts[i])
+        names = [f"{name.name} {name.score:.2f}" for name in found if name and name.is_sure]
         captions.append(f"level {level}  {answer.scores[i]:.2f}  {' / '.join(names)}")
     marks = [(p[0], p[1], bool(p[2])) for p in points]
     strip = level_strip(image, list(answer.masks), captions, points=marks, boxes=list(boxes))

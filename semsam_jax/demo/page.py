@@ -16,12 +16,13 @@ _MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
 _DEFAULT_GRID = 16
 
 
-def mount_page(app: FastAPI, engine: Engine, num_examples: int) -> FastAPI:
-    """Adds the page to an application at `/`."""
+def mount_page(app: FastAPI, engine: Engine, num_examples: int, root: str = "") -> FastAPI:
+    """Adds the page to an application at `/`, which visitors see at the path `root`."""
     return gr.mount_gradio_app(
         app,
         build_page(engine, num_examples),
         path="",
+        root_path=root or None,
         show_error=False,
         ssr_mode=False,
         pwa=False,

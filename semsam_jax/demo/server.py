@@ -12,6 +12,7 @@ import logging
 import math
 from collections.abc import AsyncIterator
 from importlib import resources
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
@@ -31,7 +32,12 @@ _log = logging.getLogger(__name__)
 
 
 def build_app(
-    model: LoadedModel, limits: Limits | None = None, *, is_local: bool = True, warm: bool = True
+    model: LoadedModel,
+    limits: Limits | None = None,
+    *,
+    is_local: bool = True,
+    public_url: str | None = None,
+    warm: bool = True,
 ) -> SecurityMiddleware:
     """Returns the ASGI application of the demo.
 
@@ -39,6 +45,7 @@ def build_app(
         model: from `load_model`.
         limits: None for the defaults.
         is_local: answer only requests that name this machine; see `limits.SecurityMiddleware`.
+        public_url: where visitors see the page behind a proxy; see `limits.SecurityMiddleware`.
         warm: compile what clicks need before the first visitor comes.
     """
     limits = limits or Limits()
@@ -58,7 +65,9 @@ def build_app(
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     _add_routes(app, engine, sessions, executors, limits, examples)
-    return SecurityMiddleware(mount_page(app, engine, len(examples)), limits, is_local=is_local)
+    root = urlsplit(public_url or "").path.rstrip("/")
+    page = mount_page(app, engine, len(examples), root)
+    return SecurityMiddleware(page, limits, is_local=is_local, public_url=public_url)
 
 
 def example_images() -> list[bytes]:

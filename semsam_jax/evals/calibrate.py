@@ -13,7 +13,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         description="Clicks every mask of the given images, orders the tokens by the mean area "
         "of their masks, level 1 the coarsest, writes the order into the checkpoint's meta, and "
         "reports how well the levels are ordered (Kendall's tau) and which sizes of masks each "
-        "level is best at. Training does the same with its held-out images.",
+        "level is best at. It also measures and writes the thresholds that suit the checkpoint: "
+        "predicted IoU and stability of segment everything, and the scores from which names "
+        "count as sure.",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="only report, do not change the checkpoint"

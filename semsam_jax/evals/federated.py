@@ -12,8 +12,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from semsam_jax.core.rle import encode_masks, mask_areas, mask_boxes
 from semsam_jax.evals.instance_ap import InstanceSet
-from semsam_jax.evals.rle import encode_masks, mask_areas, mask_boxes
 from semsam_jax.evals.samples import EvalSample
 
 MAX_DETECTIONS = 300

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from flax import linen as nn
 
+from semsam_jax.core.rle import encode_masks, mask_areas, mask_boxes
 from semsam_jax.core.structs import TextTable
 from semsam_jax.evals import federated
 from semsam_jax.evals.eval_loop import EvalLoop
@@ -21,7 +22,6 @@ from semsam_jax.evals.generic_runner import GenericAnswer, GenericProtocol, Gene
 from semsam_jax.evals.instance_ap import InstanceEvaluator, InstanceResult, InstanceSet
 from semsam_jax.evals.panoptic import PanopticEvaluator, PanopticResult, PanopticSegments
 from semsam_jax.evals.part_ap import ClassList, pair_scores, top_pairs
-from semsam_jax.evals.rle import encode_masks, mask_areas, mask_boxes
 from semsam_jax.evals.samples import EvalSample
 from semsam_jax.evals.semantic import SemanticEvaluator, SemanticResult
 from semsam_jax.ops import panoptic as maps

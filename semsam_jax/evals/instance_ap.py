@@ -20,8 +20,8 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
 from semsam_jax.core.errors import DataError
+from semsam_jax.core.rle import mask_areas, mask_boxes
 from semsam_jax.evals.evaluator import Evaluator, exact_mean
-from semsam_jax.evals.rle import mask_areas, mask_boxes
 from semsam_jax.evals.samples import SIZE_NAMES
 
 AREA_NAMES = ("all", *SIZE_NAMES)

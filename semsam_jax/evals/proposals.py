@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from semsam_jax.core.rle import encode_masks
 from semsam_jax.evals.eval_loop import EvalLoop, SingleImageScorer
 from semsam_jax.evals.instance_ap import InstanceEvaluator, InstanceResult, InstanceSet
-from semsam_jax.evals.rle import encode_masks
 from semsam_jax.evals.samples import EvalSample
 
 MAX_PROPOSALS = (10, 100, 1000)

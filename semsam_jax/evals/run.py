@@ -1,12 +1,14 @@
 """One evaluation from options to tables: opens checkpoint and data, runs the suites, writes."""
 
 import dataclasses
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 
+from semsam_jax.convert import zoo
 from semsam_jax.core import checkpoint_io
 from semsam_jax.core.console import hides_progress
 from semsam_jax.core.errors import DataError
@@ -14,7 +16,9 @@ from semsam_jax.evals import report
 from semsam_jax.evals.dataset_samples import EvalDataset, EvalFrame, open_dataset
 from semsam_jax.evals.eval_loop import EvalLoop
 from semsam_jax.evals.options import EvalOptions
+from semsam_jax.evals.suitable import measure_thresholds
 from semsam_jax.evals.suites import SUITES, EvalContext, SuiteResult
+from semsam_jax.inference.loading import model_from_params
 from semsam_jax.models.presets import from_json
 from semsam_jax.models.semantic_sam import SemanticSAM
 from semsam_jax.parallel.distributed import ending_together
@@ -44,7 +48,7 @@ def evaluate(options: EvalOptions) -> dict[str, SuiteResult]:
 
 
 def _evaluate(options: EvalOptions) -> dict[str, SuiteResult]:
-    checkpoint = checkpoint_io.choose_checkpoint(options.checkpoint or None)
+    checkpoint = checkpoint_io.choose_checkpoint(zoo.resolve(options.checkpoint or None))
     meta = checkpoint_io.read_meta(checkpoint)
     frame = choose_frame(options, meta)
     dataset = open_dataset(
@@ -74,9 +78,27 @@ def _evaluate(options: EvalOptions) -> dict[str, SuiteResult]:
         order = context.levels().level_order
         checkpoint_io.write_level_order(checkpoint, list(order))
         print(f"wrote the order of levels {list(order)} into {checkpoint}")
+        _write_thresholds(checkpoint, dataset)
     if jax.process_index() == 0:
         print(f"results in {out}")
     return outcomes
+
+
+def _write_thresholds(checkpoint: object, dataset: EvalDataset) -> None:
+    """Measures the thresholds that suit the checkpoint, with its new order of levels."""
+    params, meta = checkpoint_io.read_model(checkpoint)
+    names: list[dict[int, str]] = [{}, {}]
+    if meta.get("class_heads_trained"):
+        vocabulary = dataset.source.vocabulary
+        slices = vocabulary.object_slice(dataset.name), vocabulary.part_slice(dataset.name)
+        every = range(len(vocabulary))
+        names = [{i: vocabulary.entry(i).text for i in every[part]} for part in slices]
+    found = measure_thresholds(
+        model_from_params(params, meta), dataset.canvas_samples(), names[0], names[1]
+    )
+    if found:
+        checkpoint_io.update_meta(checkpoint, found)
+        print(f"wrote the thresholds that suit it: {json.dumps(found)}")
 
 
 def choose_frame(options: EvalOptions, meta: Mapping) -> EvalFrame:

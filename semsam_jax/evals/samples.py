@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from pycocotools import mask as rle_codec
 
+from semsam_jax.core import rle
 from semsam_jax.core.errors import DataError
 
 SMALL_PX, MEDIUM_PX = 32.0**2, 96.0**2
@@ -129,17 +129,7 @@ class EvalSample:
 
     def _decoded(self, index: int) -> np.ndarray:
         stored = self.masks[index]
-        return decode_rle(stored) if isinstance(stored, dict) else np.asarray(stored, bool)
-
-
-def decode_rle(rle: dict) -> np.ndarray:
-    """Decodes COCO RLE (compressed bytes or str, or a plain list of counts) to bool [h, w]."""
-    counts = rle["counts"]
-    if isinstance(counts, list):
-        rle = rle_codec.frPyObjects(rle, *rle["size"])
-    elif isinstance(counts, str):
-        rle = {"size": rle["size"], "counts": counts.encode()}
-    return rle_codec.decode(rle).astype(bool)
+        return rle.decode(stored) if isinstance(stored, dict) else np.asarray(stored, bool)
 
 
 def size_class(area_px: np.ndarray) -> np.ndarray:

@@ -1,18 +1,26 @@
 """python -m semsam_jax auto IMAGE|FOLDER: every mask, in the format of SA-1B."""
 
 import argparse
+import dataclasses
+import hashlib
+import json
 import sys
+import warnings
+from collections import Counter
 from pathlib import Path
 
+from semsam_jax.core import rle
 from semsam_jax.core.console import hides_progress
 from semsam_jax.core.errors import DataError, SemSamError
 from semsam_jax.inference import arguments
 
+_MAX_LISTED = 10
+_AS_STORED = "what suits the checkpoint"
 _SETTINGS = (
     ("points_per_side", int, 32, "clicks along each side of the grid"),
     ("points_per_batch", int, 1024, "clicks decoded together; bounds the memory"),
-    ("pred_iou_thresh", float, 0.88, "smallest predicted IoU"),
-    ("stability_score_thresh", float, 0.92, "smallest stability"),
+    ("pred_iou_thresh", float, None, "smallest predicted IoU"),
+    ("stability_score_thresh", float, None, "smallest stability"),
     ("box_nms_thresh", float, 0.7, "box IoU above which the worse mask goes"),
     ("crop_n_layers", int, 0, "also look at 4**i crops in each layer i"),
     ("min_mask_region_area", int, 10, "smaller holes and islands are removed, pixels"),
@@ -24,17 +32,31 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "auto",
         help="segment everything in an image or a folder",
-        description="Writes NAME.json in the format of SA-1B with NAME.jpg beside it (a hard link "
-        "where possible), so that the folder is training data, and overlays/NAME.jpg. An "
-        "interrupted folder goes on where it stopped; broken files are skipped and reported.",
+        description="Writes NAME.json in the format of SA-1B with a copy NAME.jpg beside it, so "
+        "that the folder is training data, and overlays/NAME.jpg. An interrupted folder goes on "
+        "where it stopped: an image is finished if its content was segmented with the same "
+        "settings. Two images of one name get results of their own. Broken files are skipped and "
+        "reported, files of other kinds and subfolders are named.",
     )
     parser.add_argument("image", metavar="IMAGE|FOLDER", help="an image, or a folder of images")
     for name, kind, default, text in _SETTINGS:
+        shown = _AS_STORED if default is None else default
         parser.add_argument(
-            "--" + name.replace("_", "-"), type=kind, default=default, help=f"{text} ({default})"
+            "--" + name.replace("_", "-"), type=kind, default=default, help=f"{text} ({shown})"
         )
     parser.add_argument(
         "--level", default="all", metavar="1..6|all", help="1 coarsest, 6 finest (all)"
+    )
+    parser.add_argument(
+        "--overlap",
+        choices=("all", "none"),
+        default="all",
+        help="none: every pixel belongs to at most one mask, small ones lie on top (all)",
+    )
+    parser.add_argument(
+        "--tree",
+        action="store_true",
+        help="say of each mask which one it is a part of: parent, depth",
     )
     parser.add_argument("--overwrite", action="store_true", help="process finished images again")
     arguments.add_labels_argument(parser)
@@ -50,10 +72,16 @@ def run(args: argparse.Namespace) -> int:
     from semsam_jax.inference.images import IMAGE_SUFFIXES
 
     source = Path(args.image)
+    others: list[str] = []
     if source.is_dir():
-        images = sorted(p for p in source.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        entries = sorted(p for p in source.iterdir() if not p.name.startswith("."))
+        images = [p for p in entries if p.suffix.lower() in IMAGE_SUFFIXES and not p.is_dir()]
+        others = [p.name + "/" * p.is_dir() for p in entries if p not in images]
         if not images:
-            raise DataError(f"{source}: no images in this folder; wanted {IMAGE_SUFFIXES}.")
+            found = f" (found: {_listed(others)})" if others else ""
+            raise DataError(
+                f"{source}: no images in this folder{found}; wanted {', '.join(IMAGE_SUFFIXES)}."
+            )
     elif source.exists():
         images = [source]
     else:
@@ -63,7 +91,13 @@ def run(args: argparse.Namespace) -> int:
         raise DataError(f"--out {out}: holds the images themselves; choose another folder.")
     settings = {name: getattr(args, name) for name, *_ in _SETTINGS}
     settings |= {"level": args.level, "size": arguments.parse_size(args.size)}
+    settings |= {"overlap": args.overlap, "tree": args.tree}
     model = arguments.load_from_args(args, args.pad_to_multiple)
+    if others:
+        print(
+            f"not looked at, because they are no images that can be read here: {_listed(others)}",
+            file=sys.stderr,
+        )
     return _segment_all(model, images, out, settings, args.labels, args.overwrite)
 
 
@@ -74,26 +108,40 @@ def _segment_all(model, images: list, out: Path, settings: dict, labels, overwri
     from semsam_jax.inference.mask_generator import MaskGenerator
 
     generator = MaskGenerator(model, **settings, labels=labels, output_mode="coco_rle")
+    suited = dataclasses.asdict(generator.filters)
+    settings |= {name: suited[name] for name in ("pred_iou_thresh", "stability_score_thresh")}
     files.make_folder(out)
     names = result_names(images)
     files.make_folder(out / "overlays")
     stamp = settings | {"labels": labels, "prompt_preset": model.prompt_preset}
     stamp |= {"pad_to_multiple": model.pad_to_multiple, "model": model.fingerprint()}
     failures: dict[str, str] = {}
+    clashes: dict[str, str] = {}
     num_masks = num_done = num_old = 0
     progress = tqdm(images, unit="image", disable=hides_progress())
     for image_id, image in enumerate(progress, start=1):
         progress.set_postfix_str(image.name, refresh=False)
-        target = out / f"{names[image]}.json"
-        if not overwrite and _is_finished(target, stamp):
-            num_old += 1
-            continue
         try:
-            num_masks += _segment_one(generator, image, image_id, target, stamp)
+            source = {"name": image.name, "sha256": _digest(image)}
+            own_stamp = stamp | {"source": source}
+            target = _target(out, names[image], image, own_stamp)
+            if not overwrite and _is_finished(target, own_stamp):
+                num_old += 1
+                continue
+            if target.stem != names[image]:
+                clashes[image.name] = target.name
+            num_masks += _segment_one(generator, image, image_id, target, own_stamp)
             num_done += 1
         except DataError as error:
             failures[image.name] = str(error)
     progress.close()
+    for name, result in list(clashes.items())[:_MAX_LISTED]:
+        print(
+            f"{name}: {out} already holds results of another image of this name; wrote {result}",
+            file=sys.stderr,
+        )
+    if len(clashes) > _MAX_LISTED:
+        print(f"... and {len(clashes) - _MAX_LISTED} more images of a known name", file=sys.stderr)
     for message in failures.values():
         print(f"skipped: {' '.join(message.split())}", file=sys.stderr)
     finished = f", {num_old} images were finished before" if num_old else ""
@@ -115,17 +163,19 @@ def _segment_one(generator, path: Path, image_id: int, target: Path, stamp: dict
     from semsam_jax.inference.images import load_image
 
     image = load_image(path)
-    records = generator.generate(image)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "no mask reached")  # said once for all, at the end
+        records = generator.generate(image)
     small = visualize.display_size(image)
-    masks = [visualize.shrink_mask(files.decode_rle(r["segmentation"]), small) for r in records]
+    masks = [visualize.shrink_mask(rle.decode(r["segmentation"]), small) for r in records]
     colours = visualize.distinct_colours(len(masks))
-    names = [convert_results.record_name(record) or "" for record in records]
+    names = [convert_results.record_caption(record) for record in records]
     overlay = visualize.overlay_masks(small, masks, colours)
     overlay = visualize.write_labels(overlay, masks, names, colours)
     copy = target.with_name(f"{target.name.removesuffix('.json')}.jpg")
     files.write_picture(target.parent / "overlays" / copy.name, overlay)
-    files.link_jpeg(path, image, copy)
-    annotations = [{"id": i, **record} for i, record in enumerate(records, start=1)]
+    files.write_bytes(copy, files.jpeg_copy(image, image))
+    annotations = [{"id": i, **_by_id(record)} for i, record in enumerate(records, start=1)]
     height, width = image.shape[:2]
     content = {
         "image": {
@@ -142,18 +192,79 @@ def _segment_one(generator, path: Path, image_id: int, target: Path, stamp: dict
     return len(records)
 
 
+def _by_id(record: dict) -> dict:
+    """A record whose parent, a position from 0, is the id of an annotation, from 1."""
+    parent = record.get("parent")
+    return record if parent is None else record | {"parent": parent + 1}
+
+
 def result_names(images: list[Path]) -> dict[Path, str]:
-    """Name of the result of each image: the stem, or the whole name where stems collide."""
-    stems = [image.stem for image in images]
-    return {p: p.stem if stems.count(p.stem) == 1 else p.name for p in images}
+    """Name of the result of each image: its stem, or its whole name where stems collide."""
+    stems = Counter(_folded(image.stem) for image in images)
+    names, used = {}, set()
+    for image in sorted(images, key=lambda p: stems[_folded(p.stem)]):
+        name, number = image.stem if stems[_folded(image.stem)] == 1 else image.name, 2
+        while _folded(name) in used:
+            name, number = f"{image.name}-{number}", number + 1
+        used.add(_folded(name))
+        names[image] = name
+    return names
+
+
+def _folded(name: str) -> str:
+    """Names that are one file on a disk that ignores case."""
+    return name.casefold()
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    return ", ".join(names[:_MAX_LISTED]) + more
+
+
+def _digest(image: Path) -> str:
+    try:
+        with image.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{image}: cannot be read ({error.strerror or error}).") from error
+
+
+def _target(out: Path, name: str, image: Path, stamp: dict) -> Path:
+    """File of the results: the usual one, unless it holds the results of another image."""
+    digest = stamp["source"]["sha256"]
+    candidates = [f"{name}.json", f"{image.name}.json", f"{name}-{digest[:12]}.json"]
+    targets = [out / candidate for candidate in dict.fromkeys(candidates)]
+    owners = [_source_of(target, image, digest) for target in targets]
+    if digest in owners:
+        return targets[owners.index(digest)]
+    return targets[0] if owners[0] is None else targets[-1]
+
+
+def _source_of(target: Path, image: Path, digest: str) -> str | None:
+    """Hash of the image whose results these are: None if the name is free, "" if not known."""
+    if target.exists():
+        settings = _read(target).get("settings")
+        source = settings.get("source") if isinstance(settings, dict) else None
+        return str(source.get("sha256", "")) if isinstance(source, dict) else ""
+    copy = target.with_name(f"{target.name.removesuffix('.json')}.jpg")
+    if not copy.exists():
+        return None
+    from semsam_jax.inference import files
+    from semsam_jax.inference.images import load_image
+
+    # Without its results: left by a run that was killed, or a file of the user's own.
+    return digest if copy.read_bytes() == files.jpeg_copy(image, load_image(image)) else ""
 
 
 def _is_finished(target: Path, stamp: dict) -> bool:
-    import json
+    found = _read(target).get("settings")
+    # The same content under another name is the same image.
+    return isinstance(found, dict) and found | {"source": None} == stamp | {"source": None}
 
-    if not target.exists():
-        return False
+
+def _read(target: Path) -> dict:
     try:
-        return json.loads(target.read_text()).get("settings") == stamp
-    except (OSError, ValueError):
-        return False
+        content = json.loads(target.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -3,21 +3,26 @@
 The network answers every click on its own; nothing in it knows that two clicks mean the
 same object, or that a click is negative. So the answers are combined:
 
-1. Base: among the positive prompts' masks of the level, the one that disagrees with the
-   fewest clicks (a positive click outside, a negative one inside), then the one with the
+1. Base: among the positive prompts' masks of the level that have pixels, the one that disagrees
+   with the fewest clicks (a positive click outside, a negative one inside), then the one with the
    highest predicted IoU.
 2. Every positive click still outside adds its own mask (the pixelwise maximum of the
    logits): of its tokens that contain the click, the one that covers the fewest negative
    clicks, of those the base's level if possible, else the highest predicted IoU.
 3. Every negative click still inside carves its own mask out (the minimum with the negated
-   logits): of its tokens that contain it and no positive click, the one with the highest
-   predicted IoU. Without such a token the mask stays as it is.
+   logits): of its tokens that contain it and no positive click and leave at least half of the
+   mask, the one with the highest predicted IoU; if none leaves half, the one that leaves most,
+   unless that is less than a twentieth. Without such a token the mask stays as it is: a negative
+   click corrects an object, it never erases it.
 """
 
 import dataclasses
 
 import numpy as np
 from jaxtyping import Bool, Float
+
+_KEPT_SHARE = 0.5
+_LEAST_SHARE = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +31,7 @@ class Combined:
 
     Attributes:
         logits: float32 [h, w] at stride 4.
+        bases: prompts whose mask of the token alone could be the base, the best first.
         score: predicted IoU of the base mask.
         prompt: index of the base mask's prompt.
         token: index of the base mask's token.
@@ -33,6 +39,7 @@ class Combined:
     """
 
     logits: Float[np.ndarray, "h w"]
+    bases: tuple[int, ...]
     score: float
     prompt: int
     token: int
@@ -60,7 +67,9 @@ def combine_clicks(
     inside = logits_at(logits, clicks) > 0  # [p, k, c]
     wrong = (inside != is_positive).sum(-1)  # [p, k]
     bases = [p for p in range(len(logits)) if p >= num_clicks or is_positive[p]]
-    base = min(bases, key=lambda p: (wrong[p, token], -ious[p, token]))
+    is_empty = ~(logits[:, token] > 0).any((1, 2))
+    bases.sort(key=lambda p: (is_empty[p], wrong[p, token], -ious[p, token]))
+    base = bases[0]
     mask = logits[base, token]
     for c in np.flatnonzero(is_positive):
         if logits_at(mask[None, None], clicks[c : c + 1])[0, 0, 0] > 0:
@@ -75,16 +84,29 @@ def combine_clicks(
             continue
         tokens = np.flatnonzero(inside[c, :, c] & ~(inside[c] & is_positive).any(-1))
         if len(tokens):
-            best = max(tokens, key=lambda k: ious[c, k])
-            mask = np.minimum(mask, -logits[c, best])
+            mask = _carve(mask, logits[c, tokens], ious[c, tokens])
     final = logits_at(mask[None, None], clicks)[0, 0] > 0
     return Combined(
         logits=mask,
+        bases=tuple(bases),
         score=float(ious[base, token]),
         prompt=int(base),
         token=int(token),
         disagreements=int((final != is_positive).sum()),
     )
+
+
+def _carve(
+    mask: Float[np.ndarray, "h w"],
+    candidates: Float[np.ndarray, "k h w"],
+    ious: Float[np.ndarray, " k"],
+) -> Float[np.ndarray, "h w"]:
+    """Cuts one of the candidates out of a mask, if enough of it stays."""
+    carved = np.minimum(mask, -candidates)
+    left = (carved > 0).sum((1, 2)) / max(1, int((mask > 0).sum()))
+    enough = left >= _KEPT_SHARE
+    best = int(np.where(enough, ious, -np.inf).argmax()) if enough.any() else int(left.argmax())
+    return carved[best] if left[best] >= _LEAST_SHARE else mask
 
 
 def logits_at(

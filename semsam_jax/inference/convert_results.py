@@ -5,6 +5,7 @@ All functions take the records that `segment`, `auto` and `MaskGenerator` give: 
 `predicted_iou` and `level`.
 """
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,9 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Int
 
+from semsam_jax.core import rle
 from semsam_jax.core.errors import DataError
-from semsam_jax.inference.files import box_xywh, decode_rle, encode_rle
+from semsam_jax.inference.outlines import Polygon, joined, mask_polygons
 
 if TYPE_CHECKING:
     import supervision
@@ -21,35 +23,68 @@ if TYPE_CHECKING:
 Record = Mapping[str, object]
 
 _UNNAMED = "thing"
-_MIN_POLYGON_POINTS = 3
-_POLYGON_TOLERANCE_PX = 0.75
+_LARGEST = 1e300
+_log = logging.getLogger(__name__)
 
 
 def record_mask(record: Record) -> Bool[np.ndarray, "h w"]:
     """Mask of a record, whatever its `output_mode` was."""
-    segmentation = record["segmentation"]
-    if isinstance(segmentation, np.ndarray):
+    segmentation = record.get("segmentation") if isinstance(record, Mapping) else None
+    if isinstance(segmentation, np.ndarray) and segmentation.ndim == 2 and segmentation.size:
         return segmentation.astype(bool)
-    if isinstance(segmentation, Mapping) and isinstance(segmentation.get("counts"), str):
-        return decode_rle(dict(segmentation))
-    if isinstance(segmentation, Mapping) and isinstance(segmentation.get("counts"), list):
-        runs = np.asarray(segmentation["counts"], np.int64)
-        flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-        return flat.reshape(segmentation["size"], order="F")
+    if isinstance(segmentation, Mapping):
+        return rle.decode(segmentation)
+    got = type(record if segmentation is None else segmentation).__name__
     raise DataError(
-        f"record: got a segmentation of type {type(segmentation).__name__}; wanted COCO RLE "
-        f"or a boolean mask."
+        f"record: got a segmentation of type {got}; wanted COCO RLE or a boolean mask [h, w]."
     )
 
 
 def record_name(record: Record) -> str | None:
-    """`object`, `object / part` or None, as the record says."""
+    """`object`, `part`, `object / part`, or None if no name is sure."""
     return " / ".join(_names(record)) or None
+
+
+def record_caption(record: Record) -> str:
+    """The sure names with their scores, for a picture; empty if there is none."""
+    texts = []
+    for name in _sure(record):
+        score = f" {_number(name, 'score', 0):.2f}" if "score" in name else ""
+        texts.append(f"{name['name']}{score}")
+    return " / ".join(texts)
+
+
+def checked_records(records: object) -> Sequence[Record]:
+    """Returns a list of records.
+
+    Raises:
+        DataError: it is no list, or an entry is no mapping.
+    """
+    if isinstance(records, str | bytes | Mapping) or not isinstance(records, Sequence):
+        raise DataError(
+            f"records: got {type(records).__name__}; wanted a list of records, such as "
+            f"MaskGenerator.generate and Segments.records give."
+        )
+    for record in records:
+        if not isinstance(record, Mapping):
+            raise DataError(
+                f"records: an entry is {type(record).__name__}; wanted a mapping with "
+                f"segmentation, score, ..."
+            )
+    return records
+
+
+def _number(record: Record, key: str, default: object) -> float:
+    value = record.get(key, default)
+    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not is_number or not -_LARGEST < value < _LARGEST:
+        raise DataError(f"record: {key} is {str(value)[:60]!r}; wanted a finite number.")
+    return float(value)
 
 
 def record_score(record: Record) -> float:
     """Score of a record; 1 if it has none."""
-    return float(record.get("score", record.get("predicted_iou", 1.0)))
+    return _number(record, "score", record.get("predicted_iou", 1.0))
 
 
 def scale_record(record: Record, height: int, width: int) -> dict:
@@ -64,8 +99,8 @@ def scale_record(record: Record, height: int, width: int) -> dict:
         grey = mask.astype(np.uint8) * 255
         mask = cv2.resize(grey, (width, height), interpolation=cv2.INTER_LINEAR) >= 128
     new |= {
-        "segmentation": encode_rle(mask),
-        "bbox": box_xywh(mask),
+        "segmentation": rle.encode(mask),
+        "bbox": rle.box_xywh(mask),
         "area": int(mask.sum()),
     }
     if record.get("point_coords"):
@@ -93,7 +128,7 @@ def to_coco_dataset(results: Iterable[tuple[Sequence[Record], str, int, int]]) -
     for records, file_name, height, width in results:
         about = {"file_name": file_name, "height": height, "width": width}
         images.append({"id": len(images) + 1, **about})
-        for record in records:
+        for record in checked_records(records):
             mask = record_mask(record)
             _check_size(mask, height, width)
             name = ":".join(_names(record)) or _UNNAMED
@@ -101,8 +136,8 @@ def to_coco_dataset(results: Iterable[tuple[Sequence[Record], str, int, int]]) -
                 "id": len(annotations) + 1,
                 "image_id": len(images),
                 "category_id": numbers.setdefault(name, len(numbers) + 1),
-                "segmentation": encode_rle(mask),
-                "bbox": box_xywh(mask),
+                "segmentation": rle.encode(mask),
+                "bbox": rle.box_xywh(mask),
                 "area": int(mask.sum()),
                 "iscrowd": 0,
                 "score": record_score(record),
@@ -122,13 +157,18 @@ def to_coco_dataset(results: Iterable[tuple[Sequence[Record], str, int, int]]) -
 def to_labelme(records: Sequence[Record], file_name: str, height: int, width: int) -> dict:
     """LabelMe file of one image; each piece of a mask is a polygon, pieces share a group.
 
-    Holes are lost: LabelMe's polygons have none.
+    Polygons run along the edges of pixels (`outlines.mask_polygons`). Holes are lost: LabelMe's
+    polygons have none. Empty masks have no polygon; a warning counts them.
     """
     shapes = []
-    for group, record in enumerate(records, start=1):
+    empty = []
+    for group, record in enumerate(checked_records(records), start=1):
         mask = record_mask(record)
         _check_size(mask, height, width)
-        for polygon in mask_polygons(mask):
+        polygons = mask_polygons(mask)
+        if not polygons:
+            empty.append(group)
+        for polygon in polygons:
             shapes.append(
                 {
                     "label": record_name(record) or _UNNAMED,
@@ -139,6 +179,8 @@ def to_labelme(records: Sequence[Record], file_name: str, height: int, width: in
                     "description": f"score {record_score(record):.3f}",
                 }
             )
+    if empty:
+        _log.warning("%s: %d masks are empty and have no polygon: %s", file_name, len(empty), empty)
     return {
         "version": "5.5.0",
         "flags": {},
@@ -150,20 +192,9 @@ def to_labelme(records: Sequence[Record], file_name: str, height: int, width: in
     }
 
 
-def mask_polygons(mask: Bool[np.ndarray, "h w"]) -> list[list[list[float]]]:
-    """Outer outlines of the pieces of a mask, in pixels, large pieces first."""
-    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    polygons = []
-    for contour in sorted(contours, key=lambda c: -cv2.contourArea(c)):
-        points = cv2.approxPolyDP(contour, _POLYGON_TOLERANCE_PX, True)[:, 0]
-        if len(points) >= _MIN_POLYGON_POINTS:
-            polygons.append((points + 0.5).astype(float).tolist())
-    return polygons
-
-
 def to_label_map(records: Sequence[Record], height: int, width: int) -> Int[np.ndarray, "h w"]:
     """Number of the record (from 1) at every pixel, 0 for none; small masks lie on top."""
-    masks = [record_mask(record) for record in records]
+    masks = [record_mask(record) for record in checked_records(records)]
     label_map = np.zeros((height, width), np.int32)
     for i in sorted(range(len(masks)), key=lambda i: -int(masks[i].sum())):
         _check_size(masks[i], height, width)
@@ -171,8 +202,57 @@ def to_label_map(records: Sequence[Record], height: int, width: int) -> Int[np.n
     return label_map
 
 
+def to_polygons(records: Sequence[Record]) -> list[list[Polygon]]:
+    """For each record the outlines of its pieces, (x, y) pixels, large pieces first."""
+    return [mask_polygons(record_mask(record)) for record in checked_records(records)]
+
+
+def to_yolo(
+    records: Sequence[Record],
+    height: int,
+    width: int,
+    class_names: Sequence[str] | None = None,
+) -> str:
+    """Lines of a YOLO segmentation label file: a class, then x y of one polygon in 0..1.
+
+    The pieces of a mask are joined by bridges without width, because a line holds one polygon.
+    Empty masks have no line.
+
+    Args:
+        records: the masks.
+        height: of the image, pixels.
+        width: of the image, pixels.
+        class_names: the classes in their order; None numbers the names as they come.
+
+    Raises:
+        DataError: a record has a name that is not among the classes.
+    """
+    names = [record_name(record) or _UNNAMED for record in checked_records(records)]
+    is_list = isinstance(class_names, Sequence) and not isinstance(class_names, str | bytes)
+    if class_names is not None and not is_list:
+        raise DataError(f"yolo: got {type(class_names).__name__}; wanted a list of class names.")
+    classes = list(dict.fromkeys(names)) if class_names is None else list(class_names)
+    if not all(isinstance(name, str) for name in classes):
+        raise DataError("yolo: a class name is no text; wanted a list of class names.")
+    lines = []
+    for record, name in zip(records, names, strict=True):
+        mask = record_mask(record)
+        _check_size(mask, height, width)
+        if name not in classes:
+            raise DataError(f"yolo: {name!r} is not among the {len(classes)} class names.")
+        polygons = mask_polygons(mask)
+        if polygons:
+            points = np.array(joined(polygons)) / [width, height]
+            numbers = " ".join(f"{value:.6g}" for value in points.ravel())
+            lines.append(f"{classes.index(name)} {numbers}")
+    return "\n".join(lines) + "\n" * bool(lines)
+
+
 def to_supervision(records: Sequence[Record]) -> "supervision.Detections":
     """`supervision.Detections` with masks, boxes, scores, `class_name` and `level`.
+
+    Masks stay run-length encoded (`supervision.CompactMask`) where supervision has it, from 0.28
+    on: hundreds of masks of a large image then take kilobytes instead of gigabytes.
 
     Raises:
         DataError: the package `supervision` is not installed.
@@ -183,33 +263,53 @@ def to_supervision(records: Sequence[Record]) -> "supervision.Detections":
         raise DataError(
             "supervision: this package is not installed; run `pip install supervision`."
         ) from error
-    if not records:
+    if not checked_records(records):
         return supervision.Detections.empty()
-    masks = np.stack([record_mask(record) for record in records])
+    corners, packed = [], []
+    for record in records:
+        mask = record_mask(record)
+        x, y, w, h = rle.box_xywh(mask)
+        corners.append([x, y, x + w, y + h])
+        packed.append(rle.encode(mask))
+    xyxy = np.array(corners, np.float32)
+    if len({tuple(one["size"]) for one in packed}) > 1:
+        raise DataError("supervision: the masks have different sizes; wanted one image.")
+    if hasattr(supervision, "CompactMask"):
+        inclusive = np.maximum(xyxy - [0, 0, 1, 1], 0).astype(np.float32)
+        size = tuple(packed[0]["size"])
+        masks = supervision.CompactMask.from_coco_rle(packed, inclusive, size)
+    else:
+        masks = np.stack([rle.decode(one) for one in packed])
     names = [record_name(record) or _UNNAMED for record in records]
     numbers = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    corners = np.array([box_xywh(mask) for mask in masks], np.float32)
-    corners[:, 2:] += corners[:, :2]
     return supervision.Detections(
-        xyxy=corners,
+        xyxy=xyxy,
         mask=masks,
         confidence=np.array([record_score(record) for record in records], np.float32),
         class_id=np.array([numbers[name] for name in names]),
         data={
             "class_name": np.array(names),
-            "level": np.array([int(record.get("level") or 0) for record in records]),
+            "level": np.array([int(_number(record, "level", 0)) for record in records]),
         },
     )
 
 
-def _names(record: Record) -> list[str]:
+def _sure(record: Record) -> list[Mapping]:
+    """The names of a record that the model is sure of: object, part."""
     found = [record.get(kind) for kind in ("object", "part")]
-    return [str(name["name"]) for name in found if isinstance(name, Mapping) and name["name"]]
+    named = [n for n in found if isinstance(n, Mapping) and isinstance(n.get("name"), str)]
+    return [name for name in named if name["name"] and name.get("is_sure", True)]
+
+
+def _names(record: Record) -> list[str]:
+    return [name["name"] for name in _sure(record)]
 
 
 def _extras(record: Record) -> dict:
     keys = ("level", "object", "part", "point_coords", "point_labels", "box", "is_thing")
-    return {key: record[key] for key in keys if record.get(key) not in (None, [], {})}
+    plain = (str, int, float, bool, list, Mapping)
+    values = {key: record.get(key) for key in keys}
+    return {key: v for key, v in values.items() if isinstance(v, plain) and v not in ([], {})}
 
 
 def _check_size(mask: np.ndarray, height: int, width: int) -> None:

@@ -28,17 +28,20 @@ def parse_levels(level: Level, num_levels: int) -> tuple[int, ...]:
     everything = tuple(range(1, num_levels + 1))
     if level is None or (isinstance(level, str) and level.strip().lower() == "all"):
         return everything
-    parts: Sequence = level.split(",") if isinstance(level, str) else np.atleast_1d(level).tolist()
+    try:
+        parts = level.split(",") if isinstance(level, str) else np.atleast_1d(level).tolist()
+    except ValueError as error:  # lists of lists of different lengths
+        raise PromptError(f"level: got {str(level)[:60]}; wanted 1 to {num_levels}.") from error
     levels = []
     for part in parts:
         try:
-            number = int(part)
-        except ValueError:
+            number = None if isinstance(part, bool) else int(part)
+        except (TypeError, ValueError, OverflowError):
             number = None
         if number not in everything or (isinstance(part, float) and part != number):
             raise PromptError(
-                f"level: got {str(part).strip()!r}; wanted 1 (coarsest) to {num_levels} (finest), "
-                f"or all."
+                f"level: got {str(part).strip()[:60]!r}; wanted 1 (coarsest) to {num_levels} "
+                f"(finest), or all."
             )
         levels.append(number)
     if not levels:
@@ -63,13 +66,23 @@ def check_level_order(level_order: Sequence[int], num_tokens: int) -> tuple[int,
 
 def check_area(wanted: float | None) -> None:
     """Raises PromptError for an area that is no fraction of the image; None is none wanted."""
-    if wanted is not None and not (math.isfinite(wanted) and 0 < wanted <= 1):
-        raise PromptError(f"area: got {wanted}; wanted a fraction of the image in (0, 1].")
+    if wanted is not None and not (is_finite_number(wanted) and 0 < wanted <= 1):
+        raise PromptError(
+            f"area: got {str(wanted)[:60]}; wanted a fraction of the image in (0, 1]."
+        )
 
 
-def level_by_area(areas: Float[np.ndarray, " k"], wanted: float) -> int:
-    """Returns the index of the mask whose area fraction is nearest to the wanted one.
+def is_finite_number(value: object) -> bool:
+    """Whether a value is a number (not a truth value) that a float can hold."""
+    is_number = isinstance(value, int | float | np.integer | np.floating)
+    return is_number and not isinstance(value, bool) and -1e300 < value < 1e300
 
-    Nearness is by ratio, so half and double are equally far.
+
+def levels_by_area(areas: Float[np.ndarray, " k"], wanted: float) -> list[int]:
+    """Indices of the masks, the one whose area fraction is nearest to the wanted one first.
+
+    Nearness is by ratio, so half and double are equally far; an empty mask comes last.
     """
-    return int(np.argmin(np.abs(np.log(np.maximum(areas, 1e-9)) - math.log(wanted))))
+    with np.errstate(divide="ignore"):
+        distance = np.abs(np.log(np.asarray(areas, np.float64)) - math.log(wanted))
+    return np.argsort(distance, kind="stable").tolist()

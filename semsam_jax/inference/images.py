@@ -13,7 +13,10 @@ from PIL import Image, ImageOps
 from semsam_jax.core.errors import DataError
 
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"),
+    *(suffix for suffix in (".avif",) if suffix in Image.registered_extensions()),
+)
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray
 

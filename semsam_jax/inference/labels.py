@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 
 import numpy as np
@@ -12,7 +12,7 @@ from jaxtyping import Float
 from semsam_jax.core.errors import CheckpointError, PromptError
 from semsam_jax.core.structs import Predictions, TextTable
 from semsam_jax.inference.loading import LoadedModel
-from semsam_jax.inference.requests import ScoredName
+from semsam_jax.inference.results import Name, UnknownName
 from semsam_jax.text.tables import TextEmbeddings
 from semsam_jax.text.templates import embed_names
 from semsam_jax.text.tokenizer import Tokenizer
@@ -20,6 +20,9 @@ from semsam_jax.text.tokenizer import Tokenizer
 Labels = str | Sequence[str] | Mapping[str, Sequence[str]]
 
 VOCABULARIES = ("coco", "ade20k", "objects365", "paco", "pascal_part", "part_imagenet")
+
+DEFAULT_NAME_THRESH = 0.25
+"""Score from which a name counts as sure, where the checkpoint does not say."""
 
 _MIN_ROWS = 16
 _log = logging.getLogger(__name__)
@@ -49,10 +52,13 @@ class LabelSet:
     Attributes:
         objects: names; may be empty if there are parts.
         parts: names; may be empty.
+        unknown: names that the text source does not know; they are in neither list.
         exact: embeddings, one row for each name.
         stuff: the objects that are not countable (sky, grass).
         table: the same as `exact`, padded with zero rows to a power of two so that few programs are
             compiled. Scores of padding rows are never read.
+        object_thresh: score from which an object name counts as sure.
+        part_thresh: the same for part names.
     """
 
     objects: tuple[str, ...]
@@ -60,18 +66,29 @@ class LabelSet:
     stuff: frozenset[str]
     exact: TextTable
     table: TextTable
+    unknown: tuple[UnknownName, ...] = ()
+    object_thresh: float = DEFAULT_NAME_THRESH
+    part_thresh: float = DEFAULT_NAME_THRESH
 
-    def best_object(self, logits: Float[np.ndarray, " v"]) -> ScoredName | None:
+    @property
+    def is_empty(self) -> bool:
+        """Whether no name is left, so that masks stay without names."""
+        return not self.objects and not self.parts
+
+    def best_object(self, logits: Float[np.ndarray, " v"]) -> Name | None:
         """Best object name for one token, None if there are no object names."""
-        return _best(self.objects, logits)
+        return _best(self.objects, logits, self.object_thresh)
 
-    def best_part(self, logits: Float[np.ndarray, " v"]) -> ScoredName | None:
+    def best_part(self, logits: Float[np.ndarray, " v"]) -> Name | None:
         """Best part name for one token, None if there are no part names."""
-        return _best(self.parts, logits)
+        return _best(self.parts, logits, self.part_thresh)
 
 
 def label_set(model: LoadedModel, labels: Labels) -> LabelSet:
     """Embeds names with the text source of the checkpoint.
+
+    LabelNames that it does not know are left out and listed in `LabelSet.unknown`; a warning names
+    them once, with the nearest known ones.
 
     Args:
         model: its `meta` says where names come from and whether its class heads are trained.
@@ -79,7 +96,7 @@ def label_set(model: LoadedModel, labels: Labels) -> LabelSet:
             sequence of object names, or {"objects": [...], "parts": [...]}.
 
     Raises:
-        PromptError: no names, or names that the text source does not know.
+        PromptError: no names, or not text.
         CheckpointError: the class heads were never trained, so names would be invented.
     """
     if not model.meta.get("class_heads_trained"):
@@ -97,7 +114,19 @@ def label_set(model: LoadedModel, labels: Labels) -> LabelSet:
         parts=np.array([rows[n] for n in parts], np.float32).reshape(-1, dim),
     )
     table = TextTable(objects=_pad(exact.objects), parts=_pad(exact.parts))
-    return LabelSet(objects, parts, names.stuff & set(objects), exact, table)
+    unknown = tuple(
+        UnknownName(name, model.unknown_names.get(name, ()))
+        for name in dict.fromkeys(names.objects + names.parts)
+        if name not in rows
+    )
+    thresholds = name_thresholds(model.meta)
+    return LabelSet(objects, parts, names.stuff & set(objects), exact, table, unknown, *thresholds)
+
+
+def name_thresholds(meta: Mapping) -> tuple[float, float]:
+    """Scores from which an object and a part name count as sure, as the checkpoint says."""
+    stored = meta.get("name_thresholds") or {}
+    return tuple(float(stored.get(kind, DEFAULT_NAME_THRESH)) for kind in ("object", "part"))
 
 
 def object_logits(found: Predictions) -> Float[np.ndarray, "*q v"]:
@@ -117,7 +146,7 @@ def parse_labels(labels: Labels) -> LabelNames:
         first, _, second = labels.partition(";")
         objects, parts = first.split(","), second.split(",")
     elif isinstance(labels, Mapping):
-        unknown = sorted(set(labels) - {"objects", "parts"})
+        unknown = sorted(str(key) for key in labels if key not in ("objects", "parts"))
         if unknown:
             raise PromptError(f"labels: got the keys {unknown}; wanted objects and parts.")
         objects, parts = labels.get("objects", ()), labels.get("parts", ())
@@ -125,8 +154,10 @@ def parse_labels(labels: Labels) -> LabelNames:
         objects = labels
     cleaned = []
     for names in (objects, parts):
-        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-            raise PromptError(f"labels: got {names!r}; wanted a list of strings.")
+        is_list = isinstance(names, Iterable) and not isinstance(names, str | bytes)
+        names = tuple(names) if is_list else None
+        if names is None or not all(isinstance(name, str) for name in names):
+            raise PromptError(f"labels: got {str(names or labels)[:60]}; wanted a list of strings.")
         cleaned.append(tuple(dict.fromkeys(n.strip() for n in names if n.strip())))
     if not cleaned[0] and not cleaned[1]:
         raise PromptError(
@@ -162,15 +193,13 @@ def _embed(model: LoadedModel, names: LabelNames) -> dict[str, np.ndarray]:
             )
         rows, found = table.lookup(new)
         missing = [name for name, ok in zip(new, found, strict=True) if not ok]
-        if missing and names.vocabulary is None:
-            raise PromptError(_unknown_names(missing, table))
-        if missing:
-            _log.warning(
-                "labels: %d of the %s names have no embedding and are left out: %s",
-                len(missing),
-                names.vocabulary,
-                ", ".join(missing[:8]),
-            )
+        fresh = [name for name in missing if name not in model.unknown_names]
+        for name in fresh:
+            # The search takes ten milliseconds; of a built-in vocabulary nobody chooses words.
+            near = table.nearest_names(name) if names.vocabulary is None else ()
+            model.unknown_names[name] = tuple(near)
+        if fresh:
+            _log.warning("%s", unknown_message(fresh, model.unknown_names, len(new)))
         known.update({n: row for n, row, ok in zip(new, rows, found, strict=True) if ok})
     elif new:
         config = model.module.config.text
@@ -181,24 +210,23 @@ def _embed(model: LoadedModel, names: LabelNames) -> dict[str, np.ndarray]:
     return {name: known[name] for name in names.objects + names.parts if name in known}
 
 
-def _unknown_names(missing: list[str], table: TextEmbeddings) -> str:
-    hints = []
-    for name in missing[:5]:
-        near = table.nearest_names(name)
-        hints.append(f"{name!r} (nearest: {', '.join(near)})" if near else repr(name))
-    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+def unknown_message(names: Sequence[str], nearest: Mapping[str, tuple], total: int) -> str:
+    """Says which names are left out, with the nearest known ones."""
+    shown = [str(UnknownName(name, nearest.get(name, ()))) for name in names[:8]]
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     return (
-        f"labels: the checkpoint's table of names does not know {', '.join(hints)}{more}; "
-        f"use another word."
+        f"labels: {len(names)} of {total} names are not known to the checkpoint and are left out: "
+        f"{', '.join(shown)}{more}"
     )
 
 
-def _best(names: tuple[str, ...], logits: np.ndarray) -> ScoredName | None:
+def _best(names: tuple[str, ...], logits: np.ndarray, threshold: float) -> Name | None:
     if not names:
         return None
     logits = np.asarray(logits, np.float64)[: len(names)]
     best = int(logits.argmax())
-    return ScoredName(names[best], float(1 / (1 + np.exp(-logits[best]))))
+    score = float(1 / (1 + np.exp(-logits[best])))
+    return Name(names[best], score, score >= threshold)
 
 
 def _pad(rows: Float[np.ndarray, "v d"]) -> Float[np.ndarray, "u d"]:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int32, UInt8
 
+from semsam_jax.convert import zoo
 from semsam_jax.convert.released import read_released
 from semsam_jax.convert.tree import check_tree
 from semsam_jax.core import checkpoint_io, export_cache, model_files
@@ -41,6 +42,8 @@ class LoadedModel:
         pad_to_multiple: canvases are padded to a multiple of this; 32 is exact.
         precision: matrix-product precision on accelerators.
         name_embeddings: embeddings of names that were asked for before (`labels`).
+        unknown_names: names that were asked for before and are not known, with known ones like
+            them.
         cache_programs: traced programs are kept for the next process (`core.export_cache`).
     """
 
@@ -52,6 +55,7 @@ class LoadedModel:
     pad_to_multiple: int = STRIDE
     precision: str = "highest"
     name_embeddings: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    unknown_names: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     cache_programs: bool = False
 
     def __repr__(self) -> str:
@@ -66,10 +70,9 @@ class LoadedModel:
         return len(self.level_order)
 
     def fingerprint(self) -> str:
-        """A short name of these weights: the same for the same checkpoint, on any machine."""
-        parts = [self.params["prompt_encoder"], self.params["decoder"]["mask_embed"]]
+        """A short name of all weights: the same for the same checkpoint, on any machine."""
         digest = hashlib.sha256(json.dumps(self.meta, sort_keys=True, default=str).encode())
-        for leaf in jax.tree.leaves(parts):
+        for leaf in jax.tree.leaves(self.params):
             digest.update(np.asarray(leaf).tobytes())
         return digest.hexdigest()[:16]
 
@@ -129,8 +132,9 @@ def load_model(
     Args:
         path: a folder with `model.safetensors` and `config.json`, a training workdir (its
             newest model is read), or a `.pth` file of the original, which is converted in
-            memory. None takes the model that comes with the package, "last" the training run
-            of this user that finished last.
+            memory. None and "lite" take the model that comes with the package, "swin_t" and
+            "swin_l" the original's releases, "hf://OWNER/NAME[@rev]" a repository (both are
+            downloaded once), "last" the training run of this user that finished last.
         model_config: JSON file with the sizes of a `.pth` file that no preset describes.
         dtype: compute dtype, `float32` (exact) or `bfloat16`.
         prompt_preset: `default` or `released_v1`; None takes the checkpoint's own.
@@ -142,11 +146,17 @@ def load_model(
         CheckpointError: nothing there, or it does not describe a model.
         ConversionError: a file that is no complete model of the original.
     """
-    if dtype not in _DTYPES:
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise CheckpointError(f"dtype: got {dtype!r}; wanted one of {', '.join(_DTYPES)}.")
-    if pad_to_multiple < STRIDE or pad_to_multiple % STRIDE:
+    is_whole = isinstance(pad_to_multiple, int) and not isinstance(pad_to_multiple, bool)
+    if not is_whole or pad_to_multiple < STRIDE or pad_to_multiple % STRIDE:
         raise CheckpointError(f"pad_to_multiple: got {pad_to_multiple}; wanted 32, 64, 96, ...")
-    path = checkpoint_io.choose_checkpoint(path)
+    if path is not None and not isinstance(path, str | os.PathLike):
+        raise CheckpointError(
+            f"path: got {type(path).__name__}; wanted a folder or file, or None for the model that "
+            f"comes with this package."
+        )
+    path = checkpoint_io.choose_checkpoint(zoo.resolve(path))
     use_compilation_cache()
     if path.is_file() and path.name != model_files.WEIGHTS:
         found = read_released([path], model_config)
@@ -179,6 +189,7 @@ def model_from_params(
     precision: str = "highest",
     where: str = "checkpoint",
     cache_programs: bool = False,
+    allow_nonfinite: bool = False,
 ) -> LoadedModel:
     """Makes a `LoadedModel` of parameters in memory; `meta` as `core.checkpoint_io` stores it."""
     missing = [key for key in ("model_config", "level_order", "prompt_preset") if key not in meta]
@@ -194,8 +205,10 @@ def model_from_params(
             f"{error}); convert or train it again."
         ) from error
     check_tree(params, config, where)
-    prompt_preset = prompt_preset or meta["prompt_preset"]
-    if prompt_preset not in _PROMPT_PRESETS:
+    if not allow_nonfinite:
+        _check_finite(params, where)
+    prompt_preset = meta["prompt_preset"] if prompt_preset is None else prompt_preset
+    if not isinstance(prompt_preset, str) or prompt_preset not in _PROMPT_PRESETS:
         raise CheckpointError(
             f"prompt_preset: got {prompt_preset!r}; wanted one of {', '.join(_PROMPT_PRESETS)}."
         )
@@ -211,6 +224,12 @@ def model_from_params(
     )
 
 
+def check_model(model: object) -> None:
+    """Raises CheckpointError for anything that is no loaded model."""
+    if not isinstance(model, LoadedModel):
+        raise CheckpointError(f"model: got {type(model).__name__}; wanted what load_model returns.")
+
+
 def save_model(model: LoadedModel, folder: str | os.PathLike, dtype: str = "float32") -> None:
     """Writes a model as `model.safetensors` and `config.json`, for `load_model`.
 
@@ -223,6 +242,20 @@ def save_model(model: LoadedModel, folder: str | os.PathLike, dtype: str = "floa
         CheckpointError: the folder holds a model already, or cannot be written.
     """
     model_files.save_model(folder, jax.device_get(model.params), model.meta, dtype=dtype)
+
+
+def _check_finite(params: dict, where: str) -> None:
+    found = []
+    for path, leaf in jax.tree.leaves_with_path(params):
+        array = np.asarray(leaf)
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            found.append("/".join(str(key.key) for key in path))
+    if found:
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        raise CheckpointError(
+            f"{where}: NaN or infinity in {', '.join(found[:5])}{more}; these weights are damaged "
+            f"or diverged in training, take an earlier step or another file."
+        )
 
 
 @functools.partial(jax.jit, static_argnums=0)

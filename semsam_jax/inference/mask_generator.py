@@ -7,17 +7,22 @@ decides first, the device then measures small chunks of masks, and a survivor is
 
 import dataclasses
 import math
+import warnings
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
+from semsam_jax.core import rle
 from semsam_jax.core.errors import PromptError
 from semsam_jax.core.structs import Prompts
-from semsam_jax.inference.files import compress_runs, decode_rle, run_lengths
+from semsam_jax.inference.decoding import check_finite
 from semsam_jax.inference.granularity import Level, parse_levels, tokens_of_levels
+from semsam_jax.inference.grid import crop_boxes, point_grid
+from semsam_jax.inference.hierarchy import depths, parents, without_overlap
 from semsam_jax.inference.images import ImageLike, load_image
 from semsam_jax.inference.labels import Labels, LabelSet, label_set, object_logits
-from semsam_jax.inference.loading import LoadedModel, low_res_logits
+from semsam_jax.inference.loading import LoadedModel, check_model, low_res_logits
 from semsam_jax.inference.mask_selection import (
     Filters,
     KeptMasks,
@@ -29,14 +34,17 @@ from semsam_jax.inference.mask_selection import (
     suppress_cleaned,
     touches_crop_border,
 )
-from semsam_jax.inference.preprocess import Frame, Size, fit_image
-from semsam_jax.inference.requests import ScoredName
+from semsam_jax.inference.preprocess import Frame, Size, check_size, fit_image
+from semsam_jax.inference.requests import check_flag, check_number, check_whole
+from semsam_jax.inference.results import Name, Records
 from semsam_jax.inference.upsample import chunk_size, upsample_masks
 from semsam_jax.ops.nms import nms
 
 OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
+OVERLAPS = ("all", "none")
 _MAX_POINTS_PER_SIDE = 256
 _MEASURE_CHUNK = 64
+_MAX_OVERLAP = 0.99
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +61,8 @@ class _Found:
     point: tuple[float, float]
     token: int
     crop: tuple[int, int, int, int]  # x0, y0, x1, y1
-    object: ScoredName | None
-    part: ScoredName | None
+    object: Name | None
+    part: Name | None
 
 
 class MaskGenerator:
@@ -65,8 +73,10 @@ class MaskGenerator:
         points_per_side: clicks along each side of the grid.
         points_per_batch: clicks decoded together; bounds memory, does not change results. Large
             is fast, because every call reads the whole pyramid.
-        pred_iou_thresh: predicted IoU must be above this.
-        stability_score_thresh: share of the mask that survives a shift of the threshold.
+        pred_iou_thresh: predicted IoU must be above this; None takes the value that suits the
+            checkpoint, 0.88 where it has none.
+        stability_score_thresh: share of the mask that survives a shift of the threshold; None as
+            above, 0.92.
         stability_score_offset: that shift, in logits.
         box_nms_thresh: box IoU above which the worse of two masks goes.
         level: levels 1..6 to use, a list, or None for all.
@@ -78,6 +88,11 @@ class MaskGenerator:
         min_mask_region_area: smaller holes and islands are removed, image pixels; 0 off.
         output_mode: `binary_mask`, `uncompressed_rle` or `coco_rle`.
         size: side at which the network sees the image; see `preprocess.make_frame`.
+        overlap: `"all"` keeps masks as they are found; `"none"` gives every pixel to at most one
+            mask, small ones on top of large ones.
+        min_visible: with `overlap="none"`, the share of a mask that must stay visible.
+        tree: records say which mask each one is a part of: `parent`, the position of the smallest
+            mask that contains it, or None, and `depth`, the steps to its root.
         isolate: False reproduces the reference, where the clicks of a batch interact.
 
     Raises:
@@ -89,8 +104,8 @@ class MaskGenerator:
         model: LoadedModel,
         points_per_side: int = 32,
         points_per_batch: int = 1024,
-        pred_iou_thresh: float = 0.88,
-        stability_score_thresh: float = 0.92,
+        pred_iou_thresh: float | None = None,
+        stability_score_thresh: float | None = None,
         stability_score_offset: float = 1.0,
         box_nms_thresh: float = 0.7,
         level: Level = None,
@@ -103,6 +118,9 @@ class MaskGenerator:
         output_mode: str = "binary_mask",
         *,
         size: Size = None,
+        overlap: str = "all",
+        min_visible: float = 0.2,
+        tree: bool = False,
         isolate: bool = True,
     ) -> None:
         for name, value, top in (
@@ -110,15 +128,24 @@ class MaskGenerator:
             ("points_per_batch", points_per_batch, _MAX_POINTS_PER_SIDE**2),
             ("crop_n_points_downscale_factor", crop_n_points_downscale_factor, 64),
         ):
-            if not 1 <= value <= top:
-                raise PromptError(f"{name}: got {value}; wanted 1..{top}.")
-        if not 0 <= crop_n_layers <= 3:
-            raise PromptError(f"crop_n_layers: got {crop_n_layers}; wanted 0..3.")
-        if not 0 <= crop_overlap_ratio < 1:
-            raise PromptError(f"crop_overlap_ratio: got {crop_overlap_ratio}; wanted 0..1.")
-        if output_mode not in OUTPUT_MODES:
+            check_whole(name, value, 1, top)
+        check_whole("crop_n_layers", crop_n_layers, 0, 3)
+        check_number("crop_overlap_ratio", crop_overlap_ratio, 0.0, _MAX_OVERLAP)
+        check_model(model)
+        check_size(size)
+        check_number("min_visible", min_visible, 0.0, 1.0)
+        check_flag("tree", tree)
+        if not isinstance(overlap, str) or overlap not in OVERLAPS:
+            raise PromptError(f"overlap: got {str(overlap)[:60]!r}; wanted all or none.")
+        suited = mask_thresholds(model.meta)
+        pred_iou_thresh = suited[0] if pred_iou_thresh is None else pred_iou_thresh
+        stability_score_thresh = (
+            suited[1] if stability_score_thresh is None else stability_score_thresh
+        )
+        if not isinstance(output_mode, str) or output_mode not in OUTPUT_MODES:
             raise PromptError(
-                f"output_mode: got {output_mode!r}; wanted one of {', '.join(OUTPUT_MODES)}."
+                f"output_mode: got {str(output_mode)[:60]!r}; wanted one of "
+                f"{', '.join(OUTPUT_MODES)}."
             )
         self.model = model
         self.points_per_side = points_per_side
@@ -138,17 +165,19 @@ class MaskGenerator:
         self.crop_overlap_ratio = crop_overlap_ratio
         self.crop_n_points_downscale_factor = crop_n_points_downscale_factor
         self.output_mode = output_mode
+        self.overlap, self.min_visible, self.tree = overlap, min_visible, tree
         self.size = size
         self.isolate = isolate
 
-    def generate(self, image: ImageLike) -> list[dict]:
-        """Returns one record for each mask.
+    def generate(self, image: ImageLike) -> Records:
+        """Returns one record for each mask, as a list with ways into other formats.
 
         Keys are SAM's: `segmentation` (bool [h, w] or RLE by `output_mode`), `area`, `bbox`
         (x, y, width, height between the outermost pixels, as SAM computes it),
         `predicted_iou`, `point_coords` ([[x, y]] image pixels), `stability_score` (before
         small regions are removed), `crop_box` (x, y, width, height); and `level`, `token`,
-        and with labels `object` and `part` ({"name", "score"}).
+        and with labels `object` and `part` ({"name", "score", "is_sure"}). No mask is empty and
+        no two are equal, whatever the thresholds.
         """
         pixels = load_image(image)
         found: list[_Found] = []
@@ -168,7 +197,41 @@ class MaskGenerator:
             boxes = np.stack([f.clean_box for f in found])
             changed = np.array([f.changed for f in found])
             found = [found[i] for i in suppress_cleaned(boxes, changed, self.filters)]
-        return [self._record(mask, pixels.shape[:2]) for mask in found]
+        found = _different(found)
+        if not found:
+            warnings.warn(
+                f"no mask reached pred_iou_thresh {self.filters.pred_iou_thresh:g} and "
+                f"stability_score_thresh {self.filters.stability_score_thresh:g}; a model that was "
+                f"trained for minutes is less sure of itself: try 0.15 and 0.5.",
+                stacklevel=2,
+            )
+        return Records(self._records(found, pixels.shape[:2]), pixels.shape[:2])
+
+    def _records(self, found: list[_Found], image_hw: tuple[int, int]) -> list[dict]:
+        packed = [rle.compress(mask.runs, image_hw) for mask in found]
+        extras: list[dict] = [{} for _ in found]
+        kept = list(range(len(found)))
+        if self.overlap == "none":
+            scores = np.array([mask.iou for mask in found])
+            piece = max(1, math.ceil(self.filters.min_mask_region_area))
+            visible = dict(
+                without_overlap(packed, scores, min_visible=self.min_visible, min_piece=piece)
+            )
+            kept = list(visible)
+            for i, mask in visible.items():
+                found[i] = dataclasses.replace(
+                    found[i],
+                    runs=rle.run_lengths(mask, (0, 0), image_hw),
+                    area=int(mask.sum()),
+                    clean_box=inclusive_box(mask),
+                )
+        if self.tree:
+            levels = [self.model.level_order.index(found[i].token) + 1 for i in kept]
+            parent = parents([packed[i] for i in kept], levels)
+            rows = zip(kept, parent, depths(parent), strict=True)
+            for i, above, depth in rows:
+                extras[i] = {"parent": above, "depth": depth}
+        return [self._record(found[i], image_hw) | extras[i] for i in kept]
 
     def _masks_of_crop(
         self, pixels: UInt8[np.ndarray, "h w 3"], crop: tuple[int, int, int, int], layer: int
@@ -228,7 +291,7 @@ class MaskGenerator:
         if margin:
             window, changed = clean_mask(window, margin)
         return {
-            "runs": run_lengths(window, (top, left), image_hw),
+            "runs": rle.run_lengths(window, (top, left), image_hw),
             "area": int(window.sum()),
             "box": box,
             "clean_box": inclusive_box(window) + np.array([left, top] * 2) if changed else box,
@@ -237,12 +300,12 @@ class MaskGenerator:
 
     def _decode_grid(
         self, pyramid, frame: Frame, points: Float[np.ndarray, "n 2"]
-    ) -> tuple[KeptMasks, np.ndarray, list[tuple[ScoredName | None, ScoredName | None]]]:
+    ) -> tuple[KeptMasks, np.ndarray, list[tuple[Name | None, Name | None]]]:
         """Decodes all clicks and filters by IoU and stability; rows count [click, level]."""
         boxes = frame.click_boxes(points)
         parts: list[KeptMasks] = []
         embeds, names = [], []
-        text = None if self.names is None else self.names.table
+        text = None if self.names is None or self.names.is_empty else self.names.table
         features, tokens = pyramid.mask_features[0], np.array(self.tokens)
         step = min(self.points_per_batch, len(boxes))
         for start in range(0, len(boxes), step):
@@ -253,6 +316,7 @@ class MaskGenerator:
             prompts = Prompts(boxes[rows][None], np.zeros((1, len(rows)), np.int32), valid[None])
             answer = self.model.decode(pyramid, prompts, text, self.isolate)
             ious = np.asarray(answer.pred_ious)[0][:num, tokens].reshape(-1)
+            check_finite(ious)
             embed = np.asarray(answer.mask_embed)[0][:num, tokens].reshape(len(ious), -1)
             kept = filter_masks(
                 ious,
@@ -294,10 +358,9 @@ class MaskGenerator:
             yield from upsample_masks(logits, frame, frame.image_hw)[: len(part)]
 
     def _record(self, found: _Found, image_hw: tuple[int, int]) -> dict:
-        rle = compress_runs(found.runs, image_hw)
-        segmentation: object = rle
+        segmentation: object = rle.compress(found.runs, image_hw)
         if self.output_mode == "binary_mask":
-            segmentation = decode_rle(rle)
+            segmentation = rle.decode(segmentation)
         elif self.output_mode == "uncompressed_rle":
             segmentation = {"size": list(image_hw), "counts": found.runs.tolist()}
         x0, y0, x1, y1 = (float(v) for v in found.clean_box)
@@ -315,46 +378,32 @@ class MaskGenerator:
         }
         for key, name in (("object", found.object), ("part", found.part)):
             if name is not None:
-                record[key] = {"name": name.name, "score": name.score}
+                record[key] = name.record()
         return record
 
 
-def point_grid(points_per_side: int) -> Float[np.ndarray, "n 2"]:
-    """Centres of a square grid of cells in 0..1, row by row."""
-    centres = (np.arange(points_per_side) + 0.5) / points_per_side
-    x, y = np.meshgrid(centres, centres)
-    return np.stack([x.ravel(), y.ravel()], 1)
+def mask_thresholds(meta: Mapping) -> tuple[float, float]:
+    """Predicted IoU and stability that suit a checkpoint, as it says."""
+    stored = meta.get("mask_thresholds") or {}
+    return float(stored.get("pred_iou", 0.88)), float(stored.get("stability", 0.92))
 
 
-def crop_boxes(
-    image_hw: tuple[int, int], num_layers: int, overlap_ratio: float
-) -> list[tuple[tuple[int, int, int, int], int]]:
-    """The whole image, then 2**i x 2**i overlapping crops for each layer i, with the layer.
-
-    A crop is x0, y0, x1, y1. Layers whose crops would be smaller than 32 pixels are left out.
-    """
-    height, width = image_hw
-    boxes = [((0, 0, width, height), 0)]
-    for layer in range(1, num_layers + 1):
-        per_side = 2**layer
-        overlap = int(overlap_ratio * min(image_hw) * 2 / per_side)
-        sizes = [
-            math.ceil((overlap * (per_side - 1) + side) / per_side) for side in (width, height)
-        ]
-        if min(sizes) < 32:
-            break
-        for iy in range(per_side):
-            for ix in range(per_side):
-                x0, y0 = (sizes[0] - overlap) * ix, (sizes[1] - overlap) * iy
-                crop = (x0, y0, min(x0 + sizes[0], width), min(y0 + sizes[1], height))
-                boxes.append((crop, layer))
-    return boxes
+def _different(found: list[_Found]) -> list[_Found]:
+    """Leaves out empty masks and all but the first of equal ones."""
+    seen: set[bytes] = set()
+    kept = []
+    for mask in found:
+        key = mask.runs.tobytes()
+        if mask.area and key not in seen:
+            seen.add(key)
+            kept.append(mask)
+    return kept
 
 
 def _names(
     names: LabelSet | None, answer, rows: Int[np.ndarray, " n"], tokens: Int[np.ndarray, " k"]
-) -> list[tuple[ScoredName | None, ScoredName | None]]:
-    if names is None:
+) -> list[tuple[Name | None, Name | None]]:
+    if names is None or names.is_empty:
         return [(None, None)] * len(rows)
     where = (0, rows // len(tokens), tokens[rows % len(tokens)])
     objects = object_logits(answer)[where]

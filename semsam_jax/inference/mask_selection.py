@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from semsam_jax.core import rle
 from semsam_jax.core.errors import PromptError
-from semsam_jax.inference.files import box_xywh
+from semsam_jax.inference.granularity import is_finite_number
 from semsam_jax.ops.nms import nms
 
 _CROP_BORDER_PX = 20
@@ -47,10 +48,10 @@ class Filters:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             # A predicted IoU is a plain number of the network: it may well be below 0.
-            if field.name == "pred_iou_thresh" and not np.isnan(value):
-                continue
-            if not (np.isfinite(value) and value >= 0):
-                raise PromptError(f"{field.name}: got {value}; wanted a number of at least 0.")
+            is_free = field.name == "pred_iou_thresh"
+            if not is_finite_number(value) or not (is_free or value >= 0):
+                wanted = "a number" if is_free else "a number of at least 0"
+                raise PromptError(f"{field.name}: got {str(value)[:60]}; wanted {wanted}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +207,7 @@ def remove_small_regions(
 
 def inclusive_box(mask: Bool[np.ndarray, "h w"]) -> Int[np.ndarray, "4"]:
     """x0, y0, x1, y1 of the outermost pixels; zeros if the mask is empty."""
-    x, y, w, h = box_xywh(mask)
+    x, y, w, h = rle.box_xywh(mask)
     if w == 0:
         return np.zeros(4, np.int64)
     return np.array([x, y, x + w - 1, y + h - 1], np.int64)

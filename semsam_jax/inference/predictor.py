@@ -1,37 +1,54 @@
 """Predictor: encode an image once, then ask for masks by clicks and boxes."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from semsam_jax.core.errors import PromptError
-from semsam_jax.core.structs import Predictions, Prompts, Pyramid
+from semsam_jax.core.structs import Predictions, Pyramid
 from semsam_jax.inference.clicks import combine_clicks
+from semsam_jax.inference.decoding import decode_prompts, prompt_arrays, prompt_logits
 from semsam_jax.inference.granularity import (
     Level,
-    level_by_area,
+    levels_by_area,
     parse_levels,
     tokens_of_levels,
 )
 from semsam_jax.inference.images import ImageLike, load_image
 from semsam_jax.inference.labels import Labels, LabelSet, label_set, object_logits
-from semsam_jax.inference.loading import LoadedModel, low_res_logits
-from semsam_jax.inference.preprocess import Frame, Size, fit_image
-from semsam_jax.inference.requests import CheckedRequest, Request, Segments, check_request
+from semsam_jax.inference.loading import LoadedModel, check_model
+from semsam_jax.inference.mask_prompt import describe_mask, read_mask
+from semsam_jax.inference.preprocess import Frame, Size, check_size, fit_image
+from semsam_jax.inference.requests import (
+    CheckedRequest,
+    Request,
+    as_request,
+    check_flag,
+    check_request,
+    check_sequence,
+    check_whole,
+    split_batch,
+)
+from semsam_jax.inference.results import Segments, SegmentsBatch
 from semsam_jax.inference.upsample import upsample_logits, upsample_masks
-
-PROMPT_CHUNK = 64
-LOGITS_CHUNK = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class _EncodedImage:
     frame: Frame
     pyramid: Pyramid  # one image
+
+
+@dataclasses.dataclass(frozen=True)
+class _Mask:
+    prompt: int
+    token: int
+    logits: Float[np.ndarray, "h w"]  # at stride 4
+    score: float
+    disagreements: int = 0  # clicks on the wrong side
 
 
 class Predictor:
@@ -52,6 +69,8 @@ class Predictor:
     """
 
     def __init__(self, model: LoadedModel, *, size: Size = None, isolate: bool = True) -> None:
+        check_model(model)
+        check_size(size)
         self.model = model
         self.size = size
         self.isolate = isolate
@@ -68,8 +87,8 @@ class Predictor:
             PromptError: another format.
             DataError: not a readable image.
         """
-        if image_format not in ("RGB", "BGR"):
-            raise PromptError(f"image_format: got {image_format!r}; wanted RGB or BGR.")
+        if not isinstance(image_format, str) or image_format not in ("RGB", "BGR"):
+            raise PromptError(f"image_format: got {str(image_format)[:60]!r}; wanted RGB or BGR.")
         if image_format == "BGR" and isinstance(image, np.ndarray) and image.ndim == 3:
             image = np.concatenate([image[..., 2::-1], image[..., 3:]], axis=-1)
         self._encoded = self._encode([load_image(image)])[0]
@@ -95,13 +114,15 @@ class Predictor:
         point_coords: object = None,
         point_labels: object = None,
         box: object = None,
-        level: Level = None,
+        mask_input: object = None,
         multimask_output: bool = True,
-        labels: Labels | None = None,
         return_logits: bool = False,
+        *,
+        level: Level = None,
+        labels: Labels | None = None,
         area: float | None = None,
     ) -> Segments:
-        """Segments one object.
+        """Segments one object, or one for each of several boxes. Positions are SAM's.
 
         One click or one box gives the masks of its six tokens. Several clicks, or clicks
         and a box, describe one object. The network answers each by itself; at every level the
@@ -113,39 +134,58 @@ class Predictor:
             point_coords: clicks (x, y) in image pixels, [n, 2].
             point_labels: 1 on the object, 0 beside it, [n]; None means all 1.
             box: x0, y0, x1, y1 in image pixels.
+            mask_input: a mask to refine: of the image's size, or one of an answer's
+                `low_res_logits`. Clicks and a box that describe it are sampled from it, and the
+                best mask is the one most like it (`inference.mask_prompt`).
             level: 1 (coarsest) .. 6 (finest), a list, or None for all.
-            multimask_output: False returns only the best of the levels by predicted IoU.
+            multimask_output: False returns only the best of the levels by predicted IoU. An
+                empty mask is never the best while another level has pixels.
             labels: object and part names to choose from; see `inference.labels`.
             return_logits: masks are float32 logits instead of booleans.
             area: choose the level whose mask is nearest to this fraction of the image.
 
         Returns:
             `Segments`; unpacks as masks [m, h, w], scores [m], low_res_logits [m, h/4, w/4],
-            in the order of the levels.
+            in the order of the levels. An empty mask has the lowest score, at most 0. For
+            several boxes [n, 4], or clicks [n, k, 2], a `SegmentsBatch`: the same with a first
+            axis of n.
 
         Raises:
             PromptError: no image set, or the prompt cannot be used on it.
         """
-        request = Request(point_coords, point_labels, box, level, area)
-        return self.predict_many([request], multimask_output, labels, return_logits)[0]
+        request = Request(point_coords, point_labels, box, level, area, mask_input)
+        batch = split_batch(request)
+        answers = self.predict_many(batch or [request], multimask_output, labels, return_logits)
+        return answers[0] if batch is None else SegmentsBatch(answers)
 
     def predict_many(
         self,
-        requests: Sequence[Request],
+        requests: Sequence[Request | Mapping[str, object]],
         multimask_output: bool = True,
         labels: Labels | None = None,
         return_logits: bool = False,
     ) -> list[Segments]:
-        """Segments several objects of the image that was set; see `predict`."""
+        """Segments several objects of the image that was set; see `predict`.
+
+        Args:
+            requests: a `Request`, or a mapping with its fields, for each object.
+            multimask_output: see `predict`.
+            labels: see `predict`.
+            return_logits: see `predict`.
+
+        Returns:
+            A `Segments` for each request.
+        """
         if self._encoded is None:
             raise PromptError("predict: no image set; call set_image first.")
+        checked = _checked_list(requests)
         names = None if labels is None else label_set(self.model, labels)
-        return self._answer(self._encoded, requests, multimask_output, names, return_logits)
+        return self._answer(self._encoded, checked, multimask_output, names, return_logits)
 
     def predict_batch(
         self,
         images: Sequence[ImageLike],
-        requests: Sequence[Sequence[Request]],
+        requests: Sequence[Sequence[Request | Mapping[str, object]]],
         multimask_output: bool = True,
         labels: Labels | None = None,
         return_logits: bool = False,
@@ -166,15 +206,19 @@ class Predictor:
         Returns:
             For each image, for each of its requests, the masks.
         """
+        check_sequence("images", images, "a list of images")
+        check_sequence("requests", requests, "a list of requests for each image")
         if len(images) != len(requests):
             raise PromptError(
                 f"predict_batch: got {len(images)} images and {len(requests)} lists of requests."
             )
+        check_whole("batch_size", batch_size, 1, 1 << 16)
+        checked = [_checked_list(wanted) for wanted in requests]
         names = None if labels is None else label_set(self.model, labels)
         answers = []
         for start in range(0, len(images), batch_size):
             encoded = self._encode([load_image(x) for x in images[start : start + batch_size]])
-            for one, wanted in zip(encoded, requests[start : start + batch_size], strict=True):
+            for one, wanted in zip(encoded, checked[start : start + batch_size], strict=True):
                 answers.append(self._answer(one, wanted, multimask_output, names, return_logits))
         return answers
 
@@ -193,24 +237,31 @@ class Predictor:
     def _answer(
         self,
         encoded: _EncodedImage,
-        requests: Sequence[Request],
+        requests: Sequence[Request | Mapping[str, object]],
         multimask_output: bool,
         names: LabelSet | None,
         return_logits: bool,
     ) -> list[Segments]:
         if not requests:
             return []
-        checked = [check_request(request, encoded.frame.image_hw) for request in requests]
+        check_flag("multimask_output", multimask_output)
+        check_flag("return_logits", return_logits)
+        given = [_read_mask(request, image) for request in requests]
+        checked = [
+            _check(request, image, mask) for request, mask in zip(requests, given, strict=True)
+        ]
         levels = [parse_levels(request.level, self.model.num_levels) for request in requests]
         boxes, types = prompt_arrays(checked, encoded.frame)
         found = decode_prompts(self.model, encoded.pyramid, boxes, types, names, self.isolate)
-        logits = _low_res(encoded, found, [check.num_prompts for check in checked])
+        sizes = [check.num_prompts for check in checked]
+        logits = prompt_logits(encoded.pyramid.mask_features[0], found, sizes)
         answers, start = [], 0
-        for request, check, wanted, low in zip(requests, checked, levels, logits, strict=True):
+        rows = zip(requests, checked, levels, logits, given, strict=True)
+        for request, check, wanted, low, mask in rows:
             stop = start + check.num_prompts
             own = jax.tree.map(lambda x: x[start:stop], found)  # noqa: B023
             best_only = not multimask_output or request.area is not None
-            masks = self._choose(encoded, check, wanted, own, low, request.area, best_only)
+            masks = self._choose(encoded, check, wanted, own, low, request.area, best_only, mask)
             answers.append(self._segments(encoded, own, masks, names, return_logits))
             start = stop
         return answers
@@ -224,127 +275,126 @@ class Predictor:
         logits: Float[np.ndarray, "p k h w"],
         area: float | None,
         best_only: bool,
-    ) -> list[tuple[int, int, np.ndarray, float]]:
-        """Returns (prompt, token, logits [h, w], score) of every mask to give back."""
+        given: Bool[np.ndarray, "ih iw"] | None,
+    ) -> list[_Mask]:
+        """Returns the masks to give back."""
         tokens = tokens_of_levels(levels, self.model.level_order)
-        wrong = np.zeros(len(tokens), int)
         if check.is_single:
-            masks = [(0, t, logits[0, t], float(found.pred_ious[0, t])) for t in tokens]
+            masks = [_Mask(0, t, logits[0, t], float(found.pred_ious[0, t])) for t in tokens]
         else:
             xy = encoded.frame.to_canvas(check.points)
             parts = [
                 combine_clicks(logits, found.pred_ious, xy, check.is_positive, t) for t in tokens
             ]
-            masks = [(c.prompt, c.token, c.logits, c.score) for c in parts]
-            wrong = np.array([c.disagreements for c in parts])
-        if area is not None:
-            areas = np.array([_area_fraction(mask[2], encoded.frame) for mask in masks])
-            return [masks[level_by_area(areas, area)]]
-        if best_only:
-            return [masks[min(range(len(masks)), key=lambda i: (wrong[i], -masks[i][3]))]]
-        return masks
+            masks = [_Mask(c.prompt, c.token, c.logits, c.score, c.disagreements) for c in parts]
+            masks = [
+                self._filled(mask, logits[list(part.bases), part.token], encoded.frame)
+                for mask, part in zip(masks, parts, strict=True)
+            ]
+        if not best_only:
+            return masks
+        if area is None:
+            like = [0.0 if given is None else -_resemblance(m, given, encoded.frame) for m in masks]
+            order = [
+                masks[i]
+                for i in sorted(
+                    range(len(masks)),
+                    key=lambda i: (masks[i].disagreements, like[i], -masks[i].score),
+                )
+            ]
+        else:
+            areas = np.array([_area_fraction(mask.logits, encoded.frame) for mask in masks])
+            order = [masks[i] for i in levels_by_area(areas, area)]
+        # A level that is empty at the size of the image answers nothing.
+        return [next((mask for mask in order if not _is_empty(mask, encoded.frame)), order[0])]
+
+    @staticmethod
+    def _filled(mask: _Mask, singles: Float[np.ndarray, "p h w"], frame: Frame) -> _Mask:
+        """The mask, or the first single answer that has pixels if it has none itself."""
+        if not _is_empty(mask, frame):
+            return mask
+        others = (dataclasses.replace(mask, logits=single) for single in singles)
+        return next((other for other in others if not _is_empty(other, frame)), mask)
 
     def _segments(
         self,
         encoded: _EncodedImage,
         found: Predictions,
-        masks: list[tuple[int, int, np.ndarray, float]],
+        chosen: list[_Mask],
         names: LabelSet | None,
         return_logits: bool,
     ) -> Segments:
-        low = np.stack([mask[2] for mask in masks])
+        low = np.stack([mask.logits for mask in chosen])
         upsample = upsample_logits if return_logits else upsample_masks
-        tokens = tuple(mask[1] for mask in masks)
-        objects: list = [None] * len(masks)
-        parts: list = [None] * len(masks)
-        if names is not None:
-            for i, (prompt, token, _, _) in enumerate(masks):
-                objects[i] = names.best_object(object_logits(found)[prompt, token])
-                parts[i] = names.best_part(found.part_logits[prompt, token])
+        masks = upsample(low, encoded.frame, encoded.frame.image_hw)
+        tokens = tuple(mask.token for mask in chosen)
+        objects: list = [None] * len(chosen)
+        parts: list = [None] * len(chosen)
+        if names is not None and not names.is_empty:
+            for i, mask in enumerate(chosen):
+                objects[i] = names.best_object(object_logits(found)[mask.prompt, mask.token])
+                parts[i] = names.best_part(found.part_logits[mask.prompt, mask.token])
+        scores = np.array([mask.score for mask in chosen], np.float32)
+        is_empty = ~(masks > 0).any((1, 2))
+        scores[is_empty] = min(0.0, *scores)  # it overlaps with nothing, and is never the best
         return Segments(
-            masks=upsample(low, encoded.frame, encoded.frame.image_hw),
-            scores=np.array([mask[3] for mask in masks], np.float32),
+            masks=masks,
+            scores=scores,
             low_res_logits=low,
             levels=tuple(self.model.level_order.index(token) + 1 for token in tokens),
             tokens=tokens,
             objects=tuple(objects),
             parts=tuple(parts),
+            unknown=() if names is None else names.unknown,
         )
 
 
-def prompt_arrays(
-    checked: Sequence[CheckedRequest], frame: Frame
-) -> tuple[Float[np.ndarray, "p 4"], Int[np.ndarray, " p"]]:
-    """Boxes (cxcywh, fractions of the canvas) and type indices of all prompts, in order."""
-    boxes, types = [], []
-    for check in checked:
-        boxes += [frame.click_boxes(check.points), frame.box_prompts(check.boxes)]
-        types += [0] * len(check.points) + [frame.box_type()] * len(check.boxes)
-    return np.concatenate(boxes), np.array(types, np.int32)
+def _checked_list(requests: object) -> list[Request]:
+    if isinstance(requests, Request | Mapping):
+        raise PromptError("requests: got one request; wanted a list, such as [request].")
+    check_sequence("requests", requests, "a list of requests")
+    return [as_request(request) for request in requests]
 
 
-def decode_prompts(
-    model: LoadedModel,
-    pyramid: Pyramid,
-    boxes: Float[np.ndarray, "p 4"],
-    types: Int[np.ndarray, " p"],
-    names: LabelSet | None,
-    isolate: bool,
-) -> Predictions:
-    """Decodes any number of prompts of one image in chunks; NumPy arrays [p, k, ...].
-
-    Isolated prompts are padded to a power of two, so that few programs are compiled;
-    prompts that see each other go in one call, exactly as many as they are.
-    """
-    num = len(boxes)
-    step = min(PROMPT_CHUNK, 1 << (num - 1).bit_length()) if isolate else num
-    text = None if names is None else names.table
-    parts = []
-    for start in range(0, num, step):
-        rows = np.arange(start, start + step)
-        valid = rows < num
-        rows = np.minimum(rows, num - 1)
-        prompts = Prompts(boxes=boxes[rows][None], type_index=types[rows][None], valid=valid[None])
-        found = model.decode(pyramid, prompts, text, isolate)
-        parts.append(jax.tree.map(lambda x: np.asarray(x)[0][valid], found))  # noqa: B023
-    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+def _read_mask(request: Request, encoded: _EncodedImage) -> Bool[np.ndarray, "h w"] | None:
+    if request.mask_input is None:
+        return None
+    low_hw = encoded.pyramid.mask_features.shape[1:3]
+    return read_mask(request.mask_input, encoded.frame, low_hw)
 
 
-def _low_res(
-    encoded: _EncodedImage, found: Predictions, sizes: list[int]
-) -> Iterator[Float[np.ndarray, "q k h w"]]:
-    """Mask logits at stride 4 of each request's prompts, `sizes` of them.
-
-    Requests share a product, which reads the features once; padded as `decode_prompts` pads.
-    """
-    k, start = found.mask_embed.shape[1], 0
-    for group in _groups(sizes, LOGITS_CHUNK):
-        num = sum(group)
-        count = 1 << (num - 1).bit_length()
-
-        def padded(x: np.ndarray | None) -> Array | None:
-            if x is None:
-                return None
-            rows = np.zeros((count, *x.shape[1:]), x.dtype)  # noqa: B023
-            rows[:num] = x[start : start + num]  # noqa: B023
-            return jnp.asarray(rows.reshape(-1, x.shape[-1]))
-
-        embed, limits = padded(found.mask_embed), padded(found.mask_limits)
-        flat = low_res_logits(embed, encoded.pyramid.mask_features[0], limits)
-        logits = np.asarray(flat).reshape(count, k, *flat.shape[1:])[:num]
-        yield from np.split(logits, np.cumsum(group)[:-1])
-        start += num
+def _check(
+    request: Request, encoded: _EncodedImage, mask: Bool[np.ndarray, "h w"] | None
+) -> CheckedRequest:
+    """Checks a request; a mask adds its clicks, and its box if none was given."""
+    check = check_request(request, encoded.frame.image_hw)
+    if mask is None:
+        return check
+    points, is_positive, box = describe_mask(mask)
+    # What the user clicked corrects the mask: its own points stay away from there.
+    near = 0.1 * np.hypot(box[2] - box[0], box[3] - box[1])
+    for xy, flag in zip(check.points, check.is_positive, strict=True):
+        is_far = np.hypot(*(points - xy).T) > near
+        points, is_positive = (
+            points[is_far | (is_positive == flag)],
+            is_positive[is_far | (is_positive == flag)],
+        )
+    return CheckedRequest(
+        points=np.concatenate([check.points, points]),
+        is_positive=np.concatenate([check.is_positive, is_positive]),
+        boxes=check.boxes if len(check.boxes) else box[None],
+    )
 
 
-def _groups(sizes: list[int], limit: int) -> list[list[int]]:
-    """Neighbours whose sum stays within the limit; a larger one stays alone."""
-    groups: list[list[int]] = []
-    for size in sizes:
-        if groups and sum(groups[-1]) + size <= limit:
-            groups[-1].append(size)
-        else:
-            groups.append([size])
-    return groups
+def _resemblance(mask: _Mask, given: Bool[np.ndarray, "ih iw"], frame: Frame) -> float:
+    """IoU of a mask with a given one of the image's size."""
+    found = upsample_masks(mask.logits[None], frame, frame.image_hw)[0]
+    return float((found & given).sum() / max(1, (found | given).sum()))
+
+
+def _is_empty(mask: _Mask, frame: Frame) -> bool:
+    """Whether a mask has no pixel at the size of the image."""
+    return not upsample_masks(mask.logits[None], frame, frame.image_hw).any()
 
 
 def _area_fraction(logits: Float[Array | np.ndarray, "h w"], frame: Frame) -> float:

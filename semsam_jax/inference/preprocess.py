@@ -112,6 +112,17 @@ def make_frame(
     return Frame(image_hw, resized, canvas, prompt_preset)
 
 
+def check_size(size: object) -> None:
+    """Raises PromptError unless `size` is None, `native` or a number of pixels that is possible."""
+    if size is None or (isinstance(size, str) and size == "native"):
+        return
+    is_whole = isinstance(size, int | np.integer) and not isinstance(size, bool)
+    if not is_whole or not STRIDE <= size <= MAX_CANVAS_SIDE:
+        raise PromptError(
+            f"size: got {str(size)[:60]}; wanted native or {STRIDE}..{MAX_CANVAS_SIDE}."
+        )
+
+
 def fit_image(image: UInt8[np.ndarray, "ph pw 3"], frame: Frame) -> UInt8[np.ndarray, "h w 3"]:
     """Resizes an image (bicubic, uint8) and pads it with zeros to its canvas."""
     height, width = frame.resized_hw

@@ -1,28 +1,30 @@
-"""Requests, checked once, in image pixels; results."""
+"""Requests, checked once, in image pixels."""
 
 import dataclasses
-from collections.abc import Iterator
-from typing import NamedTuple
+import math
+import warnings
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from semsam_jax.core.errors import PromptError
-from semsam_jax.inference.granularity import Level, check_area
+from semsam_jax.inference.granularity import Level, check_area, is_finite_number
 
-POSITIVE, NEGATIVE = 1, 0
+POSITIVE, NEGATIVE, PADDING = 1, 0, -1
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One object: clicks and possibly a box, and the levels wanted.
+    """One object: clicks, a box, a mask, or several of them, and the levels wanted.
 
     Attributes:
-        point_coords: clicks (x, y) in image pixels, anything of shape [n, 2].
+        point_coords: clicks (x, y) in pixels of the image, anything of shape [n, 2].
         point_labels: 1 for a click on the object, 0 for a click beside it; None means all 1.
-        box: x0, y0, x1, y1 in image pixels.
+        box: x0, y0, x1, y1 in pixels of the image.
         level: 1..6, a list of them, or None for all.
         area: wanted area as a fraction of the image; chooses the level, instead of `level`.
+        mask_input: a mask to refine, see `mask_prompt.read_mask`.
     """
 
     point_coords: object = None
@@ -30,40 +32,7 @@ class Request:
     box: object = None
     level: Level = None
     area: float | None = None
-
-
-class ScoredName(NamedTuple):
-    """A class name and its score in 0..1."""
-
-    name: str
-    score: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Segments:
-    """The masks of one request; unpacks as `masks, scores, low_res_logits`.
-
-    Attributes:
-        masks: bool [m, h, w] at the image's size (float32 logits if those were asked for).
-        scores: predicted IoU, float32 [m].
-        low_res_logits: float32 [m, h/4, w/4] of the padded canvas.
-        levels: level of each mask.
-        tokens: token of each mask.
-        objects: best object name of each mask, None without `labels`.
-        parts: best part name of each mask, None without `labels`.
-    """
-
-    masks: np.ndarray
-    scores: np.ndarray
-    low_res_logits: np.ndarray
-    levels: tuple[int, ...]
-    tokens: tuple[int, ...]
-    objects: tuple[ScoredName | None, ...]
-    parts: tuple[ScoredName | None, ...]
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        """Yields masks, scores and low_res_logits."""
-        return iter((self.masks, self.scores, self.low_res_logits))
+    mask_input: object = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +40,9 @@ class CheckedRequest:
     """A request as arrays: clicks first, then at most one box.
 
     Attributes:
-        points: image pixels.
+        points: pixels of the image.
         is_positive: one flag for each click.
-        boxes: x0, y0, x1, y1 in image pixels, none or one.
+        boxes: x0, y0, x1, y1 in pixels of the image, none or one.
     """
 
     points: Float[np.ndarray, "c 2"]
@@ -91,8 +60,80 @@ class CheckedRequest:
         return self.num_prompts == 1
 
 
+def as_request(request: object) -> Request:
+    """A request as it is, or of a mapping with the names of its fields.
+
+    Raises:
+        PromptError: something else, or a mapping with other keys.
+    """
+    if isinstance(request, Request):
+        return request
+    fields = [field.name for field in dataclasses.fields(Request)]
+    if isinstance(request, Mapping):
+        unknown = [str(key) for key in request if key not in fields]
+        if unknown:
+            raise PromptError(
+                f"request: got the keys {', '.join(unknown[:5])}; wanted some of "
+                f"{', '.join(fields)}."
+            )
+        return Request(**request)
+    raise PromptError(
+        f"request: got {type(request).__name__}; wanted Request(point_coords=..., box=...) or a "
+        f"dict with these keys."
+    )
+
+
+def split_batch(request: Request) -> list[Request] | None:
+    """One request for each box or row of clicks, None if it is about one object.
+
+    A batch is given as SAM 2 does: boxes [n, 4] of several rows, or clicks [n, k, 2] with labels
+    [n, k], where a label of -1 marks padding.
+
+    Raises:
+        PromptError: shapes that do not belong together.
+    """
+    points = _numbers(request.point_coords, "point", 2)
+    boxes = _numbers(request.box, "box", 4)
+    is_batch = points is not None and points.ndim == 3
+    if not is_batch and (boxes is None or boxes.ndim < 2 or len(boxes) < 2):
+        return None
+    if points is not None and points.ndim != 3:
+        raise PromptError(
+            f"box: got {len(boxes)} boxes with clicks of shape {points.shape}; wanted clicks "
+            f"[n, k, 2], k for each box, or one box."
+        )
+    if request.mask_input is not None:
+        raise PromptError("mask_input: got it with several objects; send one request for each.")
+    count = len(points) if is_batch else len(boxes)
+    if count == 0:
+        return None
+    if boxes is not None and boxes.reshape(-1, boxes.shape[-1]).shape[0] != count:
+        raise PromptError(f"box: got {len(boxes)} boxes for {count} rows of clicks.")
+    rows = [None] * count if boxes is None else list(boxes.reshape(count, -1))
+    if points is None:
+        if request.point_labels is not None:
+            raise PromptError("point_labels: got labels without clicks.")
+        return [dataclasses.replace(request, box=row) for row in rows]
+    labels = _numbers(request.point_labels, "point_labels", None)
+    labels = np.ones(points.shape[:2]) if labels is None else labels
+    if labels.shape != points.shape[:2]:
+        raise PromptError(
+            f"point_labels: got shape {labels.shape} for clicks {points.shape}; wanted "
+            f"{list(points.shape[:2])}."
+        )
+    return [
+        dataclasses.replace(
+            request,
+            point_coords=xy[row != PADDING],
+            point_labels=row[row != PADDING],
+            box=box,
+        )
+        for xy, row, box in zip(points, labels, rows, strict=True)
+    ]
+
+
 def check_request(request: Request, image_hw: tuple[int, int]) -> CheckedRequest:
-    """Checks clicks and box against the image.
+    """Checks clicks and box against the image; `mask_input` is not looked at.
 
     Raises:
         PromptError: nothing given, wrong shape, NaN, a click or box outside the image, an
@@ -100,17 +141,11 @@ def check_request(request: Request, image_hw: tuple[int, int]) -> CheckedRequest
     """
     check_area(request.area)
     height, width = image_hw
-    points = _array(request.point_coords, 2, "point")
-    boxes = _array(request.box, 4, "box")
+    points = _rows(request.point_coords, 2, "point")
+    boxes = _rows(request.box, 4, "box")
     if len(boxes) > 1:
         raise PromptError("box: got several boxes for one object; send one request for each.")
-    labels = np.ones(len(points)) if request.point_labels is None else request.point_labels
-    labels = np.asarray(labels).reshape(-1)
-    if len(labels) != len(points):
-        raise PromptError(f"point_labels: got {len(labels)} labels for {len(points)} points.")
-    if not np.isin(labels, (POSITIVE, NEGATIVE)).all():
-        raise PromptError(f"point_labels: got {labels.tolist()}; wanted 1 (on it) or 0 (beside).")
-    is_positive = labels == POSITIVE
+    is_positive = _check_labels(request.point_labels, len(points))
     for x, y in points:
         if not (0 <= x <= width and 0 <= y <= height):
             raise PromptError(
@@ -126,24 +161,93 @@ def check_request(request: Request, image_hw: tuple[int, int]) -> CheckedRequest
                 f"box {x0:g},{y0:g},{x1:g},{y1:g}: reaches outside the image, which is "
                 f"{width}x{height} pixels."
             )
-    if not len(boxes) and not is_positive.any():
+    has_mask = request.mask_input is not None
+    if not len(boxes) and not is_positive.any() and not has_mask:
         raise PromptError("prompt: nothing to segment; give at least one positive click or a box.")
+    _notice_fractions(points, boxes, image_hw)
     return CheckedRequest(points, is_positive, boxes)
 
 
-def _array(values: object, columns: int, what: str) -> np.ndarray:
-    if values is None:
-        return np.zeros((0, columns))
-    try:
-        array = np.asarray(values, np.float64)
-    except (TypeError, ValueError) as error:
-        raise PromptError(f"{what}: got {values!r}; wanted {columns} numbers each.") from error
-    if array.size == 0:
+def _check_labels(labels: object, count: int) -> Bool[np.ndarray, " c"]:
+    if labels is None:
+        return np.ones(count, bool)
+    array = _numbers(labels, "point_labels", None)
+    array = np.zeros(0) if array is None else array.reshape(-1)
+    if len(array) != count:
+        raise PromptError(f"point_labels: got {len(array)} labels for {count} points.")
+    if not np.isin(array, (POSITIVE, NEGATIVE)).all():
+        raise PromptError(
+            f"point_labels: got {array.tolist()[:16]}; wanted 1 (on it) or 0 (beside)."
+        )
+    return array == POSITIVE
+
+
+def _notice_fractions(points: np.ndarray, boxes: np.ndarray, image_hw: tuple[int, int]) -> None:
+    """Warns where all coordinates look like fractions of the image instead of pixels."""
+    values = np.concatenate([points.ravel(), boxes.ravel()])
+    is_small = values.size > 0 and min(image_hw) > 2 and values.max() <= 1
+    if is_small and (len(boxes) or (values % 1 > 0).any()):
+        warnings.warn(
+            f"the prompt {np.round(values, 3).tolist()[:4]} looks like fractions of the image, but "
+            f"is taken as pixels: multiply x by {image_hw[1]} and y by {image_hw[0]}.",
+            stacklevel=2,
+        )
+
+
+def _rows(values: object, columns: int, what: str) -> np.ndarray:
+    array = _numbers(values, what, columns)
+    if array is None or array.size == 0:
         return np.zeros((0, columns))
     if array.ndim == 1:
         array = array[None]
-    if array.ndim != 2 or array.shape[1] != columns:
+    if array.ndim != 2:
         raise PromptError(f"{what}: got shape {array.shape}; wanted [n, {columns}].")
-    if not np.isfinite(array).all():
-        raise PromptError(f"{what}: got NaN or infinity; wanted finite image pixels.")
     return array
+
+
+def _numbers(values: object, what: str, columns: int | None) -> np.ndarray | None:
+    """Finite float64 numbers, with `columns` of them in the last axis; None stays."""
+    if values is None:
+        return None
+    wanted = "numbers" if columns is None else f"{columns} numbers each"
+    try:
+        array = np.asarray(values, np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise PromptError(f"{what}: got {str(values)[:60]}; wanted {wanted}.") from error
+    if array.size and columns is not None and (array.ndim == 0 or array.shape[-1] != columns):
+        raise PromptError(f"{what}: got shape {array.shape}; wanted [n, {columns}].")
+    if array.ndim > 3:
+        raise PromptError(f"{what}: got shape {array.shape}; wanted at most three axes.")
+    if not np.isfinite(array).all():
+        raise PromptError(f"{what}: got NaN or infinity; wanted finite pixels.")
+    return array
+
+
+def check_number(name: str, value: object, low: float, top: float = math.inf) -> float:
+    """Returns a finite number between two bounds; PromptError for anything else."""
+    if not is_finite_number(value) or not low <= value <= top:
+        wanted = f"{low:g}..{top:g}" if math.isfinite(top) else f"at least {low:g}"
+        raise PromptError(f"{name}: got {str(value)[:60]}; wanted a number, {wanted}.")
+    return value
+
+
+def check_flag(name: str, value: object) -> bool:
+    """Returns True or False; PromptError for anything else than a truth value or 0 and 1."""
+    if not isinstance(value, bool | np.bool_ | int) or value not in (0, 1):
+        raise PromptError(f"{name}: got {str(value)[:60]}; wanted True or False.")
+    return bool(value)
+
+
+def check_whole(name: str, value: object, low: int, top: int) -> int:
+    """Returns a whole number between two bounds; PromptError for anything else."""
+    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not is_whole or not low <= value <= top:
+        raise PromptError(f"{name}: got {str(value)[:60]}; wanted {low}..{top}.")
+    return int(value)
+
+
+def check_sequence(name: str, values: object, wanted: str) -> Sequence:
+    """Returns a list or tuple; PromptError for anything else."""
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Sequence):
+        raise PromptError(f"{name}: got {type(values).__name__}; wanted {wanted}.")
+    return values

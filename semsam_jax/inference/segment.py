@@ -110,7 +110,11 @@ def _segment_prompts(args, image, prompts: list[dict], size, out: Path) -> None:
     model = arguments.load_from_args(args, args.pad_to_multiple)
     parse_levels(args.level, model.num_levels)
     from semsam_jax.inference import files
+    from semsam_jax.inference.labels import label_set
     from semsam_jax.inference.predictor import Predictor
+
+    if args.labels:
+        label_set(model, args.labels)  # wrong names should not wait for the network
 
     predictor = Predictor(model, size=size)
     predictor.set_image(image)
@@ -129,31 +133,17 @@ def prompt_records(requests: list, answers: list) -> list[dict]:
     `prompt` counts the objects asked for, `category_id` is the level, so that the list is
     also a COCO result list for `image_id` 1.
     """
-    from semsam_jax.inference.files import box_xywh, encode_rle
-
     records = []
     for number, (request, answer) in enumerate(zip(requests, answers, strict=True)):
-        for i, mask in enumerate(answer.masks):
-            record = {
-                "id": len(records) + 1,
-                "image_id": 1,
-                "category_id": answer.levels[i],
-                "segmentation": encode_rle(mask),
-                "bbox": box_xywh(mask),
-                "area": int(mask.sum()),
-                "predicted_iou": float(answer.scores[i]),
-                "score": float(answer.scores[i]),
-                "level": answer.levels[i],
-                "token": answer.tokens[i],
+        for record in answer.records():
+            about = {"id": len(records) + 1, "image_id": 1, "category_id": record["level"]}
+            prompt = {
                 "prompt": number,
                 "point_coords": request.point_coords or [],
                 "point_labels": [int(v) for v in request.point_labels or []],
                 "box": request.box or [],
             }
-            for kind, name in (("object", answer.objects[i]), ("part", answer.parts[i])):
-                if name is not None:
-                    record[kind] = {"name": name.name, "score": name.score}
-            records.append(record)
+            records.append(about | record | prompt)
     return records
 
 
@@ -203,5 +193,7 @@ def _caption(answer, i: int) -> str:
 
 
 def _name(answer, i: int) -> str:
-    names = [name.name for name in (answer.objects[i], answer.parts[i]) if name is not None]
-    return " / ".join(names)
+    """The names that the model is sure of with their scores, or that it is of none."""
+    names = [name for name in (answer.objects[i], answer.parts[i]) if name is not None]
+    sure = [f"{name.name} {name.score:.2f}" for name in names if name.is_sure]
+    return " / ".join(sure) or ("none of these" if names else "")

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from semsam_jax.core import rle
 from semsam_jax.core.errors import PromptError
 from semsam_jax.inference import files, visualize
 from semsam_jax.inference.labels import Labels, LabelSet, label_set
@@ -51,7 +52,11 @@ def ask_generic(
     """
     names = label_set(model, labels)
     if not names.objects:
-        raise PromptError("labels: no object names given; the whole image needs some.")
+        left_out = "; ".join(str(name) for name in names.unknown[:5])
+        raise PromptError(
+            f"labels: no object names that the checkpoint knows; the whole image needs some"
+            f"{f' (not known: {left_out})' if left_out else ''}."
+        )
     frame = model.frame(image.shape[:2], size)
     pyramid = model.encode(fit_image(image, frame)[None], [frame])
     # Padding rows of the name table would compete for the best proposals: use the exact one.
@@ -107,7 +112,7 @@ def segment_whole_image(
     files.make_folder(out)
     small = visualize.display_size(image)
     if task == "instance":
-        masks = [visualize.shrink_mask(files.decode_rle(r["segmentation"]), small) for r in records]
+        masks = [visualize.shrink_mask(rle.decode(r["segmentation"]), small) for r in records]
         colours = visualize.distinct_colours(len(masks))
         picture = visualize.overlay_masks(small, masks, colours)
         texts = [f"{r['object']['name']} {r['score']:.2f}" for r in records]
@@ -185,8 +190,8 @@ def _record(number: int, mask: np.ndarray, names: tuple[str, ...], category: int
         "id": number,
         "image_id": 1,
         "category_id": category + 1,
-        "segmentation": files.encode_rle(mask),
-        "bbox": files.box_xywh(mask),
+        "segmentation": rle.encode(mask),
+        "bbox": rle.box_xywh(mask),
         "area": int(mask.sum()),
         "object": {"name": names[category]},
     }

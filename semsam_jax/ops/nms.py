@@ -7,12 +7,19 @@ from jaxtyping import Float, Int, Shaped
 def box_iou(
     box: Shaped[np.ndarray, "4"], boxes: Shaped[np.ndarray, "n 4"]
 ) -> Float[np.ndarray, " n"]:
-    """IoU of one xyxy box with many; 0 where both are empty."""
+    """IoU of one xyxy box with many.
+
+    Boxes between the centres of the outermost pixels (as SAM computes them) have no area if the
+    mask is one pixel wide. Where one of two boxes has none, the pixels that they cover are
+    compared instead, so that equal boxes always have an IoU of 1.
+    """
+    is_thin = (boxes[:, 2:] <= boxes[:, :2]).any(1) | (box[2:] <= box[:2]).any()
+    extra = is_thin.astype(np.float64)[:, None]
     low = np.maximum(box[:2], boxes[:, :2])
     high = np.minimum(box[2:], boxes[:, 2:])
-    overlap = np.prod(np.maximum(high - low, 0), axis=1)
-    area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-    union = area + np.prod(box[2:] - box[:2]) - overlap
+    overlap = np.prod(np.maximum(high - low + extra, 0), axis=1)
+    area = np.prod(boxes[:, 2:] - boxes[:, :2] + extra, axis=1)
+    union = area + np.prod(box[2:] - box[:2] + extra, axis=1) - overlap
     return np.divide(overlap, union, out=np.zeros(len(boxes)), where=union > 0)
 
 

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from semsam_jax.config import RANDOM, REQUIRED, RunConfig
+from semsam_jax.convert import zoo
 from semsam_jax.convert.imagenet import load_imagenet_params
 from semsam_jax.core import checkpoint_io, lora
 from semsam_jax.core.errors import CheckpointError, ConfigError
@@ -85,7 +86,7 @@ def initial_params(run: RunConfig, model: SemanticSAM) -> dict:
         origins["text_encoder"], scale = choice.text_weights, text_logit_scale(state)
     notes = []
     if choice.warm_start:
-        start, meta = checkpoint_io.read_model(choice.warm_start)
+        start, meta = checkpoint_io.read_model(zoo.resolve(choice.warm_start))
         start = _known_parts(run, start, meta)
         params = merge(params, start, choice.warm_start)
         origins |= dict.fromkeys(params.keys() & start.keys(), choice.warm_start)

@@ -11,10 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from semsam_jax.__main__ import main
-from semsam_jax.convert.torch_reader import read_state_dict, unwrap
+from semsam_jax.convert.names import unwrap
+from semsam_jax.convert.torch_reader import read_state_dict
 from semsam_jax.convert.torch_writer import write_state_dict
+from semsam_jax.convert.tree import flatten
 from semsam_jax.core import checkpoint_io
 from semsam_jax.models import presets, semantic_sam
 from semsam_jax.models.semantic_sam import SemanticSAM
@@ -162,3 +165,86 @@ def test_a_start_for_training(tmp_path, monkeypatch):
     stem = unwrap(read_state_dict(REF))["backbone.patch_embed.norm.weight"]
     np.testing.assert_array_equal(params["backbone"]["patch_embed"]["norm"]["scale"], stem)
     assert "query_selector" in params
+
+
+@pytest.fixture(scope="module")
+def ref_state():
+    return read_state_dict(REF)
+
+
+def convert(out, *args):
+    config = str(DATA / "tiny_config.json")
+    return main(["convert", *map(str, args), "--out", str(out), "--model-config", config])
+
+
+def assert_same_model(folder, converted):
+    got, wanted = (flatten(checkpoint_io.read_model(where)[0]) for where in (folder, converted))
+    assert got.keys() == wanted.keys()
+    assert all(np.array_equal(got[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize(
+    ("rename", "wrapper"),
+    [
+        (lambda key: "module." + key, "model"),
+        (lambda key: "_orig_mod.module." + key, "state_dict"),
+        (lambda key: key.replace("backbone.", "backbone._orig_mod."), None),
+        (lambda key: "model." + key, "state_dict"),
+        (lambda key: "ema_model.module." + key, None),
+        (lambda key: "student." + key.removeprefix("model."), "model_ema"),
+    ],
+)
+def test_prefixes_of_training_tools_come_off(
+    rename, wrapper, converted, ref_state, tmp_path, capsys
+):
+    state = {rename(key): value for key, value in ref_state.items()} | {"n_averaged": np.int64(9)}
+    write_state_dict(tmp_path / "a.pth", state, wrapper=wrapper)
+    assert convert(tmp_path / "out", tmp_path / "a.pth") == 0, capsys.readouterr().err
+    assert_same_model(tmp_path / "out", converted)
+
+
+def test_safetensors_are_read(converted, ref_state, tmp_path, capsys):
+    state = {"module." + key: np.array(value, order="C") for key, value in ref_state.items()}
+    save_file(state, tmp_path / "a.safetensors")
+    assert convert(tmp_path / "out", tmp_path / "a.safetensors") == 0
+    assert_same_model(tmp_path / "out", converted)
+    whole = (tmp_path / "a.safetensors").read_bytes()
+    for size in (9, 100, len(whole) - 1):
+        (tmp_path / "cut.safetensors").write_bytes(whole[:size])
+        assert convert(tmp_path / "cut", tmp_path / "cut.safetensors") == 2
+        assert "cut.safetensors" in capsys.readouterr().err
+    assert not (tmp_path / "cut").exists()
+
+
+def test_one_of_several_models_is_chosen(converted, ref_state, tmp_path, capsys):
+    other = {
+        key: value + 1 if value.dtype.kind == "f" else value for key, value in ref_state.items()
+    }
+    both = {f"online_model.{k}": v for k, v in other.items()}
+    both |= {f"ema_model.{k}": v for k, v in ref_state.items()}
+    write_state_dict(tmp_path / "a.pth", both)
+    assert convert(tmp_path / "out", tmp_path / "a.pth") == 2
+    assert "several models: ema_model.model, online_model.model" in capsys.readouterr().err
+    assert convert(tmp_path / "out", tmp_path / "a.pth", "--entry", "ema_model") == 0
+    assert_same_model(tmp_path / "out", converted)
+    assert convert(tmp_path / "none", tmp_path / "a.pth", "--entry", "teacher") == 2
+    assert "'teacher'" in capsys.readouterr().err
+
+
+def test_nan_is_named_and_refused_unless_allowed(ref_state, tmp_path, capsys):
+    name = "model.backbone.patch_embed.proj.weight"
+    damaged = ref_state[name].copy()
+    damaged.flat[7], damaged.flat[9] = np.nan, np.inf
+    write_state_dict(tmp_path / "a.pth", ref_state | {name: damaged}, wrapper="model")
+    assert convert(tmp_path / "out", tmp_path / "a.pth") == 2
+    error = capsys.readouterr().err
+    assert f"{name.removeprefix('model.')} (2)" in error
+    assert not (tmp_path / "out").exists()
+    assert convert(tmp_path / "out", tmp_path / "a.pth", "--allow-nonfinite") == 0
+    capsys.readouterr()
+    image = DATA.parents[1] / "data" / "coffee.jpg"
+    args = ["segment", str(image), "--point", "50,50", "--out", str(tmp_path / "masks")]
+    assert main([*args, "--checkpoint", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "NaN or infinity in backbone/" in error
+    assert error.count("\n") == 1

@@ -10,9 +10,10 @@ import pytest
 
 from semsam_jax.convert.detect import detect_config, load_model_config, with_branches_of
 from semsam_jax.convert.from_torch import examine, from_torch, relative_position_index
+from semsam_jax.convert.names import unwrap
 from semsam_jax.convert.rules import PARTS, rules_for
 from semsam_jax.convert.to_torch import to_torch
-from semsam_jax.convert.torch_reader import read_state_dict, unwrap
+from semsam_jax.convert.torch_reader import read_state_dict
 from semsam_jax.convert.torch_writer import write_state_dict
 from semsam_jax.convert.tree import flatten
 from semsam_jax.core.errors import ConfigError, ConversionError

@@ -15,7 +15,8 @@ from semsam_jax.convert.from_torch import (
     read_text_tower,
     text_logit_scale,
 )
-from semsam_jax.convert.torch_reader import read_state_dict, unwrap
+from semsam_jax.convert.names import unwrap
+from semsam_jax.convert.torch_reader import read_state_dict
 from semsam_jax.convert.tree import flatten
 from semsam_jax.core.errors import ConversionError
 from semsam_jax.models.presets import PRESETS
@@ -137,7 +138,7 @@ def test_another_family_of_backbone_is_one_error(tmp_path, params):
     with pytest.raises(ConversionError, match=r"missing +patch_embed\.proj\.weight"):
         load_backbone(path, TINY, params["backbone"])
     (tmp_path / "broken.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
-    with pytest.raises(ConversionError, match=r"not a readable \.safetensors file"):
+    with pytest.raises(ConversionError, match=r"a damaged safetensors file"):
         load_backbone(tmp_path / "broken.safetensors", TINY, params["backbone"])
     with pytest.raises(ConversionError, match=r"not a readable \.safetensors file"):
         load_backbone(tmp_path / "none.safetensors", TINY, params["backbone"])

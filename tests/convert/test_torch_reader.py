@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from semsam_jax.convert.torch_reader import read_state_dict, unwrap
+from semsam_jax.convert.names import unwrap
+from semsam_jax.convert.torch_reader import read_state_dict
 from semsam_jax.convert.torch_writer import write_state_dict
 from semsam_jax.core.errors import ConversionError
 
@@ -266,6 +267,7 @@ def test_byte_flips_and_truncations_never_surprise(tmp_path):
     assert grown < 200_000  # kilobytes
 
 
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")
 def test_pickles_damaged_behind_an_intact_checksum(tmp_path):
     """What is read in spite of the damage are the stored values; everything else is refused."""
     rng = random.Random(1)
@@ -286,13 +288,30 @@ def test_pickles_damaged_behind_an_intact_checksum(tmp_path):
     assert 0 < num_read < 100
 
 
+def test_functions_of_a_pickle_cannot_be_changed(tmp_path):
+    """`BUILD` on what a global stands for, and on a storage that has been checked."""
+    body = one_tensor()[2:-1]
+    change = b"}S'shape'\n(L9L\ntsb"
+    attacks = [
+        b"ctorch._utils\n_rebuild_tensor_v2\n" + change + b"0" + body + b".",
+        b"ctorch\nFloatStorage\n" + change + b"0" + body + b".",
+        body[:-1] + change + b"s.",
+    ]
+    for attack in attacks:
+        with pytest.raises(ConversionError, match="damaged"):
+            read_state_dict(archive(tmp_path / "a.pth", b"\x80\x02" + attack, {"0": bytes(24)}))
+    read = read_state_dict(archive(tmp_path / "b.pth", one_tensor(), {"0": SIX.tobytes()}))
+    assert read["w"].shape == (2, 3)
+
+
 def test_state_dict_attributes_are_harmless(tmp_path):
     described = collections.OrderedDict(_metadata=1)
     stream = io.BytesIO()
     pickle.Pickler(stream, 2).dump(described)
     with pytest.raises(ConversionError, match="no tensors"):
         read_state_dict(archive(tmp_path / "a.pth", stream.getvalue(), {}))
-    body = one_tensor()[:-1] + b"}S'_metadata'\nNsb."
+    empty = b"ccollections\nOrderedDict\n)R"
+    body = one_tensor()[:-1].replace(b"}", empty, 1) + b"}S'_metadata'\nNsb."
     read = read_state_dict(archive(tmp_path / "b.pth", body, {"0": SIX.tobytes()}))
     assert list(read) == ["w"]
 

@@ -16,7 +16,8 @@ from semsam_jax.convert.from_torch import (
     read_text_tower,
     resize_bias_table,
 )
-from semsam_jax.convert.torch_reader import read_state_dict, unwrap
+from semsam_jax.convert.names import unwrap
+from semsam_jax.convert.torch_reader import read_state_dict
 from semsam_jax.convert.torch_writer import write_state_dict
 from semsam_jax.convert.tree import flatten
 from semsam_jax.core.errors import ConversionError

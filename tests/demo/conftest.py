@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from semsam_jax.convert import torch_reader
+from semsam_jax.convert import names, torch_reader
 from semsam_jax.convert.from_torch import from_torch
 from semsam_jax.core.model_files import save_model
 from semsam_jax.models import presets
@@ -88,7 +88,7 @@ def checkpoint(tmp_path_factory):
     """A tiny model that answers clicks, names and whole images."""
     state = {}
     for file in ("tiny_ref.pth", "tiny_generic_ref.pth"):
-        state |= torch_reader.unwrap(torch_reader.read_state_dict(DATA / file))
+        state |= names.unwrap(torch_reader.read_state_dict(DATA / file))
     config = presets.PRESETS["tiny"]
     params = from_torch(state, config, allow_unexpected=True).params
     changes = {"class_heads_trained": True, "prompt_preset": "default", "image_size": 96}

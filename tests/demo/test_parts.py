@@ -125,6 +125,38 @@ async def hello(scope, receive, send):
     await send({"type": "http.response.body", "body": b"hello"})
 
 
+def test_the_gate_behind_a_proxy_with_a_name_and_a_path():
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append(scope["path"])
+        await hello(scope, receive, send)
+
+    middleware = SecurityMiddleware(
+        app, LIMITS, is_local=True, public_url="https://Lab.example:81/tools/x/"
+    )
+    public, site = (b"host", b"lab.example:81"), (b"origin", b"https://lab.example:81")
+    own = (b"host", b"127.0.0.1:7860")  # a proxy may put its own name for the server there
+    for host in (public, own):
+        assert send(middleware, "/tools/x/", headers=[host])[0] == 200
+        assert send(middleware, "/", headers=[host])[0] == 200
+        for path in ("/tools/x/api/click", "/api/click"):
+            assert send(middleware, path, "POST", headers=[host, site])[0] == 200
+        evil = (b"origin", b"https://evil.example")
+        assert send(middleware, "/api/click", "POST", headers=[host, evil])[0] == 403
+    assert seen == ["/", "/", "/api/click", "/api/click"] * 2
+    status, headers = send(middleware, "/tools/x", headers=[public])
+    assert (status, headers["location"]) == (307, "/tools/x/")
+    assert send(middleware, "/tools/xyz", headers=[public])[0] == 404
+    assert send(middleware, headers=[(b"host", b"evil.example")])[0] == 403
+
+
+@pytest.mark.parametrize("url", ["lab.example", "ftp://x", "http://", "http://a/b?c", "http://a:b"])
+def test_public_urls_that_are_none(url):
+    with pytest.raises(ConfigError, match="--public-url"):
+        cli._checked_url(url)
+
+
 def test_the_gate_knows_its_paths_names_and_origins():
     middleware = SecurityMiddleware(hello, LIMITS, is_local=True)
     home = (b"host", b"127.0.0.1:7860")
@@ -142,6 +174,11 @@ def test_the_gate_knows_its_paths_names_and_origins():
     assert send(middleware, **post, headers=[home, (b"origin", b"http://127.0.0.1:7860")])[0] == 200
     assert send(middleware, **post, headers=[home, (b"origin", b"http://127.0.0.1:1")])[0] == 403
     assert send(middleware, **post, headers=[home, (b"origin", b"null")])[0] == 403
+    assert send(middleware, headers=[(b"host", b"localhost:8888")])[0] == 200  # a mapped port
+    mapped = [(b"host", b"localhost:8888"), (b"origin", b"http://localhost:8888")]
+    assert send(middleware, **post, headers=mapped)[0] == 200
+    assert send(middleware, headers=[(b"host", b"localhost.evil.example:8888")])[0] == 403
+    assert send(middleware, headers=[(b"host", b"evil.example:1:8888")])[0] == 403
     assert send(middleware, "/secret", headers=[home])[0] == 404
     assert send(middleware, "/static/../x", headers=[home])[0] == 404
     assert send(middleware, "/", "DELETE", headers=[home])[0] == 405

@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from semsam_jax.core.rle import encode_masks, mask_areas, mask_boxes
 from semsam_jax.evals.federated import Annotated, annotated, restrict
 from semsam_jax.evals.instance_ap import InstanceEvaluator, InstanceSet
-from semsam_jax.evals.rle import encode_masks, mask_areas, mask_boxes
 from semsam_jax.evals.samples import EvalSample
 
 SIZE = (40, 40)

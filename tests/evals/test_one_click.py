@@ -9,7 +9,7 @@ from pycocotools import mask as rle_codec
 from semsam_jax.core.errors import DataError
 from semsam_jax.evals.one_click import ClickProtocol, OneClickEvaluator, evaluate_one_click
 from semsam_jax.evals.prompt_scores import resize_valid, upsample_masks
-from semsam_jax.evals.samples import EvalSample, decode_rle, size_class
+from semsam_jax.evals.samples import EvalSample, size_class
 from tests.evals.fakes import ReadingModel, reading_sample
 
 SEGMENTS = np.repeat([[0, 1, 1, 1, 2, 2, 2, 2, 2, 3, 3, 0]], 9, axis=0)  # 27, 45, 18 blocks
@@ -150,7 +150,7 @@ def test_masks_as_rle_on_the_canvas():
 
 def test_plain_list_rle():
     rle = {"size": [2, 3], "counts": [1, 2, 3]}
-    np.testing.assert_array_equal(decode_rle(rle), [[0, 1, 0], [1, 0, 0]])
+    np.testing.assert_array_equal(rle.decode(rle), [[0, 1, 0], [1, 0, 0]])
 
 
 def test_given_clicks_are_used():

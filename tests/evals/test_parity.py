@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from semsam_jax.convert.from_torch import from_torch
-from semsam_jax.convert.torch_reader import read_state_dict, unwrap
+from semsam_jax.convert.names import unwrap
+from semsam_jax.convert.torch_reader import read_state_dict
 from semsam_jax.evals.eval_loop import EvalLoop
 from semsam_jax.evals.one_click import evaluate_one_click
 from semsam_jax.evals.samples import EvalSample

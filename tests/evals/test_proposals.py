@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from semsam_jax.core.rle import encode_masks
 from semsam_jax.evals.proposals import evaluate_proposals
-from semsam_jax.evals.rle import encode_masks
 from tests.evals.fakes import reading_sample
 from tests.evals.test_one_click import SEGMENTS
 

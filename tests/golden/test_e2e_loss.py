@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from semsam_jax.convert.from_torch import from_torch
+from semsam_jax.convert.names import unwrap
 from semsam_jax.convert.to_torch import to_torch
-from semsam_jax.convert.torch_reader import read_state_dict, unwrap
+from semsam_jax.convert.torch_reader import read_state_dict
 from semsam_jax.core.structs import Costs, Prompts
 from semsam_jax.criterion.interactive import interactive_losses
 from semsam_jax.criterion.total import weighted_sum

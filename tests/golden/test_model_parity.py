@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from semsam_jax.convert.from_torch import from_torch
-from semsam_jax.convert.torch_reader import read_state_dict, unwrap
+from semsam_jax.convert.names import unwrap
+from semsam_jax.convert.torch_reader import read_state_dict
 from semsam_jax.core.structs import Prompts, Pyramid, TextTable
 from semsam_jax.models.decoder import make_memory
 from semsam_jax.models.denoising import DenoisingTargets, attention_mask

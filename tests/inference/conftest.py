@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from semsam_jax.convert import torch_reader
+from semsam_jax.convert import names, torch_reader
 from semsam_jax.convert.from_torch import from_torch
 from semsam_jax.core.model_files import save_model
 from semsam_jax.inference.loading import LoadedModel, model_from_params
@@ -44,7 +44,7 @@ def golden():
 @pytest.fixture(scope="session")
 def tiny_params():
     config = dataclasses.replace(presets.PRESETS["tiny"], has_generic=False)
-    state = torch_reader.unwrap(torch_reader.read_state_dict(DATA / "tiny_ref.pth"))
+    state = names.unwrap(torch_reader.read_state_dict(DATA / "tiny_ref.pth"))
     return config, from_torch(state, config).params
 
 

@@ -1,4 +1,7 @@
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ from pycocotools.coco import COCO
 
 from semsam_jax.__main__ import main
 from semsam_jax.core.model_files import save_model
+from semsam_jax.inference import auto
 from tests.inference.conftest import DATA, tiny_meta
 
 
@@ -175,6 +179,76 @@ def test_auto_resumes_a_folder_and_reports_broken_files(tmp_path, image_a, tiny_
     assert (out / "b.json").exists()
     assert run(*args, "--level", 3) == 0
     assert (out / "a.png.json").stat().st_mtime_ns != before
+
+
+AUTO = ["--size", 96, "--points-per-side", 2, "--stability-score-thresh", 0]
+AUTO += ["--pred-iou-thresh", -9]
+
+
+def test_auto_tells_images_of_one_name_apart(tmp_path, image_a, tiny_checkpoint, capsys):
+    """The same name in two folders, then the first image edited in place, as `cp` does."""
+    out = tmp_path / "out"
+    sizes = {"day1": (90, 60), "day2": (70, 80)}
+    for day, size in sizes.items():
+        (tmp_path / day).mkdir()
+        Image.fromarray(image_a).resize(size).save(tmp_path / day / "p1.jpg")
+        args = ["auto", tmp_path / day, "--checkpoint", tiny_checkpoint, *AUTO, "--out", out]
+        for again in (False, True):
+            assert run(*args) == 0
+            shown = capsys.readouterr()
+            assert ("1 images were finished before" in shown.out) == again
+            assert ("results of another image" in shown.err) == (day == "day2" and not again)
+    first = tmp_path / "day1" / "p1.jpg"
+    edited = tmp_path / "edited.jpg"
+    Image.fromarray(image_a[:, ::-1]).resize((50, 50)).save(edited)
+    first.write_bytes(edited.read_bytes())
+    assert run("auto", tmp_path / "day1", "--checkpoint", tiny_checkpoint, *AUTO, "--out", out) == 0
+    found = set()
+    for file in out.glob("*.json"):
+        content = json.loads(file.read_text())["image"]
+        with Image.open(out / content["file_name"]) as copy:
+            assert copy.size == (content["width"], content["height"])
+        found.add(copy.size)
+    assert found == {*sizes.values(), (50, 50)}
+
+
+def test_auto_leaves_foreign_files_alone_and_names_what_it_does_not_read(
+    tmp_path, image_a, tiny_checkpoint, capsys
+):
+    images, out = tmp_path / "images", tmp_path / "out"
+    (images / "older").mkdir(parents=True)
+    out.mkdir()
+    Image.fromarray(image_a).save(images / "a.jpg")
+    (images / "b.jfif").write_bytes((images / "a.jpg").read_bytes())
+    for name in ("d.heic", "notes.txt"):
+        (images / name).write_text("no image")
+    (out / "a.json").write_text("[1]")
+    (out / "b.jpg").write_bytes(b"mine")
+    assert run("auto", images, "--checkpoint", tiny_checkpoint, *AUTO, "--out", out) == 0
+    shown = capsys.readouterr()
+    assert "2 images in" in shown.out
+    assert "d.heic, notes.txt, older/" in shown.err
+    assert (out / "a.json").read_text() == "[1]"
+    assert (out / "b.jpg").read_bytes() == b"mine"
+    assert len(list(out.glob("*.json"))) == 3
+
+
+def test_names_of_results_are_all_different():
+    images = [Path(name) for name in ("a.jpg.png", "a.jpg", "a.png", "A.PNG", "b.jpg", "c.jpg")]
+    names = auto.result_names(images)
+    assert len({name.casefold() for name in names.values()}) == len(images)
+    assert (names[Path("b.jpg")], names[Path("c.jpg")]) == ("b", "c")
+
+
+def test_auto_of_an_image_one_pixel_high_has_no_mask_twice(tmp_path, image_a, tiny_checkpoint):
+    Image.fromarray(image_a[40:41]).save(tmp_path / "row.png")
+    args = ["--checkpoint", tiny_checkpoint, *AUTO[2:], "--box-nms-thresh", 1]
+    assert run("auto", tmp_path / "row.png", *args, "--points-per-side", 4) == 0
+    content = json.loads((tmp_path / "row_segments" / "row.json").read_text())
+    masks = [json.dumps(record["segmentation"]) for record in content["annotations"]]
+    assert masks
+    assert len(masks) == len(set(masks))
+    assert all(record["area"] > 0 for record in content["annotations"])
 
 
 def test_auto_notices_another_checkpoint(tmp_path, image_a, tiny_params, tiny_checkpoint, capsys):

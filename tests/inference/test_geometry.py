@@ -97,8 +97,9 @@ def test_level_order_must_be_a_permutation():
 
 def test_level_by_area_is_nearest_by_ratio():
     areas = np.array([0.5, 0.2, 0.05, 0.0])
-    assert granularity.level_by_area(areas, 0.1) == 1
-    assert granularity.level_by_area(areas, 0.04) == 2
+    assert granularity.levels_by_area(areas, 0.1)[0] == 1
+    assert granularity.levels_by_area(areas, 0.04)[0] == 2
+    assert granularity.levels_by_area(areas, 1e-12) == [2, 1, 0, 3]  # an empty mask comes last
 
 
 def _disc(x, y, radius, size=32):
@@ -130,3 +131,23 @@ def test_a_negative_click_that_cannot_be_carved_stays_counted():
     clicks = np.array([[8, 16], [9, 16]]) / 32
     found = combine_clicks(logits, ious, clicks, np.array([True, False]), token=0)
     assert found.disagreements == 1
+
+
+def test_a_negative_click_never_erases_the_object():
+    box, negative = _disc(16, 16, 8), _disc(16, 16, 12)  # the click's masks cover the whole box
+    for finest in (_disc(16, 16, 14), _disc(20, 16, 2)):
+        logits = np.stack([[negative, finest], [box, box]])
+        ious = np.array([[0.9, 0.2], [0.5, 0.5]], np.float32)
+        found = combine_clicks(logits, ious, np.array([[20, 16]]) / 32, np.array([False]), token=0)
+        share = (found.logits > 0).sum() / (box > 0).sum()
+        assert share > 0.9
+        assert found.disagreements == int(finest[16, 16] > 0)  # the small one could be cut out
+
+
+def test_an_empty_answer_is_no_base():
+    empty, box = np.full((32, 32), -4.0, np.float32), _disc(16, 16, 8)
+    logits = np.stack([[empty], [empty], [box]])
+    clicks, positive = np.array([[4, 4], [16, 16]]) / 32, np.array([True, False])
+    found = combine_clicks(logits, np.array([[0.9], [0.9], [0.1]]), clicks, positive, token=0)
+    assert found.prompt == 2
+    np.testing.assert_array_equal(found.logits, box)

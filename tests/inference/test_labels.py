@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 
 from semsam_jax.core.errors import CheckpointError, PromptError
+from semsam_jax.inference.convert_results import record_name
 from semsam_jax.inference.labels import VOCABULARIES, built_in_vocabulary, label_set, parse_labels
+from semsam_jax.inference.mask_generator import MaskGenerator
 from semsam_jax.inference.predictor import Predictor
+from semsam_jax.inference.results import Name
 
 
 def with_encoder(model):
@@ -101,16 +104,77 @@ def test_class_logits_equal_reference(tiny_model, golden, image_a):
             assert part_name.name == f"p{best}"
 
 
-def test_unknown_names_get_suggestions(tiny_model):
-    model = with_table(tiny_model)
-    sizes = dataclasses.replace(model.module.config.decoder, text_dim=1024)
-    config = dataclasses.replace(model.module.config, decoder=sizes)
-    model = dataclasses.replace(model, module=model.module.clone(config=config))
-    with pytest.raises(PromptError, match=r"'dogg' \(nearest: .*dog"):
-        label_set(model, "dogg")
-    assert label_set(model, "dog").exact.objects.shape == (1, 1024)
+@pytest.fixture
+def table_model(tiny_model):
+    """A model whose names come from the stored table; its text projection is widened with zeros."""
+    meta = tiny_model.meta | {"class_heads_trained": True, "text": {"source": "table", "table": ""}}
+    sizes = dataclasses.replace(tiny_model.module.config.decoder, text_dim=1024)
+    config = dataclasses.replace(tiny_model.module.config, decoder=sizes)
+    decoder = dict(tiny_model.params["decoder"])
+    for key in ("object_embed", "part_embed"):
+        rows = np.asarray(decoder[key])
+        decoder[key] = np.pad(rows, ((0, 0), (0, 1024 - rows.shape[1])))
+    return dataclasses.replace(
+        tiny_model,
+        meta=meta,
+        module=tiny_model.module.clone(config=config),
+        params={**tiny_model.params, "decoder": decoder},
+        name_embeddings={},
+        unknown_names={},
+    )
+
+
+def test_unknown_names_are_left_out_with_suggestions(table_model, caplog):
+    names = label_set(table_model, "dogg,dog;head,qwxyz")
+    assert (names.objects, names.parts) == (("dog",), ("head",))
+    assert names.exact.objects.shape == (1, 1024)
+    assert [name.name for name in names.unknown] == ["dogg", "qwxyz"]
+    assert "dog" in names.unknown[0].nearest
+    assert "2 of 4 names are not known" in caplog.text
+    assert "'dogg' (nearest: " in caplog.text
+    caplog.clear()
+    label_set(table_model, "dogg,cat")
+    assert caplog.text == ""  # said once
     many = [f"{name}" for name in built_in_vocabulary("paco").parts] * 5
-    assert len(label_set(model, many).objects) == 200
+    assert len(label_set(table_model, many).objects) == 200
+
+
+@pytest.mark.parametrize("labels", ["dog,zqxv;head", "zqxv", ";zqxv", ",;,zqxv ,"])
+def test_unknown_names_never_cost_a_mask(table_model, image_a, labels):
+    predictor = Predictor(table_model, size=96)
+    predictor.set_image(image_a)
+    plain = predictor.predict(point_coords=[[60, 50]])
+    named = predictor.predict(point_coords=[[60, 50]], labels=labels)
+    np.testing.assert_array_equal(named.masks, plain.masks)
+    assert [name.name for name in named.unknown] == ["zqxv"]
+    assert (named.objects[0] is not None) == ("dog" in labels)
+    generator = MaskGenerator(
+        table_model,
+        points_per_side=2,
+        pred_iou_thresh=-9.0,
+        stability_score_thresh=0.0,
+        labels=labels,
+        size=96,
+    )
+    assert generator.generate(image_a)
+
+
+def test_a_weak_name_says_so(tiny_model, image_a):
+    model = with_encoder(tiny_model)
+    predictor = Predictor(model, size="native")
+    predictor.set_image(image_a)
+    scores = [
+        name.score for name in predictor.predict([[50, 60]], labels="dog,cat;head,leg").objects
+    ]
+    middle = float(np.median(scores))
+    model.meta["name_thresholds"] = {"object": middle, "part": 1.0}
+    answer = predictor.predict([[50, 60]], labels="dog,cat;head,leg")
+    assert [name.is_sure for name in answer.objects] == [score >= middle for score in scores]
+    assert not any(name.is_sure for name in answer.parts)
+    record = {"object": answer.objects[0].record(), "part": answer.parts[0].record()}
+    sure = answer.objects[0]
+    assert record_name(record) == (sure.name if sure.is_sure else None)
+    assert record_name({"object": Name("dog", 0.9).record(), "part": record["part"]}) == "dog"
 
 
 def test_a_table_of_another_size_is_an_error(tiny_model):

@@ -1,18 +1,15 @@
+import dataclasses
 import json
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from semsam_jax.core import rle
 from semsam_jax.core.errors import PromptError
-from semsam_jax.inference import mask_selection
-from semsam_jax.inference.files import (
-    box_xywh,
-    decode_rle,
-    encode_rle,
-    run_lengths,
-)
-from semsam_jax.inference.mask_generator import MaskGenerator, crop_boxes, point_grid
+from semsam_jax.inference import hierarchy, mask_selection
+from semsam_jax.inference.grid import crop_boxes, point_grid
+from semsam_jax.inference.mask_generator import MaskGenerator
 from semsam_jax.inference.mask_selection import Filters, inclusive_box
 
 
@@ -33,10 +30,10 @@ def test_box_rle_and_grid_equal_reference(golden):
     amg = golden["tiny_eval_amg"]
     mask = amg["post/mask_in"]
     np.testing.assert_array_equal(inclusive_box(mask), amg["post/box_xyxy"])
-    assert run_lengths(mask, (0, 0), mask.shape).tolist() == amg["post/rle_counts"].tolist()
+    assert rle.run_lengths(mask, (0, 0), mask.shape).tolist() == amg["post/rle_counts"].tolist()
     np.testing.assert_allclose(point_grid(4), amg["post/point_grid4"])
-    np.testing.assert_array_equal(decode_rle(encode_rle(mask)), mask)
-    assert box_xywh(np.zeros((3, 4), bool)) == [0, 0, 0, 0]
+    np.testing.assert_array_equal(rle.decode(rle.encode(mask)), mask)
+    assert rle.box_xywh(np.zeros((3, 4), bool)) == [0, 0, 0, 0]
 
 
 def test_filters_on_synthetic_logits_equal_reference(golden):
@@ -176,3 +173,79 @@ def test_arguments_without_meaning(tiny_model, wrong):
 def test_nothing_found_is_an_empty_list(tiny_model, image_a):
     generator = MaskGenerator(tiny_model, points_per_side=2, pred_iou_thresh=99.0, size="native")
     assert generator.generate(image_a) == []
+
+
+def squares():
+    """A whole, its part, a part of the part, a part at another level, and one beside them."""
+    boxes = [(0, 0, 40, 40), (5, 5, 25, 25), (8, 8, 14, 14), (28, 28, 36, 36), (50, 0, 60, 10)]
+    masks = np.zeros((len(boxes), 48, 64), bool)
+    for mask, (x0, y0, x1, y1) in zip(masks, boxes, strict=True):
+        mask[y0:y1, x0:x1] = True
+    return masks
+
+
+def test_a_tree_of_wholes_and_parts():
+    packed = [rle.encode(mask) for mask in squares()]
+    parent = hierarchy.parents(packed, [1, 3, 5, 2, 1])
+    assert parent == [None, 0, 1, 0, None]
+    assert hierarchy.depths(parent) == [0, 1, 2, 1, 0]
+    # A finer level is no whole of a coarser one.
+    assert hierarchy.parents(packed, [6, 3, 5, 2, 1]) == [None, None, 1, None, None]
+    assert hierarchy.parents([], []) == []
+
+
+def test_without_overlap_small_masks_lie_on_top():
+    masks = squares()
+    packed = [rle.encode(mask) for mask in masks]
+    kept = dict(hierarchy.without_overlap(packed, np.ones(5), min_visible=0.2, min_piece=1))
+    assert list(kept) == [0, 1, 2, 3, 4]
+    total = sum(mask.astype(int) for mask in kept.values())
+    np.testing.assert_array_equal(total, masks.any(0))
+    np.testing.assert_array_equal(kept[1], masks[1] & ~masks[2])
+    # The whole, 1600 pixels of which 1136 stay, goes if it must show more; the others stay.
+    strict = dict(hierarchy.without_overlap(packed, np.ones(5), min_visible=0.8, min_piece=1))
+    assert list(strict) == [1, 2, 3, 4]
+    small = dict(hierarchy.without_overlap(packed, np.ones(5), min_visible=0.2, min_piece=50))
+    assert list(small) == [0, 1, 3, 4]  # 36 pixels are too small a piece
+    same = [packed[4], packed[4]]
+    scores = np.array([0.1, 0.9])
+    ((better, _),) = hierarchy.without_overlap(same, scores, min_visible=0.0, min_piece=1)
+    assert better == 1
+
+
+def test_overlap_and_tree_of_the_generator(tiny_model, image_a):
+    settings = {"points_per_side": 3, "pred_iou_thresh": -9.0, "stability_score_thresh": 0.0}
+    settings |= {"box_nms_thresh": 0.99, "min_mask_region_area": 0}
+    every = MaskGenerator(tiny_model, **settings, size=96, tree=True).generate(image_a)
+    assert len(every) > 3
+    for record in every:
+        if record["parent"] is not None:
+            above = every[record["parent"]]
+            assert above["area"] > record["area"]
+            assert above["level"] <= record["level"]
+            assert above["depth"] == record["depth"] - 1
+    flat = MaskGenerator(tiny_model, **settings, size=96, overlap="none", tree=True)
+    found = flat.generate(image_a)
+    assert 0 < len(found) <= len(every)
+    assert sum(r["segmentation"].astype(int) for r in found).max() == 1
+    for record in found:
+        assert record["area"] == record["segmentation"].sum()
+        assert record["parent"] is None or record["parent"] < len(found)
+
+
+def test_no_mask_at_all_is_said_with_the_thresholds(tiny_model, image_a):
+    generator = MaskGenerator(tiny_model, points_per_side=1, pred_iou_thresh=99.0, size=96)
+    with pytest.warns(UserWarning, match="pred_iou_thresh 99 and stability_score_thresh 0.92"):
+        records = generator.generate(image_a)
+    assert len(records) == 0
+
+
+def test_thresholds_come_from_the_checkpoint(tiny_model):
+    stored = {"mask_thresholds": {"pred_iou": 0.3, "stability": 0.4}}
+    model = dataclasses.replace(tiny_model, meta=tiny_model.meta | stored)
+    filters = MaskGenerator(model).filters
+    assert (filters.pred_iou_thresh, filters.stability_score_thresh) == (0.3, 0.4)
+    filters = MaskGenerator(model, pred_iou_thresh=0.7).filters
+    assert (filters.pred_iou_thresh, filters.stability_score_thresh) == (0.7, 0.4)
+    filters = MaskGenerator(tiny_model).filters
+    assert (filters.pred_iou_thresh, filters.stability_score_thresh) == (0.88, 0.92)

@@ -1,10 +1,15 @@
+import warnings
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from semsam_jax.core.errors import CheckpointError, PromptError
+from semsam_jax.inference.clicks import logits_at
+from semsam_jax.inference.mask_prompt import describe_mask
 from semsam_jax.inference.predictor import Predictor
 from semsam_jax.inference.requests import Request
+from semsam_jax.inference.results import Segments, SegmentsBatch
 from tests.golden.table import assert_masks_recorded
 
 
@@ -136,7 +141,11 @@ def test_several_clicks_describe_one_object(isolated):
         ({"point_coords": [[5, 5]], "point_labels": [1, 0]}, "2 labels"),
         ({"box": [10, 10, 5, 20]}, "empty"),
         ({"box": [10, 10, 500, 20]}, "outside"),
-        ({"box": [[0, 0, 5, 5], [1, 1, 6, 6]]}, "several boxes"),
+        ({"box": [[0, 0, 5, 5], [1, 1, 6, 6]], "point_coords": [[1, 1]]}, "k for each box"),
+        ({"point_coords": [[[1, 1]], [[2, 2]]], "box": [[0, 0, 5, 5]] * 3}, "3 boxes for 2"),
+        ({"point_coords": [[5, 5]], "mask_input": np.zeros((3, 3))}, "low_res_logits"),
+        ({"point_coords": [[5, 5]], "mask_input": np.zeros((128, 160), bool)}, "empty"),
+        ({"point_coords": [[5, 5]], "mask_input": "mask"}, "booleans or numbers"),
         ({"point_coords": [[5, 5]], "level": 7}, "1 \\(coarsest\\)"),
         ({"point_coords": [[5, 5]], "level": 0}, "level"),
         ({"point_coords": [[5, 5]], "level": []}, "level"),
@@ -154,3 +163,107 @@ def test_prediction_without_image_and_untrained_names_are_errors(tiny_model, iso
         Predictor(tiny_model).predict(point_coords=[[1, 1]])
     with pytest.raises(CheckpointError, match="invented"):
         isolated.predict(point_coords=[[5, 5]], labels="dog,cat")
+
+
+def test_an_empty_mask_is_never_the_best(tiny_model, image_a, monkeypatch):
+    """Levels 2, 4 and 6 answer with nothing and claim a predicted IoU of 1."""
+    predictor = Predictor(tiny_model, size=96)
+    predictor.set_image(image_a)
+    decode = tiny_model.decode
+
+    def answer(*args):
+        found = decode(*args)
+        nothing = np.asarray(found.mask_embed) * 0
+        nothing[..., 0] = 0
+        keep = np.isin(np.arange(6), [3, 0, 1])
+        shown = np.where(keep[:, None], np.asarray(found.mask_embed), nothing)
+        ious = np.where(keep, np.asarray(found.pred_ious), 1.0)
+        return found.replace(mask_embed=shown, pred_ious=ious)
+
+    monkeypatch.setattr(type(tiny_model), "decode", lambda self, *args: answer(*args))
+    for prompt in (
+        {"point_coords": [[60, 50]]},
+        {"point_coords": [[60, 50]], "point_labels": [0], "box": [10, 10, 140, 110]},
+    ):
+        every = predictor.predict(**prompt)
+        is_empty = ~every.masks.any((1, 2))
+        assert is_empty.any()
+        assert not is_empty.all()
+        assert every.scores[is_empty].max() <= min(0, every.scores[~is_empty].min())
+        assert predictor.predict(**prompt, multimask_output=False).masks.any()
+        assert predictor.predict(**prompt, area=1e-6).masks.any()
+
+
+def test_batches_of_boxes_and_clicks_equal_single_requests(isolated):
+    boxes = np.array([[5, 5, 60, 60], [40, 20, 150, 110], [0, 0, 160, 128]])
+    batch = isolated.predict(box=boxes, level=[1, 4])
+    masks, scores, low = batch
+    assert isinstance(batch, SegmentsBatch)
+    assert masks.shape == (3, 2, 128, 160)
+    assert (scores.shape, low.shape[:2]) == ((3, 2), (3, 2))
+    for answer, box in zip(batch.answers, boxes, strict=True):
+        alone = isolated.predict(box=box, level=[1, 4])
+        np.testing.assert_allclose(answer.low_res_logits, alone.low_res_logits, atol=1e-4)
+    assert isinstance(isolated.predict(box=boxes[:1]), Segments)
+    clicks = np.array([[[50, 60]], [[90, 30]]])  # transformers and SAM 2: [n, 1, 2]
+    both = isolated.predict(clicks, [[1], [1]])
+    assert [len(answer) for answer in both.answers] == [6, 6]
+    assert len(both.records()) == 12
+    assert both[1].levels == both.answers[1].levels
+    padded = isolated.predict([[[50, 60], [9, 9]], [[90, 30], [20, 20]]], [[1, -1], [1, 0]])
+    np.testing.assert_allclose(padded[0].low_res_logits, both[0].low_res_logits, atol=1e-4)
+
+
+def test_positions_of_arguments_are_those_of_sam(isolated):
+    first = isolated.predict([[50, 60]], [1])
+    again = isolated.predict(np.array([[50, 60]]), np.array([1]), None, first.low_res_logits[2:3])
+    assert again.masks.shape == (6, 128, 160)
+    best = isolated.predict(np.array([[50, 60]]), np.array([1]), None, None, False, True)
+    assert best.masks.shape == (1, 128, 160)
+    assert best.masks.dtype == np.float32
+    with pytest.raises(TypeError):
+        isolated.predict([[50, 60]], [1], None, None, True, False, 3)  # level is named
+
+
+def test_dicts_are_requests(isolated):
+    (answer,) = isolated.predict_many([{"point_coords": [[50, 60]], "level": 2}])
+    assert answer.levels == (2,)
+    with pytest.raises(PromptError, match="keys points"):
+        isolated.predict_many([{"points": [[1, 1]]}])
+
+
+def test_fractions_are_noticed(isolated):
+    for prompt in ({"point_coords": [[0.5, 0.4]]}, {"box": [0.1, 0.1, 0.9, 0.8]}):
+        with pytest.warns(UserWarning, match="looks like fractions"):
+            isolated.predict(**prompt)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        isolated.predict([[0, 0]])
+        isolated.predict([[0.5, 20]])
+
+
+def test_a_mask_is_refined(tiny_model, image_a):
+    """The mask of another image place is told by clicks on it, beside it and its box."""
+    predictor = Predictor(tiny_model, size="native")
+    predictor.set_image(image_a)
+    mask = np.zeros((128, 160), bool)
+    mask[30:90, 20:100] = True
+    mask[50:70, 50:80] = False
+    points, is_positive, box = describe_mask(mask)
+    assert box.tolist() == [20, 30, 100, 90]
+    assert 2 <= len(points) <= 5
+    for (x, y), flag in zip(points, is_positive, strict=True):
+        assert mask[int(y), int(x)] == flag
+    answer = predictor.predict(mask_input=mask)
+    drawn = predictor.predict(points, is_positive.astype(int), box)
+    np.testing.assert_array_equal(answer.low_res_logits, drawn.low_res_logits)
+    best = predictor.predict(mask_input=mask, multimask_output=False)
+    # Of the levels that agree with most clicks, the one most like the mask that was given.
+    low = answer.low_res_logits[:, None]
+    xy = points / [160, 128]
+    wrong = ((logits_at(low, xy)[:, 0] > 0) != is_positive).sum(1)
+    like = np.array([(m & mask).sum() / (m | mask).sum() for m in answer.masks])
+    fewest = wrong == wrong.min()
+    assert like[answer.levels.index(best.levels[0])] == like[fewest].max()
+    with_click = predictor.predict([[60, 60]], [1], mask_input=mask)
+    assert len(with_click) == 6

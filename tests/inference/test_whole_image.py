@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from semsam_jax.convert import torch_reader
+from semsam_jax.convert import names, torch_reader
 from semsam_jax.convert.from_torch import from_torch
+from semsam_jax.core import rle
 from semsam_jax.core.errors import CheckpointError, PromptError
-from semsam_jax.inference import files
 from semsam_jax.inference.loading import model_from_params
 from semsam_jax.inference.whole_image import ask_generic, segment_whole_image, work_size
 from semsam_jax.models import presets
@@ -21,7 +21,7 @@ NAMES = [f"class {i}" for i in range(9)]
 def generic_model(golden):
     state = {}
     for file in ("tiny_ref.pth", "tiny_generic_ref.pth"):
-        state |= torch_reader.unwrap(torch_reader.read_state_dict(DATA / file))
+        state |= names.unwrap(torch_reader.read_state_dict(DATA / file))
     config = presets.PRESETS["tiny"]
     params = from_torch(state, config, allow_unexpected=True).params
     model = model_from_params(params, tiny_meta(config, class_heads_trained=True))
@@ -46,7 +46,7 @@ def test_files_of_a_labelled_image(generic_model, image_a, tmp_path, task):
     assert json.loads((tmp_path / "masks.json").read_text()) == records
     assert np.asarray(Image.open(tmp_path / "overlay.png")).shape == (150, 201, 3)
     for record in records:
-        mask = files.decode_rle(record["segmentation"])
+        mask = rle.decode(record["segmentation"])
         assert mask.shape == (150, 201)
         assert mask.sum() == record["area"]
         assert record["object"]["name"] in NAMES

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from semsam_jax.convert.from_torch import from_torch
-from semsam_jax.convert.torch_reader import read_state_dict, unwrap
+from semsam_jax.convert.names import unwrap
+from semsam_jax.convert.torch_reader import read_state_dict
 from semsam_jax.models.pixel_decoder import PixelDecoder, pixel_centres
 from semsam_jax.models.presets import PRESETS, PixelDecoderConfig
 from tests.golden.table import FEATURES, compare

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from semsam_jax.convert.from_torch import from_torch
-from semsam_jax.convert.torch_reader import read_state_dict, unwrap
+from semsam_jax.convert.names import unwrap
+from semsam_jax.convert.torch_reader import read_state_dict
 from semsam_jax.core.errors import ShapeError
 from semsam_jax.models.presets import PRESETS
 from semsam_jax.models.text_encoder import TextEncoder

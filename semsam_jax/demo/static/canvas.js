@@ -9,7 +9,12 @@ let kept = [];           // {mask, level, map, bit, colour}
 let picked = -1;         // index of the mask that is pointed at, whole-image answers
 let drag = null, asked = 0, pending = 0;
 
-const label = (mask) => [mask.object, mask.part].filter(Boolean).map((n) => n.name).join(" / ");
+const label = (mask) => {
+  const names = [mask.object, mask.part].filter(Boolean), sure = names.filter((n) => n.is_sure !== false);
+  return sure.map((n) => `${n.name} ${percent(n.score ?? 1)}`).join(" / ") || (names.length ? "none of these" : "");
+};
+const leftOut = (names) => (!names?.length ? "" : ` Not known: ${names.map((n) => n.name
+  + (n.nearest.length ? ` (try ${n.nearest.join(", ")})` : "")).join("; ")}.`);
 const percent = (x) => `${Math.round(100 * Math.min(1, Math.max(0, x)))} %`;
 const seconds = (x) => (x < 0.0995 ? `${Math.max(1, Math.round(1000 * x))} ms` : `${x.toFixed(2)} s`);
 const escape = (text) => text.replace(/[&<>"']/g, (c) => `&#${c.charCodeAt(0)};`);
@@ -83,7 +88,7 @@ const segment = () => guarded(async () => {
   draw(); showResult();
   const trip = (performance.now() - start) / 1000;
   stage.dataset.trip = trip.toFixed(4);
-  say(`Answered in ${seconds(trip)} (model ${seconds(found.decode_sec)}; image encoded once, ${seconds(found.encode_sec)}).`);
+  say(`Answered in ${seconds(trip)} (model ${seconds(found.decode_sec)}; image encoded once, ${seconds(found.encode_sec)}).${leftOut(found.unknown)}`);
 });
 
 const whole = (path, body, what) => guarded(async () => {
@@ -97,9 +102,9 @@ const whole = (path, body, what) => guarded(async () => {
   answer = { kind: "whole", masks: found.masks, map };
   draw(); showResult();
   const number = found.masks.length;
-  say(number ? `${number} ${what} in ${seconds(found.decode_sec)}.`
+  say((number ? `${number} ${what} in ${seconds(found.decode_sec)}.`
     : path === "panoptic" ? "The model is not sure enough about any of these names."
-    : "Nothing is that good. Lower the least quality in the settings.");
+    : "Nothing is that good. Lower the least quality in the settings.") + leftOut(found.unknown));
 });
 
 // ---- pictures

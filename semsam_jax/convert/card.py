@@ -1,0 +1,44 @@
+"""The README of a model repository: metadata that a hub reads, and how to use the model."""
+
+from collections.abc import Mapping
+
+
+def model_card(repository: str, meta: Mapping, licence: str) -> str:
+    """Markdown with a YAML head.
+
+    Args:
+        repository: OWNER/NAME.
+        meta: what the model says about itself.
+        licence: identifier of the weights' licence.
+    """
+    tags = ["jax", "flax", "image-segmentation", "mask-generation", "part-segmentation"]
+    head = [
+        "---",
+        f"license: {licence}",
+        "library_name: semsam-jax",
+        "pipeline_tag: mask-generation",
+        "tags:",
+        *(f"- {tag}" for tag in tags),
+        "---",
+    ]
+    preset = str(meta.get("preset", "unnamed"))
+    source = str(meta.get("source", "")).replace("\n", " ")
+    names = "yes" if meta.get("class_heads_trained") else "no"
+    facts = [
+        f"- preset: `{preset}`",
+        f"- levels: {len(meta.get('level_order', ()))}, from the whole object to its finest part",
+        f"- names of objects and parts: {names}",
+        *([f"- made from: {source}"] if source else []),
+    ]
+    use = [
+        "```python",
+        "from semsam_jax import Predictor, load_model",
+        "",
+        f'predictor = Predictor(load_model("hf://{repository}"))',
+        'predictor.set_image("image.jpg")',
+        "masks, scores, _ = predictor.predict(point_coords=[[320, 200]])",
+        "```",
+    ]
+    title = f"# {repository.partition('/')[2]}"
+    about = "Weights for `semsam_jax`: Semantic-SAM in JAX/Flax (`pip install semsam-jax[hub]`)."
+    return "\n".join([*head, "", title, "", about, "", *facts, "", *use, ""])

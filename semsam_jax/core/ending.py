@@ -1,0 +1,94 @@
+"""How a command ends: with its exit code at any moment, Ctrl-C included, and without a crash.
+
+While the accelerator's threads compute, an interpreter that tears itself down can crash, and a
+KeyboardInterrupt can be lost in a destructor. So a command that was interrupted cleans up by the
+usual `finally` blocks, writes out what it printed, and leaves without tearing down.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
+
+INTERRUPTED = 130
+_AGAIN_SEC = 0.05
+
+
+class _Interrupts:
+    """Turns the first SIGINT into a KeyboardInterrupt that cannot get lost; a second one ends.
+
+    An exception while an extension module initialises can crash the process: there, and where
+    nobody could catch it, the interrupt comes again a moment later.
+    """
+
+    def __init__(self) -> None:
+        self.has_come = False
+        self._is_again = False
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        del number
+        if self.has_come and not self._is_again:
+            os._exit(INTERRUPTED)
+        self.has_come, self._is_again = True, False
+        if _is_importing(frame):
+            self._come_again()
+        else:
+            raise KeyboardInterrupt
+
+    def on_unraisable(self, unraisable: "sys.UnraisableHookArgs") -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            self._come_again()
+        else:
+            sys.__unraisablehook__(unraisable)
+
+    def _come_again(self) -> None:
+        def again() -> None:
+            self._is_again = True
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+        timer = threading.Timer(_AGAIN_SEC, again)
+        timer.daemon = True
+        timer.start()
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def run_command(main: Callable[[], int | None]) -> NoReturn:
+    """Runs the `main` of a command and ends the process with its exit code.
+
+    An interrupt ends it with 130 whatever the code below made of the KeyboardInterrupt. Programs
+    that set a SIGINT handler of their own (a training run, the web server) keep it.
+    """
+    interrupts = _Interrupts()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupts.on_signal)
+        sys.unraisablehook = interrupts.on_unraisable
+    code: object
+    try:
+        code = main()
+    except SystemExit as end:
+        code = end.code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = INTERRUPTED
+    except BaseException:
+        if not interrupts.has_come:
+            raise
+        code = INTERRUPTED
+    if code == INTERRUPTED or interrupts.has_come:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(INTERRUPTED)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # done: nothing is left to interrupt
+    sys.exit(code)

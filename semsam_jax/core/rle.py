@@ -1,0 +1,154 @@
+"""Masks as COCO run-length encoding: runs down the columns, zeros first.
+
+Compressed RLE (`counts` is text) packs the runs six bits a character. What comes from outside is
+checked here before pycocotools' C code sees it.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Bool, Int
+from pycocotools import mask as coco_mask
+
+from semsam_jax.core.errors import DataError
+
+MAX_PIXELS = 1 << 31
+
+
+def encode(mask: Bool[np.ndarray, "h w"]) -> dict:
+    """Returns COCO RLE, `{"size": [h, w], "counts": text}`."""
+    rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": [int(v) for v in rle["size"]], "counts": rle["counts"].decode("ascii")}
+
+
+def decode(rle: Mapping) -> Bool[np.ndarray, "h w"]:
+    """Mask of an RLE whose counts are text, bytes or a list of run lengths.
+
+    Raises:
+        DataError: it is no RLE, or its runs do not add up to its size.
+    """
+    height, width = _size(rle)
+    runs = runs_of(rle)
+    flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+    return np.ascontiguousarray(flat.reshape((height, width), order="F"))
+
+
+def runs_of(rle: Mapping) -> Int[np.ndarray, " m"]:
+    """Run lengths of an RLE, checked; see `decode`."""
+    height, width = _size(rle)
+    counts = rle.get("counts")
+    if isinstance(counts, str | bytes):
+        runs = _unpacked(counts)
+    elif isinstance(counts, list | tuple) and all(type(n) is int for n in counts):
+        if any(not 0 <= n <= MAX_PIXELS for n in counts):
+            raise DataError("RLE: a run length is negative or too large; wanted pixels.")
+        runs = np.array(counts, np.int64)
+    else:
+        raise DataError(f"RLE: counts are {type(counts).__name__}; wanted text or whole numbers.")
+    if len(runs) and (runs.min() < 0 or runs.max() > MAX_PIXELS):
+        raise DataError("RLE: a run length is negative or too large; the text is damaged.")
+    if int(runs.sum()) != height * width:
+        raise DataError(
+            f"RLE: runs of {int(runs.sum())} pixels for a mask of {width}x{height}; wanted "
+            f"{height * width}."
+        )
+    return runs
+
+
+def run_lengths(
+    window: Bool[np.ndarray, "h w"], top_left: tuple[int, int], image_hw: tuple[int, int]
+) -> Int[np.ndarray, " m"]:
+    """Run lengths of a mask down the columns, starting with zeros (COCO's uncompressed RLE).
+
+    Args:
+        window: the part of the mask that is not empty.
+        top_left: row and column of the window in the image.
+        image_hw: height and width of the whole mask.
+    """
+    height = image_hw[0]
+    columns = np.zeros((window.shape[1], window.shape[0] + 2), bool)
+    columns[:, 1:-1] = window.T
+    column, row = np.nonzero(columns[:, 1:] != columns[:, :-1])
+    edges = (column + top_left[1]) * height + row + top_left[0]
+    starts, ends = edges[::2], edges[1::2]
+    # A run down to the last row goes on in the first row of the next column.
+    is_cut = starts[1:] != ends[:-1]
+    bounds = np.empty(2 * (int(is_cut.sum()) + bool(len(starts))), np.int64)
+    bounds[::2] = starts[np.concatenate([np.ones(len(starts[:1]), bool), is_cut])]
+    bounds[1::2] = ends[np.concatenate([is_cut, np.ones(len(ends[:1]), bool)])]
+    runs = np.diff(np.concatenate([[0], bounds, [height * image_hw[1]]]))
+    return runs[:-1] if runs[-1] == 0 else runs
+
+
+def compress(runs: Int[np.ndarray, " m"], image_hw: tuple[int, int]) -> dict:
+    """Run lengths as COCO RLE, the same as `encode` of the mask."""
+    rle = coco_mask.frPyObjects({"size": list(image_hw), "counts": runs.tolist()}, *image_hw)
+    return {"size": [int(v) for v in rle["size"]], "counts": rle["counts"].decode("ascii")}
+
+
+def box_xywh(mask: Bool[np.ndarray, "h w"]) -> list[float]:
+    """Tight box x, y, width, height in pixels; zeros if the mask is empty."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return [0.0, 0.0, 0.0, 0.0]
+    x, y = int(columns[0]), int(rows[0])
+    return [float(x), float(y), float(columns[-1] - x + 1), float(rows[-1] - y + 1)]
+
+
+def encode_masks(masks: Sequence[np.ndarray]) -> list[dict]:
+    """Encodes bool masks [h, w] to {"size": [h, w], "counts": bytes}, as pycocotools takes them."""
+    return [coco_mask.encode(np.asfortranarray(mask, np.uint8)) for mask in masks]
+
+
+def mask_areas(rles: Sequence[dict]) -> np.ndarray:
+    """Pixels of each mask, float64 [n]."""
+    # pycocotools holds the number of masks in a uint8 for a moment: NumPy 2 refuses 256.
+    parts = [coco_mask.area(list(rles[k : k + 255])) for k in range(0, len(rles), 255)]
+    return np.concatenate([np.zeros(0), *parts])
+
+
+def mask_boxes(rles: Sequence[dict]) -> np.ndarray:
+    """Tight box of each mask, xywh in pixels, float64 [n, 4]."""
+    return coco_mask.toBbox(list(rles)).reshape(-1, 4) if len(rles) else np.zeros((0, 4))
+
+
+def _size(rle: Mapping) -> tuple[int, int]:
+    size = rle.get("size") if isinstance(rle, Mapping) else None
+    is_pair = isinstance(size, list | tuple) and len(size) == 2
+    if not is_pair or not all(isinstance(n, int) and 0 < n <= MAX_PIXELS for n in size):
+        raise DataError(f"RLE: size is {str(size)[:60]}; wanted [height, width].")
+    if size[0] * size[1] > MAX_PIXELS:
+        raise DataError(f"RLE: size {list(size)} is larger than {MAX_PIXELS} pixels.")
+    return int(size[0]), int(size[1])
+
+
+def _unpacked(counts: str | bytes) -> Int[np.ndarray, " m"]:
+    """Runs of compressed counts.
+
+    A number is a run of characters from 48 on, five bits each, lowest first; 32 says that another
+    follows, 16 in the last one that it is negative. From the fourth on, a number is the
+    difference to the one two before.
+    """
+    try:
+        data = counts.encode("ascii") if isinstance(counts, str) else counts
+    except UnicodeEncodeError as error:
+        raise DataError("RLE: counts hold a letter that is no ascii.") from error
+    codes = np.frombuffer(data, np.uint8).astype(np.int64) - 48
+    if len(codes) and (codes.min() < 0 or codes.max() > 63):
+        raise DataError("RLE: counts hold a letter that no RLE has.")
+    if not len(codes):
+        return np.zeros(0, np.int64)
+    is_last = (codes & 32) == 0
+    if not is_last[-1]:
+        raise DataError("RLE: counts end in the middle of a number.")
+    ends = np.flatnonzero(is_last)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    if lengths.max() > 8:
+        raise DataError("RLE: counts hold a number that is too large.")
+    place = np.arange(len(codes)) - np.repeat(starts, lengths)
+    values = np.add.reduceat((codes & 31) << (5 * place), starts)
+    values -= np.where(codes[ends] & 16, np.int64(1) << (5 * lengths), 0)
+    for first in (1, 2):  # differences: sums over every second number
+        values[first::2] = np.cumsum(values[first::2])
+    return values

@@ -1,0 +1,104 @@
+"""Prompts of one image through the decoder, in chunks of few different sizes."""
+
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from semsam_jax.core.errors import CheckpointError
+from semsam_jax.core.structs import Predictions, Prompts, Pyramid
+from semsam_jax.inference.labels import LabelSet
+from semsam_jax.inference.loading import LoadedModel, low_res_logits
+from semsam_jax.inference.preprocess import Frame
+from semsam_jax.inference.requests import CheckedRequest
+
+PROMPT_CHUNK = 64
+LOGITS_CHUNK = 16
+
+
+def prompt_arrays(
+    checked: Sequence[CheckedRequest], frame: Frame
+) -> tuple[Float[np.ndarray, "p 4"], Int[np.ndarray, " p"]]:
+    """Boxes (cxcywh, fractions of the canvas) and type indices of all prompts, in order."""
+    boxes, types = [], []
+    for check in checked:
+        boxes += [frame.click_boxes(check.points), frame.box_prompts(check.boxes)]
+        types += [0] * len(check.points) + [frame.box_type()] * len(check.boxes)
+    return np.concatenate(boxes), np.array(types, np.int32)
+
+
+def decode_prompts(
+    model: LoadedModel,
+    pyramid: Pyramid,
+    boxes: Float[np.ndarray, "p 4"],
+    types: Int[np.ndarray, " p"],
+    names: LabelSet | None,
+    isolate: bool,
+) -> Predictions:
+    """Decodes any number of prompts of one image in chunks; NumPy arrays [p, k, ...].
+
+    Isolated prompts are padded to a power of two, so that few programs are compiled;
+    prompts that see each other go in one call, exactly as many as they are.
+    """
+    num = len(boxes)
+    step = min(PROMPT_CHUNK, 1 << (num - 1).bit_length()) if isolate else num
+    text = None if names is None or names.is_empty else names.table
+    parts = []
+    for start in range(0, num, step):
+        rows = np.arange(start, start + step)
+        valid = rows < num
+        rows = np.minimum(rows, num - 1)
+        prompts = Prompts(boxes=boxes[rows][None], type_index=types[rows][None], valid=valid[None])
+        found = model.decode(pyramid, prompts, text, isolate)
+        parts.append(jax.tree.map(lambda x: np.asarray(x)[0][valid], found))  # noqa: B023
+    answer = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    check_finite(answer.pred_ious)
+    return answer
+
+
+def check_finite(pred_ious: Float[np.ndarray, "*p"]) -> None:
+    """Raises CheckpointError if the network's answer is NaN or infinite."""
+    if not np.isfinite(pred_ious).all():
+        raise CheckpointError(
+            "the network answers with NaN or infinity; its weights are damaged, or too large for "
+            "dtype bfloat16: load it with float32."
+        )
+
+
+def prompt_logits(
+    mask_features: Float[Array, "h w d"], found: Predictions, sizes: list[int]
+) -> Iterator[Float[np.ndarray, "q k h w"]]:
+    """Mask logits at stride 4 of each request's prompts, `sizes` of them.
+
+    Requests share a product, which reads the features once; padded as `decode_prompts` pads.
+    """
+    k, start = found.mask_embed.shape[1], 0
+    for group in _groups(sizes, LOGITS_CHUNK):
+        num = sum(group)
+        count = 1 << (num - 1).bit_length()
+
+        def padded(x: np.ndarray | None) -> Array | None:
+            if x is None:
+                return None
+            rows = np.zeros((count, *x.shape[1:]), x.dtype)  # noqa: B023
+            rows[:num] = x[start : start + num]  # noqa: B023
+            return jnp.asarray(rows.reshape(-1, x.shape[-1]))
+
+        embed, limits = padded(found.mask_embed), padded(found.mask_limits)
+        flat = low_res_logits(embed, mask_features, limits)
+        logits = np.asarray(flat).reshape(count, k, *flat.shape[1:])[:num]
+        yield from np.split(logits, np.cumsum(group)[:-1])
+        start += num
+
+
+def _groups(sizes: list[int], limit: int) -> list[list[int]]:
+    """Neighbours whose sum stays within the limit; a larger one stays alone."""
+    groups: list[list[int]] = []
+    for size in sizes:
+        if groups and sum(groups[-1]) + size <= limit:
+            groups[-1].append(size)
+        else:
+            groups.append([size])
+    return groups

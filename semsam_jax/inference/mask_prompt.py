@@ -1,0 +1,93 @@
+"""A mask as a prompt: the clicks and the box that describe it.
+
+The network takes clicks and boxes only. A mask that shall be refined (an earlier answer, a drawn
+one) is told by its box, the innermost points of its pieces as positive clicks, and the innermost
+points of what its box holds beside it as negative ones.
+"""
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float
+
+from semsam_jax.core.errors import PromptError
+from semsam_jax.inference.preprocess import Frame
+from semsam_jax.inference.upsample import upsample_masks
+
+MAX_POSITIVE, MAX_NEGATIVE = 3, 2
+_LEAST_DEPTH_PX = 2.0
+
+
+def read_mask(mask_input: object, frame: Frame, low_hw: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
+    """The mask at the size of the image.
+
+    Args:
+        mask_input: a mask of the image's size, bool or numbers (above 0 is inside), [h, w] or
+            [1, h, w]; or `low_res_logits` of an answer on this image, one of them.
+        frame: sizes.
+        low_hw: height and width of `low_res_logits`.
+
+    Raises:
+        PromptError: another shape or type, or an empty mask.
+    """
+    height, width = frame.image_hw
+    try:
+        array = np.asarray(mask_input)
+        is_number = array.dtype.kind in "biuf"
+    except ValueError:
+        is_number = False
+    if not is_number:
+        raise PromptError("mask_input: wanted an array of booleans or numbers.")
+    if array.ndim == 3 and len(array) == 1:
+        array = array[0]
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise PromptError("mask_input: got NaN or infinity; wanted logits or a mask.")
+    if array.shape == tuple(low_hw) and array.dtype.kind == "f":
+        mask = upsample_masks(array[None].astype(np.float32), frame, frame.image_hw)[0]
+    elif array.shape == (height, width):
+        mask = array > 0
+    else:
+        raise PromptError(
+            f"mask_input: got shape {np.shape(mask_input)}; wanted one mask of the image's size "
+            f"[{height}, {width}], or one of an answer's low_res_logits {list(low_hw)}."
+        )
+    if not mask.any():
+        raise PromptError("mask_input: the mask is empty; wanted at least one pixel inside.")
+    return mask
+
+
+def describe_mask(
+    mask: Bool[np.ndarray, "h w"],
+) -> tuple[Float[np.ndarray, "c 2"], Bool[np.ndarray, " c"], Float[np.ndarray, "4"]]:
+    """Clicks (x, y), which of them are positive, and the box of a mask, in pixels."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    y0, y1, x0, x1 = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    window = mask[y0:y1, x0:x1]
+    inside = innermost_points(window, MAX_POSITIVE, least_depth=0.0)
+    beside = innermost_points(~window, MAX_NEGATIVE, least_depth=_LEAST_DEPTH_PX)
+    corner = np.array([x0, y0]) + 0.5
+    points = np.array(inside + beside, np.float64).reshape(-1, 2) + corner
+    is_positive = np.arange(len(points)) < len(inside)
+    return points, is_positive, np.array([x0, y0, x1, y1], np.float64)
+
+
+def innermost_points(
+    mask: Bool[np.ndarray, "h w"], count: int, least_depth: float
+) -> list[tuple[int, int]]:
+    """Up to `count` pixels (x, y) farthest from the border of a mask and from each other.
+
+    The first is the innermost; after each, the disc around it that fits into the mask is taken
+    out. Points less deep than a third of the first, or than `least_depth` pixels, are left out.
+    """
+    rest = np.pad(mask, 1).astype(np.uint8)
+    points: list[tuple[int, int]] = []
+    first = 0.0
+    for _ in range(count):
+        distance = cv2.distanceTransform(rest, cv2.DIST_L2, 5)
+        y, x = np.unravel_index(int(distance.argmax()), distance.shape)
+        depth = float(distance[y, x])
+        first = max(first, depth)
+        if depth <= 0 or depth < max(least_depth, first / 3):
+            break
+        points.append((int(x) - 1, int(y) - 1))
+        cv2.circle(rest, (int(x), int(y)), max(1, int(np.ceil(depth))), 0, -1)
+    return points

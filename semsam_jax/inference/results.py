@@ -1,0 +1,322 @@
+"""What comes back: masks with scores, levels and names, and their ways into other formats."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, overload
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from PIL import Image
+
+from semsam_jax.core import rle
+from semsam_jax.core.errors import DataError, SelectionError
+from semsam_jax.inference import convert_results, files, visualize
+from semsam_jax.inference.images import ImageLike, load_image
+
+if TYPE_CHECKING:
+    import supervision
+
+
+class Name(NamedTuple):
+    """The best class name of a mask.
+
+    Attributes:
+        name: out of the names that were asked for.
+        score: 0..1.
+        is_sure: whether the score reaches the threshold of the checkpoint; if not, the mask is
+            most likely none of these.
+    """
+
+    name: str
+    score: float
+    is_sure: bool = True
+
+    def record(self) -> dict:
+        """As JSON results hold it."""
+        return self._asdict()
+
+
+class UnknownName(NamedTuple):
+    """A name that the text source of a checkpoint does not know, and known ones like it."""
+
+    name: str
+    nearest: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """The name, with the nearest known ones."""
+        near = f" (nearest: {', '.join(self.nearest)})" if self.nearest else ""
+        return f"{self.name!r}{near}"
+
+
+class _Convertible:
+    """The formats of other tools; a subclass has records and the size of its image."""
+
+    def records(self) -> "Sequence[convert_results.Record]":
+        """One mapping for each mask."""
+        raise NotImplementedError
+
+    def _image_hw(self) -> tuple[int, int]:
+        raise NotImplementedError
+
+    def to_supervision(self) -> "supervision.Detections":
+        """`supervision.Detections`; masks stay run-length encoded where supervision can."""
+        return convert_results.to_supervision(self.records())
+
+    def to_coco(self, file_name: str = "image.jpg") -> dict:
+        """COCO data set of this image: `images`, `annotations`, `categories`."""
+        return convert_results.to_coco(self.records(), file_name, *self._image_hw())
+
+    def to_labelme(self, file_name: str = "image.jpg") -> dict:
+        """LabelMe file of this image."""
+        return convert_results.to_labelme(self.records(), file_name, *self._image_hw())
+
+    def to_polygons(self) -> list[list[list[list[float]]]]:
+        """For each mask the outlines of its pieces, (x, y) pixels, large pieces first."""
+        return convert_results.to_polygons(self.records())
+
+    def to_yolo(self, class_names: Sequence[str] | None = None) -> str:
+        """Lines of a YOLO segmentation label file: class, then x y of one polygon in 0..1.
+
+        Args:
+            class_names: the classes in their order; None numbers the names as they come.
+        """
+        return convert_results.to_yolo(self.records(), *self._image_hw(), class_names=class_names)
+
+    def to_label_map(self) -> Int[np.ndarray, "h w"]:
+        """Number of the mask (from 1) at every pixel, 0 for none; small masks lie on top."""
+        return convert_results.to_label_map(self.records(), *self._image_hw())
+
+    def plot(self, image: ImageLike) -> Image.Image:
+        """All masks over the image, each in a colour of its own, with its sure names."""
+        return Image.fromarray(_overlay(self.records(), _checked_image(image, self._image_hw())))
+
+    def save(self, folder: str | Path, image: ImageLike | None = None) -> Path:
+        """Writes masks.json and label_map.png, and overlay.png if the image is given.
+
+        Returns:
+            The folder.
+
+        Raises:
+            DataError: the folder holds results already, or cannot be written.
+        """
+        root = Path(folder)
+        names = ("masks.json", "label_map.png", "overlay.png")
+        there = [name for name in names if (root / name).exists()]
+        if there:
+            raise DataError(f"{root}: already holds {', '.join(there)}; choose another folder.")
+        pixels = None if image is None else _checked_image(image, self._image_hw())
+        records = [_plain(record) for record in self.records()]
+        files.make_folder(root)
+        if pixels is not None:
+            files.write_picture(root / names[2], _overlay(records, pixels))
+        label_map = convert_results.to_label_map(records, *self._image_hw())
+        files.write_segment_map(root / names[1], label_map)
+        files.write_json(root / names[0], records)
+        return root
+
+
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
+class Segments(_Convertible):
+    """The masks of one request; unpacks as `masks, scores, low_res_logits`.
+
+    `segments[i]`, `segments[1:3]` and a boolean index give `Segments` of those masks.
+
+    Attributes:
+        masks: bool [m, h, w] at the image's size (float32 logits if those were asked for).
+        scores: predicted IoU, float32 [m].
+        low_res_logits: float32 [m, h/4, w/4] of the padded canvas.
+        levels: level of each mask.
+        tokens: token of each mask.
+        objects: best object name of each mask, None without `labels`.
+        parts: best part name of each mask, None without `labels`.
+        unknown: names among `labels` that the checkpoint does not know; they were left out.
+    """
+
+    masks: np.ndarray
+    scores: np.ndarray
+    low_res_logits: np.ndarray
+    levels: tuple[int, ...]
+    tokens: tuple[int, ...]
+    objects: tuple[Name | None, ...]
+    parts: tuple[Name | None, ...]
+    unknown: tuple[UnknownName, ...] = ()
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Yields masks, scores and low_res_logits."""
+        return iter((self.masks, self.scores, self.low_res_logits))
+
+    def __len__(self) -> int:
+        """Number of masks."""
+        return len(self.levels)
+
+    def __getitem__(self, index: int | slice | Sequence | np.ndarray) -> "Segments":
+        """The masks of these positions."""
+        rows = _rows(index, len(self))
+        return Segments(
+            masks=self.masks[rows],
+            scores=self.scores[rows],
+            low_res_logits=self.low_res_logits[rows],
+            levels=tuple(self.levels[i] for i in rows),
+            tokens=tuple(self.tokens[i] for i in rows),
+            objects=tuple(self.objects[i] for i in rows),
+            parts=tuple(self.parts[i] for i in rows),
+            unknown=self.unknown,
+        )
+
+    def __repr__(self) -> str:
+        """One line."""
+        height, width = self.masks.shape[-2:]
+        rows = zip(self.levels, self.scores, strict=True)
+        parts = "".join(f", level {level}: {score:.2f}" for level, score in rows)
+        return f"Segments({len(self)} masks of {width}x{height}{parts})"
+
+    def records(self) -> list[dict]:
+        """COCO RLE, box, area, predicted IoU, level, token and names of each mask."""
+        records = []
+        for i, mask in enumerate(self.masks):
+            mask = mask > 0
+            record = {
+                "segmentation": rle.encode(mask),
+                "bbox": rle.box_xywh(mask),
+                "area": int(mask.sum()),
+                "predicted_iou": float(self.scores[i]),
+                "score": float(self.scores[i]),
+                "level": self.levels[i],
+                "token": self.tokens[i],
+            }
+            for kind, name in (("object", self.objects[i]), ("part", self.parts[i])):
+                if name is not None:
+                    record[kind] = name.record()
+            records.append(record)
+        return records
+
+    def _image_hw(self) -> tuple[int, int]:
+        return tuple(self.masks.shape[-2:])
+
+
+class SegmentsBatch(Segments):
+    """The answers to several boxes or rows of clicks of one call.
+
+    Arrays have a new first axis, as SAM 2 returns a batch: `masks` [n, m, h, w], `scores` [n, m],
+    `low_res_logits` [n, m, h/4, w/4]; `levels`, `tokens`, `objects` and `parts` are those of all
+    masks, one answer after the other. `batch[i]` is the `Segments` of one box.
+
+    Attributes:
+        answers: a `Segments` for each box.
+    """
+
+    answers: tuple[Segments, ...]
+
+    def __init__(self, answers: Sequence[Segments]) -> None:
+        super().__init__(
+            masks=np.stack([answer.masks for answer in answers]),
+            scores=np.stack([answer.scores for answer in answers]),
+            low_res_logits=np.stack([answer.low_res_logits for answer in answers]),
+            levels=tuple(level for answer in answers for level in answer.levels),
+            tokens=tuple(token for answer in answers for token in answer.tokens),
+            objects=tuple(name for answer in answers for name in answer.objects),
+            parts=tuple(name for answer in answers for name in answer.parts),
+            unknown=answers[0].unknown,
+        )
+        object.__setattr__(self, "answers", tuple(answers))
+
+    def __len__(self) -> int:
+        """Number of answers."""
+        return len(self.answers)
+
+    def __getitem__(self, index: int | slice | Sequence | np.ndarray) -> Segments:
+        """One answer, or a batch of several."""
+        rows = _rows(index, len(self))
+        if isinstance(index, int | np.integer) and not isinstance(index, bool):
+            return self.answers[rows[0]]
+        if not rows:
+            raise SelectionError(f"index: got {str(index)[:60]}; it selects no answer.")
+        return SegmentsBatch([self.answers[i] for i in rows])
+
+    def __repr__(self) -> str:
+        """One line."""
+        height, width = self._image_hw()
+        count = len(self.levels)
+        return f"SegmentsBatch({len(self)} answers, {count} masks of {width}x{height})"
+
+    def records(self) -> list[dict]:
+        """Those of all answers; `prompt` counts the answers from 0."""
+        return [
+            record | {"prompt": number}
+            for number, answer in enumerate(self.answers)
+            for record in answer.records()
+        ]
+
+
+class Records(list[dict], _Convertible):
+    """The records of a mask generator: a list of mappings with SAM's keys.
+
+    Attributes:
+        image_hw: height and width of the image.
+    """
+
+    def __init__(self, records: Sequence[dict], image_hw: tuple[int, int]) -> None:
+        super().__init__(records)
+        self.image_hw = image_hw
+
+    @overload
+    def __getitem__(self, index: int) -> dict: ...
+    @overload
+    def __getitem__(self, index: slice | Sequence | np.ndarray) -> "Records": ...
+    def __getitem__(self, index):
+        """One record, or `Records` for a slice, positions or a boolean index."""
+        rows = _rows(index, len(self))
+        everything = list(self)
+        if isinstance(index, int | np.integer) and not isinstance(index, bool):
+            return everything[rows[0]]
+        return Records([everything[i] for i in rows], self.image_hw)
+
+    def __repr__(self) -> str:
+        """One line."""
+        height, width = self.image_hw
+        return f"Records({len(self)} masks of {width}x{height})"
+
+    def records(self) -> "Records":
+        """Itself."""
+        return self
+
+    def _image_hw(self) -> tuple[int, int]:
+        return self.image_hw
+
+
+def _rows(index: int | slice | Sequence | np.ndarray, count: int) -> list[int]:
+    try:
+        rows = np.arange(count)[index]
+    except (IndexError, TypeError, ValueError, OverflowError) as error:
+        raise SelectionError(f"index: got {str(index)[:60]}; there are {count} masks.") from error
+    return np.atleast_1d(rows).ravel().tolist()
+
+
+def _plain(record: convert_results.Record) -> dict:
+    """A record for JSON: masks as RLE."""
+    segmentation = record["segmentation"]
+    if isinstance(segmentation, np.ndarray):
+        segmentation = rle.encode(segmentation)
+    return {**record, "segmentation": segmentation}
+
+
+def _checked_image(image: ImageLike, image_hw: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
+    pixels = load_image(image)
+    if pixels.shape[:2] != tuple(image_hw):
+        raise DataError(
+            f"image: {pixels.shape[1]}x{pixels.shape[0]} pixels, the masks have "
+            f"{image_hw[1]}x{image_hw[0]}; give the image that was segmented."
+        )
+    return pixels
+
+
+def _overlay(
+    records: "Sequence[convert_results.Record]", pixels: UInt8[np.ndarray, "h w 3"]
+) -> UInt8[np.ndarray, "dh dw 3"]:
+    small = visualize.display_size(pixels)
+    masks = [visualize.shrink_mask(convert_results.record_mask(r), small) for r in records]
+    colours = visualize.distinct_colours(len(masks))
+    texts = [convert_results.record_caption(record) for record in records]
+    picture = visualize.overlay_masks(small, masks, colours)
+    return visualize.write_labels(picture, masks, texts, colours)
