@@ -174,7 +174,7 @@ def _segment_one(generator, path: Path, image_id: int, target: Path, stamp: dict
     overlay = visualize.write_labels(overlay, masks, names, colours)
     copy = target.with_name(f"{target.name.removesuffix('.json')}.jpg")
     files.write_picture(target.parent / "overlays" / copy.name, overlay)
-    files.write_bytes(copy, files.jpeg_copy(image, image))
+    files.write_bytes(copy, files.jpeg_copy(path, image))
     annotations = [{"id": i, **_by_id(record)} for i, record in enumerate(records, start=1)]
     height, width = image.shape[:2]
     content = {

@@ -36,7 +36,7 @@ def write_picture(path: Path, picture: UInt8[np.ndarray, "h w 3"]) -> None:
     _write(path, lambda partial: Image.fromarray(picture).save(partial, **options))
 
 
-def jpeg_copy(image: Path, pixels: UInt8[np.ndarray, "h w 3"]) -> bytes:
+def jpeg_copy(source: Path, pixels: UInt8[np.ndarray, "h w 3"]) -> bytes:
     """A JPEG file whose stored pixels are the displayed ones.
 
     A plain JPEG stays as it is, anything else is encoded again.
@@ -49,7 +49,7 @@ def jpeg_copy(image: Path, pixels: UInt8[np.ndarray, "h w 3"]) -> bytes:
         is_plain = image.format == "JPEG" and image.mode in ("RGB", "L")
         is_plain = is_plain and image.getexif().get(_EXIF_ORIENTATION, 1) == 1
     if is_plain:
-        return image.read_bytes()
+        return source.read_bytes()
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=95)
     return buffer.getvalue()

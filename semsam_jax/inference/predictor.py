@@ -246,9 +246,9 @@ class Predictor:
             return []
         check_flag("multimask_output", multimask_output)
         check_flag("return_logits", return_logits)
-        given = [_read_mask(request, image) for request in requests]
+        given = [_read_mask(request, encoded) for request in requests]
         checked = [
-            _check(request, image, mask) for request, mask in zip(requests, given, strict=True)
+            _check(request, encoded, mask) for request, mask in zip(requests, given, strict=True)
         ]
         levels = [parse_levels(request.level, self.model.num_levels) for request in requests]
         boxes, types = prompt_arrays(checked, encoded.frame)
