@@ -104,6 +104,9 @@ def test_calibration_writes_the_order_it_measured(checkpoint, tmp_path, capsys):
     areas = [scores[f"levels/area/{level}"] for level in range(1, 7)]
     assert areas == sorted(areas, reverse=True)
     assert f"wrote the order of levels {order}" in capsys.readouterr().out
+    suited = checkpoint_io.read_meta(copy)["mask_thresholds"]
+    assert 0 < suited["pred_iou"] <= 0.88
+    assert 0 < suited["stability"] <= 0.92
     assert -1 <= scores["levels/kendall_tau"] <= 1
     assert (folder / "levels.png").exists()
     assert "| level 1, mean mask area" in (folder / "results.md").read_text()

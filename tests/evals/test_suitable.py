@@ -1,0 +1,16 @@
+import pytest
+
+from semsam_jax.evals.suitable import best_threshold
+
+
+@pytest.mark.parametrize(
+    ("rows", "wanted"),
+    [
+        ([(0.9, True), (0.8, True), (0.3, False), (0.2, False)], 0.8),
+        ([(0.9, True), (0.5, False), (0.4, True), (0.3, True)], 0.3),  # F1 0.75, 0.4 at 0.9
+        ([(0.9, False), (0.8, False)], 1.0),  # never right: never sure
+        ([(0.5, True)], 0.5),
+    ],
+)
+def test_the_threshold_of_names_has_the_best_f1(rows, wanted):
+    assert best_threshold(rows) == wanted
