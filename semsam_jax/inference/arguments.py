@@ -13,8 +13,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint",
         metavar="DIR",
-        help="folder of a model or training run, a .pth file of the original, swin_t or swin_l (its "
-        "releases, downloaded once), hf://OWNER/NAME, or last: the training run that finished "
+        help="folder of a model or training run, a .pth file of the original, swin_t or swin_l "
+        "(its releases, downloaded once), hf://OWNER/NAME, or last: the training run that finished "
         "last (default: lite, which comes with this package)",
     )
     parser.add_argument(
