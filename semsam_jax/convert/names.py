@@ -19,8 +19,9 @@ def unwrap(state: Mapping[str, T], where: str = "checkpoint", prefix: str = "") 
     """Removes the wrapper `model` and what stands in front of the reference's own names.
 
     `module.` and `_orig_mod.` go wherever they are. Where any key starts with `model.`, keys
-    without it are left out, as the reference's own loader does (docs/reference.md, section 16). Any other prefix
-    (`ema_model.`, `student.`) goes if it is the only one in front of a whole model.
+    without it are left out, as the reference's own loader does (docs/reference.md, section 16).
+    Any other prefix (`ema_model.`, `student.`) goes if it is the only one in front of a whole
+    model.
     `model.criterion...` stays and is ignored by rule.
 
     Args:

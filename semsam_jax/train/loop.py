@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from data_pipelines.vocabulary import Vocabulary
 from semsam_jax import config as config_lib
 from semsam_jax.config import RunConfig
+from semsam_jax.convert import zoo
 from semsam_jax.core import checkpoint_io
 from semsam_jax.core.model_files import save_model
 from semsam_jax.criterion.total import CriterionConfig, LossWeights
@@ -66,7 +67,9 @@ def train(
 
 def _train(run: RunConfig, workdir: Path, profile: tuple[int, int] | None) -> dict:
     if config_lib.needs_checkpoint(run):
-        run = config_lib.inherit_from_checkpoint(run, checkpoint_io.read_meta(run.model.warm_start))
+        run = config_lib.inherit_from_checkpoint(
+            run, checkpoint_io.read_meta(zoo.resolve(run.model.warm_start))
+        )
     if not checkpoint_io.complete_steps(workdir):
         check_start(run)
     clock, guard = hooks.Clock(), hooks.PreemptionGuard()
