@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from semsam_jax.inference.mask_generator import MaskGenerator
     from semsam_jax.inference.predictor import Predictor
     from semsam_jax.inference.requests import Request
-    from semsam_jax.inference.results import Name, Records, Segments, SegmentsBatch
+    from semsam_jax.inference.results import Records, ScoredName, Segments, SegmentsBatch
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
     "LoadedModel": "semsam_jax.inference.loading",
     "MaskGenerator": "semsam_jax.inference.mask_generator",
-    "Name": "semsam_jax.inference.results",
+    "ScoredName": "semsam_jax.inference.results",
     "Predictor": "semsam_jax.inference.predictor",
     "Request": "semsam_jax.inference.requests",
     "Records": "semsam_jax.inference.results",
@@ -33,10 +33,10 @@ _PUBLIC = {
 __all__ = [
     "LoadedModel",
     "MaskGenerator",
-    "Name",
     "Predictor",
     "Records",
     "Request",
+    "ScoredName",
     "Segments",
     "SegmentsBatch",
     "SemSamError",

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from semsam_jax.core.errors import CheckpointError, PromptError
 from semsam_jax.core.structs import Predictions, TextTable
 from semsam_jax.inference.loading import LoadedModel
-from semsam_jax.inference.results import Name, UnknownName
+from semsam_jax.inference.results import ScoredName, UnknownName
 from semsam_jax.text.tables import TextEmbeddings
 from semsam_jax.text.templates import embed_names
 from semsam_jax.text.tokenizer import Tokenizer
@@ -75,11 +75,11 @@ class LabelSet:
         """Whether no name is left, so that masks stay without names."""
         return not self.objects and not self.parts
 
-    def best_object(self, logits: Float[np.ndarray, " v"]) -> Name | None:
+    def best_object(self, logits: Float[np.ndarray, " v"]) -> ScoredName | None:
         """Best object name for one token, None if there are no object names."""
         return _best(self.objects, logits, self.object_thresh)
 
-    def best_part(self, logits: Float[np.ndarray, " v"]) -> Name | None:
+    def best_part(self, logits: Float[np.ndarray, " v"]) -> ScoredName | None:
         """Best part name for one token, None if there are no part names."""
         return _best(self.parts, logits, self.part_thresh)
 
@@ -220,13 +220,13 @@ def unknown_message(names: Sequence[str], nearest: Mapping[str, tuple], total: i
     )
 
 
-def _best(names: tuple[str, ...], logits: np.ndarray, threshold: float) -> Name | None:
+def _best(names: tuple[str, ...], logits: np.ndarray, threshold: float) -> ScoredName | None:
     if not names:
         return None
     logits = np.asarray(logits, np.float64)[: len(names)]
     best = int(logits.argmax())
     score = float(1 / (1 + np.exp(-logits[best])))
-    return Name(names[best], score, score >= threshold)
+    return ScoredName(names[best], score, score >= threshold)
 
 
 def _pad(rows: Float[np.ndarray, "v d"]) -> Float[np.ndarray, "u d"]:

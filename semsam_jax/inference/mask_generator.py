@@ -36,7 +36,7 @@ from semsam_jax.inference.mask_selection import (
 )
 from semsam_jax.inference.preprocess import Frame, Size, check_size, fit_image
 from semsam_jax.inference.requests import check_flag, check_number, check_whole
-from semsam_jax.inference.results import Name, Records
+from semsam_jax.inference.results import Records, ScoredName
 from semsam_jax.inference.upsample import chunk_size, upsample_masks
 from semsam_jax.ops.nms import nms
 
@@ -61,8 +61,8 @@ class _Found:
     point: tuple[float, float]
     token: int
     crop: tuple[int, int, int, int]  # x0, y0, x1, y1
-    object: Name | None
-    part: Name | None
+    object: ScoredName | None
+    part: ScoredName | None
 
 
 class MaskGenerator:
@@ -300,7 +300,7 @@ class MaskGenerator:
 
     def _decode_grid(
         self, pyramid, frame: Frame, points: Float[np.ndarray, "n 2"]
-    ) -> tuple[KeptMasks, np.ndarray, list[tuple[Name | None, Name | None]]]:
+    ) -> tuple[KeptMasks, np.ndarray, list[tuple[ScoredName | None, ScoredName | None]]]:
         """Decodes all clicks and filters by IoU and stability; rows count [click, level]."""
         boxes = frame.click_boxes(points)
         parts: list[KeptMasks] = []
@@ -402,7 +402,7 @@ def _different(found: list[_Found]) -> list[_Found]:
 
 def _names(
     names: LabelSet | None, answer, rows: Int[np.ndarray, " n"], tokens: Int[np.ndarray, " k"]
-) -> list[tuple[Name | None, Name | None]]:
+) -> list[tuple[ScoredName | None, ScoredName | None]]:
     if names is None or names.is_empty:
         return [(None, None)] * len(rows)
     where = (0, rows // len(tokens), tokens[rows % len(tokens)])

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import supervision
 
 
-class Name(NamedTuple):
+class ScoredName(NamedTuple):
     """The best class name of a mask.
 
     Attributes:
@@ -138,8 +138,8 @@ class Segments(_Convertible):
     low_res_logits: np.ndarray
     levels: tuple[int, ...]
     tokens: tuple[int, ...]
-    objects: tuple[Name | None, ...]
-    parts: tuple[Name | None, ...]
+    objects: tuple[ScoredName | None, ...]
+    parts: tuple[ScoredName | None, ...]
     unknown: tuple[UnknownName, ...] = ()
 
     def __iter__(self) -> Iterator[np.ndarray]:

@@ -17,7 +17,7 @@ from semsam_jax.core import rle
 from semsam_jax.core.errors import DataError
 from semsam_jax.inference import convert_results as convert
 from semsam_jax.inference import outlines
-from semsam_jax.inference.results import Name, Records, Segments
+from semsam_jax.inference.results import Records, ScoredName, Segments
 
 HEIGHT, WIDTH = 40, 60
 
@@ -200,7 +200,7 @@ def test_pieces_are_joined_to_one_polygon(masks):
 
 
 def segments_of(masks):
-    names = [Name("dog", 0.9), Name("cat", 0.1, False), None]
+    names = [ScoredName("dog", 0.9), ScoredName("cat", 0.1, False), None]
     return Segments(
         masks=np.stack(masks),
         scores=np.array([0.9, 0.8, 0.7], np.float32),
@@ -208,7 +208,7 @@ def segments_of(masks):
         levels=(1, 2, 3),
         tokens=(3, 2, 0),
         objects=tuple(names),
-        parts=(None, Name("head", 0.5), None),
+        parts=(None, ScoredName("head", 0.5), None),
     )
 
 

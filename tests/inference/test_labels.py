@@ -8,7 +8,7 @@ from semsam_jax.inference.convert_results import record_name
 from semsam_jax.inference.labels import VOCABULARIES, built_in_vocabulary, label_set, parse_labels
 from semsam_jax.inference.mask_generator import MaskGenerator
 from semsam_jax.inference.predictor import Predictor
-from semsam_jax.inference.results import Name
+from semsam_jax.inference.results import ScoredName
 
 
 def with_encoder(model):
@@ -174,7 +174,7 @@ def test_a_weak_name_says_so(tiny_model, image_a):
     record = {"object": answer.objects[0].record(), "part": answer.parts[0].record()}
     sure = answer.objects[0]
     assert record_name(record) == (sure.name if sure.is_sure else None)
-    assert record_name({"object": Name("dog", 0.9).record(), "part": record["part"]}) == "dog"
+    assert record_name({"object": ScoredName("dog", 0.9).record(), "part": record["part"]}) == "dog"
 
 
 def test_a_table_of_another_size_is_an_error(tiny_model):
