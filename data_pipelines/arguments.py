@@ -37,7 +37,7 @@ def options(text: str) -> dict[str, Any]:
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not JSON ({error})") from error
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f'{text!r} is no JSON object such as {{"parts": true}}')
+        raise argparse.ArgumentTypeError(f'{text!r} is not a JSON object such as {{"parts": true}}')
     return value
 
 

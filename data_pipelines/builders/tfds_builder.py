@@ -167,7 +167,7 @@ class RecordsBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
                 f"{key} is {_short(other.get(key))} there, {_short(own[key])} here" for key in wrong
             )
             raise DataError(
-                f"{folder}: holds another build: {listed}. Go on with the settings from there, "
+                f"{folder}: holds another build: {listed}. Continue with those settings, "
                 "give another --out, or delete the folder"
             )
 

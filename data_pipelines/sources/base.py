@@ -337,7 +337,7 @@ class ExampleBuilder:
         try:
             if self._path.exists() and not self._path.is_file():
                 # A folder, where the record has no file_name, or a device, which never ends.
-                raise self.broken("cannot read the image: this is no file")
+                raise self.broken("cannot read the image: this is not a file")
             return self._path.read_bytes()
         except OSError as error:
             raise self.broken(f"cannot read the image: {error.strerror or error}") from error

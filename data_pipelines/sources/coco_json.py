@@ -278,7 +278,7 @@ def add_annotations(
     """
     height, width = int(table.heights[position]), int(table.widths[position])
     if height < 0 or width < 0:
-        raise builder.broken(f"{table.path} states a height or width that is no size in pixels")
+        raise builder.broken(f"{table.path} states a height or width that is not a size in pixels")
     if height and width:
         builder.expect_size(height, width)
     rows = range(int(table.starts[position]), int(table.starts[position + 1]))

@@ -53,7 +53,7 @@ def read_elements(
     twice = [key for key in wanted if found.count(key) > 1]
     if twice:
         raise DataError(
-            f"{dataset}: {path} has {twice} twice; wanted each key once, since nobody can know "
+            f"{dataset}: {path} has {twice} twice; wanted each key once, since it is unclear "
             "which is meant"
         )
     lacking = [key for key in wanted if key not in found]

@@ -91,7 +91,9 @@ class PanopticFile:
         image, record = self._row(position)
         height, width = image_side(image["height"]), image_side(image["width"])
         if min(height, width) < 0:
-            raise builder.broken(f"{self.path} states a height or width that is no size in pixels")
+            raise builder.broken(
+                f"{self.path} states a height or width that is not a size in pixels"
+            )
         if height and width:
             builder.expect_size(height, width)
         segments = [self._segment(builder, segment) for segment in record["segments_info"]]
@@ -147,7 +149,7 @@ def _text(content: dict) -> str:
 
 
 def _slim(record: Mapping) -> dict:
-    """Keeps what is read; `segments_info` that is no list of objects is told when read."""
+    """Keeps what is read; `segments_info` that is not a list of objects is told when read."""
     segments = record.get("segments_info")
     keys = ("id", "category_id", "iscrowd")
     if isinstance(segments, list) and all(isinstance(segment, dict) for segment in segments):

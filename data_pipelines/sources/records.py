@@ -124,7 +124,7 @@ class Records(Source):
         if not file.exists():
             raise DataError(
                 f"{dataset}: the build in {self._folder} is not finished; run the same "
-                "data_pipelines.build command again, it goes on where it stopped"
+                "data_pipelines.build command again, it resumes where it stopped"
             )
         manifest = json.loads(file.read_text())
         if manifest["format"] == OLD_FORMAT and dataset in _BY_IMAGE:

@@ -156,7 +156,7 @@ class YoloFolder(_ShapeFolder):
             raise builder.broken(f"{what}: class {short(words[0])} is none of data.yaml's")
         if None in numbers:
             at = numbers.index(None) + 1
-            raise builder.broken(f"{what}: {short(words[at])} is no finite number")
+            raise builder.broken(f"{what}: {short(words[at])} is not a finite number")
         name = self._names[category]
         what = f"{what} ({name})"
         if len(numbers) == 4:  # a box: centre and size
@@ -253,7 +253,7 @@ class LabelMeFolder(_ShapeFolder):
         builder = ExampleBuilder(self, position, image)
         height, width = (image_side(content.get(key)) for key in ("imageHeight", "imageWidth"))
         if height < 0 or width < 0:
-            raise builder.broken(f"{file.name}: imageHeight or imageWidth is no size in pixels")
+            raise builder.broken(f"{file.name}: imageHeight or imageWidth is not a size in pixels")
         if height and width:
             builder.expect_size(height, width)
         wholes: dict[tuple[int | None, str], int] = {}
@@ -275,7 +275,7 @@ class LabelMeFolder(_ShapeFolder):
         kind, points = shape.get("shape_type") or "polygon", shape.get("points")
         numbers = [finite(v) for point in points for v in point]
         if None in numbers:
-            raise builder.broken(f"{what}: a coordinate of {short(points)} is no finite number")
+            raise builder.broken(f"{what}: a coordinate of {short(points)} is not a finite number")
         if kind == "mask":
             fields = {**self._labels(name), "parent": parent, "name": what}
             return builder.add_mask(_pasted(builder, shape, numbers, what), **fields)
@@ -320,7 +320,7 @@ def own_names(layout: Layout) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(object names, part names) of a YOLO or LabelMe folder, for `build_vocabulary(extra=)`.
 
     Raises:
-        DataError: it names no classes.
+        DataError: it has no classes.
     """
     names = list(yolo_names(layout).values()) if layout.kind == YOLO else labelme_names(layout)
     if not names:

@@ -147,7 +147,7 @@ def measure(state: Mapping[str, np.ndarray], where: str = "checkpoint") -> dict[
         }
     except (KeyError, IndexError) as error:
         raise ConversionError(
-            f"{where}: this is no Semantic-SAM model with a Swin backbone ({error} not found "
+            f"{where}: not a Semantic-SAM model with a Swin backbone ({error} not found "
             f"among {len(state)} tensors, first: {', '.join(list(state)[:3])}). ImageNet "
             f"backbones and text towers are given with --backbone and --text."
         ) from error

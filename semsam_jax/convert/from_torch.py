@@ -212,7 +212,7 @@ def load_backbone(path: str | os.PathLike, config: ModelConfig, own: Mapping) ->
     state = layouts.swin_names(layouts.read_weights(path))
     swin = config.backbone
     if not isinstance(swin, SwinConfig):
-        raise ConversionError(f"{where}: the model's backbone is no Swin; choose a Swin preset.")
+        raise ConversionError(f"{where}: the model's backbone is not a Swin; choose a Swin preset.")
     has_norms = "norm0.weight" in state
     report = ConversionReport()
     params = _copied(own)

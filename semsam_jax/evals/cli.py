@@ -23,7 +23,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         description="Writes SUITE.md, SUITE.json, a row per mask (one_click.csv), plots, a "
         "gallery of the best, median and worst clicks, and results.md with the rows of all "
         "suites. Without --data.root the embedded sample is scored: it shows that everything "
-        "works, its figures are no benchmark. An interrupted evaluation goes on where it "
+        "works, its figures are not a benchmark. An interrupted evaluation resumes where it "
         "stopped.",
     )
     parser.add_argument(

@@ -151,7 +151,7 @@ class EvalDataset:
         parts = np.arange(len(vocabulary))[vocabulary.part_slice(self.name)]
         if not len(objects):
             raise DataError(
-                f"{self.name}: the dataset names no classes; use a prompt suite such as one_click."
+                f"{self.name}: the dataset has no classes; use a prompt suite such as one_click."
             )
         pairs = set()
         if len(parts):

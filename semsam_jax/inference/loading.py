@@ -163,7 +163,7 @@ def load_model(
         params, meta = found.params, found.meta
     elif model_config is not None:
         raise CheckpointError(
-            f"model_config: {path} is no file; a checkpoint folder knows its own sizes."
+            f"model_config: {path} is not a file; a checkpoint folder knows its own sizes."
         )
     else:
         params, meta = checkpoint_io.read_model(path)

@@ -94,7 +94,7 @@ class SemanticSAM(nn.Module):
                 batch that lies in another order on other devices drops the same paths.
 
         Raises:
-            ShapeError: the canvas is no multiple of 32.
+            ShapeError: the canvas is not a multiple of 32.
         """
         h, w = image.shape[1:3]
         if h % _CANVAS_MULTIPLE or w % _CANVAS_MULTIPLE:

@@ -14,11 +14,11 @@ def pack_masks(masks: Bool[Array, "*n h w"]) -> UInt8[Array, "*n h w8"]:
     """Packs masks along x.
 
     Raises:
-        ShapeError: when the width is no multiple of 8.
+        ShapeError: when the width is not a multiple of 8.
     """
     if masks.shape[-1] % 8:
         raise ShapeError(
-            f"pack_masks: the width {masks.shape[-1]} is no multiple of 8; "
+            f"pack_masks: the width {masks.shape[-1]} is not a multiple of 8; "
             "pad the canvas to a multiple of 32 first."
         )
     return jnp.packbits(masks, axis=-1, bitorder="big")

@@ -210,7 +210,7 @@ def test_unknown_sizes_ask_for_a_model_config(tiny_state):
     state = {**tiny_state, "backbone.patch_embed.proj.weight": np.zeros((32, 3, 4, 4))}
     with pytest.raises(ConversionError, match=r"embed_dim 32.*--model-config"):
         detect_config(state)
-    with pytest.raises(ConversionError, match=r"no Semantic-SAM model.*--backbone"):
+    with pytest.raises(ConversionError, match=r"not a Semantic-SAM model.*--backbone"):
         detect_config({"conv1.weight": np.zeros(3)})
 
 

@@ -108,7 +108,7 @@ def test_wrong_backbones_are_described(tmp_path, state, params):
     assert "unexpected   layers.0.blocks.0.attn.logit_scale" in str(caught.value)
     with pytest.raises(ConversionError, match="misshaped"):
         load_backbone(DATA / "tiny_ref.pth", PRESETS["swin_t"], params["backbone"])
-    with pytest.raises(ConversionError, match="no Swin"):
+    with pytest.raises(ConversionError, match="not a Swin"):
         load_backbone(DATA / "tiny_ref.pth", PRESETS["lite"], {})
 
 

@@ -11,7 +11,7 @@ COCO = ["--dataset", "coco", "--root", str(sample.roots()["coco"])]
     ("arguments", "message"),
     [
         (["--options", "{bad"], "is not JSON"),
-        (["--options", "[1]"], "no JSON object"),
+        (["--options", "[1]"], "not a JSON object"),
         (["--limit", "0"], "0; wanted 1 or more"),
         (["--count", "-1"], "-1; wanted 1 or more"),
         (["--limit", "two"], "invalid number value: 'two'"),
@@ -31,7 +31,7 @@ def test_check_refuses(arguments, message, capsys):
         (["--shard-records", "0"], "0; wanted 1 or more"),
         (["--threads", "0"], "0; wanted 1 or more"),
         (["--max-broken", "7"], "wanted a share from 0 to 1"),
-        (["--options", "3"], "no JSON object"),
+        (["--options", "3"], "not a JSON object"),
     ],
 )
 def test_build_refuses(arguments, message, tmp_path, capsys):

@@ -192,8 +192,8 @@ def yolo_text(root, text):
     [
         ("7 0 0 1 0 1 1", "line 1 of p1.txt: class '7' is none of data.yaml's"),
         ("dog 0 0 1 0 1 1", "class 'dog' is none"),
-        ("0 0 0 1 nan 1 1", "'nan' is no finite number"),
-        ("0 0 0 1e999 0 1 1", "'1e999' is no finite number"),
+        ("0 0 0 1 nan 1 1", "'nan' is not a finite number"),
+        ("0 0 0 1e999 0 1 1", "'1e999' is not a finite number"),
         ("0 0 0 1 0 1", "5 numbers behind the class"),
         ("0 0.1", "1 numbers behind the class"),
     ],
@@ -268,7 +268,7 @@ def test_shapes_of_labelme(tmp_path):
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ({"points": [[1, 2], [3, None], [4, 5]]}, "is no finite number"),
+        ({"points": [[1, 2], [3, None], [4, 5]]}, "is not a finite number"),
         ({"points": [[0, 0], [4, 5]], "shape_type": "mask", "mask": "%%"}, "no PNG in base64"),
         (
             {"points": [[95, 0]], "shape_type": "mask", "mask": png(np.ones((2, 2), np.uint8))},

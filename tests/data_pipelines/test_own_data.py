@@ -299,7 +299,7 @@ def test_file_names_that_are_none_break_their_image_only(name, tmp_path):
 def test_a_size_that_is_none_breaks_its_image_only(size, tmp_path):
     write(tmp_path, lambda content: content["images"][0].update(height=size))
     (broken,) = check.check(read(tmp_path)).broken
-    assert "no size in pixels" in broken
+    assert "not a size in pixels" in broken
 
 
 def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):

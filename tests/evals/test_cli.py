@@ -193,12 +193,12 @@ def test_tight_canvas_is_a_multiple_of_32():
 
 def test_own_folder_reads_its_names(tmp_path):
     (tmp_path / "mine").mkdir()
-    with pytest.raises(DataError, match="no annotation file"):
+    with pytest.raises(DataError, match="no annotations of split"):
         open_dataset("mine", str(tmp_path), "val", EvalFrame(64), None)
 
 
 def test_sa1b_has_no_classes():
-    with pytest.raises(DataError, match="names no classes"):
+    with pytest.raises(DataError, match="has no classes"):
         open_dataset("sa1b", None, "val", EvalFrame(64), 1).class_list()
 
 

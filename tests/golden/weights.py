@@ -29,7 +29,7 @@ def normal(numbers: np.ndarray, count: int) -> np.ndarray:
     """What `torch.randn(count)` makes of uniform numbers, in float64; `count` is at least 16.
 
     Args:
-        numbers: float32, `count` of them, and 16 more if `count` is no multiple of 16.
+        numbers: float32, `count` of them, and 16 more if `count` is not a multiple of 16.
         count: how many are wanted.
     """
     whole = count // (2 * _LANES) * 2 * _LANES
