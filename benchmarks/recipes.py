@@ -1,10 +1,13 @@
-"""Arithmetic of one step of every recipe, counted, and the hours that it would take.
+"""What one step of every recipe computes, and the least time that it can take.
 
     python -m benchmarks.recipes            # the table of docs/recipes.md
 
-Counts the matrix products and convolutions of the traced step; nothing is compiled or run. The
-hours are an estimate: counted arithmetic, recomputation included, at an assumed share of the
-chip's peak. Nobody has measured a step of these recipes on the chips named here.
+Counted on the traced step; nothing is compiled or run, and nobody has measured a step of these
+recipes. The times are lower bounds: products at the chip's peak rate (float32 counts as bfloat16 by
+default and six times as much where all digits are asked for, as TPUs do), the kernels of deformable
+attention by the compiler's schedule with samples spread as assumed, and five cycles a gathered or
+scattered row. Copies, norms, windows, collectives and the host come on top:
+`--compile_only` estimates some of that, and takes half an hour a row.
 """
 
 import argparse
@@ -17,7 +20,7 @@ from semsam_jax.core.backend import compiling_for
 from semsam_jax.parallel.arithmetic import Arithmetic
 from semsam_jax.parallel.hardware import CHIPS
 from semsam_jax.parallel.mesh import build_mesh
-from semsam_jax.train import aot, loop
+from semsam_jax.train import aot, cost_report, loop
 from semsam_jax.train import input as input_lib
 from semsam_jax.train.abstract import abstract_inputs
 from semsam_jax.train.optimizer import build_optimizer
@@ -30,43 +33,77 @@ RECIPES = (
     ("joint.py", joint, "swin_t"),
     ("joint.py", joint, "swin_l"),
 )
-MACHINES = (("v5e-16", "TPU v5 lite", 16), ("v4-32", "TPU v4", 16))
-SHARE = 0.2
+MACHINE, KIND, NUM_CHIPS = "v5e-16", "TPU v5 lite", 16
+PASSES = {"high": 3, "bf16_bf16_f32_x3": 3, "highest": 6, "bf16_bf16_f32_x6": 6}
+"""How often a TPU multiplies for a float32 product of which more is asked than the default."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--share", type=float, default=SHARE, help="assumed share of the peak")
-    args = parser.parse_args()
-    names = " | ".join(f"hours on {name}" for name, _, _ in MACHINES)
-    print(f"| recipe | rows a step | steps | TFLOP a step | recomputed | {names} |")
-    print("| --- " * (5 + len(MACHINES)) + "|")
+    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", NUM_CHIPS)  # stand for the chips: nothing runs
+    columns = (
+        "recipe",
+        "rows a step",
+        "steps",
+        "TFLOP bfloat16 / float32 once / float32 in 3 or 6 passes",
+        "recomputed",
+        "M rows gathered / scattered",
+        f"products, ms on {MACHINE}",
+        "kernels, ms",
+        "rows, ms",
+        "at least s a step",
+        "at least hours",
+    )
+    print("| " + " | ".join(columns) + " |")
+    print("| --- " * len(columns) + "|")
     for file, module, preset in RECIPES:
         run = config_lib.build(module.get_config(preset))
-        flops = count(run)
-        hours = [
-            run.steps * flops.total / (args.share * CHIPS[kind].flops * chips) / 3600
-            for _, kind, chips in MACHINES
-        ]
-        rows = run.data.interactive_batch + run.data.generic_batch
-        print(
-            f"| `{file}:{preset}` | {rows} | {run.steps:,} | {flops.useful / 1e12:.0f} | "
-            f"+{100 * flops.repeated / flops.useful:.0f} % | "
-            + " | ".join(f"{value:.0f}" for value in hours)
-            + " |",
-            flush=True,
-        )
+        print(row(f"`{file}:{preset}`", run), flush=True)
+
+
+def row(name: str, run: config_lib.RunConfig) -> str:
+    """One line of the table."""
+    work = count(run)
+    chip, rate = cost_report.CHIPS[KIND], CHIPS[KIND].flops * NUM_CHIPS
+    flops = {"bfloat16": 0.0, "float32 once": 0.0, "float32 in passes": 0.0}
+    products = 0.0
+    for kind, n in work.products.items():
+        dtype, _, asked = kind.partition(" ")
+        passes = 1 if dtype == "bfloat16" else PASSES.get(asked, 1)
+        flops[dtype if dtype == "bfloat16" else _class_of(passes)] += n / 1e12
+        products += passes * n / rate
+    sides = [-(-run.data.image_size // stride) for stride in (8, 16, 32, 64)]
+    shapes = tuple((side, side) for side in sides)
+    kernels = sum(
+        cost_report.kernel_cycles(kernel, cost_report.ASSUMED, chip, shapes)
+        for kernel in work.kernels
+    )
+    kernels /= chip.hertz  # Each chip runs them on its own rows; all else counts for all chips.
+    moved = cost_report.ROW_CYCLES * (work.gathered + work.scattered) / NUM_CHIPS / chip.hertz
+    total = products + kernels + moved
+    return (
+        f"| {name} | {run.data.interactive_batch + run.data.generic_batch} | {run.steps:,} | "
+        + " / ".join(f"{n:.1f}" for n in flops.values())
+        + f" | +{100 * work.repeated / work.useful:.0f} % | "
+        f"{work.gathered / 1e6:.0f} / {work.scattered / 1e6:.0f} | {1e3 * products:.0f} | "
+        f"{1e3 * kernels:.0f} | {1e3 * moved:.0f} | {total:.2f} | {run.steps * total / 3600:.0f} |"
+    )
+
+
+def _class_of(passes: int) -> str:
+    return "float32 once" if passes == 1 else "float32 in passes"
 
 
 def count(run: config_lib.RunConfig) -> Arithmetic:
-    """Arithmetic of one step of a run."""
-    mesh = build_mesh(1, jax.devices()[:1])
+    """Work of one step of a run."""
+    mesh = build_mesh()
     names = input_lib.open_vocabulary(run, input_lib.used_datasets(run))
     model = loop.build_model(run)
     tx = build_optimizer(run.optimizer, run.steps, loop.frozen_groups(model.config, run))
     step = loop.build_step(run, model, tx, mesh, names.num_objects)
     inputs = abstract_inputs(run, model, tx, mesh, names.num_objects, len(names))
-    with compiling_for("tpu"):
+    with compiling_for("tpu", KIND):
         return aot.count(aot.trace(step, inputs.state, inputs.batch, inputs.text))
 
 

@@ -9,10 +9,25 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 
 @dataclasses.dataclass(frozen=True)
+class Kernel:
+    """A Pallas kernel in a program.
+
+    Attributes:
+        name: holds the name that it was given, such as "deform_attention_forward".
+        operands: shapes of what it takes.
+        times: how often it runs.
+    """
+
+    name: str
+    operands: tuple[tuple[int, ...], ...]
+    times: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Arithmetic:
     """Work of a program; the body of a loop counts as often as it runs.
 
-    A Pallas kernel counts as nothing: how much it does depends on numbers.
+    What a Pallas kernel does depends on numbers: it is listed apart.
 
     Attributes:
         products: multiplications and additions of matrix products and convolutions, by dtype and
@@ -20,12 +35,14 @@ class Arithmetic:
         repeated: those that only repeat the forward pass inside the backward pass.
         gathered: rows that are read at places given by numbers.
         scattered: rows that are written or added at such places.
+        kernels: Pallas kernels, those with equal names and shapes together.
     """
 
     products: dict[str, float]
     repeated: float = 0.0
     gathered: float = 0.0
     scattered: float = 0.0
+    kernels: tuple[Kernel, ...] = ()
 
     @property
     def total(self) -> float:
@@ -52,6 +69,7 @@ def add(parts: Iterable[tuple[Arithmetic, int]]) -> Arithmetic:
     total: Counter = Counter()
     for part, times in parts:
         total.update({("product", name): n * times for name, n in part.products.items()})
+        total.update({("kernel", k.name, k.operands): k.times * times for k in part.kernels})
         for name in ("repeated", "gathered", "scattered"):
             total[name] += getattr(part, name) * times
     return _as_arithmetic(total)
@@ -60,11 +78,12 @@ def add(parts: Iterable[tuple[Arithmetic, int]]) -> Arithmetic:
 def _as_arithmetic(counts: Counter) -> Arithmetic:
     products = {name[1]: float(n) for name, n in counts.items() if name[0] == "product"}
     rest = (float(counts[name]) for name in ("repeated", "gathered", "scattered"))
-    return Arithmetic(products, *rest)
+    kernels = (Kernel(*key[1:], times=n) for key, n in counts.items() if key[0] == "kernel")
+    return Arithmetic(products, *rest, kernels=tuple(kernels))
 
 
 def _count(jaxpr: Jaxpr) -> Counter:
-    """Keys are the fields of `Arithmetic`, and ("product", its kind)."""
+    """Keys are fields of `Arithmetic`, ("product", kind) and ("kernel", name, operands)."""
     counts: Counter = Counter()
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
@@ -77,7 +96,10 @@ def _count(jaxpr: Jaxpr) -> Counter:
         elif name.startswith("scatter"):
             indices = equation.invars[1].aval
             counts["scattered"] += indices.size / max(indices.shape[-1], 1)
-        elif name != "pallas_call":
+        elif name == "pallas_call":
+            operands = tuple(tuple(operand.aval.shape) for operand in equation.invars)
+            counts["kernel", params["name"], operands] += 1
+        else:
             inner = sum((_count(one) for one in _inner(params)), Counter())
             times = params["length"] if name == "scan" else 1
             counts.update({key: n * times for key, n in inner.items()})

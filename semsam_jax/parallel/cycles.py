@@ -8,6 +8,8 @@ import dataclasses
 import re
 from collections import Counter
 
+from semsam_jax.parallel.arithmetic import Kernel
+
 _COMPUTATION = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+)[ (].*\{\s*$")
 _RESULT = re.compile(r"\s+(?:ROOT )?%?(?P<name>[\w.\-]+) = ")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
@@ -33,36 +35,17 @@ OTHER = "other"
 
 
 @dataclasses.dataclass(frozen=True)
-class Kernel:
-    """A Pallas kernel in a program.
-
-    Attributes:
-        name: of its instruction; holds the name that the kernel was given.
-        part: key of `PARTS`.
-        times: how often it runs.
-        operands: shapes of what it takes.
-        dtype: of the last operand.
-    """
-
-    name: str
-    part: str
-    times: int
-    operands: tuple[tuple[int, ...], ...]
-    dtype: str
-
-
-@dataclasses.dataclass(frozen=True)
 class Cycles:
     """What the compiler says of a program on one chip.
 
     Attributes:
         parts: estimated cycles, by part.
-        kernels: those it says nothing of.
+        kernels: those it says nothing of, each with its part.
         unknown_loops: loops of which it does not know how often they run; counted once.
     """
 
     parts: dict[str, float]
-    kernels: tuple[Kernel, ...]
+    kernels: tuple[tuple[str, Kernel], ...]
     unknown_loops: int
 
 
@@ -70,7 +53,7 @@ def estimate(text: str) -> Cycles:
     """Adds up a compiled program, given as text; bodies of loops count as often as they run."""
     computations, entry = _computations(text)
     parts: Counter = Counter()
-    kernels: list[Kernel] = []
+    kernels: list[tuple[str, Kernel]] = []
     unknown = 0
     waiting = [(entry, 1)]
     while waiting:
@@ -80,7 +63,7 @@ def estimate(text: str) -> Cycles:
             if found := _CYCLES.search(line):
                 parts[part_of(source)] += float(found[1]) * times
             elif '"tpu_custom_call"' in line:
-                kernels.append(_kernel(line, source, times))
+                kernels.append((part_of(source), _kernel(line, times)))
             if found := _WHILE.search(line):
                 trips = _TRIPS.search(line)
                 unknown += trips is None
@@ -109,8 +92,8 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     return found, entry
 
 
-def _kernel(line: str, source: str, times: int) -> Kernel:
+def _kernel(line: str, times: int) -> Kernel:
     name = _RESULT.match(line)["name"]
     operands = _SHAPE.findall(_OPERANDS.search(line)[1])
     shapes = tuple(tuple(int(n) for n in sides.split(",") if n) for _, sides in operands)
-    return Kernel(name, part_of(source), times, shapes, operands[-1][0])
+    return Kernel(name, shapes, times)

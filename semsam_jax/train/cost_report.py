@@ -14,7 +14,7 @@ import math
 
 from semsam_jax.ops.deform_attention.matmul_tiles import Plan, make_plan
 from semsam_jax.parallel import cycles
-from semsam_jax.parallel.arithmetic import Arithmetic
+from semsam_jax.parallel.arithmetic import Arithmetic, Kernel
 
 ROW_CYCLES = 5.0
 SPREADS = {"start": 0.11, "2 px": 0.21, "5 px": 0.36, "10 px": 0.57, "anywhere": 1.0}
@@ -155,20 +155,27 @@ def estimate(
         unknown += found.unknown_loops
         for part, n in found.parts.items():
             parts[part] = parts.get(part, 0.0) + n * runs
-        for kernel in found.kernels:
+        for part, kernel in found.kernels:
             for spread in SPREADS:
-                n = _kernel_cycles(kernel, spread, chip, spatial_shapes) * runs
+                n = kernel_cycles(kernel, spread, chip, spatial_shapes) * runs
                 kernels[spread] += n
                 if spread == ASSUMED:
-                    parts[kernel.part] = parts.get(kernel.part, 0.0) + n
+                    parts[part] = parts.get(part, 0.0) + n
     rows = ROW_CYCLES * (work.gathered + work.scattered) / chips
     return Cost(parts, kernels, rows, chip.hertz, unknown)
 
 
-def _kernel_cycles(
-    kernel: cycles.Kernel, spread: str, chip: ChipClock, spatial_shapes: tuple[tuple[int, int], ...]
+def kernel_cycles(
+    kernel: Kernel, spread: str, chip: ChipClock, spatial_shapes: tuple[tuple[int, int], ...]
 ) -> float:
-    """Of all its runs. Queries that are not pixels may look anywhere."""
+    """Of all runs of a kernel; 0 of one that is not of deformable attention.
+
+    Args:
+        kernel: as a program has it.
+        spread: key of `SPREADS`; queries that are not pixels may look anywhere in any case.
+        chip: value of `CHIPS`.
+        spatial_shapes: (H, W) of the levels that are sampled.
+    """
     schedule = next(
         (s for name, s in zip(KERNELS, chip.schedules, strict=True) if name in kernel.name), None
     )

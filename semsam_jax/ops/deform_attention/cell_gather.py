@@ -1,9 +1,8 @@
-"""For accelerators: one gather brings all four corners of a sample.
+"""For GPUs: one gather brings all four corners of a sample.
 
-Gathers are slow there (on TPUs above all), and their cost is the number of rows. So the
-four neighbours of every pixel are packed along channels first, and stay there: 4 x 32
-channels fill the 128 lanes of a TPU. Heads are done one after the other, which divides
-the memory for gathered cells by their number.
+The cost of gathers is the number of rows. So the four neighbours of every pixel are packed along
+channels first, and stay there. Heads are done one after the other, which divides the memory for
+gathered cells by their number. A TPU takes this form where `matmul` finds no room.
 """
 
 import jax
@@ -74,10 +73,10 @@ def _forward(table: Array, index: Array, share: Array) -> tuple[Array, tuple]:
 def _backward(saved: tuple, grad: Float[Array, "q e"]) -> tuple[Array, None, Array]:
     table, index, share = saved
     grad = jnp.tile(grad, (1, 4))[:, None]
-    # The sum over each corner's channels is a product with zeros and ones.
-    corner_of_channel = jnp.repeat(jnp.eye(4), table.shape[-1] // 4, axis=0)
-    products = _take(table, index) * grad
-    grad_share = jnp.matmul(products, corner_of_channel, precision=jax.lax.Precision.HIGHEST)
+    # Gather, multiply and sum are one fusion; operands of a matrix product [q, k, 4 * e] would be
+    # written to memory.
+    products = (_take(table, index) * grad).reshape(*index.shape, 4, -1)
+    grad_share = products.sum(-1)
     updates = _spread(share, table.shape[-1]) * grad
     # Many samples hit one cell: add them up in float32 whatever the table's dtype.
     zeros = jnp.zeros(table.shape, jnp.float32)
