@@ -121,6 +121,8 @@ def server(checkpoint, tmp_path_factory):
             text=True,
         )
     line = process.stdout.readline()
+    while line.startswith("checkpoint:"):
+        line = process.stdout.readline()
     found = re.search(r"http://127\.0\.0\.1:(\d+)", line)
     assert found, line + (folder / "errors.txt").read_text()
     yield Server(process, int(found.group(1)), folder)
