@@ -1,4 +1,4 @@
-r"""The shipped model `lite`, on masks of your own: first masks, then names on frozen masks.
+r"""Preset `lite` on as many masks as there are: first masks, then names on frozen masks.
 
     python -m semsam_jax.main --config=configs/lite.py --config.data.root=DATA --workdir=runs/lite
     python -m semsam_jax.main --config=configs/lite.py:names \
@@ -6,12 +6,11 @@ r"""The shipped model `lite`, on masks of your own: first masks, then names on f
     python -m semsam_jax convert runs/lite_names --out lite --dtype bfloat16
 
 DATA/sa1b holds images and masks in the layout of SA-1B, all masks of an image together: a click
-learns all masks under it. Images may occur more often than once; docs/lite.md says how the sources
-of the shipped model were mixed. NAMED is a folder in COCO's format whose categories are the names;
-names that the stored table of embeddings lacks are listed at the start and not learned.
+learns all masks under it. Images may occur more often than once; docs/lite.md says how to mix
+sources. NAMED is a folder in COCO's format whose categories are the names; names that the stored
+table of embeddings lacks are listed at the start and not learned.
 
-Hardware: CPUs; two cores take about 4 images a second (first stage, 256 px).
-Hours: docs/lite.md has score against images.
+Hardware: CPUs or one small card. Hours: not measured yet.
 """
 
 from ml_collections import ConfigDict

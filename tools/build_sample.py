@@ -142,9 +142,9 @@ def build_ade20k(out: pathlib.Path, num_train: int = 10, num_val: int = 4) -> No
             number += 1
             image = images[record["image_id"]]
             name = f"ADE_{split}_{number:08d}"
-            image = out / "ade20k/images" / folder / f"{name}.jpg"
-            image.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(out / f"coco/{split}2017" / image["file_name"], image)
+            copy = out / "ade20k/images" / folder / f"{name}.jpg"
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(out / f"coco/{split}2017" / image["file_name"], copy)
             png = out / f"coco/annotations/panoptic_{split}2017" / record["file_name"]
             ids = np.asarray(Image.open(png)).astype(np.int64) @ np.asarray([1, 256, 65536])
             classes = np.zeros(ids.shape, np.uint8)

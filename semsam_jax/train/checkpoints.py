@@ -175,6 +175,8 @@ class Checkpoints:
         """Turns whatever a failed write raises, now or in the background, into one error."""
         try:
             yield
+        except jax.errors.JaxRuntimeError:  # Of another process that is gone, not of the disk.
+            raise
         except (OSError, ValueError, RuntimeError) as error:
             name = "the last one" if step is None else f"step {step}"
             raise TrainingError(

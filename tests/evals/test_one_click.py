@@ -7,6 +7,7 @@ import pytest
 from pycocotools import mask as rle_codec
 
 from semsam_jax.core.errors import DataError
+from semsam_jax.core.rle import decode
 from semsam_jax.evals.one_click import ClickProtocol, OneClickEvaluator, evaluate_one_click
 from semsam_jax.evals.prompt_scores import resize_valid, upsample_masks
 from semsam_jax.evals.samples import EvalSample, size_class
@@ -149,8 +150,8 @@ def test_masks_as_rle_on_the_canvas():
 
 
 def test_plain_list_rle():
-    rle = {"size": [2, 3], "counts": [1, 2, 3]}
-    np.testing.assert_array_equal(rle.decode(rle), [[0, 1, 0], [1, 0, 0]])
+    plain = {"size": [2, 3], "counts": [1, 2, 3]}
+    np.testing.assert_array_equal(decode(plain), [[0, 1, 0], [1, 0, 0]])
 
 
 def test_given_clicks_are_used():

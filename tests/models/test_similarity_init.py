@@ -1,5 +1,6 @@
 """Similarity initialization: an untrained model already masks what resembles the clicked pixel."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -18,7 +19,9 @@ from semsam_jax.models.semantic_sam import SemanticSAM
 from semsam_jax.models.similarity_init import align
 from semsam_jax.train.warm_start import random_params
 
-CONFIG = model_config("lite")
+LITE = model_config("lite")
+# Without the window, which makes every start look at the click.
+CONFIG = dataclasses.replace(LITE, decoder=dataclasses.replace(LITE.decoder, mask_window=False))
 MODEL = SemanticSAM(CONFIG)
 IMAGE = Path(__file__).parents[2] / "data_pipelines/sample/data/coco/val2017/000000000785.jpg"
 SIDE, GRID = 256, 5
@@ -89,5 +92,5 @@ def test_only_values_change_and_the_given_parameters_stay(random):
 
 @pytest.mark.parametrize("preset", ["tiny", "swin_t", "swin_l"])
 def test_other_presets_are_refused(preset):
-    with pytest.raises(ConfigError, match=r"model\.start"):
+    with pytest.raises(ConfigError, match=r"model\.init"):
         build({"model": {"preset": preset, "init": "similarity"}})
