@@ -19,8 +19,6 @@ import numpy as np
 
 from semsam_jax.core import lora, model_files
 from semsam_jax.core.errors import CheckpointError
-from semsam_jax.core.model_files import SCHEMA_VERSION
-from semsam_jax.core.old_names import upgrade_meta
 from semsam_jax.core.paths import as_path, is_local
 
 FOLDER = "checkpoints"
@@ -89,7 +87,9 @@ def find_model(path: str | os.PathLike) -> Path:
 def read_meta(path: str | os.PathLike) -> dict:
     """Returns what the newest model below `path` says about itself."""
     folder = find_model(path)
-    return model_files.read_config(folder) if model_files.has_model(folder) else _step_meta(folder)
+    if model_files.has_model(folder):
+        return model_files.read_config(folder)
+    return model_files.read_versioned(folder / "meta" / "metadata")
 
 
 def read_model(path: str | os.PathLike) -> tuple[dict, dict]:
@@ -104,7 +104,7 @@ def read_model(path: str | os.PathLike) -> tuple[dict, dict]:
     folder = find_model(path)
     if model_files.has_model(folder):
         return model_files.load_model_files(folder)
-    meta = _step_meta(folder)
+    meta = model_files.read_versioned(folder / "meta" / "metadata")
     params = _restore(folder / "state", "ema_params" if meta.get("has_ema") else "params")
     return lora.merged(params), meta
 
@@ -138,21 +138,6 @@ def update_meta(path: str | os.PathLike, changes: dict) -> None:
             f"checkpoint {file}: cannot be written ({error.strerror or error}); check its "
             f"permissions, or copy the checkpoint."
         ) from error
-
-
-def _step_meta(step: Path) -> dict:
-    file = step / "meta" / "metadata"
-    try:
-        meta = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"checkpoint {file}: unreadable meta ({error}).") from error
-    version = meta.get("schema_version") if isinstance(meta, dict) else None
-    if version != SCHEMA_VERSION:
-        raise CheckpointError(
-            f"checkpoint {step}: schema version {version!r}, this release reads "
-            f"{SCHEMA_VERSION}; convert or train it again with this release."
-        )
-    return upgrade_meta(meta)
 
 
 def _restore(folder: Path, key: str) -> dict:

@@ -137,18 +137,26 @@ def load_model_files(folder: str | os.PathLike) -> tuple[dict, dict]:
 
 def read_config(folder: str | os.PathLike) -> dict:
     """Returns the `config.json` of a model folder; CheckpointError if it is of no use."""
-    file = as_path(folder) / CONFIG
+    return read_versioned(as_path(folder) / CONFIG)
+
+
+def read_versioned(file: os.PathLike) -> dict:
+    """Reads what a model or a checkpoint says about itself, under the names of today.
+
+    Raises:
+        CheckpointError: unreadable, or not of this schema.
+    """
     try:
-        config = json.loads(file.read_text())
+        meta = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file}: unreadable ({error}).") from error
-    version = config.get("schema_version") if isinstance(config, dict) else None
+    version = meta.get("schema_version") if isinstance(meta, dict) else None
     if version != SCHEMA_VERSION:
         raise CheckpointError(
-            f"{file}: schema version {version!r}, this release reads {SCHEMA_VERSION}; wanted the "
-            f"folder of a model that semsam_jax wrote."
+            f"{file}: schema version {version!r}, this release reads {SCHEMA_VERSION}; wanted a "
+            f"model or checkpoint that semsam_jax wrote: convert or train it again."
         )
-    return upgrade_meta(config)
+    return upgrade_meta(meta)
 
 
 def write_config(folder: str | os.PathLike, config: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """What comes back: masks with scores, levels and names, and their ways into other formats."""
 
+import abc
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -49,15 +50,16 @@ class UnknownName(NamedTuple):
         return f"{self.name!r}{near}"
 
 
-class _Convertible:
+class _Convertible(abc.ABC):
     """The formats of other tools; a subclass has records and the size of its image."""
 
+    @abc.abstractmethod
     def records(self) -> "Sequence[convert_results.Record]":
         """One mapping for each mask."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _image_hw(self) -> tuple[int, int]:
-        raise NotImplementedError
+        """Height and width of the image."""
 
     def to_supervision(self) -> "supervision.Detections":
         """`supervision.Detections`; masks stay run-length encoded where supervision can."""

@@ -12,11 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from semsam_jax.convert import names, torch_reader
-from semsam_jax.convert.from_torch import from_torch
 from semsam_jax.core.model_files import save_model
 from semsam_jax.models import presets
-from tests.inference.conftest import DATA, tiny_meta
+from tests.inference.conftest import generic_params, tiny_meta
 
 
 @dataclasses.dataclass
@@ -86,11 +84,8 @@ def encoded(image, kind="JPEG", **options):
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
     """A tiny model that answers clicks, names and whole images."""
-    state = {}
-    for file in ("tiny_ref.pth", "tiny_generic_ref.pth"):
-        state |= names.unwrap(torch_reader.read_state_dict(DATA / file))
     config = presets.PRESETS["tiny"]
-    params = from_torch(state, config, allow_unexpected=True).params
+    params = generic_params()
     changes = {"class_heads_trained": True, "prompt_preset": "default", "image_size": 96}
     folder = tmp_path_factory.mktemp("demo_checkpoint")
     save_model(folder, params, tiny_meta(config, **changes))

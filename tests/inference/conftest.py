@@ -27,6 +27,14 @@ def tiny_meta(config, **changes):
     } | changes
 
 
+def generic_params():
+    """Parameters of the tiny model with all of its branches."""
+    state = {}
+    for file in ("tiny_ref.pth", "tiny_generic_ref.pth"):
+        state |= names.unwrap(torch_reader.read_state_dict(DATA / file))
+    return from_torch(state, presets.PRESETS["tiny"], allow_unexpected=True).params
+
+
 @pytest.fixture(scope="session")
 def golden():
     return {

@@ -5,25 +5,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from semsam_jax.convert import names, torch_reader
-from semsam_jax.convert.from_torch import from_torch
 from semsam_jax.core import rle
 from semsam_jax.core.errors import CheckpointError, PromptError
 from semsam_jax.inference.loading import model_from_params
 from semsam_jax.inference.whole_image import ask_generic, segment_whole_image, work_size
 from semsam_jax.models import presets
-from tests.inference.conftest import DATA, tiny_meta
+from tests.inference.conftest import generic_params, tiny_meta
 
 NAMES = [f"class {i}" for i in range(9)]
 
 
 @pytest.fixture(scope="module")
 def generic_model(golden):
-    state = {}
-    for file in ("tiny_ref.pth", "tiny_generic_ref.pth"):
-        state |= names.unwrap(torch_reader.read_state_dict(DATA / file))
     config = presets.PRESETS["tiny"]
-    params = from_torch(state, config, allow_unexpected=True).params
+    params = generic_params()
     model = model_from_params(params, tiny_meta(config, class_heads_trained=True))
     rows = dict(zip(NAMES, golden["generic_openseed"]["text_table"], strict=True))
     return dataclasses.replace(model, name_embeddings=rows)
