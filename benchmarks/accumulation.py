@@ -20,8 +20,8 @@ import numpy as np
 from configs import joint
 from semsam_jax import config as config_lib
 from semsam_jax.parallel.mesh import build_mesh
+from semsam_jax.train import build
 from semsam_jax.train import input as input_lib
-from semsam_jax.train import loop
 from semsam_jax.train.optimizer import build_optimizer
 from semsam_jax.train.state import TrainState, shard_state
 from semsam_jax.train.step import TextInputs, TrainStep
@@ -62,15 +62,15 @@ def main() -> None:
 def _prepare(run, steps: int) -> tuple[TrainStep, TrainState, list, TextInputs]:
     mesh = build_mesh(1, jax.devices()[:1])
     vocabulary = input_lib.open_vocabulary(run, input_lib.used_datasets(run))
-    model = loop.build_model(run)
+    model = build.build_model(run)
     text = build_text(run, model.config, vocabulary.names, vocabulary.num_objects, mesh)
     data = input_lib.build_input(run, vocabulary, text.class_mask, mesh)
     batches = [next(data) for _ in range(steps)]
     data.close()
-    frozen = loop.frozen_groups(model.config, run)
+    frozen = build.frozen_groups(model.config, run)
     tx = build_optimizer(run.optimizer, run.steps, frozen)
     state = shard_state(random_params(model, run.seed), tx, run.optimizer.ema > 0, mesh)
-    step = loop.build_step(run, model, tx, mesh, vocabulary.num_objects)
+    step = build.build_step(run, model, tx, mesh, vocabulary.num_objects)
     return step, state, batches, text.inputs(0)
 
 

@@ -110,7 +110,9 @@ def compare(first: Path, second: Path) -> None:
     for name in ("data", "meta"):
         one, two = (_json(run, name) for run in (first, second))
         for meta in (one, two):
-            meta.pop("config", None)  # How often to save may differ; what matters is in the rest.
+            # How often to save may differ, and seconds do; what matters is in the rest.
+            for key in ("config", "measured"):
+                meta.pop(key, None)
         if one != two:
             raise RuntimeError(f"{name} of {first} and {second} differ: {one} | {two}")
     one, two = (_arrays(run) for run in (first, second))

@@ -20,10 +20,9 @@ from semsam_jax.core.backend import compiling_for
 from semsam_jax.parallel.arithmetic import Arithmetic
 from semsam_jax.parallel.hardware import CHIPS
 from semsam_jax.parallel.mesh import build_mesh
-from semsam_jax.train import aot, cost_report, loop
+from semsam_jax.train import aot, build, cost_report
 from semsam_jax.train import input as input_lib
 from semsam_jax.train.abstract import abstract_inputs
-from semsam_jax.train.optimizer import build_optimizer
 
 RECIPES = (
     ("sa1b.py", sa1b, "swin_t"),
@@ -99,9 +98,9 @@ def count(run: config_lib.RunConfig) -> Arithmetic:
     """Work of one step of a run."""
     mesh = build_mesh()
     names = input_lib.open_vocabulary(run, input_lib.used_datasets(run))
-    model = loop.build_model(run)
-    tx = build_optimizer(run.optimizer, run.steps, loop.frozen_groups(model.config, run))
-    step = loop.build_step(run, model, tx, mesh, names.num_objects)
+    model = build.build_model(run)
+    tx = build.build_tx(run, model)
+    step = build.build_step(run, model, tx, mesh, names.num_objects)
     inputs = abstract_inputs(run, model, tx, mesh, names.num_objects, len(names))
     with compiling_for("tpu", KIND):
         return aot.count(aot.trace(step, inputs.state, inputs.batch, inputs.text))

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from semsam_jax.core.config_values import build_dataclass, one_of
 from semsam_jax.core.errors import ConfigError
+from semsam_jax.criterion.terms import LossConfig
 from semsam_jax.evals.options import SUITE_NAMES, EvalOptions
 from semsam_jax.models import presets, similarity_init
 from semsam_jax.models.layers import REMAT_POLICIES
@@ -26,6 +27,10 @@ RANDOM = "random"
 
 REQUIRED = "required"
 """In the place of `model.warm_start`: a checkpoint that the recipe continues from, to be given."""
+
+
+PROMPT_KINDS = ("object", "part", "agnostic")
+"""Kinds of instances that prompts are divided among."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +125,9 @@ class DataChoice:
     max_targets: int = 6
     box_share: float = 0.25
     hierarchy: bool = False
-    prompt_shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    prompt_shares: Mapping[str, float] = dataclasses.field(
+        default_factory=lambda: dict.fromkeys(PROMPT_KINDS, 0.0)
+    )
     granularity_balance: float = 0.0
     center_clicks: float = 0.0
     flip: float = 0.5
@@ -131,7 +138,7 @@ class DataChoice:
     pascal_part_tree: bool = False
     ade20k_parts: bool = False
     verified_classes: bool = True
-    subsets: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    subsets: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"sa1b": 1.0})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,43 +186,13 @@ class OptimizerChoice:
 
 
 @dataclasses.dataclass(frozen=True)
-class LossChoice:
-    """Weights and points of the criterion (docs/reference.md, sections 8, 9 and 13).
+class LossChoice(LossConfig):
+    """The settings of the loss; `criterion.terms.LossConfig` explains all other keys.
 
     Attributes:
-        num_points: points at which mask losses are taken.
-        match_points: points at which mask costs are taken.
-        mask_bce, dice, l1, giou, iou, object_class, part_class, owner_class: weights.
-        many_to_one: SAM's rule (the best token alone learns) instead of many-to-many.
-        detach_iou_target: no gradient from the IoU loss into the masks.
-        score_all_tokens: the predicted IoU of unmatched tokens learns too.
-        iou_target: what `score_all_tokens` teaches: "best" (IoU with the best fitting target)
-            or "expected" (expected IoU of the click, `criterion.terms.CriterionConfig`).
-        iou_every_layer: `score_all_tokens` teaches all layers, not only the last, which is the
-            one that is read.
-        prompt_point_ratio: share of the points of prompts that lie near them, for small masks.
-        interactive, generic: weight of each stream's sum.
         from_checkpoint: defaults give way to what `model.warm_start` was trained with.
     """
 
-    num_points: int = 12544
-    match_points: int = 12544
-    mask_bce: float = 5.0
-    dice: float = 5.0
-    l1: float = 5.0
-    giou: float = 2.0
-    iou: float = 1.0
-    object_class: float = 4.0
-    part_class: float = 4.0
-    owner_class: float = 4.0
-    many_to_one: bool = False
-    detach_iou_target: bool = True
-    score_all_tokens: bool = False
-    iou_target: str = "best"
-    iou_every_layer: bool = True
-    prompt_point_ratio: float = 0.0
-    interactive: float = 1.0
-    generic: float = 1.0
     from_checkpoint: bool = False
 
 
@@ -229,10 +206,17 @@ class RunConfig:
         fsdp: devices that share one copy of the parameters, -1 for all of a slice.
         slices: slices joined by the data-centre network (or nodes by a slower one); 0 takes
             what the devices say. `fsdp` never reaches from one to another.
-        log_every, save_every, eval_every: steps; 0 turns evaluation within the run off.
+        log_every, save_every: steps.
+        eval_every: steps; 0 evaluates only before and after the run.
         keep: checkpoints kept.
         eval_images: held-out images of the one-click evaluation, 0 for none.
-        time_limit_sec: stop (and save) after this many seconds, 0 for no limit.
+        save_every_sec: save also when so many seconds have passed since the last save, 0 for
+            never; on several processes at the next step that is logged.
+        time_limit_sec: stop (and save) after this many seconds, 0 for no limit; on several
+            processes at the next step that is logged.
+        max_skipped_in_a_row, max_skipped: steps whose loss, gradients or matching costs are
+            not finite change nothing and are logged with their examples; so many one after
+            the other, or in all since the last start, end the run.
         accumulate: micro-batches per step; the host matches one while the device runs the
             next. The quotas stay those of the whole step.
         eval_dataset: whose validation images they are.
@@ -258,7 +242,10 @@ class RunConfig:
     eval_every: int = 0
     keep: int = 2
     eval_images: int = 0
+    save_every_sec: float = 0.0
     time_limit_sec: float = 0.0
+    max_skipped_in_a_row: int = 10
+    max_skipped: int = 100
     accumulate: int = 1
     accumulate_per_stream: bool = False
     eval_dataset: str = "coco"
@@ -407,6 +394,9 @@ def _check(run: RunConfig) -> None:
     for name in ("steps", "log_every", "save_every", "keep", "accumulate"):
         if getattr(run, name) < 1:
             raise ConfigError(f"{name}: {getattr(run, name)}; must be at least 1.")
+    for name in ("save_every_sec", "time_limit_sec", "max_skipped_in_a_row", "max_skipped"):
+        if getattr(run, name) < 0:
+            raise ConfigError(f"{name}: {getattr(run, name)}; must not be negative.")
     for name in run.eval_suites:
         one_of("eval_suites", name, TRAINING_SUITES)
     if run.loss.many_to_one and data.max_targets != 1:
@@ -447,7 +437,7 @@ def _check(run: RunConfig) -> None:
         if not 0 < share <= 1:
             raise ConfigError(f"data.subsets.{name}: {share}; must lie in 0..1, above 0.")
     for kind in data.prompt_shares:
-        one_of("data.prompt_shares", kind, ("object", "part", "agnostic"))
+        one_of("data.prompt_shares", kind, PROMPT_KINDS)
     for name in ("scale_jitter", "sa1b_jitter", "ade20k_jitter"):
         low, high = getattr(data, name)
         if not 0 < low <= high:

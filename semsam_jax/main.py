@@ -10,7 +10,6 @@ exit code 2. `python -m semsam_jax.main` is the same command.
 import errno
 import sys
 import traceback
-from pathlib import Path
 from typing import NoReturn
 
 try:
@@ -38,11 +37,17 @@ _TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "TPU slice for --compile_
 _PROFILE = flags.DEFINE_string(
     "profile", None, "FIRST:STOP, steps to record for TensorBoard's profiler."
 )
+_ALLOW_CHANGE = flags.DEFINE_list(
+    "allow_change",
+    [],
+    "Keys in which a resumed run may differ from its checkpoint, such as "
+    "optimizer.learning_rate,seed,steps.",
+)
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error came from.")
 _VERBOSE = flags.DEFINE_bool("verbose", False, "Also print log messages.")
 _QUIET = flags.DEFINE_bool("quiet", False, "Print errors only.")
 _FLAGS = (
-    *(_CONFIG, _WORKDIR, _COMPILE_ONLY, _TOPOLOGY, _PROFILE),
+    *(_CONFIG, _WORKDIR, _ALLOW_CHANGE, _COMPILE_ONLY, _TOPOLOGY, _PROFILE),
     *(_VERBOSE, _QUIET, _TRACEBACK),
 )
 
@@ -78,7 +83,7 @@ def main(argv: list[str]) -> int:
 
     from semsam_jax.train.loop import train
 
-    train(run, Path(_WORKDIR.value), profile=window)
+    train(run, _WORKDIR.value, profile=window, allow_change=_ALLOW_CHANGE.value)
     return 0
 
 

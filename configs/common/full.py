@@ -19,6 +19,7 @@ def at_full_size(config: ConfigDict, preset: str) -> ConfigDict:
     config.steps = 368_750
     config.log_every = 50
     config.save_every = 2000
+    config.save_every_sec = 900.0
     config.eval_every = 20_000
     config.eval_images = 500
     return config

@@ -19,7 +19,7 @@ import numpy as np
 
 from semsam_jax.core import lora, model_files
 from semsam_jax.core.errors import CheckpointError
-from semsam_jax.core.paths import as_path, is_local
+from semsam_jax.core.paths import AnyPath, as_path, is_local
 
 FOLDER = "checkpoints"
 MODEL = "model"
@@ -32,12 +32,12 @@ SHIPPED = Path(__file__).parents[1] / "weights" / "lite"
 _COMPLETE = ("state/_METADATA", "state/manifest.ocdbt", "meta/metadata", "_CHECKPOINT_METADATA")
 
 
-def is_complete(step_dir: Path) -> bool:
+def is_complete(step_dir: AnyPath) -> bool:
     """Whether a step folder has everything that a finished save leaves behind."""
     return all((step_dir / name).exists() for name in _COMPLETE)
 
 
-def complete_steps(path: str | os.PathLike) -> list[Path]:
+def complete_steps(path: str | os.PathLike) -> list[AnyPath]:
     """Returns the complete step folders below `path`, oldest first."""
     root = as_path(path)
     if (root / "state").is_dir():
@@ -50,7 +50,7 @@ def complete_steps(path: str | os.PathLike) -> list[Path]:
     return sorted(steps, key=lambda p: int(p.name))
 
 
-def find_model(path: str | os.PathLike) -> Path:
+def find_model(path: str | os.PathLike) -> AnyPath:
     """Returns the folder that holds the newest model below `path`.
 
     Returns:
@@ -140,7 +140,7 @@ def update_meta(path: str | os.PathLike, changes: dict) -> None:
         ) from error
 
 
-def _restore(folder: Path, key: str) -> dict:
+def _restore(folder: AnyPath, key: str) -> dict:
     """Reads one item of a state as NumPy arrays, whatever devices wrote it."""
     import jax
     import orbax.checkpoint as ocp
@@ -161,7 +161,7 @@ def _restore(folder: Path, key: str) -> dict:
     return restored[key]
 
 
-def cache_dir() -> Path:
+def cache_dir() -> AnyPath:
     """Folder for caches of this user; SEMSAM_JAX_CACHE overrides it."""
     override = os.environ.get("SEMSAM_JAX_CACHE")
     if override:
@@ -189,7 +189,7 @@ def remember_last_run(workdir: str | os.PathLike) -> None:
         )
 
 
-def last_run() -> Path | None:
+def last_run() -> AnyPath | None:
     """Returns the workdir recorded by `remember_last_run` if its model is still there."""
     file = cache_dir() / "last_run"
     if not file.is_file():
@@ -199,7 +199,7 @@ def last_run() -> Path | None:
     return workdir if is_there else None
 
 
-def choose_checkpoint(given: str | os.PathLike | None) -> Path:
+def choose_checkpoint(given: str | os.PathLike | None) -> AnyPath:
     """Returns the checkpoint that a command takes, and prints which one.
 
     Args:

@@ -5,7 +5,7 @@ it holds `a` [.., inputs, rank] and `b` [.., rank, outputs]. A kernel is used as
 kernel + a @ b. Everything here works on NumPy and on JAX arrays alike.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,16 +14,19 @@ GROUP = "lora"
 UPDATED = ("backbone", "pixel_decoder", "decoder")
 
 
-def add(params: Mapping[str, Any], rank: int, seed: int) -> dict[str, Any]:
+def add(
+    params: Mapping[str, Any], rank: int, seed: int, empty: Callable[..., Any] | None = None
+) -> dict[str, Any]:
     """Adds updates of rank `rank` to all stacked linear layers; they start at zero.
 
     Args:
-        params: NumPy parameters.
+        params: parameters, or their shapes.
         rank: columns of `a`.
         seed: of the random start of `a` (`b` starts at zero).
+        empty: makes an update of (shape, dtype) instead, such as `jax.ShapeDtypeStruct`.
     """
     rng = np.random.default_rng((seed, rank))
-    updates = {top: _updates(params[top], rank, rng) for top in UPDATED if top in params}
+    updates = {top: _updates(params[top], rank, rng, empty) for top in UPDATED if top in params}
     return {**params, GROUP: {top: tree for top, tree in updates.items() if tree}}
 
 
@@ -37,14 +40,20 @@ def merged(params: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _updates(tree: Mapping[str, Any], rank: int, rng: np.random.Generator) -> dict[str, Any]:
+def _updates(
+    tree: Mapping[str, Any], rank: int, rng: np.random.Generator, empty: Callable[..., Any] | None
+) -> dict[str, Any]:
     found = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            if inner := _updates(value, rank, rng):
+            if inner := _updates(value, rank, rng, empty):
                 found[key] = inner
         elif key == "kernel" and value.ndim == 3:  # stacked linear layers; convolutions have 4
             layers, inputs, outputs = value.shape
+            if empty is not None:
+                sizes = {"a": (layers, inputs, rank), "b": (layers, rank, outputs)}
+                found[key] = {name: empty(size, np.float32) for name, size in sizes.items()}
+                continue
             a = rng.normal(size=(layers, inputs, rank)) / np.sqrt(inputs)
             b = np.zeros((layers, rank, outputs), np.float32)
             found[key] = {"a": a.astype(np.float32), "b": b}

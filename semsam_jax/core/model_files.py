@@ -11,8 +11,8 @@ joined by dots, in float32, bfloat16 or float16, and are float32 once loaded.
 
 import json
 import os
+import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -20,7 +20,7 @@ import numpy as np
 
 from semsam_jax.core.errors import CheckpointError
 from semsam_jax.core.old_names import upgrade_meta
-from semsam_jax.core.paths import as_path, is_local
+from semsam_jax.core.paths import AnyPath, as_path, is_local
 
 SCHEMA_VERSION = 1
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -49,7 +49,7 @@ def save_model(
     *,
     dtype: str = "float32",
     overwrite: bool = False,
-) -> Path:
+) -> AnyPath:
     """Writes a model; a reader finds the old one, none, or the new one, never half of one.
 
     Args:
@@ -110,12 +110,18 @@ def load_model_files(folder: str | os.PathLike) -> tuple[dict, dict]:
         CheckpointError: a file is missing, damaged or of another release.
     """
     from safetensors import SafetensorError
-    from safetensors.numpy import load, load_file
+    from safetensors.numpy import load_file
 
     config = read_config(folder)
     file = as_path(folder) / WEIGHTS
     try:
-        arrays = load_file(file) if is_local(file) else load(file.read_bytes())
+        if is_local(file):
+            arrays = load_file(file)
+        else:
+            with tempfile.NamedTemporaryFile() as copy:
+                copy.write(file.read_bytes())
+                copy.flush()
+                arrays = load_file(copy.name)
     except (SafetensorError, OSError, KeyError) as error:
         raise CheckpointError(
             f"{file}: damaged or unreadable ({str(error).splitlines()[0]}); copy or convert it "

@@ -1,14 +1,19 @@
 """Folders on this machine and in buckets, by one type."""
 
 import os
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from etils import epath
 
+    AnyPath = Path | epath.Path
+else:
+    AnyPath = PurePath
+"""A path with the methods of `pathlib.Path`."""
 
-def as_path(path: str | os.PathLike) -> "Path | epath.Path":
+
+def as_path(path: str | os.PathLike) -> AnyPath:
     """Returns a local path, or one that etils opens for a URL such as `gs://bucket/folder`."""
     if is_local(path):
         return Path(path)

@@ -30,11 +30,10 @@ class LossWeights:
 
 
 @dataclasses.dataclass(frozen=True)
-class CriterionConfig:
-    """How losses are taken.
+class LossConfig(LossWeights):
+    """How losses are taken, beside the weights of their terms: the config group `loss`.
 
     Attributes:
-        weights: of the terms.
         num_points: points per pair that count in mask losses.
         match_points: points at which mask costs are taken (read by the training step).
         oversample_ratio: candidates per counting point.
@@ -56,11 +55,8 @@ class CriterionConfig:
         prompt_point_ratio: share of an image's points that lie near its prompts
             (`prompt_points`), for the losses and the matching costs of prompts. 0 in the paper.
         interactive, generic: weight of each stream's sum.
-        precision: of products of mask embeddings and features. What a bfloat16 model hands over is
-            exact in one pass of a TPU; only a float32 model has more digits to keep.
     """
 
-    weights: LossWeights = LossWeights()
     num_points: int = 12544
     match_points: int = 12544
     oversample_ratio: float = 3.0
@@ -74,7 +70,23 @@ class CriterionConfig:
     prompt_point_ratio: float = 0.0
     interactive: float = 1.0
     generic: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class CriterionConfig(LossConfig):
+    """What the criterion takes: the settings of the loss, and how its products are rounded.
+
+    Attributes:
+        precision: of products of mask embeddings and features. What a bfloat16 model hands over is
+            exact in one pass of a TPU; only a float32 model has more digits to keep.
+    """
+
     precision: jax.lax.Precision = jax.lax.Precision.HIGHEST
+
+    @property
+    def weights(self) -> LossWeights:
+        """The weights of the terms."""
+        return self
 
     @property
     def plan(self) -> PointPlan:

@@ -260,25 +260,30 @@ def _check_finite(params: dict, where: str) -> None:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _encode(module: SemanticSAM, params: dict, image: Array, size_hw: Array) -> Pyramid:
-    return module.apply({"params": params}, image, size_hw, method="encode_image")
+    return module.apply({"params": params}, image, size_hw, method=SemanticSAM.encode_image)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _decode(module, isolate: bool, params: dict, pyramid, prompts, text) -> Predictions:
     answer = module.apply(
-        {"params": params}, pyramid, prompts, text, isolate=isolate, method="decode_prompts"
+        {"params": params},
+        pyramid,
+        prompts,
+        text,
+        isolate=isolate,
+        method=SemanticSAM.decode_prompts,
     )
     return jax.tree.map(lambda x: x[-1], answer)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _decode_generic(module: SemanticSAM, params: dict, pyramid, text) -> GenericPredictions:
-    return module.apply({"params": params}, pyramid, text, method="decode_generic")
+    return module.apply({"params": params}, pyramid, text, method=SemanticSAM.decode_generic)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _encode_text(module: SemanticSAM, params: dict, token_ids: Array) -> Array:
-    return module.apply({"params": params}, token_ids, method="encode_text")
+    return module.apply({"params": params}, token_ids, method=SemanticSAM.encode_text)
 
 
 @jax.jit

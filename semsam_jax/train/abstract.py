@@ -5,17 +5,17 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, Sharding
+from jax.sharding import Mesh
 
 from data_pipelines.schema import BatchShape
 from semsam_jax.config import RunConfig
 from semsam_jax.core.structs import Batch, StreamBatch, TextTable
 from semsam_jax.models.presets import ModelConfig
-from semsam_jax.models.semantic_sam import SemanticSAM, init_params
+from semsam_jax.models.semantic_sam import SemanticSAM
 from semsam_jax.parallel.mesh import batch_sharding, replicated
-from semsam_jax.parallel.sharding import state_shardings
-from semsam_jax.train.state import TrainState, new_state
+from semsam_jax.train.state import TrainState, abstract_state
 from semsam_jax.train.step import TextInputs
+from semsam_jax.train.warm_start import parameter_shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,18 +46,10 @@ def abstract_inputs(
         num_names: objects and parts of the vocabulary.
     """
     return AbstractInputs(
-        state=_state(run, model, tx, mesh),
+        state=abstract_state(parameter_shapes(run, model), tx, run.optimizer.ema > 0, mesh),
         batch=abstract_batch(run, mesh, num_names),
         text=_text(run, model.config, mesh, num_objects, num_names),
     )
-
-
-def _state(
-    run: RunConfig, model: SemanticSAM, tx: optax.GradientTransformation, mesh: Mesh
-) -> TrainState:
-    params = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
-    state = jax.eval_shape(lambda tree: new_state(tree, tx, run.optimizer.ema > 0), params)
-    return jax.tree.map(_placed, state, state_shardings(mesh, state))
 
 
 def abstract_batch(run: RunConfig, mesh: Mesh, num_names: int) -> StreamBatch:
@@ -103,7 +95,3 @@ def _text(
             *(jax.ShapeDtypeStruct((n, width), jnp.float32, sharding=whole) for n in sizes)
         )
     )
-
-
-def _placed(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding | Sharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

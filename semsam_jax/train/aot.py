@@ -1,15 +1,14 @@
-"""The two programs of a training step, traced on shapes, counted and compiled.
+"""The two programs of a training step, traced on shapes, and counted.
 
 Everything works on `jax.ShapeDtypeStruct`s, so neither the devices nor the arrays of a run
 have to exist.
 """
 
 import dataclasses
-from concurrent import futures
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from semsam_jax.core.structs import Assignment, Costs, StreamBatch
 from semsam_jax.parallel import arithmetic, hardware
@@ -69,54 +68,6 @@ def trace(
     return programs
 
 
-def compile_ahead(
-    step: TrainStep, state: TrainState, batch: StreamBatch, text: TextInputs
-) -> futures.Future[None]:
-    """Compiles a step's programs in a thread of its own, while the run evaluates.
-
-    Only shapes are read, so the arrays may be donated meanwhile. The first step, called once
-    this is done, finds its programs there; called before, it compiles them again.
-
-    Args:
-        step: the step.
-        state: of the run.
-        batch: a batch, or its shapes.
-        text: class names of the first step.
-    """
-    shapes = jax.tree.map(_shape_of, (state, batch, text))
-    threads = futures.ThreadPoolExecutor(3, "compile")
-    return threads.submit(_compile_all, threads, step, *shapes)
-
-
-def _compile_all(
-    threads: futures.Executor,
-    step: TrainStep,
-    state: TrainState,
-    batch: StreamBatch,
-    text: TextInputs,
-) -> None:
-    """Traces in this thread, compiles in others."""
-    begun = []
-    try:
-        for name, part, times in step.parts(batch):
-            first = trace_forward(step, name, state, part, text, times)
-            begun.append(threads.submit(_compile, first))
-            if step.mesh.size == 1:  # Nothing is left for the compiler to choose.
-                given = _all_at(first.traced.out_info, replicated(step.mesh))
-            else:
-                given = placed_outputs(first, begun[-1].result())
-            second = trace_backward(step, name, state, given, part, times)
-            begun.append(threads.submit(_compile, second))
-    finally:
-        threads.shutdown(wait=False)
-    for one in begun:
-        one.result()
-
-
-def _compile(stage: TracedProgram) -> jax.stages.Compiled:
-    return stage.traced.lower().compile()
-
-
 def placed_outputs(stage: TracedProgram, compiled: jax.stages.Compiled) -> tuple:
     """Outputs of a program as shapes that lie where the compiler puts them."""
     return jax.tree.map(
@@ -124,14 +75,6 @@ def placed_outputs(stage: TracedProgram, compiled: jax.stages.Compiled) -> tuple
         stage.traced.out_info,
         compiled.output_shardings,
     )
-
-
-def _all_at(shapes: tuple, sharding: NamedSharding) -> tuple:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
-
-
-def _shape_of(array: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
 
 
 def trace_forward(

@@ -1,12 +1,14 @@
 """Keeps the best model of a run, by validation score."""
 
 import math
-from pathlib import Path
+import os
+from collections.abc import Mapping
 
 import jax
 
 from semsam_jax.core import checkpoint_io
 from semsam_jax.core.model_files import has_model, save_model
+from semsam_jax.core.paths import as_path
 
 FOLDER = "best"
 
@@ -17,16 +19,23 @@ class BestCheckpoint:
     Args:
         workdir: folder of the run; what an earlier part of the run kept counts.
         is_on: False keeps nothing.
+
+    Attributes:
+        folder: where the model is.
+        score: of the model that is kept, None without one.
+        step: at which it was made.
     """
 
-    def __init__(self, workdir: Path, is_on: bool):
-        self._folder = workdir / FOLDER
+    def __init__(self, workdir: str | os.PathLike, is_on: bool):
+        self.folder = as_path(workdir) / FOLDER
         self._is_on = is_on
         self.score: float | None = None
-        if is_on and (has_model(self._folder) or checkpoint_io.complete_steps(self._folder)):
-            self.score = checkpoint_io.read_meta(self._folder)["score"]
+        self.step: int | None = None
+        if is_on and (has_model(self.folder) or checkpoint_io.complete_steps(self.folder)):
+            meta = checkpoint_io.read_meta(self.folder)
+            self.score, self.step = meta["score"], meta["step"]
 
-    def update(self, score: float, params: dict, meta: dict, step: int) -> bool:
+    def update(self, score: float, params: Mapping, meta: Mapping, step: int) -> bool:
         """Keeps a model if its score is the highest so far.
 
         Args:
@@ -42,10 +51,8 @@ class BestCheckpoint:
             return False
         if self.score is not None and score <= self.score:
             return False
-        self.score = score
+        self.score, self.step = score, step
         if jax.process_index() == 0:
-            self._write(params, {**meta, "score": score, "step": step})
+            about = {**meta, "score": score, "step": step}
+            save_model(self.folder, jax.device_get(params), about, overwrite=True)
         return True
-
-    def _write(self, params: dict, meta: dict) -> None:
-        save_model(self._folder, jax.device_get(params), meta, overwrite=True)

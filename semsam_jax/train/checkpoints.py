@@ -4,7 +4,7 @@ import contextlib
 import functools
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -15,8 +15,9 @@ from flax import traverse_util
 from jax.experimental import multihost_utils
 
 from semsam_jax.core import checkpoint_io
-from semsam_jax.core.errors import CheckpointError, TrainingError
+from semsam_jax.core.errors import CheckpointError, ConfigError, TrainingError
 from semsam_jax.core.model_files import SCHEMA_VERSION
+from semsam_jax.core.paths import as_path, is_local
 from semsam_jax.train.state import TrainState
 
 
@@ -32,7 +33,8 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str | os.PathLike, keep: int):
-        self._root = Path(workdir).resolve() / checkpoint_io.FOLDER
+        root = Path(workdir).resolve() if is_local(workdir) else as_path(workdir)
+        self._root = root / checkpoint_io.FOLDER
         try:
             self._root.mkdir(parents=True, exist_ok=True)
             probe = self._root / f".write_probe_{jax.process_index()}"
@@ -77,6 +79,16 @@ class Checkpoints:
         steps = checkpoint_io.complete_steps(self._root)
         return int(steps[-1].name) if steps else None
 
+    def latest_meta(self) -> dict | None:
+        """Meta of the newest step whose meta can be read, or None for a fresh workdir."""
+        for folder in reversed(checkpoint_io.complete_steps(self._root)):
+            try:
+                return checkpoint_io.read_meta(folder)
+            except CheckpointError as error:
+                if error.__cause__ is None:  # Readable, but not for us.
+                    raise
+        return None
+
     def save(self, state: TrainState, data_state: dict, meta: dict, wait: bool = False) -> None:
         """Saves state, data position and meta of one step; a step already saved is left.
 
@@ -100,25 +112,23 @@ class Checkpoints:
                 self._manager.wait_until_finished()
         self._last = step
 
-    def restore(self, template: TrainState, meta: dict) -> tuple[TrainState, dict] | None:
+    def restore(self, template: TrainState) -> tuple[TrainState, dict, dict] | None:
         """Restores the newest step that can be read onto the shardings of `template`.
 
         A damaged step is set aside with a message, and the one before it is taken.
 
         Args:
-            template: a state whose arrays carry the wanted shapes and shardings.
-            meta: of the starting run; `meta["must_match"]` is compared key by key.
+            template: a state of arrays or of shapes, with the wanted shapes and shardings.
 
         Returns:
-            (state, data state), or None for a fresh workdir.
+            (state, data state, meta), or None for a fresh workdir.
 
         Raises:
-            CheckpointError: the checkpoint belongs to another configuration (all
-                differing keys are listed), or none of the steps can be read.
+            CheckpointError: none of the steps can be read.
         """
         damaged = []
         while (step := self.latest_step()) is not None:
-            restored, problem = self._restore(step, template, meta)
+            restored, problem = self._restore(step, template)
             if _all_agree(problem is None):
                 self._last = step
                 return restored
@@ -145,9 +155,9 @@ class Checkpoints:
         manager.close()
 
     def _restore(
-        self, step: int, template: TrainState, meta: dict
-    ) -> tuple[tuple[TrainState, dict] | None, str | None]:
-        """Returns (state and data state, None), or (None, what is damaged)."""
+        self, step: int, template: TrainState
+    ) -> tuple[tuple[TrainState, dict, dict] | None, str | None]:
+        """Returns (state, data state and meta; None), or (None, what is damaged)."""
         folder = self._root / str(step)
         try:
             saved = checkpoint_io.read_meta(folder)
@@ -155,7 +165,6 @@ class Checkpoints:
             if error.__cause__ is None:  # Readable, but not for us.
                 raise
             return None, str(error)
-        _check_same_run(saved.get("must_match", {}), meta["must_match"], folder)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template.to_tree())
         places = ocp.checkpoint_utils.construct_restore_args(abstract)
         try:
@@ -168,7 +177,7 @@ class Checkpoints:
             )
         except Exception as error:  # What Orbax raises for a damaged file is a bare Exception.
             return None, str(error).splitlines()[0][:200]
-        return (TrainState.from_tree(restored.state), restored.data), None
+        return (TrainState.from_tree(restored.state), restored.data, saved), None
 
     @contextlib.contextmanager
     def _explained(self, step: int | None) -> Iterator[None]:
@@ -203,7 +212,8 @@ class Checkpoints:
             details,
             aside.name,
         )
-        shutil.rmtree(aside, ignore_errors=True)
+        if aside.exists():
+            shutil.rmtree(aside) if is_local(aside) else aside.rmtree()
         folder.rename(aside)
 
 
@@ -214,16 +224,57 @@ def _all_agree(is_fine: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.asarray(is_fine)).all())
 
 
-def _check_same_run(saved: dict, wanted: dict, where: Path) -> None:
-    saved, wanted = (traverse_util.flatten_dict(values, sep=".") for values in (saved, wanted))
-    differing = [
-        f"{key}: checkpoint {saved.get(key)!r}, this run {wanted.get(key)!r}"
-        for key in sorted(set(saved) | set(wanted))
-        if saved.get(key) != wanted.get(key)
-    ]
+CHANGEABLE = ("seed", "steps", "loss", "optimizer")
+"""What `--allow_change` may name, groups with all their keys; see `_FIXED`."""
+
+_FIXED = ("optimizer.frozen", "optimizer.ema")
+"""Decides which arrays a checkpoint holds."""
+
+
+def check_same_run(
+    saved_meta: Mapping, meta: Mapping, defaults: Mapping, allowed: Sequence[str] = ()
+) -> list[str]:
+    """Compares what a checkpoint was trained with and what the starting run says.
+
+    Args:
+        saved_meta: meta of the checkpoint; its `must_match` is compared key by key.
+        meta: of the starting run.
+        defaults: `must_match` of a run that changes nothing; stands for keys that the release
+            that wrote the checkpoint did not have.
+        allowed: keys of `CHANGEABLE` that may differ, such as "optimizer.learning_rate".
+
+    Returns:
+        What is changed, a text each.
+
+    Raises:
+        ConfigError: `allowed` names what cannot change.
+        CheckpointError: other keys differ; all of them are listed.
+    """
+    for key in allowed:
+        if key in _FIXED or key.split(".")[0] not in CHANGEABLE:
+            raise ConfigError(
+                f"--allow_change: {key!r} cannot change within a run; use some of "
+                f"{', '.join(CHANGEABLE)} or a key of them, such as optimizer.learning_rate."
+            )
+    saved, wanted, defaults = (
+        traverse_util.flatten_dict(dict(values), sep=".")
+        for values in (saved_meta.get("must_match", {}), meta["must_match"], defaults)
+    )
+    changed, differing = [], []
+    for key in sorted(saved.keys() | wanted.keys()):
+        before = saved[key] if key in saved else defaults.get(key)
+        if before == wanted.get(key):
+            continue
+        is_allowed = key not in _FIXED and any(
+            key == name or key.startswith(f"{name}.") for name in allowed
+        )
+        told = f"{key}: checkpoint {before!r}, this run {wanted.get(key)!r}"
+        (changed if is_allowed else differing).append(told)
     if differing:
         raise CheckpointError(
-            f"checkpoint {where} belongs to another configuration: {'; '.join(differing)}. Use "
-            f"the saved values, another --workdir, or --config.model.warm_start to start from "
-            f"its weights."
+            f"checkpoint of step {saved_meta['step']} belongs to another configuration: "
+            f"{'; '.join(differing)}. Use the saved values, another --workdir, "
+            f"--allow_change=KEY,KEY for keys of {', '.join(CHANGEABLE)}, or "
+            f"--config.model.warm_start to start from its weights."
         )
+    return changed

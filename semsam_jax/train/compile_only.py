@@ -23,11 +23,10 @@ from semsam_jax.core.errors import ConfigError
 from semsam_jax.parallel import hardware, program
 from semsam_jax.parallel.arithmetic import Arithmetic
 from semsam_jax.parallel.mesh import build_mesh, num_batch_shards
-from semsam_jax.train import aot, cost_report, loop
+from semsam_jax.train import aot, build, cost_report
 from semsam_jax.train import input as input_lib
 from semsam_jax.train.abstract import abstract_inputs
 from semsam_jax.train.aot import TracedProgram
-from semsam_jax.train.optimizer import build_optimizer
 
 _MEGACORE = ("v4", "v5p")  # two cores of a chip are one device
 _TOPOLOGY = re.compile(r"(?:(?P<slices>[1-9]\d*)\*)?(?P<shape>(?P<kind>v\d\w*):\d+(x\d+)+)$")
@@ -158,9 +157,9 @@ def compile_only(run: RunConfig, topology: str, workdir: str | os.PathLike | Non
     mesh = build_mesh(run.fsdp, slice_devices(topology), run.slices)
     config_lib.check_batch(run, num_batch_shards(mesh))
     vocabulary = input_lib.open_vocabulary(run, input_lib.used_datasets(run))
-    model = loop.build_model(run)
-    tx = build_optimizer(run.optimizer, run.steps, loop.frozen_groups(model.config, run))
-    step = loop.build_step(run, model, tx, mesh, vocabulary.num_objects)
+    model = build.build_model(run)
+    tx = build.build_tx(run, model)
+    step = build.build_step(run, model, tx, mesh, vocabulary.num_objects)
     inputs = abstract_inputs(run, model, tx, mesh, vocabulary.num_objects, len(vocabulary))
     programs, traced, texts = [], [], []
     with compiling_for("tpu", mesh.devices.flat[0].device_kind):

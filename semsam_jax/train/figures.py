@@ -1,12 +1,13 @@
 """The figure of a run: one click at every level, on held-out images."""
 
+import io
 from collections.abc import Iterable
-from pathlib import Path
 
 import jax
 import numpy as np
 from PIL import Image
 
+from semsam_jax.core.paths import AnyPath
 from semsam_jax.evals.clicks import centre_click
 from semsam_jax.evals.samples import EvalSample
 from semsam_jax.inference.loading import model_from_params
@@ -55,10 +56,12 @@ def draw_predictions(params: dict, meta: dict, samples: Iterable[EvalSample]) ->
     return _stack(strips)
 
 
-def save_figure(workdir: Path, picture: np.ndarray) -> None:
+def save_figure(workdir: AnyPath, picture: np.ndarray) -> None:
     """Writes WORKDIR/predictions.png, whole or not at all."""
+    content = io.BytesIO()
+    Image.fromarray(picture).save(content, format="PNG")
     partial = workdir / ".predictions.png"
-    Image.fromarray(picture).save(partial, format="PNG")
+    partial.write_bytes(content.getvalue())
     partial.replace(workdir / "predictions.png")
 
 

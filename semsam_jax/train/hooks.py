@@ -3,15 +3,18 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.experimental import multihost_utils
 
-from semsam_jax.core.errors import MatchError, TrainingError
+from semsam_jax.core.errors import ConfigError, MatchError, SemSamError, TrainingError
+from semsam_jax.core.paths import AnyPath, is_local
+from semsam_jax.matching.transport import AssignReport
 from semsam_jax.parallel import hardware
 
 STREAMS = ("interactive", "generic")
@@ -30,9 +33,39 @@ class Clock:
         """Seconds since the run started."""
         return time.perf_counter() - self._start
 
-    def is_over(self, limit_sec: float) -> bool:
-        """Whether a limit (0 = none) has passed."""
-        return limit_sec > 0 and self.elapsed() > limit_sec
+
+class Deadlines:
+    """When to stop and when to save, by the clock of process 0.
+
+    Processes start at different moments, and one that stops alone leaves the others waiting;
+    so they ask each other, at steps that are logged, where they wait for the device anyway.
+
+    Args:
+        clock: of the run.
+        stop_sec: seconds until the run stops, 0 for never.
+        save_sec: seconds from one save to the next, 0 for never.
+        agree_every: steps from one agreement of several processes to the next.
+    """
+
+    def __init__(self, clock: Clock, stop_sec: float, save_sec: float, agree_every: int):
+        self._clock, self._stop_sec, self._save_sec = clock, stop_sec, save_sec
+        self._agree_every = agree_every
+        self._saved = clock.elapsed()
+
+    def due(self, step: int) -> tuple[bool, bool]:
+        """Whether to stop and whether to save before step number `step`."""
+        now, is_one = self._clock.elapsed(), jax.process_count() == 1
+        stop = 0 < self._stop_sec < now
+        save = 0 < self._save_sec < now - self._saved
+        if not is_one and (self._stop_sec or self._save_sec):
+            if step % self._agree_every:
+                return False, False
+            stop, save = multihost_utils.broadcast_one_to_all(np.array([stop, save])).tolist()
+        return bool(stop), bool(save)
+
+    def saved(self) -> None:
+        """Called at every save."""
+        self._saved = self._clock.elapsed()
 
 
 class PreemptionGuard:
@@ -101,22 +134,21 @@ class Meter:
         yield
         self._since += time.perf_counter() - start
 
-    def step(self, run: Callable[[], tuple], is_timed: bool) -> tuple:
-        """Runs a step and counts it.
+    def add(self, state: object, report: AssignReport, started: float | None) -> None:
+        """Counts a step.
 
         Args:
-            run: gives (state, metrics, what the matching took).
-            is_timed: time its two programs; the device must be idle, and is so afterwards.
+            state: that it left.
+            report: what its matching took.
+            started: `time.perf_counter()` before it, if its two programs are to be timed: the
+                device was idle then, and is so afterwards.
         """
-        start = time.perf_counter()
-        state, metrics, matching = run()
-        if is_timed:
+        if started is not None:
             jax.block_until_ready(state)
-            total = max(time.perf_counter() - start, 1e-9)
-            forward, match = matching.wait_sec / total, matching.host_sec / total
+            total = max(time.perf_counter() - started, 1e-9)
+            forward, match = report.wait_sec / total, report.host_sec / total
             self._halves = {"forward_share": forward, "backward_share": 1.0 - forward - match}
-        self.count_step(matching.host_sec)
-        return state, metrics, matching
+        self.count_step(report.host_sec)
 
     def count_step(self, matching_sec: float) -> None:
         """Counts a step and the time that the host took to solve its assignments."""
@@ -138,8 +170,8 @@ class Meter:
         return values
 
     def totals(self) -> dict[str, float]:
-        """Returns rates over the run, the first step left out."""
-        return self._rates(self._total)
+        """Returns rates since the start, the first step left out; none without a step."""
+        return self._rates(self._total) if self._total[0] else {}
 
     def _rates(self, window: np.ndarray) -> dict[str, float]:
         steps, wall, waited, matched = (float(value) for value in window)
@@ -160,7 +192,9 @@ class Profile:
         window: first step and the step after the last one; empty records nothing.
     """
 
-    def __init__(self, workdir: Path, window: tuple[int, int] | None):
+    def __init__(self, workdir: AnyPath, window: tuple[int, int] | None):
+        if window is not None and not is_local(workdir):
+            raise ConfigError(f"--profile: {workdir} is no local folder; choose a local --workdir.")
         self._folder = workdir / "profile"
         self._window = window
         self._is_on = False
@@ -184,60 +218,95 @@ class Profile:
 
 
 class NonFiniteWatch:
-    """Collects metrics without stopping the device, and stops the run on bad numbers.
+    """Collects metrics without stopping the device, and counts the steps that were skipped.
+
+    A step whose loss, gradients or matching costs are not finite changes nothing
+    (`TrainStep`). Such steps are logged with their examples, and the run goes on until there
+    are too many.
 
     Args:
         describe_batch: (step, streams) -> words that say which examples those streams of
-            this process held, for the message.
+            this process held.
+        max_in_a_row: skipped steps one after the other that end the run.
+        max_in_all: skipped steps in all that end the run.
     """
 
-    def __init__(self, describe_batch):
+    def __init__(
+        self,
+        describe_batch: Callable[[int, Sequence[str]], str],
+        max_in_a_row: int = 0,
+        max_in_all: int = 0,
+    ):
         self._describe = describe_batch
-        self._pending: list[tuple[int, dict]] = []
+        self._limits = max_in_a_row, max_in_all
+        self._pending: list[tuple[int, jax.Array]] = []
+        self._good: list[dict[str, float]] = []
+        self._names: tuple[str, ...] = ()
+        self._in_a_row = 0
+        self.num_skipped = 0
         self.first: dict[str, float] | None = None
         self.last: dict[str, float] = {}
 
-    def add(self, step: int, metrics: dict) -> None:
-        """Remembers the metrics of a step (device arrays)."""
-        self._pending.append((step, metrics))
+    def add(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+        """Remembers the metrics of a step, scalars on the device, as one array of it."""
+        self._names = tuple(sorted(metrics))
+        self._pending.append((step, _stacked([metrics[name] for name in self._names])))
 
     def check_all(self) -> dict[str, float]:
-        """Returns the means since the last call.
+        """Returns the means since the last call, skipped steps left out.
 
         Raises:
-            TrainingError: a loss or a gradient was not finite. That step changed nothing.
-            MatchError: a matching cost was not finite.
+            TrainingError: too many losses or gradients were not finite.
+            MatchError: too many steps had matching costs that were not finite.
         """
-        if not self._pending:
-            return self.last
-        fetched = [(step, jax.device_get(metrics)) for step, metrics in self._pending]
-        self._pending = []
-        for step, metrics in fetched:
-            self._check(step, metrics)
-        kept = {
-            key: float(np.mean([metrics[key] for _, metrics in fetched]))
-            for key in fetched[0][1]
-            if key not in ("is_finite", "nonfinite_costs")
-        }
-        self.first = kept if self.first is None else self.first
-        self.last = kept
-        return kept
+        self.check()
+        if self._good:
+            self.last = {
+                key: float(np.mean([metrics[key] for metrics in self._good], dtype=np.float32))
+                for key in self._names
+                if key not in ("is_finite", "nonfinite_costs")
+            }
+            self.first = self.first or self.last
+            self._good = []
+        return self.last
 
-    def _check(self, step: int, metrics: dict) -> None:
-        advice = (
-            "the parameters are those of the step before; lower optimizer.learning_rate, or "
-            "start again from the last checkpoint with another seed."
-        )
-        if metrics["nonfinite_costs"] > 0:
-            raise MatchError(
-                f"step {step}: {int(metrics['nonfinite_costs'])} matching costs are not finite "
-                f"({self._describe(step, STREAMS)}); {advice}"
+    def check(self) -> None:
+        """Waits for the steps so far, such as before a save; raises as `check_all`."""
+        if not self._pending:
+            return
+        steps, arrays = zip(*self._pending, strict=True)
+        self._pending = []
+        for step, values in zip(steps, jax.device_get(arrays), strict=True):
+            metrics = dict(zip(self._names, values.tolist(), strict=True))
+            if metrics["is_finite"] and not metrics["nonfinite_costs"]:
+                self._in_a_row = 0
+                self._good.append(metrics)
+            else:
+                self._skip(step, metrics)
+
+    def _skip(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._in_a_row += 1
+        self.num_skipped += 1
+        bad = sorted(key for key, value in metrics.items() if not np.isfinite(value))
+        streams = tuple(s for s in STREAMS if any(key.startswith(f"{s}/") for key in bad))
+        streams = streams or STREAMS
+        kind: type[SemSamError] = TrainingError
+        what = f"{' and '.join(streams)} stream: not finite: {', '.join(bad)}"
+        if metrics["nonfinite_costs"]:
+            kind, streams = MatchError, STREAMS
+            what = f"{int(metrics['nonfinite_costs'])} matching costs are not finite"
+        told = f"step {step}: {what} ({self._describe(step, streams)})"
+        in_a_row, in_all = self._limits
+        if self._in_a_row >= max(in_a_row, 1) or self.num_skipped >= max(in_all, 1):
+            raise kind(
+                f"{told}; {self._in_a_row} such steps in a row, {self.num_skipped} in all. The "
+                f"parameters are those of the last good step; lower optimizer.learning_rate or "
+                f"choose another seed, and resume with "
+                f"--allow_change=optimizer.learning_rate,seed; or raise max_skipped."
             )
-        if not metrics["is_finite"]:
-            bad = sorted(key for key, value in metrics.items() if not np.all(np.isfinite(value)))
-            streams = tuple(s for s in STREAMS if any(key.startswith(f"{s}/") for key in bad))
-            streams = streams or STREAMS
-            raise TrainingError(
-                f"step {step}, {' and '.join(streams)} stream: not finite: {', '.join(bad)} "
-                f"({self._describe(step, streams)}); {advice}"
-            )
+        logging.warning("%s; the step is skipped, training goes on.", told)
+
+
+@jax.jit
+def _stacked(values: list[jax.Array]) -> jax.Array:
+    return jnp.stack([value.astype(jnp.float32) for value in values])

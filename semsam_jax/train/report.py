@@ -1,22 +1,32 @@
 """Messages at the start and the end of a run."""
 
-from pathlib import Path
+import json
+from collections.abc import Mapping
 
 import jax
+import numpy as np
+from clu import parameter_overview
+from flax import traverse_util
+from jax.sharding import Mesh
 
 from semsam_jax.config import RunConfig
+from semsam_jax.core.paths import AnyPath
+from semsam_jax.evals.dataset_samples import EvalDataset
+from semsam_jax.train.best import BestCheckpoint
 from semsam_jax.train.hooks import Clock, NonFiniteWatch
-from semsam_jax.train.input import data_name
+from semsam_jax.train.input import Input, data_name
 from semsam_jax.train.writers import format_duration
 
 
-def log_info(text: str) -> None:
+def log_info(text: str, end: str = "\n") -> None:
     """Prints on process 0 only."""
     if jax.process_index() == 0:
-        print(text, flush=True)
+        print(text, end=end, flush=True)
 
 
-def log_start(run: RunConfig, mixture_text: str, num_eval: int, mesh, workdir: Path) -> None:
+def log_start(
+    run: RunConfig, data: Input, held_out: EvalDataset | None, mesh: Mesh, workdir: AnyPath
+) -> None:
     """Prints the preset and the data of the run, and how to get the real datasets."""
     log_info(
         f"semsam_jax: preset {run.model.preset}, {run.steps} steps of "
@@ -35,42 +45,126 @@ def log_start(run: RunConfig, mixture_text: str, num_eval: int, mesh, workdir: P
             "  python -m semsam_jax.main --config=configs/sa1b.py:swin_t --config.data.root=DIR "
             "--config.model.backbone_weights=FILE --workdir=DIR"
         )
-    if num_eval:
-        log_info(f"evaluation: {num_eval} held-out images, one click per instance")
-    log_info(mixture_text)
+    if held_out is not None:
+        count = len(held_out.samples())
+        log_info(f"evaluation: {count} held-out images, one click per instance")
+    log_info(data.text)
+    held_out_notes = [] if held_out is None else held_out.notes
+    for note in (*data.notes, *(f"evaluation, {note}" for note in held_out_notes)):
+        log_info(note)
 
 
-def summarize(
-    run: RunConfig, clock: Clock, totals: dict, watch: NonFiniteWatch, meta: dict
+def say_evaluation(step: int, found: Mapping, is_best: bool) -> None:
+    """Prints the figures of an evaluation."""
+    log_info(
+        f"step {step}: one-click IoU {found['iou_max']:.4f}, best of the masks "
+        f"{found['iou_oracle']:.4f} ({found['num_instances']} instances)"
+        f"{', new best' if is_best else ''}"
+    )
+
+
+def config_text(run: RunConfig) -> str:
+    """Every key of a run as `--config.KEY=VALUE` has it, a line each."""
+    flat = traverse_util.flatten_dict(run.to_dict(), sep=".")
+    return "\n".join(f"{key} = {value!r}" for key, value in flat.items())
+
+
+def write_overviews(workdir: AnyPath, run: RunConfig, params: Mapping, mixture_text: str) -> None:
+    """Writes parameters.txt, mixture.txt and config.txt."""
+    if jax.process_index() != 0:
+        return
+    shapes = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), params)
+    overview = parameter_overview.get_parameter_overview(shapes, include_stats=False)
+    for name, text in (
+        ("parameters.txt", overview),
+        ("mixture.txt", mixture_text),
+        ("config.txt", config_text(run)),
+    ):
+        (workdir / name).write_text(text + "\n")
+
+
+def measured(
+    clock: Clock, totals: Mapping[str, float], watch: NonFiniteWatch, earlier: Mapping
 ) -> dict:
-    """Collects the summary of a finished run; IoU figures are fractions."""
-    first_step = clock.first_step_sec
-    before, after = meta.get("before") or {}, meta.get("after") or {}
+    """What was measured so far, earlier parts of an interrupted run included.
+
+    Args:
+        clock: of this part.
+        totals: rates of this part, empty before its second step.
+        watch: losses of this part.
+        earlier: what this function gave when the checkpoint was saved that this part started
+            from; empty for a fresh run.
+    """
+    first = (watch.first or {}).get("loss")
+    return {
+        "seconds": earlier.get("seconds", 0.0) + clock.elapsed(),
+        "seconds_to_first_step": earlier.get("seconds_to_first_step") or clock.first_step_sec,
+        "loss_first": first if earlier.get("loss_first") is None else earlier["loss_first"],
+        "loss_last": watch.last.get("loss", earlier.get("loss_last")),
+        "skipped_steps": earlier.get("skipped_steps", 0) + watch.num_skipped,
+        **{key: totals.get(key, earlier.get(key)) for key in _RATES},
+    }
+
+
+_RATES = ("images_per_sec", "host_matching_share", "input_wait_share")
+
+
+def summarize(run: RunConfig, meta: Mapping, best: BestCheckpoint) -> dict:
+    """Collects the summary of a finished run; IoU figures are fractions.
+
+    Args:
+        run: the run.
+        meta: with `measured`, and `before` and `after` of its evaluations.
+        best: the best model that was kept.
+    """
+    found, before, after = meta["measured"], meta.get("before") or {}, meta.get("after") or {}
     return {
         "preset": run.model.preset,
         "data": data_name(run),
         "steps": run.steps,
-        "seconds": round(clock.elapsed(), 1),
-        "seconds_to_first_step": first_step and round(first_step, 1),
-        "images_per_sec": round(totals["images_per_sec"], 2),
-        "loss_first": (watch.first or {}).get("loss"),
-        "loss_last": watch.last.get("loss"),
+        "seconds": round(found["seconds"], 1),
+        "seconds_to_first_step": _rounded(found["seconds_to_first_step"], 1),
+        "images_per_sec": _rounded(found["images_per_sec"], 2),
+        "loss_first": found["loss_first"],
+        "loss_last": found["loss_last"],
         "one_click_iou_max_before": before.get("iou_max"),
         "one_click_iou_max_after": after.get("iou_max"),
         "one_click_iou_oracle_before": before.get("iou_oracle"),
         "one_click_iou_oracle_after": after.get("iou_oracle"),
-        "host_matching_share": round(totals["host_matching_share"], 4),
-        "input_wait_share": round(totals["input_wait_share"], 4),
+        **({} if best.score is None else _of_best(best)),
+        "host_matching_share": _rounded(found["host_matching_share"], 4),
+        "input_wait_share": _rounded(found["input_wait_share"], 4),
+        "skipped_steps": found["skipped_steps"],
     }
 
 
-def log_summary(summary: dict, workdir: Path) -> None:
+def _of_best(best: BestCheckpoint) -> dict:
+    return {"one_click_iou_max_best": best.score, "best_step": best.step}
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)
+
+
+def finished_summary(workdir: AnyPath) -> dict | None:
+    """The summary that an earlier start of a run left; None if there is none."""
+    try:
+        return json.loads((workdir / "summary.json").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def log_summary(summary: Mapping, workdir: AnyPath, best: BestCheckpoint) -> None:
     """Prints the summary as a short table and what to do next."""
     log_info(f"\ndone in {format_duration(summary['seconds'])}:")
     for key, value in summary.items():
         shown = f"{value:.4g}" if isinstance(value, float) else value
         log_info(f"  {key:<28} {shown}")
+    after = summary.get("one_click_iou_max_after")
+    is_best_earlier = best.score is not None and (after is None or best.score > after)
+    model = best.folder if is_best_earlier else workdir
+    why = f"  (the best model, of step {best.step})" if is_best_earlier else ""
     log_info(
         f"figures: {workdir}/predictions.png\n"
-        f"try it: semsam segment IMAGE --checkpoint {workdir} --point X,Y"
+        f"try it: semsam segment IMAGE --checkpoint {model} --point X,Y{why}"
     )

@@ -1,6 +1,7 @@
 """Training state; it holds no random key."""
 
 import typing
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -38,17 +39,50 @@ def new_state(params: dict, tx: optax.GradientTransformation, has_ema: bool) -> 
     return TrainState(params, tx.init(params), jnp.zeros((), jnp.int32), ema)
 
 
-def shard_state(
-    params: dict, tx: optax.GradientTransformation, has_ema: bool, mesh: Mesh
+def abstract_state(
+    shapes: Mapping, tx: optax.GradientTransformation, has_ema: bool, mesh: Mesh
 ) -> TrainState:
-    """Places host parameters on the mesh and starts optimiser state where they lie."""
-    make = lambda tree: new_state(tree, tx, has_ema)  # noqa: E731
-    shardings = state_shardings(mesh, jax.eval_shape(make, params))
-    placed = jax.tree.map(
-        lambda value, sharding: jax.make_array_from_callback(
-            value.shape, sharding, lambda index, value=value: value[index]
-        ),
-        params,
-        shardings.params,
+    """Returns a state as shapes that lie on a mesh, without a single array behind them.
+
+    Args:
+        shapes: of the parameters.
+        tx: optimiser of the run.
+        has_ema: whether the run averages its parameters.
+        mesh: may be of absent devices.
+    """
+    state = jax.eval_shape(lambda tree: new_state(tree, tx, has_ema), dict(shapes))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state,
+        state_shardings(mesh, state),
     )
-    return jax.jit(make, out_shardings=shardings)(placed)
+
+
+def shard_state(
+    params: Mapping, tx: optax.GradientTransformation, has_ema: bool, mesh: Mesh
+) -> TrainState:
+    """Starts optimiser state and average where the parameters lie.
+
+    Args:
+        params: NumPy arrays, which are placed on the mesh, or arrays that lie there.
+        tx: optimiser of the run.
+        has_ema: whether the run averages its parameters.
+        mesh: of the run.
+    """
+    make = lambda tree: new_state(tree, tx, has_ema)  # noqa: E731
+    params = dict(params)
+    shardings = state_shardings(mesh, jax.eval_shape(make, params))
+    return jax.jit(make, out_shardings=shardings)(place(params, shardings.params))
+
+
+def place(params: Mapping, shardings: Mapping) -> dict:
+    """Puts host arrays on their devices, each process its own pieces; others stay."""
+    return jax.tree.map(
+        lambda value, sharding: (
+            value
+            if isinstance(value, jax.Array)
+            else jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+        ),
+        dict(params),
+        dict(shardings),
+    )

@@ -86,7 +86,7 @@ class TrainStep:
         frozen: tuple[str, ...] = (),
     ):
         self._model, self._tx, self._criterion = model, tx, criterion
-        self.mesh = self._mesh = mesh
+        self.mesh = mesh
         self._num_objects, self._ema = num_objects, ema
         self._key = jax.random.key(seed)
         self._micro, self._frozen = micro, frozen
@@ -142,8 +142,8 @@ class TrainStep:
         """
         if self._micro.is_whole:
             return [("", batch, 1)]
-        rows = batch_sharding(self._mesh)
-        pieces = jax.eval_shape(lambda b: self._micro.cut(b, num_batch_shards(self._mesh)), batch)
+        rows = batch_sharding(self.mesh)
+        pieces = jax.eval_shape(lambda b: self._micro.cut(b, num_batch_shards(self.mesh)), batch)
         pieces = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), pieces
         )
@@ -163,9 +163,9 @@ class TrainStep:
 
     def _in_use(self) -> contextlib.AbstractContextManager:
         """Tells the mesh to kernels, which are split over it by hand; one device needs none."""
-        if self._mesh.size == 1:
+        if self.mesh.size == 1:
             return contextlib.nullcontext()
-        return jax.sharding.use_abstract_mesh(self._mesh.abstract_mesh)
+        return jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
 
     def _forward(self, params: dict, draw: jax.Array, batch: StreamBatch, text: TextInputs):
         keys = _streams(self._key, draw, 4)
@@ -177,7 +177,7 @@ class TrainStep:
             outputs, vjp_fn = jax.vjp(run, params)
         with jax.named_scope("matching_costs"):
             costs = self._costs(jax.lax.stop_gradient(outputs), batch, keys[3])
-        rows = batch_sharding(self._mesh)
+        rows = batch_sharding(self.mesh)
         costs = jax.tree.map(lambda cost: jax.lax.with_sharding_constraint(cost, rows), costs)
         return outputs, vjp_fn, costs
 
@@ -185,12 +185,12 @@ class TrainStep:
         def call(method, *args, **kwargs):
             return self._model.apply({"params": params}, *args, method=method, **kwargs)
 
-        params = stop_frozen(gathered(self._mesh, params), self._frozen)
+        params = stop_frozen(gathered(self.mesh, params), self._frozen)
         params = lora.merged(params)
         interactive, generic = batch.interactive, batch.generic
-        images, sizes, draw = _join([interactive, generic], num_batch_shards(self._mesh))
+        images, sizes, draw = _join([interactive, generic], num_batch_shards(self.mesh))
         pyramid, said = call(
-            "encode_image",
+            SemanticSAM.encode_image,
             images,
             sizes,
             train=True,
@@ -198,7 +198,8 @@ class TrainStep:
             rngs={"drop_path": keys[0]},
             mutable=["statistics"],
         )
-        first, second = _split(pyramid, interactive, generic, num_batch_shards(self._mesh))
+        num_first = 0 if interactive is None else interactive.image.shape[0]
+        first, second = _split(pyramid, num_first, num_batch_shards(self.mesh))
         table = text.table
         if text.token_ids is not None:
             embeddings = self._encode_names(params, text.token_ids)
@@ -212,7 +213,7 @@ class TrainStep:
             )
             noise = jax.random.uniform(keys[1], interactive.prompt_box.shape)
             predictions = call(
-                "decode_prompts",
+                SemanticSAM.decode_prompts,
                 first,
                 prompts,
                 table,
@@ -225,7 +226,7 @@ class TrainStep:
             slots = self._model.config.decoder.num_denoising
             noise = jax.random.uniform(keys[2], (generic.boxes.shape[0], slots, 4))
             predictions = call(
-                "decode_generic",
+                SemanticSAM.decode_generic,
                 second,
                 table,
                 vocab_valid=generic.vocab_valid | (generic.vocab_owned > 0),
@@ -242,12 +243,12 @@ class TrainStep:
 
     def _encode_names(self, params: dict, token_ids: jax.Array) -> jax.Array:
         """Embeds the vocabulary, every device its share of the names."""
-        num_names, shards = token_ids.shape[0], num_batch_shards(self._mesh)
+        num_names, shards = token_ids.shape[0], num_batch_shards(self.mesh)
         # A name of zeros is a text that ends at once; its embedding is cut off again.
         ids = jnp.pad(token_ids, ((0, -num_names % shards), (0, 0)))
-        ids = jax.lax.with_sharding_constraint(ids, batch_sharding(self._mesh))
-        embeddings = self._model.apply({"params": params}, ids, method="encode_text")
-        return jax.lax.with_sharding_constraint(embeddings, replicated(self._mesh))[:num_names]
+        ids = jax.lax.with_sharding_constraint(ids, batch_sharding(self.mesh))
+        embeddings = self._model.apply({"params": params}, ids, method=SemanticSAM.encode_text)
+        return jax.lax.with_sharding_constraint(embeddings, replicated(self.mesh))[:num_names]
 
     def _costs(self, outputs: StreamOutputs, batch: StreamBatch, key: jax.Array) -> Costs:
         costs = Costs(None, None)
@@ -279,12 +280,12 @@ class TrainStep:
 
     def _start_micro_batches(self, params: dict, step: jax.Array, batch: StreamBatch):
         """Micro-batches, the number of the random draws of each, and gradients of zero."""
-        parts = self._micro.cut(batch, num_batch_shards(self._mesh))
-        rows = batch_sharding(self._mesh)
+        parts = self._micro.cut(batch, num_batch_shards(self.mesh))
+        rows = batch_sharding(self.mesh)
         parts = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, rows), parts)
         draws = [step * len(parts) + index for index in range(len(parts))]
         zeros = jax.tree.map(jnp.zeros_like, params)
-        shardings = state_shardings(self._mesh, params)
+        shardings = state_shardings(self.mesh, params)
         return parts, draws, jax.lax.with_sharding_constraint(zeros, shardings)
 
     def _accumulate(self, so_far: dict, outputs, vjp_fn, assignment, batch, draw):
@@ -310,7 +311,9 @@ class TrainStep:
     def _update(self, state: TrainState, grads: dict, metrics: dict) -> tuple[TrainState, dict]:
         norms = {f"grad_norm/{top}": optax.tree.norm(tree) for top, tree in grads.items()}
         norm = jnp.sqrt(sum(jnp.square(value) for value in norms.values()))
+        # Without finite costs the assignment means nothing, and so does the loss.
         is_finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+        is_finite &= metrics["nonfinite_costs"] == 0
         updates, opt_state = self._tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = state.ema_params
@@ -356,12 +359,9 @@ def _join(rows: list[Batch | None], shards: int) -> tuple[jax.Array, jax.Array, 
     )
 
 
-def _split(
-    pyramid: Pyramid, first: Batch | None, second: Batch | None, shards: int
-) -> tuple[Pyramid, Pyramid]:
+def _split(pyramid: Pyramid, num_first: int, shards: int) -> tuple[Pyramid, Pyramid]:
     """Inverse of `_join` on every map of the pyramid; an absent stream gets no rows."""
-    own = 0 if first is None else first.image.shape[0] // shards
-    del second
+    own = num_first // shards
 
     def cut(x: jax.Array, rows: slice) -> jax.Array:
         parts = x.reshape(shards, x.shape[0] // shards, *x.shape[1:])[:, rows]

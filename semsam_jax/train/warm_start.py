@@ -1,14 +1,16 @@
 """The parameters that a run starts from: pretrained parts, a checkpoint, or random ones.
 
 Nothing starts at random in silence: where pretrained weights exist for a part that trains at a
-tenth of the rate, a run without them has to log_info `random`, and every run says where each part
-of its parameters came from.
+tenth of the rate, a run without them has to say `random`, and every run says where each part
+of its parameters came from. What no file gives is drawn where it will lie, so that no host and
+no device ever holds all parameters of a run that splits them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from semsam_jax.config import RANDOM, REQUIRED, RunConfig
 from semsam_jax.convert import zoo
@@ -18,7 +20,9 @@ from semsam_jax.core.errors import CheckpointError, ConfigError
 from semsam_jax.models.presets import EfficientNetLiteConfig
 from semsam_jax.models.semantic_sam import SemanticSAM, init_params
 from semsam_jax.models.similarity_init import align
+from semsam_jax.parallel.sharding import state_shardings
 from semsam_jax.train.report import log_info
+from semsam_jax.train.state import place
 
 _SWIN = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0/"
 PRETRAINED = {
@@ -29,6 +33,9 @@ PRETRAINED = {
 
 TEXT_TOWER = "https://huggingface.co/openai/clip-vit-base-patch32"
 """A text tower of the right size: CLIP's of ViT-B/32."""
+
+# Drawing numbers once needs no optimised program: this compiles in a third of the time.
+_QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def check_start(run: RunConfig) -> None:
@@ -57,8 +64,8 @@ def check_start(run: RunConfig) -> None:
         raise _no_tower()
 
 
-def initial_params(run: RunConfig, model: SemanticSAM) -> dict:
-    """Returns the start parameters as NumPy arrays, float32, and says where they came from.
+def initial_params(run: RunConfig, model: SemanticSAM, mesh: Mesh) -> dict:
+    """Returns the start parameters on the mesh, float32, and says where they came from.
 
     Raises:
         ConfigError: weights of the wrong kind for the backbone, a text tower that is missing or
@@ -66,14 +73,41 @@ def initial_params(run: RunConfig, model: SemanticSAM) -> dict:
         CheckpointError: a warm start whose shapes differ; all of them are listed.
         ConversionError: an unreadable weight file.
     """
-    params = random_params(model, run.seed)
-    origins = dict.fromkeys(params, "random")
-    choice, scale = run.model, None
+    shapes = parameter_shapes(run, model)
+    given = given_params(run, model, shapes)
+    shardings = state_shardings(mesh, shapes)
+    missing = [part for part in shapes if part not in given]
+    params = place(given, {part: shardings[part] for part in given})
+    if missing:
+        is_cpu = mesh.devices.flat[0].platform == "cpu"
+        make = jax.jit(
+            lambda: _random(model, run.seed, missing),
+            out_shardings={part: shardings[part] for part in missing},
+            compiler_options=_QUICKLY if is_cpu else None,
+        )
+        params |= make()
+    return {part: params[part] for part in shapes}
+
+
+def parameter_shapes(run: RunConfig, model: SemanticSAM) -> dict:
+    """Shapes and dtypes of all parameters of a run, low-rank updates included."""
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    if not run.model.lora_rank:
+        return dict(shapes)
+    return lora.add(shapes, run.model.lora_rank, run.seed, empty=jax.ShapeDtypeStruct)
+
+
+def given_params(run: RunConfig, model: SemanticSAM, shapes: Mapping) -> dict:
+    """The parts that files give, NumPy float32, and a note about them; others start at random."""
+    origins = {part: "random" for part in shapes if part != lora.GROUP}
+    choice, scale, given = run.model, None, {}
+    if choice.init == "similarity":
+        given = random_params(model, run.seed)
     if choice.backbone_weights not in ("", RANDOM):
-        params["backbone"] = _backbone(choice.backbone_weights, model, params["backbone"])
+        given["backbone"] = _backbone(choice.backbone_weights, model, run.seed)
         origins["backbone"] = choice.backbone_weights
     if choice.init == "similarity":
-        params = align(params, model.config, run.seed)
+        given = align(given, model.config, run.seed)
     if choice.text_weights not in ("", RANDOM):
         from semsam_jax.convert.from_torch import (
             convert_text_tower,
@@ -82,23 +116,29 @@ def initial_params(run: RunConfig, model: SemanticSAM) -> dict:
         )
 
         state, where = read_text_tower(choice.text_weights), f"text tower {choice.text_weights}"
-        params["text_encoder"] = convert_text_tower(state, model.config, where)
+        given["text_encoder"] = convert_text_tower(state, model.config, where)
         origins["text_encoder"], scale = choice.text_weights, text_logit_scale(state)
     notes = []
     if choice.warm_start:
         start, meta = checkpoint_io.read_model(zoo.resolve(choice.warm_start))
         start = _known_parts(run, start, meta)
-        params = merge(params, start, choice.warm_start)
-        origins |= dict.fromkeys(params.keys() & start.keys(), choice.warm_start)
+        taken = origins.keys() & start.keys()
+        merged = merge(shapes, start, choice.warm_start)
+        given |= {part: merged[part] for part in taken}
+        origins |= dict.fromkeys(taken, choice.warm_start)
         if not meta.get("class_heads_trained"):
             notes.append(f"the class heads in {choice.warm_start} were never trained")
         elif scale is not None:
             scale = None  # theirs is learned
     if scale is not None:
-        params["decoder"] = {**params["decoder"], "logit_scale": scale}
+        if "decoder" not in given:
+            given["decoder"] = random_params(model, run.seed, ["decoder"])["decoder"]
+        given["decoder"] = {**given["decoder"], "logit_scale": scale}
         notes.append(f"the scale of the class scores, exp({scale:.2f}), from {choice.text_weights}")
+    if choice.lora_rank:
+        given[lora.GROUP] = lora.add(shapes, choice.lora_rank, run.seed)[lora.GROUP]
     say_origins(origins, notes)
-    return lora.add(params, choice.lora_rank, run.seed) if choice.lora_rank else params
+    return given
 
 
 def say_origins(origins: Mapping[str, str], notes: list[str]) -> None:
@@ -134,25 +174,25 @@ def _no_tower() -> ConfigError:
     )
 
 
-def level_order(run: RunConfig, num_tokens: int) -> list[int]:
-    """Token of level 1, 2, ... until an evaluation orders them: as the warm start had them."""
-    if run.model.warm_start:
-        return list(checkpoint_io.read_meta(run.model.warm_start)["level_order"])
-    return list(range(num_tokens))
-
-
-def random_params(model: SemanticSAM, seed: int) -> dict:
-    """Random parameters of every branch, made and kept on the host."""
-    # Drawing numbers once needs no optimised program: this compiles in a third of the time.
-    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+def random_params(model: SemanticSAM, seed: int, parts: Sequence[str] | None = None) -> dict:
+    """Random parameters of some parts (None: of all), made and kept on the host."""
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        make = jax.jit(lambda key: init_params(model, key), compiler_options=options)
-        params = make(jax.random.key(seed))
+        params = jax.jit(lambda: _random(model, seed, parts), compiler_options=_QUICKLY)()
     return jax.tree.map(np.asarray, params)
 
 
-def merge(params: dict, start: dict, where: str) -> dict:
-    """Takes from `start` whole top-level parts that fit; parts absent there stay random.
+def _random(model: SemanticSAM, seed: int, parts: Sequence[str] | None) -> dict:
+    params = init_params(model, jax.random.key(seed))
+    return dict(params) if parts is None else {part: params[part] for part in parts}
+
+
+def merge(params: Mapping, start: dict, where: str) -> dict:
+    """Takes from `start` whole top-level parts that fit; parts absent there stay as they are.
+
+    Args:
+        params: parameters of the model, or their shapes.
+        start: NumPy parameters.
+        where: how messages call the start.
 
     Raises:
         CheckpointError: a part is there but differs in structure or shapes.
@@ -180,7 +220,7 @@ def merge(params: dict, start: dict, where: str) -> dict:
     return merged
 
 
-def _with_owner(params: dict, start: dict) -> dict:
+def _with_owner(params: Mapping, start: dict) -> dict:
     """Gives a decoder without the owner projection the one that said it so far: the objects'."""
     own, given = params.get("decoder", {}), start.get("decoder", {})
     decoder = {k: v for k, v in given.items() if k != "owner_embed" or "owner_embed" in own}
@@ -189,7 +229,7 @@ def _with_owner(params: dict, start: dict) -> dict:
     return {**start, "decoder": decoder} if given else start
 
 
-def _backbone(weights: str, model: SemanticSAM, own: dict) -> dict:
+def _backbone(weights: str, model: SemanticSAM, seed: int) -> dict:
     is_lite = isinstance(model.config.backbone, EfficientNetLiteConfig)
     if weights == "imagenet":
         if not is_lite:
@@ -204,7 +244,9 @@ def _backbone(weights: str, model: SemanticSAM, own: dict) -> dict:
         )
     from semsam_jax.convert.from_torch import load_backbone
 
-    return load_backbone(weights, model.config, own)
+    # Norms that an ImageNet file lacks keep their fresh values.
+    fresh = random_params(model, seed, ["backbone"])["backbone"]
+    return load_backbone(weights, model.config, fresh)
 
 
 def _flat(tree: dict) -> dict:

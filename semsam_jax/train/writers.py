@@ -4,7 +4,9 @@ The writers have the methods of clu's MetricWriter; clu's own import TensorFlow.
 """
 
 import json
+import os
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,22 +14,32 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from semsam_jax.core.paths import as_path, is_local
+
+_METRICS = "metrics.jsonl"
+
 
 class MetricWriter:
-    """Writes scalars and images to WORKDIR/metrics.jsonl and WORKDIR/tensorboard.
+    """Writes to WORKDIR/metrics.jsonl and WORKDIR/tensorboard.
 
-    Only process 0 writes; the others are silent.
+    Only process 0 writes; the others are silent. In a bucket files cannot grow: there they are
+    kept on this machine and copied whole by `flush`.
     """
 
-    def __init__(self, workdir: str | Path):
+    def __init__(self, workdir: str | os.PathLike):
         self._is_writer = jax.process_index() == 0
         if not self._is_writer:
             return
         from tensorboardX import SummaryWriter
 
-        root = Path(workdir)
-        self._jsonl = (root / "metrics.jsonl").open("a", buffering=1)
-        self._board = SummaryWriter(str(root / "tensorboard"))
+        self._workdir = as_path(workdir)
+        self._own = None if is_local(workdir) else tempfile.TemporaryDirectory()
+        folder = self._workdir if self._own is None else Path(self._own.name)
+        if self._own is not None and (self._workdir / _METRICS).exists():
+            (folder / _METRICS).write_bytes((self._workdir / _METRICS).read_bytes())
+        self._folder = folder
+        self._jsonl = (folder / _METRICS).open("a", buffering=1)
+        self._board = SummaryWriter(str(folder / "tensorboard"))
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Appends one record of scalars."""
@@ -45,17 +57,34 @@ class MetricWriter:
             for name, image in images.items():
                 self._board.add_image(name, image, step, dataformats="HWC")
 
-    def flush(self) -> None:
-        """Pushes everything to disk."""
+    def write_text(self, step: int, texts: Mapping[str, str]) -> None:
+        """Writes texts to TensorBoard, as they are."""
         if self._is_writer:
-            self._jsonl.flush()
-            self._board.flush()
+            for name, text in texts.items():
+                indented = "\n".join(f"    {line}" for line in text.splitlines())
+                self._board.add_text(name, indented, step)
+
+    def flush(self) -> None:
+        """Pushes everything to disk, or into the bucket."""
+        if not self._is_writer:
+            return
+        self._jsonl.flush()
+        self._board.flush()
+        if self._own is not None:
+            for file in (path for path in self._folder.rglob("*") if path.is_file()):
+                target = self._workdir / file.relative_to(self._folder).as_posix()
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(file.read_bytes())
 
     def close(self) -> None:
         """Flushes and closes the files."""
-        if self._is_writer:
-            self._jsonl.close()
-            self._board.close()
+        if not self._is_writer or self._jsonl.closed:
+            return
+        self.flush()
+        self._jsonl.close()
+        self._board.close()
+        if self._own is not None:
+            self._own.cleanup()
 
 
 class ProgressLine:

@@ -16,7 +16,7 @@ from semsam_jax.models.deformable import DeformableAttention
 from semsam_jax.models.heads import Heads
 from semsam_jax.models.presets import DecoderConfig
 from semsam_jax.parallel.arithmetic import count
-from semsam_jax.train.loop import criterion_config
+from semsam_jax.train.build import criterion_config
 from tests.criterion import test_label_rules as rules
 from tests.criterion.test_generic import make_case
 

@@ -68,8 +68,8 @@ def test_streams_are_weighed_and_may_be_absent(case):
 
 def test_weights_reach_every_term(case):
     outputs, batch, assignment = case
-    none = LossWeights(**{field.name: 0.0 for field in dataclasses.fields(LossWeights)})
-    silent = dataclasses.replace(CONFIG, weights=none)
+    none = {field.name: 0.0 for field in dataclasses.fields(LossWeights)}
+    silent = dataclasses.replace(CONFIG, **none)
     loss, metrics = total_loss(outputs, batch, assignment, jax.random.key(0), silent)
     assert loss == 0
     assert metrics["interactive/mask_bce"] > 0

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -116,7 +117,8 @@ def read_until(process: subprocess.Popen, step: int) -> None:
     said = []
     for line in process.stdout:
         said.append(line)
-        if line.startswith("step") and int(line.split()[1].split("/")[0]) >= step:
+        progress = re.match(r"step +(\d+)/", line)
+        if progress and int(progress[1]) >= step:
             return
     raise AssertionError("".join(said))
 

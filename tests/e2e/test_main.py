@@ -13,6 +13,7 @@ from PIL import Image
 
 from benchmarks import kill_and_resume
 from semsam_jax.core import checkpoint_io
+from semsam_jax.core.model_files import has_model
 from semsam_jax.parallel.distributed import RESTART_CODE
 from tests.e2e import runs
 
@@ -33,6 +34,7 @@ SUMMARY_KEYS = {
     "one_click_iou_oracle_after",
     "host_matching_share",
     "input_wait_share",
+    "skipped_steps",
 }
 
 
@@ -62,6 +64,8 @@ def test_it_leaves_checkpoints_metrics_summary_and_pictures(finished):
     assert meta["step"] == 12
     assert sorted(meta["level_order"]) == list(range(6))
     assert meta["vocabulary"]["objects"]
+    assert has_model(workdir / "model")
+    assert "steps = 12" in (workdir / "config.txt").read_text()
 
 
 def test_segment_after_the_run_finds_its_programs(finished, cache, tmp_path):
@@ -135,13 +139,35 @@ def test_bad_configurations_are_one_line_and_exit_code_2(
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
-def test_a_checkpoint_of_another_configuration_is_refused(finished, cache, tmp_path):
+def test_a_finished_run_is_left_as_it_is(finished, cache, tmp_path):
+    """Started again, or started in another configuration."""
     straight, _ = finished
     other = tmp_path / "other"
     shutil.copytree(straight, other)
+    before = {path: path.read_bytes() for path in other.rglob("*") if path.is_file()}
+    done = runs.run(other, cache)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "finished before; nothing is changed" in done.stdout
     done = runs.run(other, cache, seed=5)
     assert done.returncode == 2
     assert "belongs to another configuration: seed: checkpoint 0, this run 5" in done.stderr
+    assert {path: path.read_bytes() for path in other.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.nightly
+def test_a_finished_run_goes_on_when_told_to(finished, cache, tmp_path):
+    straight, _ = finished
+    other = tmp_path / "longer"
+    shutil.copytree(straight, other)
+    command = [*runs.command(other, steps=13, seed=5), "--allow_change=steps,seed"]
+    done = subprocess.run(
+        command, cwd=runs.ROOT, env=runs.environment(cache), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "resumed at step 12 of 13" in done.stdout
+    assert "changed: seed: checkpoint 0, this run 5" in done.stdout
+    assert json.loads((other / "summary.json").read_text())["steps"] == 13
+    assert sorted(runs.losses(other)) == list(range(1, 14))
 
 
 def test_a_workdir_that_cannot_be_written_is_one_error(tmp_path, monkeypatch, capsys):

@@ -15,7 +15,7 @@ from semsam_jax.models import presets
 from semsam_jax.models.semantic_sam import SemanticSAM, init_params
 from semsam_jax.parallel.mesh import build_mesh
 from semsam_jax.parallel.sharding import state_shardings
-from semsam_jax.train.loop import criterion_config, frozen_groups
+from semsam_jax.train.build import criterion_config, frozen_groups
 from semsam_jax.train.optimizer import build_optimizer
 from semsam_jax.train.state import new_state
 from semsam_jax.train.step import TextInputs, TrainStep

@@ -19,10 +19,9 @@ from semsam_jax.config import RunConfig
 from semsam_jax.core import checkpoint_io
 from semsam_jax.models.semantic_sam import SemanticSAM
 from semsam_jax.parallel.mesh import build_mesh
-from semsam_jax.train import aot, loop
+from semsam_jax.train import aot, build
 from semsam_jax.train import input as input_lib
 from semsam_jax.train.abstract import AbstractInputs, abstract_inputs
-from semsam_jax.train.optimizer import build_optimizer
 from semsam_jax.train.step import TrainStep
 from tests.e2e import runs
 
@@ -85,11 +84,11 @@ def built(config, **values) -> Built:
     if config_lib.needs_checkpoint(run):
         run = config_lib.inherit_from_checkpoint(run, checkpoint_io.read_meta(run.model.warm_start))
     mesh = build_mesh(1, jax.devices()[:1])
-    model = loop.build_model(run)
-    tx = build_optimizer(run.optimizer, run.steps, loop.frozen_groups(model.config, run))
+    model = build.build_model(run)
+    tx = build.build_tx(run, model)
     vocabulary = input_lib.open_vocabulary(run, input_lib.used_datasets(run))
     sizes = (vocabulary.num_objects, len(vocabulary))
-    step = loop.build_step(run, model, tx, mesh, sizes[0])
+    step = build.build_step(run, model, tx, mesh, sizes[0])
     return Built(run, model, step, abstract_inputs(run, model, tx, mesh, *sizes))
 
 

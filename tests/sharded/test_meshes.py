@@ -2,20 +2,16 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from math import prod
 
 import jax
 import numpy as np
 import pytest
-from jax import monitoring
 
 from semsam_jax.core.structs import Costs
 from semsam_jax.parallel import sharding
 from semsam_jax.parallel.mesh import batch_sharding, build_mesh, replicated
 from semsam_jax.parallel.program import collectives
-from semsam_jax.train.aot import compile_ahead
 from tests.conftest import optimizations_off
 from tests.sharded import small
 
@@ -46,47 +42,26 @@ def params():
 
 @dataclasses.dataclass
 class _Step:
-    """What one step gave: `ahead` and `again` name the programs compiled before and by the step."""
+    """What one step gave, and its two compiled programs."""
 
     metrics: dict
     grads: dict
     programs: tuple[jax.stages.Compiled, jax.stages.Compiled]
     costs: Costs
-    ahead: set[str]
-    again: set[str]
 
 
 def _one_step(mesh, params) -> _Step:
-    """Compiles ahead, as a run does, and takes one step."""
+    """Takes one step."""
     state, batch, text = small.on_mesh(mesh, params)
     step = small.make_step(mesh)
-    with _compiled_programs() as ahead:
-        compile_ahead(step, state, batch, text).result()
-    with _compiled_programs() as again:
-        forward = step.forward.lower(state.params, state.step, batch, text).compile()
-        outputs, vjp_fn, costs = step.forward(state.params, state.step, batch, text)
-        assignment, _ = step.match(costs, batch)
-        rest = (outputs, vjp_fn, assignment, batch)
-        backward = step.backward.lower(state, *rest).compile()
-        new, metrics = step.backward(state, *rest)
+    forward = step.forward.lower(state.params, state.step, batch, text).compile()
+    outputs, vjp_fn, costs = step.forward(state.params, state.step, batch, text)
+    assignment, _ = step.match(costs, batch)
+    rest = (outputs, vjp_fn, assignment, batch)
+    backward = step.backward.lower(state, *rest).compile()
+    new, metrics = step.backward(state, *rest)
     metrics, grads = jax.device_get((metrics, new.opt_state.trace))
-    return _Step(metrics, grads, (forward, backward), costs, ahead, again)
-
-
-@contextmanager
-def _compiled_programs() -> Iterator[set[str]]:
-    """Collects which programs are compiled meanwhile, in any thread."""
-    found: set[str] = set()
-
-    def listen(event: str, duration: float, fun_name: str = "", **_) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            found.update(name for name in PROGRAMS if name in fun_name)
-
-    monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield found
-    finally:
-        monitoring.unregister_event_duration_listener(listen)
+    return _Step(metrics, grads, (forward, backward), costs)
 
 
 @pytest.fixture(scope="module")
@@ -120,12 +95,6 @@ def test_loss_and_gradients_are_those_of_one_device(eight_devices, one_device):
     jax.tree_util.tree_map_with_path(compare, eight_devices[1].grads, one_device.grads)
     norms = [np.abs(leaf).max() for leaf in jax.tree.leaves(one_device.grads)]
     assert np.mean(np.asarray(norms) > 0) > 0.95
-
-
-def test_what_is_compiled_ahead_is_what_the_step_runs(eight_devices, one_device):
-    for one in (eight_devices[1], one_device):
-        assert one.ahead == set(PROGRAMS)
-        assert one.again == set()
 
 
 def test_costs_stay_where_they_are_computed(eight_devices):

@@ -11,9 +11,9 @@ import numpy as np
 import optax
 import pytest
 
-from semsam_jax.core.errors import CheckpointError, TrainingError
+from semsam_jax.core.errors import CheckpointError, ConfigError, TrainingError
 from semsam_jax.parallel.mesh import build_mesh
-from semsam_jax.train.checkpoints import Checkpoints
+from semsam_jax.train.checkpoints import Checkpoints, check_same_run
 from semsam_jax.train.state import shard_state
 
 META = {"must_match": {"preset": "x", "data": {"image_size": 256, "flip": 0.5}}}
@@ -35,11 +35,12 @@ def saved(tmp_path):
     return tmp_path
 
 
-def _restore(workdir, meta=META):
+def _restore(workdir):
     checkpoints = Checkpoints(workdir, keep=3)
-    restored = checkpoints.restore(_state(0), meta)
+    state, data, meta = checkpoints.restore(_state(0))
     checkpoints.close()
-    return restored
+    assert meta["step"] == int(state.step)
+    return state, data
 
 
 def _largest_file(folder):
@@ -94,17 +95,42 @@ def test_without_a_readable_step_nothing_starts_over_silently(saved):
         _restore(saved)
 
 
-def test_another_configuration_is_not_damage(saved):
-    with pytest.raises(CheckpointError, match="preset: checkpoint 'x', this run 'y'"):
-        _restore(saved, {"must_match": META["must_match"] | {"preset": "y"}})
-    assert (saved / "checkpoints" / "4").is_dir()
+def _check(changes, allowed=(), saved=META["must_match"], defaults=()):
+    meta = {"must_match": {**META["must_match"], **changes}}
+    return check_same_run({"must_match": saved, "step": 4}, meta, dict(defaults), allowed)
 
 
-def test_of_a_group_only_the_keys_that_differ_are_named(saved):
-    other = META["must_match"] | {"data": {"image_size": 512, "flip": 0.5}}
+def test_of_another_configuration_the_keys_that_differ_are_named():
+    other = {"data": {"image_size": 512, "flip": 0.5}, "preset": "y"}
     with pytest.raises(CheckpointError, match=r"data\.image_size: .* 256, .* 512") as caught:
-        _restore(saved, {"must_match": other})
+        _check(other)
+    assert "preset: checkpoint 'x', this run 'y'" in str(caught.value)
     assert "flip" not in str(caught.value)
+
+
+def test_what_may_change_is_named_by_the_user():
+    saved = META["must_match"] | {"seed": 0, "optimizer": {"learning_rate": 1e-3, "ema": 0.9}}
+    wanted = saved | {"seed": 1, "optimizer": {"learning_rate": 1e-4, "ema": 0.9}}
+    told = _check(wanted, ["seed", "optimizer.learning_rate"], saved)
+    assert told == [
+        "optimizer.learning_rate: checkpoint 0.001, this run 0.0001",
+        "seed: checkpoint 0, this run 1",
+    ]
+    with pytest.raises(CheckpointError, match=r"configuration: seed: checkpoint 0") as caught:
+        _check(wanted, ["optimizer"], saved)
+    assert "learning_rate:" not in str(caught.value)
+    with pytest.raises(CheckpointError, match=r"optimizer\.ema: checkpoint 0\.9, this run 0\.5"):
+        _check(saved | {"optimizer": {"learning_rate": 1e-3, "ema": 0.5}}, ["optimizer"], saved)
+    for key in ("preset", "data.flip", "optimizer.frozen", "nonsense"):
+        with pytest.raises(ConfigError, match=f"'{key}' cannot change"):
+            _check({}, [key])
+
+
+def test_a_key_that_the_checkpoint_is_too_old_for_is_at_its_default():
+    new = {"data": {"image_size": 256, "flip": 0.5, "mosaic": 0.0}}
+    assert _check(new, defaults={"data": {"mosaic": 0.0}}) == []
+    with pytest.raises(CheckpointError, match=r"mosaic: checkpoint 0\.5, this run 0\.0"):
+        _check(new, defaults={"data": {"mosaic": 0.5}})
 
 
 def test_a_full_disk_is_one_clear_error(saved):

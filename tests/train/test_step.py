@@ -14,6 +14,8 @@ from semsam_jax.train.step import TrainStep
 from tests.sharded import small
 
 pytestmark = pytest.mark.timeout(3000)
+GOOD = {"loss": np.float32(1), "nonfinite_costs": np.int32(0)}
+"""Metrics of a step, as far as the update reads them."""
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +100,7 @@ def test_the_average_follows_and_what_is_frozen_keeps_every_bit(mesh):
     mean, value = start["decoder"].astype(np.float64), start["decoder"].astype(np.float64)
     for _ in range(3):
         grads = jax.tree.map(jnp.ones_like, state.params)
-        state, metrics = step.update(state, grads, {"loss": jnp.float32(1)})
+        state, metrics = step.update(state, grads, GOOD)
         value = value - 0.5
         mean = 0.98 * mean + 0.02 * value
     assert metrics["is_finite"]
@@ -108,14 +110,22 @@ def test_the_average_follows_and_what_is_frozen_keeps_every_bit(mesh):
     np.testing.assert_array_equal(state.ema_params["backbone"], start["backbone"])
 
 
-def test_a_step_of_numbers_that_are_not_finite_changes_nothing_but_its_number(mesh):
+@pytest.mark.parametrize(
+    ("grad", "changes"),
+    [
+        (np.nan, {}),
+        (1.0, {"loss": np.float32(np.inf)}),
+        (1.0, {"nonfinite_costs": np.int32(2)}),  # the assignment, and so the loss, means nothing
+    ],
+)
+def test_a_step_of_numbers_that_are_not_finite_changes_nothing_but_its_number(mesh, grad, changes):
     tx = optax.sgd(0.5)
     state = shard_state({"decoder": np.ones(3, np.float32)}, tx, True, mesh)
     step = TrainStep(
         SemanticSAM(small.MODEL), tx, small.CRITERION, mesh, num_objects=1, seed=0, ema=0.9
     )
-    grads = {"decoder": jnp.array([1.0, jnp.nan, 1.0])}
-    state, metrics = step.update(state, grads, {"loss": jnp.float32(1)})
+    grads = {"decoder": jnp.array([1.0, grad, 1.0])}
+    state, metrics = step.update(state, grads, GOOD | changes)
     assert not metrics["is_finite"]
     assert state.step == 1
     np.testing.assert_array_equal(state.params["decoder"], np.ones(3))

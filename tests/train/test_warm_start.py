@@ -5,15 +5,27 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 
-from configs import joint, sa1b
+from configs import finetune, joint, sa1b
+from data_pipelines.vocabulary import build_vocabulary
 from semsam_jax import config
 from semsam_jax.core import model_files
 from semsam_jax.core.errors import CheckpointError, ConfigError
 from semsam_jax.models.semantic_sam import SemanticSAM, init_params
-from semsam_jax.train import warm_start
-from semsam_jax.train.warm_start import check_start, initial_params, level_order, merge
+from semsam_jax.parallel import sharding
+from semsam_jax.parallel.mesh import build_mesh
+from semsam_jax.train import build, warm_start
+from semsam_jax.train.state import abstract_state, shard_state
+from semsam_jax.train.warm_start import (
+    check_start,
+    given_params,
+    initial_params,
+    merge,
+    parameter_shapes,
+    random_params,
+)
 
 DATA = Path(__file__).parents[1] / "golden" / "data"
 TOWER = str(DATA / "tiny_ref.pth")  # a whole model of preset tiny: backbone and text tower too
@@ -40,12 +52,12 @@ def fresh():
 
 @pytest.fixture
 def start(fresh, monkeypatch):
-    """Makes the start parameters of a run of preset tiny."""
+    """Makes the start parameters of a run of preset tiny, on the host."""
     model, params = fresh
     monkeypatch.setattr(
         warm_start, "random_params", lambda *_: {k: dict(v) for k, v in params.items()}
     )
-    return lambda run: initial_params(run, model)
+    return lambda run: {**params, **given_params(run, model, parameter_shapes(run, model))}
 
 
 def stored(tmp_path, params, **meta):
@@ -59,9 +71,57 @@ def test_levels_stay_ordered_as_they_were_until_an_evaluation(tmp_path):
     """Without it a fine-tuned model's level 1 would be its first token, whatever its size."""
     meta = {"level_order": [2, 1, 3, 0, 4, 5]}
     model_files.save_model(tmp_path / "start", {"a": np.zeros(2, np.float32)}, meta)
-    run = config.build({"model": {"warm_start": str(tmp_path / "start")}})
-    assert level_order(run, 6) == [2, 1, 3, 0, 4, 5]
-    assert level_order(config.build({}), 3) == [0, 1, 2]
+    run = tiny(warm_start=str(tmp_path / "start"))
+    model = build.build_model(run)
+    assert build.first_level_order(run, model) == [2, 1, 3, 0, 4, 5]
+    assert build.first_level_order(tiny(), model) == list(range(6))
+
+
+def test_a_resumed_run_needs_its_warm_start_no_longer():
+    """What it took over is the same from its own checkpoint."""
+    trained = config.build(joint.get_config("lite"))
+    vocabulary = build_vocabulary(["coco"])
+    text = {"source": "table", "table": ""}
+    start = build.build_meta(trained, build.build_model(trained), vocabulary, text)
+    chosen = finetune.get_config("lora")
+    chosen.model.warm_start = "a folder that is gone"
+    chosen.loss.dice = 7.0
+    for changes in ({}, {"class_heads_trained": False}):
+        run = config.inherit_from_checkpoint(config.build(chosen), start | changes)
+        text = {"source": run.text.source, "table": run.text.table}
+        own = build.build_meta(run, build.build_model(run), vocabulary, text)
+        assert config.inherit_from_checkpoint(config.build(chosen), own) == run
+
+
+def test_parameters_are_born_where_they_lie_and_files_come_first(fresh, tmp_path, monkeypatch):
+    """A part without a file is drawn split over the devices, as one device would draw it."""
+    monkeypatch.setattr(sharding, "MIN_SHARDED_SIZE", 256)
+    kept = {part: tree for part, tree in fresh[1].items() if part != "decoder"}
+    folder = stored(tmp_path, kept)
+    run = config.build(
+        {
+            "model": {"preset": "tiny", "warm_start": folder, "lora_rank": 2},
+            "text": {"source": "encoder"},
+            "optimizer": {"ema": 0.5},
+        }
+    )
+    model, mesh, tx = build.build_model(run), build_mesh(2), optax.adam(1e-3)
+    params = initial_params(run, model, mesh)
+    assert all(np.all(leaf == 3.0) for part in kept for leaf in jax.tree.leaves(params[part]))
+    drawn = random_params(model, run.seed, ["decoder"])["decoder"]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7),
+        params["decoder"],
+        drawn,
+    )
+    state = shard_state(params, tx, True, mesh)
+    wanted = abstract_state(parameter_shapes(run, model), tx, True, mesh)
+    assert jax.tree.structure(state) == jax.tree.structure(wanted)
+    for got, shape in zip(jax.tree.leaves(state), jax.tree.leaves(wanted), strict=True):
+        assert (got.shape, got.dtype) == (shape.shape, shape.dtype)
+        assert got.sharding.is_equivalent_to(shape.sharding, got.ndim)
+    sizes = [leaf.addressable_shards[0].data.size / leaf.size for leaf in jax.tree.leaves(params)]
+    assert min(sizes) == 0.5
 
 
 def test_the_second_stage_wants_the_first_or_an_explicit_random():

@@ -1,0 +1,160 @@
+"""What a run is made of: network, optimiser, step, and what its checkpoints say about it."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from data_pipelines.vocabulary import Vocabulary
+from semsam_jax import config as config_lib
+from semsam_jax.config import RunConfig
+from semsam_jax.convert import zoo
+from semsam_jax.core import checkpoint_io
+from semsam_jax.criterion.terms import CriterionConfig, LossConfig
+from semsam_jax.models import presets
+from semsam_jax.models.semantic_sam import SemanticSAM
+from semsam_jax.train.checkpoints import Checkpoints
+from semsam_jax.train.micro import MicroBatches
+from semsam_jax.train.optimizer import build_optimizer
+from semsam_jax.train.state import TrainState, abstract_state, shard_state
+from semsam_jax.train.step import TrainStep
+from semsam_jax.train.warm_start import initial_params, parameter_shapes
+
+
+def build_model(run: RunConfig) -> SemanticSAM:
+    """The network of a run."""
+    config = config_lib.model_config(run.model)
+    return SemanticSAM(config, dtype=jnp.dtype(run.model.dtype), remat=run.model.remat)
+
+
+def build_tx(run: RunConfig, model: SemanticSAM) -> optax.GradientTransformation:
+    """The optimiser of a run."""
+    return build_optimizer(run.optimizer, run.steps, frozen_groups(model.config, run))
+
+
+def build_step(
+    run: RunConfig,
+    model: SemanticSAM,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    num_objects: int,
+) -> TrainStep:
+    """The compiled step of a run."""
+    return TrainStep(
+        model=model,
+        tx=tx,
+        criterion=criterion_config(run),
+        mesh=mesh,
+        num_objects=num_objects,
+        seed=run.seed,
+        ema=run.optimizer.ema,
+        micro=MicroBatches(run.accumulate, run.accumulate_per_stream),
+        frozen=frozen_groups(model.config, run),
+    )
+
+
+def criterion_config(run: RunConfig) -> CriterionConfig:
+    """The group `loss`, and the precision that the model's own one deserves."""
+    is_exact = run.model.dtype == "float32"
+    return CriterionConfig(
+        **{field.name: getattr(run.loss, field.name) for field in dataclasses.fields(LossConfig)},
+        precision=jax.lax.Precision.HIGHEST if is_exact else jax.lax.Precision.DEFAULT,
+    )
+
+
+def frozen_groups(config: presets.ModelConfig, run: RunConfig) -> tuple[str, ...]:
+    """Parts of the parameters that never change in this run."""
+    is_fixed = isinstance(config.backbone, presets.EfficientNetLiteConfig)
+    frozen = ["backbone"] if is_fixed and not config.backbone.is_trained else []
+    if run.text.source != "encoder" and config.text is not None:
+        frozen.append("text_encoder")
+    return (*frozen, *run.optimizer.frozen)
+
+
+def build_meta(
+    run: RunConfig,
+    model: SemanticSAM,
+    vocabulary: Vocabulary,
+    text_meta: Mapping,
+) -> dict:
+    """Everything that a checkpoint says about itself, plain values only.
+
+    `must_match` is what a resumed run has to agree with (`checkpoints.check_same_run`).
+    """
+    has_labels = any(share > 0 for name, share in run.data.datasets.items() if name != "sa1b")
+    plain = json.loads(json.dumps(run.to_dict()))
+    sizes = json.loads(presets.to_json(model.config))
+    return {
+        "preset": run.model.preset,
+        "model_config": sizes,
+        "config": plain,
+        "image_size": run.data.image_size,
+        "level_order": list(range(model.config.decoder.num_tokens)),
+        "prompt_preset": "default",
+        "class_heads_trained": has_labels or run.data.generic_batch > 0,
+        "has_ema": run.optimizer.ema > 0,
+        "text": dict(text_meta),
+        "vocabulary": {
+            "objects": list(dict.fromkeys(vocabulary.object_names)),
+            "parts": list(dict.fromkeys(vocabulary.part_names)),
+            "hash": vocabulary.fingerprint,
+        },
+        "before": None,
+        "must_match": {
+            "preset": run.model.preset,
+            "model_config": sizes,
+            "lora_rank": run.model.lora_rank,
+            "vocabulary": vocabulary.fingerprint,
+            **_match(run),
+        },
+    }
+
+
+def default_match() -> dict:
+    """What a run must match in the keys that it leaves at their defaults."""
+    return _match(RunConfig())
+
+
+def _match(run: RunConfig) -> dict:
+    plain = json.loads(json.dumps(run.to_dict()))
+    return {
+        "seed": run.seed,
+        "steps": run.steps,
+        "accumulate": [run.accumulate, run.accumulate_per_stream],
+        "data": plain["data"] | {"num_workers": 0, "root": ""},
+        "text": plain["text"],
+        "loss": plain["loss"],
+        "optimizer": plain["optimizer"],
+    }
+
+
+def start_or_resume(
+    run: RunConfig,
+    model: SemanticSAM,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+) -> tuple[TrainState, tuple[dict, dict] | None]:
+    """Restores the newest step of a run, or makes its start; no parameter is made to be replaced.
+
+    Returns:
+        (state, None for a fresh run or (data position, meta) of the step that is resumed).
+    """
+    has_ema = run.optimizer.ema > 0
+    if checkpoints.latest_step() is not None:
+        shapes = parameter_shapes(run, model)
+        state, *resumed = checkpoints.restore(abstract_state(shapes, tx, has_ema, mesh))
+        return state, tuple(resumed)
+    return shard_state(initial_params(run, model, mesh), tx, has_ema, mesh), None
+
+
+def first_level_order(run: RunConfig, model: SemanticSAM) -> list[int]:
+    """Token of level 1, 2, ... until an evaluation orders them: as the warm start had them."""
+    if run.model.warm_start:
+        start = zoo.resolve(run.model.warm_start)
+        return list(checkpoint_io.read_meta(start)["level_order"])
+    return list(range(model.config.decoder.num_tokens))

@@ -1,0 +1,124 @@
+"""The order of a run: what it saves, skips, says and leaves, with a step that computes nothing."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from semsam_jax import config
+from semsam_jax.core import checkpoint_io
+from semsam_jax.core.errors import CheckpointError, TrainingError
+from semsam_jax.matching.transport import AssignReport
+from semsam_jax.parallel.distributed import RESTART_CODE
+from semsam_jax.train import build, hooks
+from semsam_jax.train.loop import train
+from semsam_jax.train.step import TrainStep
+
+DATA = {
+    "datasets": {"sa1b": 1.0},
+    "granularity": {"any": 1.0},
+    "interactive_batch": jax.device_count(),
+    "generic_batch": 0,
+    "image_size": 64,
+    "max_instances": 4,
+    "num_prompts": 2,
+}
+
+
+class Step(TrainStep):
+    """In the place of `TrainStep`: the loss of step n is n; `bad` steps are not finite."""
+
+    def __init__(self, bad=(), at=()):
+        self.bad, self.at, self.steps = bad, dict(at), []
+
+    def __call__(self, state, batch, text):
+        step = int(state.step)
+        self.steps.append(step)
+        self.at.get(step, lambda: None)()
+        is_good = step not in self.bad
+        metrics = {"loss": float(step) if is_good else np.nan, "is_finite": is_good}
+        metrics["nonfinite_costs"] = 0
+        metrics = {name: jnp.asarray(value) for name, value in metrics.items()}
+        return state.replace(step=state.step + 1), metrics, AssignReport(0.0, 0.0)
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    """Starts a run of six steps in one workdir; returns (summary, the step that it used)."""
+    monkeypatch.setenv("SEMSAM_JAX_CACHE", str(tmp_path / "cache"))
+
+    params = {"part": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}}
+
+    def start(step=None, allow_change=(), **changes):
+        step = step or Step()
+        monkeypatch.setattr(build, "build_step", lambda *_: step)
+        monkeypatch.setattr(build, "initial_params", lambda *_: params)
+        monkeypatch.setattr(build, "parameter_shapes", lambda *_: params)
+        values = {"model": {"preset": "tiny"}, "text": {"source": "none"}, "data": DATA}
+        values |= {"steps": 6, "log_every": 2, "save_every": 100} | changes
+        run = config.build(values)
+        return train(run, tmp_path / "run", allow_change=allow_change), step
+
+    return start
+
+
+def logged(tmp_path):
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    return {record["step"]: record for record in map(json.loads, lines)}
+
+
+def test_a_run_is_stopped_resumed_finished_and_then_left_alone(start, tmp_path, capsys):
+    """Stopped by its time limit at step 4; every figure is that of the whole run."""
+    now = [0.0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hooks.Clock, "elapsed", lambda self: now[0])
+        slow = Step(at={3: lambda: now.__setitem__(0, 50.0)})
+        with pytest.raises(SystemExit) as stopped:
+            start(slow, time_limit_sec=40.0)
+    assert stopped.value.code == RESTART_CODE
+    assert "stopped and saved at step 4" in capsys.readouterr().out
+    assert slow.steps == [0, 1, 2, 3]
+
+    summary, step = start()
+    assert step.steps == [4, 5]
+    assert "resumed at step 4 of 6" in capsys.readouterr().out
+    assert (summary["loss_first"], summary["loss_last"]) == (0.5, 4.5)
+    assert summary["seconds"] > 50
+    assert {s: record["loss"] for s, record in logged(tmp_path).items()} == {2: 0.5, 4: 2.5, 6: 4.5}
+    # 1e-4, a tenth after 90 % of the steps, at step 5 of 10 of the warm-up from a tenth.
+    assert logged(tmp_path)[6]["learning_rate"] == pytest.approx(1e-4 * 0.1 * 0.55)
+    assert checkpoint_io.find_model(tmp_path / "run") == tmp_path / "run" / "model"
+
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    before = {path: path.read_bytes() for path in files}
+    again, step = start()
+    assert again == summary
+    assert not step.steps
+    assert "nothing is changed" in capsys.readouterr().out
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+
+    with pytest.raises(CheckpointError, match="seed: checkpoint 0, this run 1"):
+        start(seed=1)
+    longer, step = start(seed=1, steps=8, allow_change=("seed", "steps"))
+    assert step.steps == [6, 7]
+    assert longer["steps"] == 8
+    assert "changed: steps: checkpoint 6, this run 8" in capsys.readouterr().out
+
+
+def test_saves_by_seconds_and_skipped_steps(start, tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(hooks.Clock, "elapsed", lambda self: now[0])
+    later = {1: lambda: now.__setitem__(0, 31.0), 2: lambda: now.__setitem__(0, 32.0)}
+    summary, _ = start(Step(bad=(3,), at=later), save_every_sec=30.0, keep=9)
+    steps = [int(path.name) for path in checkpoint_io.complete_steps(tmp_path / "run")]
+    assert steps == [2, 6]
+    assert summary["skipped_steps"] == 1
+    # Step 3 counts in no mean; a save in between takes nothing out of one.
+    assert {s: record["loss"] for s, record in logged(tmp_path).items()} == {2: 0.5, 4: 2.0, 6: 4.5}
+
+
+def test_too_many_bad_steps_end_the_run(start):
+    with pytest.raises(TrainingError, match=r"step 2: .*not finite: loss.*2 such steps in a row"):
+        start(Step(bad=(1, 2)), max_skipped_in_a_row=2)
