@@ -146,7 +146,7 @@ def read_config(folder: str | os.PathLike) -> dict:
     return read_versioned(as_path(folder) / CONFIG)
 
 
-def read_versioned(file: os.PathLike) -> dict:
+def read_versioned(file: AnyPath) -> dict:
     """Reads what a model or a checkpoint says about itself, under the names of today.
 
     Raises:
