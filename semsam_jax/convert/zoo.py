@@ -58,7 +58,7 @@ def resolve(name: str | os.PathLike | None) -> str | os.PathLike | None:
     if not isinstance(name, str) or Path(name).exists():
         return name
     if name == LITE:
-        return None
+        return checkpoint_io.SHIPPED
     if name in RELEASES:
         return fetch_release(name, RELEASES[name])
     if name.startswith("hf:"):

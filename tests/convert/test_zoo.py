@@ -256,7 +256,7 @@ def test_a_file_put_there_by_hand_is_taken(server, monkeypatch):
 def test_names_and_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert zoo.resolve(None) is None
-    assert zoo.resolve("lite") is None
+    assert zoo.resolve("lite") == checkpoint_io.SHIPPED
     assert zoo.resolve(tmp_path) == tmp_path
     assert zoo.resolve("runs/mine") == "runs/mine"
     (tmp_path / "swin_t").mkdir()
