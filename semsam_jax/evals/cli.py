@@ -27,10 +27,19 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "stopped.",
     )
     parser.add_argument(
+        "folder",
+        nargs="?",
+        default="",
+        metavar="FOLDER",
+        help="holds one folder per source, each a dataset with masks: scores a click and a box per "
+        "mask at the image's own size and writes sources.md, .json and .csv with the mean over "
+        "sources",
+    )
+    parser.add_argument(
         "--suite",
-        default=",".join(_DEFAULT.suites),
         metavar="NAMES",
-        help=f"what to measure, separated by commas: {', '.join(SUITE_NAMES)} (%(default)s)",
+        help=f"what to measure, separated by commas: {', '.join(SUITE_NAMES)} "
+        f"({','.join(_DEFAULT.suites)})",
     )
     add_arguments(parser)
 
@@ -108,7 +117,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures and writes; returns 0."""
-    return run_options(options_of(args, suites=parse_suites(args.suite)))
+    if not args.folder:
+        suites = _DEFAULT.suites if args.suite is None else parse_suites(args.suite)
+        return run_options(options_of(args, suites=suites))
+    for flag, value in (("--suite", args.suite), ("--data.root", args.root)):
+        if value:
+            raise ConfigError(
+                f"{flag} {value}: a folder of sources ({args.folder}) has measures of its own; "
+                "give one of the two."
+            )
+    return run_options(options_of(args))
 
 
 def options_of(args: argparse.Namespace, **values: object) -> EvalOptions:
@@ -129,9 +147,12 @@ def run_options(options: EvalOptions) -> int:
     from semsam_jax.parallel import distributed
 
     load_suites()
-    from semsam_jax.evals.run import evaluate
+    from semsam_jax.evals.run import evaluate, evaluate_folder
 
     distributed.initialize()
     use_compilation_cache()
-    evaluate(options)
+    if options.folder:
+        evaluate_folder(options)
+    else:
+        evaluate(options)
     return 0

@@ -12,7 +12,7 @@ from semsam_jax.convert import zoo
 from semsam_jax.core import checkpoint_io
 from semsam_jax.core.console import hides_progress
 from semsam_jax.core.errors import DataError
-from semsam_jax.evals import report
+from semsam_jax.evals import report, sources
 from semsam_jax.evals.dataset_samples import EvalDataset, EvalFrame, open_dataset
 from semsam_jax.evals.eval_loop import EvalLoop
 from semsam_jax.evals.options import EvalOptions
@@ -82,6 +82,38 @@ def _evaluate(options: EvalOptions) -> dict[str, SuiteResult]:
     if jax.process_index() == 0:
         print(f"results in {out}")
     return outcomes
+
+
+def evaluate_folder(options: EvalOptions) -> dict[str, sources.MaskScores]:
+    """Scores clicks and boxes on every source of `options.folder`, writes and prints the report.
+
+    Raises:
+        SemSamError: with the fix, for everything that a user can repair.
+    """
+    checkpoint = checkpoint_io.choose_checkpoint(zoo.resolve(options.checkpoint or None))
+    params, meta = checkpoint_io.read_model(checkpoint)
+    model = model_from_params(params, meta)
+    beside = Path() if checkpoint == checkpoint_io.SHIPPED else checkpoint
+    out = Path(options.out or beside / "evaluation" / Path(options.folder).resolve().name)
+    scores, notes = sources.score_sources(
+        model,
+        options.folder,
+        options.split,
+        limit=options.limit or None,
+        size=options.image_size or None,
+        show_progress=sys.stderr.isatty() and not hides_progress(),
+    )
+    about = {
+        "checkpoint": f"{checkpoint}" + (f", step {meta['step']}" if "step" in meta else ""),
+        "data": f"{options.folder} {options.split}",
+    }
+    try:
+        sources.write(out, scores, about, notes)
+    except OSError as error:
+        raise DataError(f"--out {out}: cannot be written ({error.strerror or error}).") from error
+    print((out / "sources.md").read_text(encoding="utf-8"))
+    print(f"results in {out}")
+    return scores
 
 
 def _write_thresholds(checkpoint: object, dataset: EvalDataset) -> None:

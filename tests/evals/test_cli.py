@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -17,34 +16,10 @@ from semsam_jax import config
 from semsam_jax.__main__ import main
 from semsam_jax.core import checkpoint_io
 from semsam_jax.core.errors import CheckpointError, ConfigError, DataError
-from semsam_jax.core.model_files import save_model
 from semsam_jax.evals.dataset_samples import EvalFrame, open_dataset
 from semsam_jax.evals.options import SUITE_NAMES, EvalOptions, parse_suites
 from semsam_jax.evals.run import choose_frame
 from semsam_jax.evals.suites import SUITES
-from semsam_jax.models import presets
-from semsam_jax.models.semantic_sam import SemanticSAM, init_params
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    config = presets.PRESETS["tiny"]
-    model = SemanticSAM(config)
-    shapes = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda x: 0.1 * rng.normal(size=x.shape).astype(np.float32), shapes)
-    meta = {
-        "preset": "tiny",
-        "model_config": json.loads(presets.to_json(config)),
-        "level_order": list(range(6)),
-        "prompt_preset": "default",
-        "image_size": 64,
-        "class_heads_trained": True,
-        "text": {"source": "encoder"},
-    }
-    folder = tmp_path_factory.mktemp("checkpoint")
-    save_model(folder, dict(params), meta)
-    return folder
 
 
 def test_prompt_suites_write_tables_and_pictures(checkpoint, tmp_path, capsys):
