@@ -259,13 +259,18 @@ def write_attribution(source: pathlib.Path, out: pathlib.Path) -> None:
 
 
 def _write_coco_like(
-    content: dict, origin: pathlib.Path, out: pathlib.Path, file: str, image: str, side: int = 416
+    content: dict,
+    origin: pathlib.Path,
+    out: pathlib.Path,
+    file: str,
+    image_name: str,
+    side: int = 416,
 ) -> None:
     """Shrinks a COCO-style tree and splits it; image ids are COCO ids."""
     shrinks: dict[int, Shrink] = {}
     for image in content["images"]:
         tail = pathlib.PurePosixPath(image["file_name"]).name
-        name = image.format(name=image["file_name"], tail=tail, split=split_of(image["id"]))
+        name = image_name.format(name=image["file_name"], tail=tail, split=split_of(image["id"]))
         shrinks[image["id"]] = shrink_image(origin / image["file_name"], out / name, side, 74)
         image["file_name"] = name
     shared = {k: v for k, v in content.items() if k not in ("images", "annotations", "licenses")}

@@ -16,6 +16,13 @@ from semsam_jax.ops.losses import sigmoid_focal
 class LossWeights:
     """Weight of each term, the same for every layer, and of its matching cost.
 
+    Attributes:
+        mask_bce, dice: of masks, at sampled points.
+        l1, giou: of boxes.
+        iou: of the predicted IoU; no matching cost.
+        object_class, part_class: of the two class heads.
+        owner_class: of the object that a part belongs to.
+
     Source: docs/reference.md, sections 9 and 13.
     """
 

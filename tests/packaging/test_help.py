@@ -89,5 +89,7 @@ def test_the_page_of_keys_explains_every_key():
         if isinstance(kind, type) and hasattr(kind, "__dataclass_fields__"):
             if kind.__module__ != config.__name__:
                 continue
+            # What a class inherits is explained where it comes from.
+            explained = "".join(base.__doc__ or "" for base in kind.__mro__[:-1])
             for field in set(kind.__dataclass_fields__) - set(GROUPS):
-                assert re.search(rf"\b{field}\b", kind.__doc__), f"{name}.{field}"
+                assert re.search(rf"\b{field}\b", explained), f"{name}.{field}"

@@ -35,6 +35,9 @@ ELSEWHERE = {
     "one_click.csv",
     "parameters.txt",
     "mixture.txt",
+    "config.txt",
+    "WORKDIR/config.txt",
+    "sources.md",
     "demo.py",
     "train_net.py",
 }
