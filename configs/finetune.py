@@ -70,6 +70,7 @@ def get_config(mode: str = "frozen") -> ConfigDict:
     config.save_every = 100
     config.eval_every = 50
     config.eval_dataset = "custom"
+    config.eval_suites = ("checkpoint",)
     config.eval_images = 100
     config.keep_best = True
     return config

@@ -223,7 +223,8 @@ class RunConfig:
         eval_part_dataset: on whose validation images AP of parts is measured as well, "" for
             none.
         eval_suites: what is measured on them: one_click, and others of
-            `evals.options.SUITE_NAMES` that need no pictures of their own.
+            `evals.options.SUITE_NAMES` that need no pictures of their own; "checkpoint" alone is
+            one_click, with AP and the accuracy of names where `model.warm_start` knows names.
         keep_best: keep the model with the best one-click IoU in WORKDIR/best.
         accumulate_per_stream: every stream is a micro-batch of its own, which halves the memory.
     """
@@ -310,8 +311,8 @@ def inherit_from_checkpoint(run: RunConfig, meta: Mapping) -> RunConfig:
     """Fills in what a run takes over from the checkpoint that it starts from.
 
     Args:
-        run: with `model.preset` "checkpoint", `text.source` "checkpoint", `data.image_size` 0
-            or `loss.from_checkpoint`; everything else stays.
+        run: with `model.preset`, `text.source` or `eval_suites` "checkpoint", `data.image_size`
+            0 or `loss.from_checkpoint`; everything else stays.
         meta: of the checkpoint.
 
     Raises:
@@ -332,8 +333,13 @@ def inherit_from_checkpoint(run: RunConfig, meta: Mapping) -> RunConfig:
             # Such a checkpoint knows no names: what would go to the generic stream is clicked.
             rows = data.interactive_batch + data.generic_batch
             data = dataclasses.replace(data, interactive_batch=rows, generic_batch=0)
+    suites = run.eval_suites
+    if suites == (CHECKPOINT,):
+        has_names = text.source != "none" and run.eval_dataset != "sa1b"
+        named = ("generic", "names") if data.generic_batch else ("names",)
+        suites = ("one_click", *named) if has_names else ("one_click",)
     loss = _inherit_loss(run.loss, meta) if run.loss.from_checkpoint else run.loss
-    run = dataclasses.replace(run, model=model, data=data, text=text, loss=loss)
+    run = dataclasses.replace(run, model=model, data=data, text=text, loss=loss, eval_suites=suites)
     _check(run)
     return run
 
@@ -348,7 +354,7 @@ def _inherit_loss(loss: LossChoice, meta: Mapping) -> LossChoice:
 
 def needs_checkpoint(run: RunConfig) -> bool:
     """Whether `inherit_from_checkpoint` has something to fill in."""
-    choices = run.model.preset, run.text.source
+    choices = run.model.preset, run.text.source, *run.eval_suites
     return CHECKPOINT in choices or run.data.image_size == 0 or run.loss.from_checkpoint
 
 

@@ -141,6 +141,12 @@ class EvalDataset:
 
         return ImageSet(self.source, self._count(), read)
 
+    @property
+    def has_classes(self) -> bool:
+        """Whether the dataset names its objects."""
+        span = self.source.vocabulary.object_slice(self.name)
+        return span.stop > span.start
+
     def class_list(self) -> tuple[ClassList, list[str], list[str]]:
         """Classes of the dataset with the names of objects and of parts.
 

@@ -11,6 +11,7 @@ SUITE_NAMES = (
     "granularity",
     "interactive",
     "generic",
+    "names",
     "part",
     "proposals",
     "baselines",

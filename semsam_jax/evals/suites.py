@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -12,23 +12,22 @@ from flax import linen as nn
 from semsam_jax.evals import gallery, plots, report
 from semsam_jax.evals.baselines import evaluate_baseline
 from semsam_jax.evals.box_prompt import BoxProtocol, evaluate_box_prompt
-from semsam_jax.evals.class_embeddings import embed_classes, text_table
+from semsam_jax.evals.class_embeddings import KnownClasses, known_classes
 from semsam_jax.evals.dataset_samples import ImageSet
 from semsam_jax.evals.eval_loop import EvalLoop
 from semsam_jax.evals.generic import evaluate_generic
 from semsam_jax.evals.granularity import GranularityProtocol, evaluate_granularity
 from semsam_jax.evals.interactive import InteractiveProtocol, evaluate_interactive
 from semsam_jax.evals.levels import LevelCalibration, calibrate_levels
+from semsam_jax.evals.naming import evaluate_names
 from semsam_jax.evals.one_click import OneClickResult, evaluate_one_click
-from semsam_jax.evals.part_ap import ClassList, PairVocabulary
+from semsam_jax.evals.part_ap import ClassList
 from semsam_jax.evals.prompt_runner import PromptRunner
 from semsam_jax.evals.proposals import evaluate_proposals
 from semsam_jax.evals.report import TableRow
 from semsam_jax.evals.samples import SIZE_NAMES, EvalSample
 from semsam_jax.inference.loading import model_from_params
 from semsam_jax.inference.mask_generator import MaskGenerator
-
-_LEFT_OUT = "left out, no embedding of the name"
 
 
 @dataclasses.dataclass
@@ -94,12 +93,14 @@ class SuiteResult:
         scalars: numbers for the JSON file.
         notes: head of the table.
         is_complete: False if classes had to be left out, so that no published figure fits.
+        by_class: name of a class -> its figures in percent, without those that do not exist.
     """
 
     rows: list[TableRow]
     scalars: dict[str, float]
     notes: dict[str, str] = dataclasses.field(default_factory=dict)
     is_complete: bool = True
+    by_class: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
 
 
 def one_click(context: EvalContext) -> SuiteResult:
@@ -226,9 +227,17 @@ def interactive(context: EvalContext) -> SuiteResult:
 def generic(context: EvalContext) -> SuiteResult:
     """PQ, mIoU, mask and box AP with the dataset's own names."""
     classes, object_names, _ = context.class_list()
-    classes, text, names, notes = _with_text(context, classes, object_names, [])
+    found = _with_text(context, classes, object_names, [])
+    if not found.names:
+        return _nothing_known(found)
+    names = found.names
     result = evaluate_generic(
-        context.model, context.params, text, context.images, classes, eval_loop=context.eval_loop
+        context.model,
+        context.params,
+        found.text,
+        context.images,
+        found.classes,
+        eval_loop=context.eval_loop,
     )
     if context.draws:
         if result.panoptic.by_class:
@@ -245,19 +254,53 @@ def generic(context: EvalContext) -> SuiteResult:
         TableRow("mask AP", 100 * result.mask_ap.ap, "46.1 (T, COCO), 47.4 (T, +SA-1B)"),
         TableRow("box AP", 100 * result.box_ap.ap, "50.1 (T, COCO), 52.3 (T, +SA-1B)"),
     ]
-    return SuiteResult(rows, _prefixed("generic", result.scalars()), notes, _LEFT_OUT not in notes)
+    return SuiteResult(
+        rows,
+        _prefixed("generic", result.scalars()),
+        found.notes,
+        found.is_complete,
+        _by_class(names, ap=result.mask_ap.class_ap, ap50=result.mask_ap.class_ap50),
+    )
+
+
+def names(context: EvalContext) -> SuiteResult:
+    """How often the best name of a clicked mask is right, among the dataset's own names."""
+    classes, object_names, part_names = context.class_list()
+    found = _with_text(context, classes, object_names, part_names)
+    if not found.names:
+        return _nothing_known(found)
+    result = evaluate_names(
+        context.model,
+        context.params,
+        found.text,
+        context.clicked,
+        found.classes,
+        found.names,
+        prompts_per_call=context.prompts_per_call,
+        eval_loop=context.eval_loop,
+    )
+    note = f"{result.total.sum()} masks, {len(found.names)} names"
+    rows = [TableRow("name accuracy of clicks, %", 100 * result.accuracy, "", note)]
+    return SuiteResult(
+        rows,
+        _prefixed("names", result.scalars()),
+        found.notes,
+        found.is_complete,
+        _by_class(found.names, name_accuracy=result.class_accuracy),
+    )
 
 
 def part(context: EvalContext) -> SuiteResult:
     """AP of parts as pairs of object and part."""
     classes, object_names, part_names = context.class_list()
-    classes, text, _, notes = _with_text(context, classes, object_names, part_names)
+    found = _with_text(context, classes, object_names, part_names)
+    notes = found.notes
     result = evaluate_generic(
         context.model,
         context.params,
-        text,
+        found.text,
         context.images,
-        classes,
+        found.classes,
         tasks=("part",),
         eval_loop=context.eval_loop,
         name="part",
@@ -270,7 +313,7 @@ def part(context: EvalContext) -> SuiteResult:
         TableRow("part mask AP", 100 * mask_ap.ap, "30.5 (T), 31.4 (T, +SA-1B)"),
         TableRow("part mask AP50", 100 * mask_ap.ap50),
     ]
-    return SuiteResult(rows, _prefixed("part", result.scalars()), notes, _LEFT_OUT not in notes)
+    return SuiteResult(rows, _prefixed("part", result.scalars()), notes, found.is_complete)
 
 
 def proposals(context: EvalContext) -> SuiteResult:
@@ -299,6 +342,7 @@ SUITES: dict[str, Callable[[EvalContext], SuiteResult]] = {
     "granularity": granularity,
     "interactive": interactive,
     "generic": generic,
+    "names": names,
     "part": part,
     "proposals": proposals,
     "baselines": baselines,
@@ -351,34 +395,25 @@ def _click_rows(name: str, result: OneClickResult, published: tuple[str, str]) -
 
 def _with_text(
     context: EvalContext, classes: ClassList, object_names: list[str], part_names: list[str]
-):
-    """Embeds the names; classes whose name has no embedding are left out and told."""
-    names = object_names + part_names
-    rows, found = embed_classes(context.model, context.params, context.meta, names)
-    num_objects = len(object_names)
-    keep, keep_parts = np.flatnonzero(found[:num_objects]), np.flatnonzero(found[num_objects:])
-    pairs = classes.pairs
-    if pairs is not None and part_names:
-        kept = np.isin(pairs.objects, keep) & np.isin(pairs.parts, keep_parts)
-        pairs = PairVocabulary(
-            np.searchsorted(keep, pairs.objects[kept]),
-            np.searchsorted(keep_parts, pairs.parts[kept]),
-        )
-    has_parts = bool(part_names)
-    reduced = ClassList(
-        object_ids=classes.object_ids[keep],
-        is_thing=classes.is_thing[keep],
-        part_ids=classes.part_ids[keep_parts] if has_parts else np.zeros(0, np.int64),
-        pairs=pairs if has_parts else None,
-        is_federated=classes.is_federated,
+) -> KnownClasses:
+    return known_classes(
+        context.model, context.params, context.meta, classes, object_names, part_names
     )
-    left_out = [name for name, is_found in zip(names, found, strict=True) if not is_found]
-    notes = {"classes": f"{len(keep)} of {num_objects} objects"}
-    if part_names:
-        notes["classes"] += f", {len(keep_parts)} of {len(part_names)} parts"
-    if left_out:
-        notes[_LEFT_OUT] = ", ".join(left_out)
-    return reduced, text_table(rows[found], len(keep)), [object_names[i] for i in keep], notes
+
+
+def _nothing_known(found: KnownClasses) -> SuiteResult:
+    """Without a name that has an embedding there is nothing to score."""
+    return SuiteResult([], {}, found.notes, is_complete=False)
+
+
+def _by_class(names: Sequence[str], **figures: np.ndarray) -> dict[str, dict[str, float]]:
+    """Figures in 0..1 of each class, as percent; what is nan is left out."""
+    table: dict[str, dict[str, float]] = {}
+    for key, values in figures.items():
+        for name, value in zip(names, values.tolist(), strict=True):
+            if not np.isnan(value):
+                table.setdefault(name, {})[key] = 100 * value
+    return table
 
 
 def _prefixed(prefix: str, scalars: dict[str, float]) -> dict[str, float]:

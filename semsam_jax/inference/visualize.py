@@ -106,6 +106,43 @@ def level_strip(
     return np.asarray(strip)
 
 
+def side_by_side(
+    image: UInt8[np.ndarray, "h w 3"],
+    panels: Sequence[tuple[str, Sequence[Bool[np.ndarray, "h w"]], Sequence[str]]],
+    *,
+    height: int = _STRIP_PANEL_PX,
+) -> UInt8[np.ndarray, "sh sw 3"]:
+    """Returns one row of panels, each with a title and all of its masks and their texts.
+
+    Masks at the same place of their lists have the same colour in all panels.
+
+    Args:
+        image: RGB.
+        panels: title, masks and a text for each mask ("" for none).
+        height: of the row, title included, in pixels.
+    """
+    bar, gap = 30, 6
+    scale = max(1, height - bar - 2 * gap) / image.shape[0]
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    base = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    font = _font(16)
+    row = Image.new("RGB", (len(panels) * (size[0] + gap) + gap, height), (24, 26, 30))
+    draw = ImageDraw.Draw(row)
+    for i, (title, masks, texts) in enumerate(panels):
+        small = [
+            cv2.resize(m.astype(np.float32), size, interpolation=cv2.INTER_LINEAR) >= 0.5
+            for m in masks
+        ]
+        colours = distinct_colours(len(small))
+        picture = overlay_masks(base, small, colours, opacity=0.4)
+        picture = write_labels(picture, small, texts, colours)
+        x = gap + i * (size[0] + gap)
+        row.paste(Image.fromarray(picture), (x, gap + bar))
+        text = _shorten(draw, title, font, size[0] - 8)
+        draw.text((x + size[0] / 2, gap + bar / 2), text, (235, 235, 240), font, anchor="mm")
+    return np.asarray(row)
+
+
 def panoptic_view(
     image: UInt8[np.ndarray, "h w 3"],
     segment_map: Int[np.ndarray, "h w"],

@@ -9,6 +9,7 @@ from flax import linen as nn
 from jax.experimental import multihost_utils
 
 from semsam_jax.core import lora
+from semsam_jax.evals.class_embeddings import embed_classes
 from semsam_jax.evals.dataset_samples import EvalDataset
 from semsam_jax.evals.eval_loop import EvalLoop
 from semsam_jax.evals.extra import load_suites
@@ -16,6 +17,14 @@ from semsam_jax.evals.levels import calibrate_levels
 from semsam_jax.evals.one_click import OneClickResult, evaluate_one_click
 from semsam_jax.train.state import TrainState
 from semsam_jax.train.writers import MetricWriter
+
+_NAMED_FIGURES = {
+    "mask_ap": "generic/mask_ap/ap",
+    "mask_ap50": "generic/mask_ap/ap50",
+    "name_accuracy": "names/accuracy",
+}
+_MAX_CLASSES = 50
+"""Of longer lists of classes, the figures of each are not logged."""
 
 
 def inference_params(state: TrainState) -> dict:
@@ -57,7 +66,13 @@ class HeldOutEvaluation:
         self.params: dict = {}
 
     def run(self, state: TrainState, writer: MetricWriter) -> dict | None:
-        """Evaluates a state; returns {"iou_max", "iou_oracle", "num_instances"} in 0..1."""
+        """Evaluates a state.
+
+        Returns:
+            iou_max and iou_oracle in 0..1, and num_instances; where names are evaluated,
+            mask_ap, mask_ap50 and name_accuracy in 0..1, and `classes`, the figures of each class
+            in percent. None without images.
+        """
         if self._data is None:
             return None
         self.params = inference_params(state)
@@ -66,17 +81,24 @@ class HeldOutEvaluation:
         eval_loop = EvalLoop(devices=tuple(jax.local_devices()[:count]))
         self.result = evaluate_one_click(self._model, self.params, images, eval_loop=eval_loop)
         scalars = {f"one_click/{name}": value for name, value in self.result.scalars().items()}
-        scalars |= self._others(eval_loop)
+        others, classes = self._others(eval_loop)
+        scalars |= others
+        if len(classes) <= _MAX_CLASSES:
+            scalars |= {f"class/{n}/{k}": v for n, row in classes.items() for k, v in row.items()}
         # The figures of one click keep the short names that dashboards show first; what the
         # images say nothing about (no such size or class among them) is left out.
         named = {f"eval/{k.removeprefix('one_click/')}": v for k, v in scalars.items()}
         known = {name: value for name, value in named.items() if not np.isnan(value)}
         writer.write_scalars(int(state.step), known)
-        return {
+        found = {
             "iou_max": float(np.round(self.result.iou_max, 6)),
             "iou_oracle": float(np.round(self.result.iou_oracle, 6)),
             "num_instances": self.result.num_instances,
         }
+        for name, key in _NAMED_FIGURES.items():
+            if f"eval/{key}" in known:
+                found[name] = round(known[f"eval/{key}"] / 100, 6)
+        return found | ({"classes": classes} if classes else {})
 
     def level_order(self, current: list[int]) -> list[int]:
         """Token of level 1..k by mean mask area of the last evaluation."""
@@ -84,20 +106,43 @@ class HeldOutEvaluation:
             return current
         return list(calibrate_levels(self.result.table).level_order)
 
-    def _others(self, eval_loop: EvalLoop) -> dict[str, float]:
-        """Scalars of the suites beside one click; their libraries are an extra."""
+    def names(self) -> dict[str, dict[int, str]] | None:
+        """Name of each class of the images that the model can name; None where it names none."""
+        if self._data is None or not self._meta.get("class_heads_trained"):
+            return None
+        source = (self._meta.get("text") or {}).get("source")
+        if source == "none" or not self._data.has_classes:
+            return None
+        classes, objects, parts = self._data.class_list()
+        known = [True] * (len(objects) + len(parts))
+        if source == "table":
+            known = embed_classes(None, {}, self._meta, [*objects, *parts])[1].tolist()
+        ids = [*classes.object_ids.tolist(), *classes.part_ids.tolist()]
+        rows = list(zip(ids, [*objects, *parts], known, strict=True))
+        split = len(objects)
+        return {
+            kind: {number: name for number, name, is_known in group if is_known}
+            for kind, group in (("objects", rows[:split]), ("parts", rows[split:]))
+        }
+
+    def _others(self, eval_loop: EvalLoop) -> tuple[dict[str, float], dict[str, dict]]:
+        """Scalars of the suites beside one click, and figures of each class."""
         names = [name for name in self._suites if name != "one_click"]
         if not names and self._parts is None:
-            return {}
+            return {}, {}
         suites = load_suites()
         wanted = [(name, self._data) for name in names]
         wanted += [("part", self._parts)] if self._parts is not None else []
         scalars: dict[str, float] = {}
+        classes: dict[str, dict[str, float]] = {}
         for name, data in wanted:
             if name == "levels" and not len(self.result.table):
                 continue  # without a click no level has a size
-            scalars |= suites.SUITES[name](self._context(suites, data, eval_loop)).scalars
-        return scalars
+            outcome = suites.SUITES[name](self._context(suites, data, eval_loop))
+            scalars |= outcome.scalars
+            for text, figures in outcome.by_class.items():
+                classes.setdefault(text, {}).update(figures)
+        return scalars, classes
 
     def _context(self, suites: ModuleType, data: EvalDataset, eval_loop: EvalLoop) -> object:
         context = suites.EvalContext(

@@ -1,7 +1,7 @@
-"""The figure of a run: one click at every level, on held-out images."""
+"""The figure of a run: ground truth beside the answers, and one click at every level."""
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import jax
 import numpy as np
@@ -9,51 +9,52 @@ from PIL import Image
 
 from semsam_jax.core.paths import AnyPath
 from semsam_jax.evals.clicks import centre_click
+from semsam_jax.evals.evaluator import exact_mean
 from semsam_jax.evals.samples import EvalSample
 from semsam_jax.inference.loading import model_from_params
 from semsam_jax.inference.predictor import Predictor
-from semsam_jax.inference.visualize import level_strip
+from semsam_jax.inference.requests import Request
+from semsam_jax.inference.visualize import level_strip, side_by_side
 
 _NUM_IMAGES = 6
+_MAX_CLICKS = 16
 
 
-def draw_predictions(params: dict, meta: dict, samples: Iterable[EvalSample]) -> np.ndarray | None:
-    """Draws one click at all levels for some images.
-
-    The clicked instance is the largest countable one of each image.
+def draw_predictions(
+    params: dict,
+    meta: dict,
+    samples: Iterable[EvalSample],
+    names: Mapping[str, Mapping[int, str]] | None = None,
+) -> np.ndarray | None:
+    """Draws a row for some images: the annotated instances, the answers to a click on each of
+    them, and the six levels of the click on the largest countable one.
 
     Args:
         params: as inference uses them.
         meta: of the run.
         samples: held-out images; without any there is no picture.
+        names: "objects" and "parts", each class index -> its name, of the classes that the
+            model can name; without them masks stay without names.
 
     Returns:
         The picture, uint8 [h,w,3], or None.
     """
-    predictor, strips = None, []
+    predictor, rows = None, []
     for sample in samples:
-        click = _largest_thing_click(sample)
-        if click is None:
+        clicked = _clicked(sample)
+        if not clicked:
             continue
         if predictor is None:
             # From the host to one device, as from a file: so `segment` finds its programs traced
             # and compiled when it follows the run.
             model = model_from_params(jax.device_get(params), meta, cache_programs=True)
             predictor = Predictor(model)
-        height, width = sample.size_hw
-        image = sample.image[:height, :width]
-        predictor.set_image(image)
-        found = predictor.predict(point_coords=[click])
-        captions = [
-            f"level {level}  IoU {score:.2f}"
-            for level, score in enumerate(np.asarray(found.scores), start=1)
-        ]
-        strips.append(level_strip(image, list(found.masks), captions, points=[(*click, True)]))
-        if len(strips) == _NUM_IMAGES:
+        rows.append(_row(predictor, sample, clicked, names))
+        if len(rows) == _NUM_IMAGES:
             break
-    if not strips:
+    if not rows:
         return None
-    return _stack(strips)
+    return _stack(rows)
 
 
 def save_figure(workdir: AnyPath, picture: np.ndarray) -> None:
@@ -65,20 +66,68 @@ def save_figure(workdir: AnyPath, picture: np.ndarray) -> None:
     partial.replace(workdir / "predictions.png")
 
 
-def _largest_thing_click(sample: EvalSample) -> tuple[float, float] | None:
-    things = sample.flags("is_thing", True)
-    masks = [sample.mask(index) for index in range(len(sample.masks)) if things[index]]
-    if not masks:
-        return None
-    click = centre_click(max(masks, key=np.count_nonzero))
-    return None if click is None else (float(click[0]), float(click[1]))
-
-
-def _stack(strips: list[np.ndarray]) -> np.ndarray:
-    """One above the other, all as wide as the widest."""
-    width = max(strip.shape[1] for strip in strips)
-    rows = [
-        Image.fromarray(s).resize((width, round(len(s) * width / s.shape[1])), Image.LANCZOS)
-        for s in strips
+def _row(
+    predictor: Predictor,
+    sample: EvalSample,
+    clicked: list[tuple[int, np.ndarray, tuple[float, float]]],
+    names: Mapping[str, Mapping[int, str]] | None,
+) -> np.ndarray:
+    height, width = sample.size_hw
+    image = sample.image[:height, :width]
+    predictor.set_image(image)
+    _, _, click = clicked[0]
+    found = predictor.predict(point_coords=[click])
+    captions = [
+        f"level {level}  IoU {score:.2f}"
+        for level, score in enumerate(np.asarray(found.scores), start=1)
     ]
-    return np.concatenate([np.asarray(row) for row in rows])
+    strip = level_strip(image, list(found.masks), captions, points=[(*click, True)])
+    objects, parts = sample.classes("object_ids"), sample.classes("part_ids")
+    labels = None
+    if names and (names["objects"] or names["parts"]):
+        labels = {kind: list(dict.fromkeys(names[kind].values())) for kind in ("objects", "parts")}
+    answers = predictor.predict_many(
+        [Request(point_coords=[xy]) for _, _, xy in clicked],
+        multimask_output=False,
+        labels=labels,
+    )
+    true_texts, texts, ious = [], [], []
+    for (index, mask, _), answer in zip(clicked, answers, strict=True):
+        kind, number = ("parts", parts[index]) if parts[index] >= 0 else ("objects", objects[index])
+        true_texts.append((names or {}).get(kind, {}).get(int(number), ""))
+        best = answer.parts[0] if kind == "parts" else answer.objects[0]
+        union = int((mask | answer.masks[0]).sum())
+        ious.append(int((mask & answer.masks[0]).sum()) / max(1, union))
+        texts.append(f"{best.name} {ious[-1]:.2f}" if best is not None else f"{ious[-1]:.2f}")
+    panels = [
+        ("ground truth", [mask for _, mask, _ in clicked], true_texts),
+        (
+            f"one click each: {'name and ' if labels else ''}IoU, mean {exact_mean(ious):.2f}",
+            [answer.masks[0] for answer in answers],
+            texts,
+        ),
+    ]
+    return np.concatenate([side_by_side(image, panels, height=len(strip)), strip], axis=1)
+
+
+def _clicked(sample: EvalSample) -> list[tuple[int, np.ndarray, tuple[float, float]]]:
+    """Index, mask and click of the largest instances, countable ones first; none without one."""
+    things = sample.flags("is_thing", True) & ~sample.flags("is_crowd", False)
+    found = []
+    for index in range(len(sample.masks)):
+        mask = sample.mask(index)
+        click = centre_click(mask) if things[index] else None
+        if click is not None:
+            found.append((index, mask, (float(click[0]), float(click[1]))))
+    found.sort(key=lambda one: -np.count_nonzero(one[1]))
+    return found[:_MAX_CLICKS]
+
+
+def _stack(rows: list[np.ndarray]) -> np.ndarray:
+    """One above the other, all as wide as the widest."""
+    width = max(row.shape[1] for row in rows)
+    scaled = [
+        Image.fromarray(s).resize((width, round(len(s) * width / s.shape[1])), Image.LANCZOS)
+        for s in rows
+    ]
+    return np.concatenate([np.asarray(row) for row in scaled])

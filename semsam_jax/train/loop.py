@@ -198,7 +198,7 @@ def _evaluate(
     is_best = best.update(found["iou_max"], evaluator.params, meta, step)
     report.say_evaluation(step, found, is_best)
     if step and jax.process_index() == 0:
-        picture = figures.draw_predictions(evaluator.params, meta, samples)
+        picture = figures.draw_predictions(evaluator.params, meta, samples, evaluator.names())
         if picture is not None:
             writer.write_images(step, {"predictions": picture})
             figures.save_figure(workdir, picture)

@@ -17,6 +17,10 @@ from semsam_jax.train.hooks import Clock, NonFiniteWatch
 from semsam_jax.train.input import Input, data_name
 from semsam_jax.train.writers import format_duration
 
+_NAMED = {"mask_ap": "mask AP", "mask_ap50": "AP50", "name_accuracy": "name accuracy"}
+_MAX_CLASSES = 20
+"""A longer list of classes is in summary.json only."""
+
 
 def log_info(text: str, end: str = "\n") -> None:
     """Prints on process 0 only."""
@@ -55,12 +59,29 @@ def log_start(
 
 
 def say_evaluation(step: int, found: Mapping, is_best: bool) -> None:
-    """Prints the figures of an evaluation."""
+    """Prints the figures of an evaluation, those of each class too if there are few."""
+    words = [
+        f"one-click IoU {found['iou_max']:.4f}, best of the masks {found['iou_oracle']:.4f}",
+        *(f"{text} {found[key]:.4f}" for key, text in _NAMED.items() if key in found),
+    ]
     log_info(
-        f"step {step}: one-click IoU {found['iou_max']:.4f}, best of the masks "
-        f"{found['iou_oracle']:.4f} ({found['num_instances']} instances)"
+        f"step {step}: {', '.join(words)} ({found['num_instances']} instances)"
         f"{', new best' if is_best else ''}"
     )
+    classes = found.get("classes", {})
+    if 0 < len(classes) <= _MAX_CLASSES:
+        log_info(class_table(classes))
+
+
+def class_table(classes: Mapping[str, Mapping[str, float]]) -> str:
+    """AP, AP50 and accuracy of the name of each class, percent; "-" where nothing is annotated."""
+    columns = {"ap": "AP", "ap50": "AP50", "name_accuracy": "name right"}
+    width = max(5, *(len(name) for name in classes))
+    lines = [f"  {'class':<{width}}" + "".join(f"{text:>12}" for text in columns.values())]
+    for name, figures in classes.items():
+        cells = [f"{figures[key]:.1f}" if key in figures else "-" for key in columns]
+        lines.append(f"  {name:<{width}}" + "".join(f"{cell:>12}" for cell in cells))
+    return "\n".join(lines)
 
 
 def config_text(run: RunConfig) -> str:
@@ -117,24 +138,31 @@ def summarize(run: RunConfig, meta: Mapping, best: BestCheckpoint) -> dict:
         meta: with `measured`, and `before` and `after` of its evaluations.
         best: the best model that was kept.
     """
-    found, before, after = meta["measured"], meta.get("before") or {}, meta.get("after") or {}
+    totals, before, after = meta["measured"], meta.get("before") or {}, meta.get("after") or {}
     return {
         "preset": run.model.preset,
         "data": data_name(run),
         "steps": run.steps,
-        "seconds": round(found["seconds"], 1),
-        "seconds_to_first_step": _rounded(found["seconds_to_first_step"], 1),
-        "images_per_sec": _rounded(found["images_per_sec"], 2),
-        "loss_first": found["loss_first"],
-        "loss_last": found["loss_last"],
+        "seconds": round(totals["seconds"], 1),
+        "seconds_to_first_step": _rounded(totals["seconds_to_first_step"], 1),
+        "images_per_sec": _rounded(totals["images_per_sec"], 2),
+        "loss_first": totals["loss_first"],
+        "loss_last": totals["loss_last"],
         "one_click_iou_max_before": before.get("iou_max"),
         "one_click_iou_max_after": after.get("iou_max"),
         "one_click_iou_oracle_before": before.get("iou_oracle"),
         "one_click_iou_oracle_after": after.get("iou_oracle"),
+        **{
+            f"{key}_{when}": found[key]
+            for key in _NAMED
+            for when, found in (("before", before), ("after", after))
+            if key in found
+        },
         **({} if best.score is None else _of_best(best)),
-        "host_matching_share": _rounded(found["host_matching_share"], 4),
-        "input_wait_share": _rounded(found["input_wait_share"], 4),
-        "skipped_steps": found["skipped_steps"],
+        "host_matching_share": _rounded(totals["host_matching_share"], 4),
+        "input_wait_share": _rounded(totals["input_wait_share"], 4),
+        "skipped_steps": totals["skipped_steps"],
+        **({"classes": after["classes"]} if after.get("classes") else {}),
     }
 
 
@@ -157,9 +185,14 @@ def finished_summary(workdir: AnyPath) -> dict | None:
 def log_summary(summary: Mapping, workdir: AnyPath, best: BestCheckpoint) -> None:
     """Prints the summary as a short table and what to do next."""
     log_info(f"\ndone in {format_duration(summary['seconds'])}:")
+    classes = summary.get("classes", {})
     for key, value in summary.items():
+        if key == "classes":
+            continue
         shown = f"{value:.4g}" if isinstance(value, float) else value
         log_info(f"  {key:<28} {shown}")
+    if 0 < len(classes) <= _MAX_CLASSES:
+        log_info(class_table(classes))
     after = summary.get("one_click_iou_max_after")
     is_best_earlier = best.score is not None and (after is None or best.score > after)
     model = best.folder if is_best_earlier else workdir

@@ -47,8 +47,22 @@ class ReadingModel(nn.Module):
             embeds.append(jnp.where(on > 0, 1.0, -1.0))
         embed = jnp.stack(embeds, axis=2)[None]
         quality = jnp.broadcast_to(jnp.asarray(self.token_quality), embed.shape[:-1])
+        # The best token names strip s as class s - 1, any other token as the class after that.
+        wrong = jnp.arange(len(self.token_quality)) != np.argmax(self.token_quality)
+        classes = (clicked - 1)[None, ..., None] + wrong[None, None, None]
+        objects, parts = (
+            (None, None)
+            if text is None
+            else (
+                6.0 * jax.nn.one_hot(classes, rows.shape[0]) for rows in (text.objects, text.parts)
+            )
+        )
         return Predictions(
-            mask_embed=embed, boxes=jnp.zeros((*embed.shape[:-1], 4)), pred_ious=quality
+            mask_embed=embed,
+            boxes=jnp.zeros((*embed.shape[:-1], 4)),
+            pred_ious=quality,
+            object_logits=objects,
+            part_logits=parts,
         )
 
 

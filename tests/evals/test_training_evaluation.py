@@ -11,6 +11,7 @@ import pytest
 from semsam_jax.config import build
 from semsam_jax.core.errors import ConfigError
 from semsam_jax.train.evaluation import HeldOutEvaluation
+from semsam_jax.train.report import class_table
 from semsam_jax.train.state import TrainState
 from semsam_jax.train.writers import MetricWriter
 from tests.evals.fakes import ReadingGeneric, ReadingModel
@@ -24,13 +25,17 @@ class Reading(ReadingModel, ReadingGeneric):
 
 
 def test_suites_are_measured_and_logged(tmp_path):
-    suites = ("one_click", "levels", "box", "granularity", "generic", "baselines")
+    suites = ("one_click", "levels", "box", "granularity", "generic", "names", "baselines")
     evaluator = HeldOutEvaluation(Reading(), dataset(has_crowd=True), META, suites)
     writer = MetricWriter(tmp_path)
     state = TrainState(params={"w": jnp.zeros(3)}, opt_state=(), step=jnp.int32(7))
     found = evaluator.run(state, writer)
     writer.close()
-    assert found == {"iou_max": 0.5, "iou_oracle": 1.0, "num_instances": 1}
+    classes = {"cat": {"ap": 100.0, "ap50": 100.0, "name_accuracy": 100.0}}
+    names = {"mask_ap": 1.0, "mask_ap50": 1.0, "name_accuracy": 1.0, "classes": classes}
+    assert found == {"iou_max": 0.5, "iou_oracle": 1.0, "num_instances": 1} | names
+    assert class_table(classes).splitlines()[1].split() == ["cat", "100.0", "100.0", "100.0"]
+    assert evaluator.names() == {"objects": {0: "cat", 1: "dog"}, "parts": {}}
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
     record = json.loads(line)
     assert record["step"] == 7
@@ -38,6 +43,7 @@ def test_suites_are_measured_and_logged(tmp_path):
     assert record["eval/generic/panoptic/pq"] == 100.0
     assert record["eval/generic/mask_ap/ap"] == 100.0
     assert record["eval/granularity/iou"] == 100.0
+    assert record["eval/names/accuracy"] == record["eval/class/cat/ap50"] == 100.0
     assert record["eval/levels/area/1"] >= record["eval/levels/area/2"]
     assert 0 < record["eval/baseline_blob/iou_oracle"] < 100
     assert "NaN" not in line
