@@ -3,11 +3,12 @@
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from semsam_jax.convert import openseed
 from semsam_jax.convert.detect import detect_config, load_model_config
 from semsam_jax.convert.from_torch import examine, from_torch
 from semsam_jax.convert.names import unwrap
@@ -18,6 +19,7 @@ from semsam_jax.models import presets
 # Token index of level 1..6 in the released weights (docs/design.md, "Levels").
 RELEASED_LEVEL_ORDER = (3, 2, 0, 4, 1, 5)
 _GENERIC = "sem_seg_head.predictor.enc_output.weight"
+_POSITIONS = "sem_seg_head.predictor.lang_encoder.lang_encoder.positional_embedding"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +71,15 @@ def read_released(
         preset, config = "custom", load_model_config(model_config)
         has_generic = config.has_generic or _GENERIC in state
         config = dataclasses.replace(config, has_generic=has_generic)
+    state, untrained = _cut_context(state, config), {}
+    if openseed.is_openseed(state):
+        openseed.check(state, where)
+        state, drawn = openseed.complete(state, config)
+        untrained = openseed.UNTRAINED
+        tell(
+            f"{name}: a model of OpenSeeD, trained without prompts and parts; at random: "
+            f"{', '.join(drawn)}"
+        )
     tell(f"{name}: preset {preset}, {_branches(config)}\n{examine(state, config).table()}")
     params = from_torch(
         state,
@@ -85,8 +96,16 @@ def read_released(
         "prompt_preset": "released_v1",
         # The original trains them only together with its own text tower.
         "class_heads_trained": "text_encoder" in params or config.has_generic,
+        **untrained,
     }
     return Released(dict(params), config, meta)
+
+
+def _cut_context(state: Mapping[str, np.ndarray], config: presets.ModelConfig) -> dict:
+    """Of a text tower with a longer context than the model's the first positions are taken."""
+    if config.text is None or _POSITIONS not in state:
+        return dict(state)
+    return {**state, _POSITIONS: state[_POSITIONS][: config.text.context_length]}
 
 
 def _read(file: str | os.PathLike, entry: str | None) -> dict[str, np.ndarray]:

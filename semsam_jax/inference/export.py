@@ -87,7 +87,9 @@ def export_model(
     from flax import traverse_util
 
     from semsam_jax.core.backend import compiling_for
+    from semsam_jax.inference.loading import check_prompts
 
+    check_prompts(model)
     if out.exists():
         raise PromptError(f"--out {out}: exists already; give a new folder.")
     partial = out.with_name(f".{out.name}.partial")

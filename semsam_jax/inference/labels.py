@@ -105,6 +105,11 @@ def label_set(model: LoadedModel, labels: Labels) -> LabelSet:
             "be invented; leave labels out, or use a checkpoint trained on labelled data."
         )
     names = parse_labels(labels)
+    if names.parts and not model.meta.get("parts_trained", True):
+        raise CheckpointError(
+            f"labels: {names.parts[0]!r} is the name of a part, and the part head of this "
+            f"checkpoint was never trained; give names of objects alone."
+        )
     rows = _embed(model, names)
     objects = tuple(name for name in names.objects if name in rows)
     parts = tuple(name for name in names.parts if name in rows)

@@ -94,7 +94,12 @@ class LoadedModel:
     def decode(
         self, pyramid: Pyramid, prompts: Prompts, text: TextTable | None, isolate: bool = True
     ) -> Predictions:
-        """Answers prompts; every array is [b, p, k, ...]."""
+        """Answers prompts; every array is [b, p, k, ...].
+
+        Raises:
+            CheckpointError: the model never learned to.
+        """
+        check_prompts(self)
         return self._run(_decode, (isolate,), pyramid, prompts, text)
 
     def decode_generic(self, pyramid: Pyramid, text: TextTable) -> GenericPredictions:
@@ -228,6 +233,16 @@ def check_model(model: object) -> None:
     """Raises CheckpointError for anything that is no loaded model."""
     if not isinstance(model, LoadedModel):
         raise CheckpointError(f"model: got {type(model).__name__}; wanted what load_model returns.")
+
+
+def check_prompts(model: LoadedModel) -> None:
+    """Raises CheckpointError for a model that was trained without prompts."""
+    if not model.meta.get("prompts_trained", True):
+        raise CheckpointError(
+            "prompts: this checkpoint was trained without clicks and boxes, so its answers to them "
+            "would be random; use `segment --task panoptic|instance|semantic --labels NAMES`, or "
+            "train it with data.interactive_batch above 0."
+        )
 
 
 def save_model(model: LoadedModel, folder: str | os.PathLike, dtype: str = "float32") -> None:

@@ -114,6 +114,19 @@ def build_meta(
     }
 
 
+def trained_answers(run: RunConfig, vocabulary: Vocabulary) -> dict[str, bool]:
+    """Which answers of the model have been trained, by this run or by what it starts from."""
+    start = {}
+    if run.model.warm_start:
+        start = checkpoint_io.read_meta(zoo.resolve(run.model.warm_start))
+    knew_parts = bool(start.get("class_heads_trained")) and start.get("parts_trained", True)
+    return {
+        "prompts_trained": run.data.interactive_batch > 0
+        or (bool(start) and start.get("prompts_trained", True)),
+        "parts_trained": bool(vocabulary.part_names) or knew_parts,
+    }
+
+
 def default_match() -> dict:
     """What a run must match in the keys that it leaves at their defaults."""
     return _match(RunConfig())

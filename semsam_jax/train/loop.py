@@ -94,12 +94,13 @@ def train(
         state, resumed = build.start_or_resume(run, model, tx, mesh, checkpoints)
         if resumed is None:
             meta["level_order"] = build.first_level_order(run, model)
+            meta |= build.trained_answers(run, vocabulary)
         else:
             position, saved = resumed
             # The same place in another order, where the seed is another one.
             has_other_order = any(change.startswith("seed:") for change in changes)
             data.restore(data.state(int(state.step)) if has_other_order else position)
-            kept = ("level_order", "before", "measured")
+            kept = ("level_order", "prompts_trained", "parts_trained", "before", "measured")
             meta |= {key: saved[key] for key in kept if key in saved}
             report.log_info(f"resumed at step {int(state.step)} of {run.steps}")
             report.log_info("".join(f"changed: {change}\n" for change in changes), end="")
@@ -197,7 +198,7 @@ def _evaluate(
         return None
     is_best = best.update(found["iou_max"], evaluator.params, meta, step)
     report.say_evaluation(step, found, is_best)
-    if step and jax.process_index() == 0:
+    if step and meta.get("prompts_trained", True) and jax.process_index() == 0:
         picture = figures.draw_predictions(evaluator.params, meta, samples, evaluator.names())
         if picture is not None:
             writer.write_images(step, {"predictions": picture})

@@ -201,6 +201,45 @@ def test_folders_that_cannot_be_written(server, tmp_path):
         download(f"{server.url}/file", tmp_path / "file" / "a")
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_a_full_disk_is_one_line(server, tmp_path):
+    target = tmp_path / "a"
+    target.with_name("a.part").symlink_to("/dev/full")
+    with pytest.raises(CheckpointError, match=r"No space left.*free some space.*SEMSAM_JAX_CACHE"):
+        download(f"{server.url}/file", target)
+    assert not target.exists()
+
+
+def test_a_cache_that_is_read_only_is_one_line(server, monkeypatch, capsys):
+    monkeypatch.setitem(zoo.RELEASES, "swin_t", zoo.Release(f"{server.url}/tiny.pth"))
+    monkeypatch.setenv("SEMSAM_JAX_CACHE", "/proc/1/cache")
+    image = DATA.parents[1] / "data" / "coffee.jpg"
+    command = [
+        "segment",
+        str(image),
+        "--point",
+        "5,5",
+        "--checkpoint",
+        "swin_t",
+        "--out",
+        "/proc/1/x",
+    ]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "SEMSAM_JAX_CACHE" in error
+
+
+def test_a_folder_of_another_project_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "sam"}')
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match="schema version"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_text("<html>")
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        load_model(tmp_path)
+
+
 def _download(url, target):
     download(url, Path(target), sha256=SHA)
 

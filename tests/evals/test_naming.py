@@ -21,8 +21,8 @@ NAMES = ("dog", "cat", "Dog", "head", "leg", "ear", "tail")
 
 @pytest.mark.parametrize("prompts_per_call", [2, 16])
 def test_the_best_name_of_the_chosen_mask_counts(prompts_per_call):
-    # The model calls strip s object s - 1 and part s - 1, and object 3, which is not there, 0. "Dog"
-    # is as good as "dog". Wrong are a cat that it calls dog, and a head that it calls ear.
+    # The model calls strip s object s - 1 and part s - 1, and 0 instead of object 3, which is not
+    # there. "Dog" is as good as "dog". Wrong are a cat called dog and a head called ear.
     first = reading_sample(
         STRIPS, object_ids=[10, 11, 10, 11], part_ids=[-1, -1, -1, 16], image_id="a"
     )
