@@ -27,6 +27,7 @@ def measure_thresholds(
     samples: Iterable[EvalSample],
     object_names: Mapping[int, str] | None = None,
     part_names: Mapping[int, str] | None = None,
+    max_images: int = MAX_IMAGES,
 ) -> dict[str, dict[str, float]]:
     """Values for `mask_thresholds` and `name_thresholds` of a checkpoint's config.
 
@@ -37,16 +38,17 @@ def measure_thresholds(
 
     Args:
         model: the checkpoint.
-        samples: images with masks; the first 24 are used.
+        samples: images with masks.
         object_names: names by the `object_ids` of the samples.
         part_names: names by their `part_ids`.
+        max_images: how many of the images are used, from the first on.
     """
     best, stability = [], []
     named: dict[str, list[tuple[float, bool]]] = {"object": [], "part": []}
     names = {"object": dict(object_names or {}), "part": dict(part_names or {})}
     has_names = bool(model.meta.get("class_heads_trained")) and any(names.values())
     for number, sample in enumerate(samples):
-        if number == MAX_IMAGES:
+        if number == max_images:
             break
         height, width = sample.size_hw
         predictor = Predictor(model)

@@ -15,6 +15,8 @@ from semsam_jax.evals.eval_loop import EvalLoop
 from semsam_jax.evals.extra import load_suites
 from semsam_jax.evals.levels import calibrate_levels
 from semsam_jax.evals.one_click import OneClickResult, evaluate_one_click
+from semsam_jax.evals.suitable import measure_thresholds
+from semsam_jax.inference.loading import model_from_params
 from semsam_jax.train.state import TrainState
 from semsam_jax.train.writers import MetricWriter
 
@@ -23,6 +25,7 @@ _NAMED_FIGURES = {
     "mask_ap50": "generic/mask_ap/ap50",
     "name_accuracy": "names/accuracy",
 }
+_IMAGES_FOR_THRESHOLDS = 12
 _MAX_CLASSES = 50
 """Of longer lists of classes, the figures of each are not logged."""
 
@@ -124,6 +127,24 @@ class HeldOutEvaluation:
             kind: {number: name for number, name, is_known in group if is_known}
             for kind, group in (("objects", rows[:split]), ("parts", rows[split:]))
         }
+
+    def thresholds(self, params: dict, meta: Mapping) -> dict[str, dict[str, float]]:
+        """Thresholds that suit a model (`evals.suitable`); nothing without images or prompts.
+
+        Args:
+            params: whole, as inference uses them.
+            meta: of the model.
+        """
+        if self._data is None or not meta.get("prompts_trained", True):
+            return {}
+        names = self.names() or {}
+        return measure_thresholds(
+            model_from_params(jax.device_get(params), dict(meta), cache_programs=True),
+            self._data.samples(),
+            names.get("objects"),
+            names.get("parts"),
+            max_images=_IMAGES_FOR_THRESHOLDS,
+        )
 
     def _others(self, eval_loop: EvalLoop) -> tuple[dict[str, float], dict[str, dict]]:
         """Scalars of the suites beside one click, and figures of each class."""

@@ -176,6 +176,12 @@ def train(
         if jax.process_index() == 0:
             folder, about = workdir / checkpoint_io.MODEL, {**meta, "step": step}
             save_model(folder, jax.device_get(params), about, overwrite=True)
+            found = evaluator.thresholds(params, about)
+            checkpoint_io.update_meta(folder, found)
+            if best.step is not None:
+                if best.step != step:
+                    found = evaluator.thresholds(*checkpoint_io.read_model(best.folder))
+                checkpoint_io.update_meta(best.folder, found)
             (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
             checkpoint_io.remember_last_run(workdir)
         report.log_summary(summary, workdir, best)
