@@ -1,4 +1,4 @@
-"""Helpers of the notebooks in `launch/colab`: small figures, a model."""
+"""Helpers of the notebooks in `launch/colab`: small figures, a training job."""
 
 import io
 import subprocess
@@ -11,29 +11,14 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from semsam_jax.core import checkpoint_io
 from semsam_jax.core.errors import SemSamError
 
 if TYPE_CHECKING:
     from IPython.display import Image as Picture
 
-    from semsam_jax.inference.loading import LoadedModel
     from semsam_jax.inference.results import Segments
 
 _SHOWN_PX = 960
-
-
-def load_or_train(checkpoint: str | None = None) -> "LoadedModel":
-    """Loads a checkpoint; None takes the last training run, and starts one if there is none.
-
-    That run is the quickstart on the embedded sample: about ten minutes on two CPU cores.
-    """
-    from semsam_jax import load_model
-
-    if checkpoint is None and checkpoint_io.last_run() is None:
-        print("no trained weights yet: running the quickstart on the embedded sample", flush=True)
-        train(["--config=configs/joint.py", "--workdir=runs/first"])
-    return load_model(checkpoint or checkpoint_io.LAST_RUN)
 
 
 def train(flags: Sequence[str]) -> None:
