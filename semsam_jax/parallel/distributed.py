@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import socket
 import sys
 import traceback
@@ -24,6 +25,8 @@ the same command again.
 _HEARTBEAT_SEC = 45
 """A process that is silent for so long is taken for dead: jax then ends the others (SIGABRT)."""
 _SHUTDOWN_SEC = 60
+_LOST = re.compile(r"(UNKNOWN|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL): ")
+"""How the text of an XLA status begins when a connection broke."""
 _CLUSTER_MARKERS = (
     "TPU_WORKER_HOSTNAMES",
     "SLURM_NTASKS",
@@ -89,6 +92,22 @@ def ending_together() -> Iterator[None]:
         os._exit(code)
 
 
+def has_lost_process(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, says that another process of the run is gone.
+
+    XLA's status is recognised by type and by text: on its way through other libraries it becomes
+    a ValueError or RuntimeError. A full device is this process's own trouble.
+    """
+    if jax.process_count() == 1:
+        return False
+    while error is not None:
+        is_status = isinstance(error, jax.errors.JaxRuntimeError) or _LOST.match(str(error))
+        if is_status and "RESOURCE_EXHAUSTED" not in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def _explain(error: BaseException) -> int:
     """Prints what ended this process; returns its exit code."""
     if isinstance(error, SemSamError):
@@ -97,9 +116,7 @@ def _explain(error: BaseException) -> int:
     traceback.print_exception(error)
     if isinstance(error, KeyboardInterrupt):
         return 130
-    # What jax raises when another process has ended; a full device is this one's own trouble.
-    is_jax = isinstance(error, jax.errors.JaxRuntimeError)
-    if not is_jax or "RESOURCE_EXHAUSTED" in str(error):
+    if not has_lost_process(error):
         return 1
     print(
         f"error: process {jax.process_index()} of this run (on {socket.gethostname()}) lost "

@@ -18,6 +18,7 @@ from semsam_jax.core import checkpoint_io
 from semsam_jax.core.errors import CheckpointError, ConfigError, TrainingError
 from semsam_jax.core.model_files import SCHEMA_VERSION
 from semsam_jax.core.paths import as_path, is_local
+from semsam_jax.parallel.distributed import has_lost_process
 from semsam_jax.train.state import TrainState
 
 
@@ -184,9 +185,9 @@ class Checkpoints:
         """Turns whatever a failed write raises, now or in the background, into one error."""
         try:
             yield
-        except jax.errors.JaxRuntimeError:  # Of another process that is gone, not of the disk.
-            raise
         except (OSError, ValueError, RuntimeError) as error:
+            if has_lost_process(error):  # The disk is not to blame.
+                raise
             name = "the last one" if step is None else f"step {step}"
             raise TrainingError(
                 f"checkpoint of {name} in {self._root}: not written "
