@@ -1,7 +1,9 @@
 r"""Joint training on seven datasets.
 
 python -m semsam_jax.main --config=configs/joint.py --workdir=DIR
-    preset `lite` on the embedded sample: under 10 minutes on 2 CPU cores.
+    preset `lite` on the embedded sample, from the shipped weights: under 10 minutes on 2 CPU cores.
+python -m semsam_jax.main --config=configs/joint.py:scratch --workdir=DIR
+    the same from ImageNet features alone.
 python -m semsam_jax.main --config=configs/joint.py:swin_t --config.data.root=DATA \
     --config.model.warm_start=runs/sa1b --config.model.text_weights=CLIP.safetensors --workdir=DIR
     the second stage (arXiv 2307.04767) on the real datasets, 64 rows a step, from the result of
@@ -42,19 +44,23 @@ NAMED = {"coco": 9.0, "objects365": 7.0, "ade20k": 3.0, "paco": 3.5, "part_image
 
 
 def get_config(choice: str = "lite") -> ConfigDict:
-    """Returns the joint recipe of a preset: lite, swin_t or swin_l (`,rows=N`)."""
+    """Returns the recipe of lite, scratch (lite from nothing), swin_t or swin_l (`,rows=N`)."""
     preset, numbers = parse(choice, rows=ROWS)
     config = base()
+    if preset in ("lite", "scratch"):
+        return _lite(config, is_scratch=preset == "scratch")
     config.model.preset = preset
-    if preset == "lite":
-        return _lite(config)
     return set_rows(_full(config), int(numbers["rows"]))
 
 
-def _lite(config: ConfigDict) -> ConfigDict:
+def _lite(config: ConfigDict, is_scratch: bool) -> ConfigDict:
     config = at_lite_size(config)
-    config.model.backbone_weights = "imagenet"
-    config.model.init = "similarity"
+    if is_scratch:
+        config.model.backbone_weights = "imagenet"
+        config.model.init = "similarity"
+    else:
+        config.model.warm_start = "lite"
+        config.optimizer.learning_rate = 2e-4
     config.data.datasets = ConfigDict(
         {**SHARES, "sa1b": 8.0, "coco": 6.0, "objects365": 0.0, "ade20k": 2.0}
     )

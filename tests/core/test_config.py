@@ -32,10 +32,11 @@ def test_lite_learns_masks_first_and_names_on_frozen_masks():
         lite.get_config("both")
 
 
-@pytest.mark.parametrize("preset", ["lite", "swin_t", "swin_l"])
-def test_joint_configs_build(preset):
-    run = config.build(joint.get_config(preset))
-    assert run.model.preset == preset
+@pytest.mark.parametrize("choice", ["lite", "scratch", "swin_t", "swin_l"])
+def test_joint_configs_build(choice):
+    run = config.build(joint.get_config(choice))
+    starts = {"lite": ("lite", "lite"), "scratch": ("lite", "")}
+    assert (run.model.preset, run.model.warm_start) == starts.get(choice, (choice, "required"))
     assert run.data.generic_datasets["sa1b"] == 0
 
 

@@ -41,7 +41,7 @@ COMPILE_QUICKLY = (
 )
 
 
-def command(workdir: Path, config: str = "joint.py", values=SMALL, **changes) -> list[str]:
+def command(workdir: Path, config: str = "joint.py:scratch", values=SMALL, **changes) -> list[str]:
     """Command line of a small run; `changes` use __ for the dots of a key."""
     values = values | {key.replace("__", "."): value for key, value in changes.items()}
     overrides = [f"--config.{key}={value}" for key, value in values.items()]
