@@ -1,7 +1,10 @@
 """Host and device time of the matching: `python -m benchmarks.matching`.
 
-Host: from costs on the device to assignments on the device, for 60 prompts and for 300
-queries x 100 instances x 11 matchings per image. Device: computing the prompt costs.
+Host: from costs on the device to assignments on the device, for 60 prompts and for 300 queries x
+100 instances x 11 matchings per image; and the rows that a host of v4-32 has of the 64 of the joint
+recipe (8 interactive and 8 generic), with 15, 40 and 100 of 100 slots in use. Median and least of
+some repeats, and seconds of the processor: on a busy machine the wall clock counts other work.
+Device: computing the prompt costs.
 """
 
 import time
@@ -23,6 +26,12 @@ def main() -> None:
     for images in (1, 8):
         print(f"{images} images, prompts:  host {host_ms(images, 'prompts'):8.2f} ms")
         print(f"{images} images, queries:  host {host_ms(images, 'queries'):8.2f} ms")
+    for instances in (15, 40, 100):
+        median, least, processor = v4_32_ms(instances)
+        print(
+            f"v4-32, {instances:>3} instances: host {median:8.2f} ms, least {least:.2f}, "
+            f"processor {processor:.2f}"
+        )
     print(f"1 image, prompt costs at {POINTS} points: {device_ms():8.1f} ms on {jax.devices()[0]}")
 
 
@@ -38,6 +47,23 @@ def host_ms(images: int, stream: str, repeats: int = 5) -> float:
         costs = Costs(None, jnp.asarray(rng.random(shape, np.float32)))
         validity = (None, jnp.ones((images, INSTANCES), bool))
     return 1e3 * float(np.median([assign(costs, *validity)[1].host_sec for _ in range(repeats)]))
+
+
+def v4_32_ms(instances: int, rows: int = 8, repeats: int = 21) -> tuple[float, float, float]:
+    """Milliseconds of `assign` for both streams of a host: median, least, of all processors."""
+    rng = np.random.default_rng(0)
+    costs = Costs(
+        jnp.asarray(rng.random((rows, PROMPTS, TOKENS, TOKENS), np.float32)),
+        jnp.asarray(rng.random((rows, MATCHINGS, QUERIES, INSTANCES), np.float32)),
+    )
+    targets = jnp.asarray(rng.integers(-1, INSTANCES, (rows, PROMPTS, TOKENS), np.int32))
+    valid = jnp.broadcast_to(jnp.arange(INSTANCES) < instances, (rows, INSTANCES))
+    wall, processor = [], []
+    for _ in range(repeats):
+        start = time.process_time()
+        wall.append(assign(costs, targets, valid)[1].host_sec)
+        processor.append(time.process_time() - start)
+    return tuple(1e3 * float(x) for x in (np.median(wall), min(wall), np.median(processor)))
 
 
 def device_ms(repeats: int = 3) -> float:

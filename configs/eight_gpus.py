@@ -28,4 +28,5 @@ def get_config(preset: str = "swin_t") -> ConfigDict:
     config.optimizer.warmup_steps = 10
     config.steps = IMAGES
     config.eval_every = 2000
+    config.eval_suites = (*config.eval_suites, "box")
     return config

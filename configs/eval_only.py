@@ -23,6 +23,8 @@ def get_config(suites: str = "one_click,baselines") -> ConfigDict:
                 # Workdir of a run or a converted checkpoint; "" is the one of the package.
                 "checkpoint": "",
                 "suites": tuple(suites.split(",")),
+                # One sub-folder per source: clicks and boxes on all of them, instead of suites.
+                "folder": "",
                 # One sub-folder per dataset; "" is the embedded sample.
                 "root": "",
                 "dataset": "coco",

@@ -26,4 +26,5 @@ def get_config(preset: str = "swin_t") -> ConfigDict:
     config.data.interactive_batch = 0
     config.data.generic_batch = 16
     config.optimizer.decay_at = (0.88889, 0.96296)
+    config.eval_suites = ("one_click", "generic")
     return config

@@ -16,9 +16,6 @@ from semsam_jax.evals.options import SUITE_NAMES, EvalOptions
 from semsam_jax.models import presets, similarity_init
 from semsam_jax.models.layers import REMAT_POLICIES
 
-TRAINING_SUITES = tuple(name for name in SUITE_NAMES if name != "proposals")
-"""What a run can measure on its held-out images."""
-
 CHECKPOINT = "checkpoint"
 """In the place of a value: the one of the checkpoint that the run starts from."""
 
@@ -220,11 +217,11 @@ class RunConfig:
         accumulate: micro-batches per step; the host matches one while the device runs the
             next. The quotas stay those of the whole step.
         eval_dataset: whose validation images they are.
-        eval_part_dataset: on whose validation images AP of parts is measured as well, "" for
-            none.
+        eval_part_dataset: on whose validation images AP of parts is measured as well (without
+            names: IoU of a click on each part), "" for none.
         eval_suites: what is measured on them: one_click, and others of
-            `evals.options.SUITE_NAMES` that need no pictures of their own; "checkpoint" alone is
-            one_click, with AP and the accuracy of names where `model.warm_start` knows names.
+            `evals.options.SUITE_NAMES`; "checkpoint" alone is one_click, with AP and the accuracy
+            of names where `model.warm_start` knows names.
         keep_best: keep the model with the best one-click IoU in WORKDIR/best.
         accumulate_per_stream: every stream is a micro-batch of its own, which halves the memory.
     """
@@ -404,7 +401,7 @@ def _check(run: RunConfig) -> None:
         if getattr(run, name) < 0:
             raise ConfigError(f"{name}: {getattr(run, name)}; must not be negative.")
     for name in run.eval_suites:
-        one_of("eval_suites", name, TRAINING_SUITES)
+        one_of("eval_suites", name, SUITE_NAMES)
     if run.loss.many_to_one and data.max_targets != 1:
         raise ConfigError(
             f"loss.many_to_one: wants one target per prompt, got data.max_targets "

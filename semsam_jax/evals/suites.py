@@ -317,11 +317,12 @@ def part(context: EvalContext) -> SuiteResult:
 
 
 def proposals(context: EvalContext) -> SuiteResult:
-    """Average recall of all masks of an image."""
+    """Average recall of all masks of an image, and their AP, without names."""
     generate = _proposal_maker(context.params, context.meta, context.points_per_side)
     result = evaluate_proposals(generate, context.whole, context.eval_loop)
     rows = [TableRow(f"AR@{count}", 100 * value) for count, value in result.ar.items()]
     rows += [TableRow(f"AR@1000 {name}", 100 * v) for name, v in result.ar_by_size.items()]
+    rows.append(TableRow("mask AP, classes ignored", 100 * result.ap))
     return SuiteResult(rows, _prefixed("proposals", result.scalars()))
 
 

@@ -26,6 +26,7 @@ _NAMED_FIGURES = {
     "name_accuracy": "names/accuracy",
 }
 _IMAGES_FOR_THRESHOLDS = 12
+_POINTS_PER_SIDE = 16
 _MAX_CLASSES = 50
 """Of longer lists of classes, the figures of each are not logged."""
 
@@ -153,8 +154,11 @@ class HeldOutEvaluation:
             return {}, {}
         suites = load_suites()
         wanted = [(name, self._data) for name in names]
-        wanted += [("part", self._parts)] if self._parts is not None else []
         scalars: dict[str, float] = {}
+        if self._parts is not None and self._meta.get("class_heads_trained"):
+            wanted.append(("part", self._parts))
+        elif self._parts is not None:
+            scalars |= self._clicked_parts(eval_loop)
         classes: dict[str, dict[str, float]] = {}
         for name, data in wanted:
             if name == "levels" and not len(self.result.table):
@@ -164,6 +168,12 @@ class HeldOutEvaluation:
             for text, figures in outcome.by_class.items():
                 classes.setdefault(text, {}).update(figures)
         return scalars, classes
+
+    def _clicked_parts(self, eval_loop: EvalLoop) -> dict[str, float]:
+        """IoU of a click on each part, of a model that knows no names."""
+        parts = self._parts.samples("part")
+        result = evaluate_one_click(self._model, self.params, parts, eval_loop=eval_loop)
+        return {f"part/click/{name}": value for name, value in result.scalars().items()}
 
     def _context(self, suites: ModuleType, data: EvalDataset, eval_loop: EvalLoop) -> object:
         context = suites.EvalContext(
@@ -175,6 +185,7 @@ class HeldOutEvaluation:
             whole=data.canvas_samples(),
             class_list=data.class_list,
             eval_loop=eval_loop,
+            points_per_side=_POINTS_PER_SIDE,
         )
         if data is self._data:
             context.clicks = self.result  # measured already

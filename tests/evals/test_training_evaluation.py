@@ -1,5 +1,6 @@
 """Evaluation within a run: any suite, on images that are read anew each time."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,14 +11,30 @@ import pytest
 
 from semsam_jax.config import build
 from semsam_jax.core.errors import ConfigError
+from semsam_jax.evals.dataset_samples import EvalDataset, EvalFrame
 from semsam_jax.train.evaluation import HeldOutEvaluation
 from semsam_jax.train.report import class_table
 from semsam_jax.train.state import TrainState
 from semsam_jax.train.writers import MetricWriter
+from tests.data_pipelines.fake_source import HANDLE, MUG, mask_instance
 from tests.evals.fakes import ReadingGeneric, ReadingModel
-from tests.evals.test_crowd import dataset
+from tests.evals.test_crowd import STRIPS, FakeImages, dataset
 
 META = {"class_heads_trained": True, "text": {"source": "table"}, "prompt_preset": "default"}
+
+
+class FakeParts(FakeImages):
+    """A mug, and its handle."""
+
+    def __init__(self):
+        super().__init__(has_crowd=False)
+        self.dataset = "paco"
+
+    def _read(self, position):
+        found = super()._read(position)
+        handle = mask_instance(STRIPS == 2, object_id=MUG, part_id=HANDLE)
+        mug = mask_instance(STRIPS == 1, object_id=MUG)
+        return dataclasses.replace(found, dataset="paco", instances=(mug, handle))
 
 
 class Reading(ReadingModel, ReadingGeneric):
@@ -59,8 +76,24 @@ def test_no_images_no_evaluation(tmp_path):
 
 
 def test_unknown_suites_are_told():
-    with pytest.raises(ConfigError, match="eval_suites: 'proposals'; use one of one_click"):
-        build({"eval_suites": ("one_click", "proposals")})
+    with pytest.raises(ConfigError, match="eval_suites: 'proposal'; use one of one_click"):
+        build({"eval_suites": ("one_click", "proposal")})
+
+
+def test_parts_without_names_are_clicked(tmp_path):
+    source = FakeParts()
+    parts = EvalDataset(source, EvalFrame(32), None, is_sample=False)
+    meta = META | {"class_heads_trained": False}
+    evaluator = HeldOutEvaluation(Reading(), dataset(has_crowd=False), meta, parts=parts)
+    writer = MetricWriter(tmp_path)
+    evaluator.run(TrainState(params={}, opt_state=(), step=jnp.int32(0)), writer)
+    writer.close()
+    record = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert record["eval/num_instances"] == 1
+    # The handle is strip 2: token 0 gives it alone, the chosen token 1 with strip 3 beside it,
+    # which is not there.
+    assert record["eval/part/click/num_instances"] == 1
+    assert record["eval/part/click/iou_max"] == 100.0
 
 
 def test_training_needs_no_extra():
