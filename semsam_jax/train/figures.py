@@ -102,7 +102,7 @@ def _row(
     panels = [
         ("ground truth", [mask for _, mask, _ in clicked], true_texts),
         (
-            f"one click each: {'name and ' if labels else ''}IoU, mean {exact_mean(ious):.2f}",
+            f"answers, mean IoU {exact_mean(ious):.2f}",
             [answer.masks[0] for answer in answers],
             texts,
         ),
