@@ -68,28 +68,28 @@ def measure(model: LoadedModel, samples, max_objects: int) -> dict[str, Row]:
     """One round for every kind of wrong mask of every object."""
     rows = {kind: Row() for kind in KINDS}
     predictor = Predictor(model)
+
+    def answer(request: Request) -> np.ndarray:
+        # One at a time: requests of a few prompts share one compiled program.
+        return predictor.predict_many([request], multimask_output=False)[0].masks[0]
+
     for sample in samples:
         truths = list(objects(sample, max_objects))
         if not truths:
             continue
         height, width = sample.size_hw
         predictor.set_image(np.ascontiguousarray(sample.image[:height, :width]))
-        clicks = [Request(point_coords=[centre_click(truth)]) for truth in truths]
-        answers = [a.masks[0] for a in predictor.predict_many(clicks, multimask_output=False)]
-        for kind, row in rows.items():
-            pairs = [
-                (truth, answer if kind == "answer to a click" else spoil(truth, kind))
-                for truth, answer in zip(truths, answers, strict=True)
-            ]
-            pairs = [
-                (truth, wrong) for truth, wrong in pairs if wrong.any() and (wrong != truth).any()
-            ]
-            alone = [Request(mask_input=wrong) for _, wrong in pairs]
-            clicked = [corrected(truth, wrong) for truth, wrong in pairs]
-            for found, column in ((alone, row.mask), (clicked, row.click)):
-                given = predictor.predict_many(found, multimask_output=False)
-                column += [iou(t, a.masks[0]) for (t, _), a in zip(pairs, given, strict=True)]
-            row.before += [iou(truth, wrong) for truth, wrong in pairs]
+        for truth in truths:
+            for kind, row in rows.items():
+                if kind == "answer to a click":
+                    wrong = answer(Request(point_coords=[centre_click(truth)]))
+                else:
+                    wrong = spoil(truth, kind)
+                if not wrong.any() or (wrong == truth).all():
+                    continue
+                row.before.append(iou(truth, wrong))
+                row.mask.append(iou(truth, answer(Request(mask_input=wrong))))
+                row.click.append(iou(truth, answer(corrected(truth, wrong))))
     return rows
 
 
