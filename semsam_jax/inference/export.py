@@ -109,6 +109,7 @@ def export_model(
             "format": 1,
             "level_order": list(model.level_order),
             "prompt_preset": model.prompt_preset,
+            "guided_upsampling": model.is_guided,
             "image_size": model.meta.get("image_size"),
             "platforms": list(platforms),
             "programs": programs,

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int, UInt8
 
 from semsam_jax.core.errors import CheckpointError, PromptError
 from semsam_jax.core.old_names import upgrade_meta
+from semsam_jax.inference.guided import GuidedUpsampler
 from semsam_jax.inference.images import ImageLike, load_image
 from semsam_jax.inference.preprocess import Frame, fit_image
 from semsam_jax.inference.requests import Request, check_request
@@ -119,7 +120,10 @@ class ExportedModel:
         order = np.array(self.manifest["level_order"])
         logits = answer["mask_logits"][:, order]
         flat = logits.reshape(-1, *logits.shape[2:])
-        masks = upsample_masks(flat, frame, frame.image_hw)
+        if self.manifest.get("guided_upsampling"):
+            masks = GuidedUpsampler(pixels, frame).masks(flat)
+        else:
+            masks = upsample_masks(flat, frame, frame.image_hw)
         return ExportedMasks(
             masks.reshape(*logits.shape[:2], *frame.image_hw), answer["pred_ious"][:, order]
         )

@@ -69,6 +69,11 @@ class LoadedModel:
         """Levels that a user may ask for."""
         return len(self.level_order)
 
+    @property
+    def is_guided(self) -> bool:
+        """Whether masks follow the image's edges at its size (`inference.guided`)."""
+        return self.module.config.guided_upsampling
+
     def fingerprint(self) -> str:
         """A short name of all weights: the same for the same checkpoint, on any machine."""
         digest = hashlib.sha256(json.dumps(self.meta, sort_keys=True, default=str).encode())

@@ -19,6 +19,7 @@ from semsam_jax.core.structs import Prompts
 from semsam_jax.inference.decoding import check_finite
 from semsam_jax.inference.granularity import Level, parse_levels, tokens_of_levels
 from semsam_jax.inference.grid import crop_boxes, point_grid
+from semsam_jax.inference.guided import GuidedUpsampler
 from semsam_jax.inference.hierarchy import depths, parents, without_overlap
 from semsam_jax.inference.images import ImageLike, load_image
 from semsam_jax.inference.labels import Labels, LabelSet, label_set, object_logits
@@ -251,7 +252,7 @@ class MaskGenerator:
             order = inside[suppress(kept.take(inside), self.filters.box_nms_thresh)]
             kept, embeds, names = kept.take(order), embeds[order], [names[i] for i in order]
         found = []
-        for i, mask in enumerate(self._render(embeds, pyramid.mask_features[0], frame)):
+        for i, mask in enumerate(self._render(embeds, pyramid.mask_features[0], frame, part)):
             row, level = divmod(int(kept.rows[i]), len(self.tokens))
             found.append(
                 _Found(
@@ -348,14 +349,24 @@ class MaskGenerator:
             boxes.append(np.asarray(found[1])[: len(part)])
         return np.concatenate(stability), np.concatenate(boxes)
 
-    def _render(self, embeds: Float[np.ndarray, "n d"], features, frame: Frame):
+    def _render(
+        self,
+        embeds: Float[np.ndarray, "n d"],
+        features,
+        frame: Frame,
+        image: UInt8[np.ndarray, "h w 3"],
+    ):
         """Yields the masks at the image's size, a few at a time."""
+        guide = GuidedUpsampler(image, frame) if self.model.is_guided else None
         step = chunk_size(16, frame.image_hw)
         for start in range(0, len(embeds), step):
             part = embeds[start : start + step]
             padded = np.pad(part, ((0, step - len(part)), (0, 0)))
             logits = low_res_logits(padded, features)
-            yield from upsample_masks(logits, frame, frame.image_hw)[: len(part)]
+            if guide is None:
+                yield from upsample_masks(logits, frame, frame.image_hw)[: len(part)]
+            else:
+                yield from guide.masks(np.asarray(logits)[: len(part)])
 
     def _record(self, found: _Found, image_hw: tuple[int, int]) -> dict:
         segmentation: object = rle.compress(found.runs, image_hw)

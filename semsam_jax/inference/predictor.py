@@ -11,12 +11,14 @@ from semsam_jax.core.errors import PromptError
 from semsam_jax.core.structs import Predictions, Pyramid
 from semsam_jax.inference.clicks import combine_clicks
 from semsam_jax.inference.decoding import decode_prompts, prompt_arrays, prompt_logits
+from semsam_jax.inference.encoded_image import EncodedImage
 from semsam_jax.inference.granularity import (
     Level,
     levels_by_area,
     parse_levels,
     tokens_of_levels,
 )
+from semsam_jax.inference.guided import GuidedUpsampler
 from semsam_jax.inference.images import ImageLike, load_image
 from semsam_jax.inference.labels import Labels, LabelSet, label_set, object_logits
 from semsam_jax.inference.loading import LoadedModel, check_model
@@ -33,13 +35,7 @@ from semsam_jax.inference.requests import (
     split_batch,
 )
 from semsam_jax.inference.results import Segments, SegmentsBatch
-from semsam_jax.inference.upsample import upsample_logits, upsample_masks
-
-
-@dataclasses.dataclass(frozen=True)
-class _EncodedImage:
-    frame: Frame
-    pyramid: Pyramid  # one image
+from semsam_jax.inference.upsample import upsample_logits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +70,7 @@ class Predictor:
         self.model = model
         self.size = size
         self.isolate = isolate
-        self._encoded: _EncodedImage | None = None
+        self._encoded: EncodedImage | None = None
 
     def set_image(self, image: ImageLike, image_format: str = "RGB") -> None:
         """Encodes an image (path, PIL image or array) and keeps its features.
@@ -141,7 +137,8 @@ class Predictor:
             multimask_output: False returns only the best of the levels by predicted IoU. An
                 empty mask is never the best while another level has pixels.
             labels: object and part names to choose from; see `inference.labels`.
-            return_logits: masks are float32 logits instead of booleans.
+            return_logits: masks are float32 logits instead of booleans, enlarged without regard
+                to the image's edges.
             area: choose the level whose mask is nearest to this fraction of the image.
 
         Returns:
@@ -222,21 +219,23 @@ class Predictor:
                 answers.append(self._answer(one, wanted, multimask_output, names, return_logits))
         return answers
 
-    def _encode(self, images: list[np.ndarray]) -> list[_EncodedImage]:
+    def _encode(self, images: list[np.ndarray]) -> list[EncodedImage]:
         frames = [self.model.frame(image.shape[:2], self.size) for image in images]
-        encoded: dict[int, _EncodedImage] = {}
+        encoded: dict[int, EncodedImage] = {}
         for canvas_hw in dict.fromkeys(frame.canvas_hw for frame in frames):
             rows = [i for i, frame in enumerate(frames) if frame.canvas_hw == canvas_hw]
             canvases = np.stack([fit_image(images[i], frames[i]) for i in rows])
             pyramid = self.model.encode(canvases, [frames[i] for i in rows])
             for b, i in enumerate(rows):
                 one = pyramid if len(rows) == 1 else jax.tree.map(lambda x: x[b : b + 1], pyramid)  # noqa: B023
-                encoded[i] = _EncodedImage(frames[i], one)
+                guide = GuidedUpsampler(images[i], frames[i]) if self.model.is_guided else None
+                margin = self.model.module.config.decoder.box_margin
+                encoded[i] = EncodedImage(frames[i], one, guide, margin)
         return [encoded[i] for i in range(len(images))]
 
     def _answer(
         self,
-        encoded: _EncodedImage,
+        encoded: EncodedImage,
         requests: Sequence[Request | Mapping[str, object]],
         multimask_output: bool,
         names: LabelSet | None,
@@ -262,13 +261,13 @@ class Predictor:
             own = jax.tree.map(lambda x: x[start:stop], found)  # noqa: B023
             best_only = not multimask_output or request.area is not None
             masks = self._choose(encoded, check, wanted, own, low, request.area, best_only, mask)
-            answers.append(self._segments(encoded, own, masks, names, return_logits))
+            answers.append(self._segments(encoded, check, own, masks, names, return_logits))
             start = stop
         return answers
 
     def _choose(
         self,
-        encoded: _EncodedImage,
+        encoded: EncodedImage,
         check: CheckedRequest,
         levels: tuple[int, ...],
         found: Predictions,
@@ -288,13 +287,13 @@ class Predictor:
             ]
             masks = [_Mask(c.prompt, c.token, c.logits, c.score, c.disagreements) for c in parts]
             masks = [
-                self._filled(mask, logits[list(part.bases), part.token], encoded.frame)
+                self._filled(mask, logits[list(part.bases), part.token], encoded)
                 for mask, part in zip(masks, parts, strict=True)
             ]
         if not best_only:
             return masks
         if area is None:
-            like = [0.0 if given is None else -_resemblance(m, given, encoded.frame) for m in masks]
+            like = [0.0 if given is None else -encoded.resemblance(m.logits, given) for m in masks]
             order = [
                 masks[i]
                 for i in sorted(
@@ -306,27 +305,30 @@ class Predictor:
             areas = np.array([_area_fraction(mask.logits, encoded.frame) for mask in masks])
             order = [masks[i] for i in levels_by_area(areas, area)]
         # A level that is empty at the size of the image answers nothing.
-        return [next((mask for mask in order if not _is_empty(mask, encoded.frame)), order[0])]
+        return [next((mask for mask in order if not encoded.is_empty(mask.logits)), order[0])]
 
     @staticmethod
-    def _filled(mask: _Mask, singles: Float[np.ndarray, "p h w"], frame: Frame) -> _Mask:
+    def _filled(mask: _Mask, singles: Float[np.ndarray, "p h w"], encoded: EncodedImage) -> _Mask:
         """The mask, or the first single answer that has pixels if it has none itself."""
-        if not _is_empty(mask, frame):
+        if not encoded.is_empty(mask.logits):
             return mask
         others = (dataclasses.replace(mask, logits=single) for single in singles)
-        return next((other for other in others if not _is_empty(other, frame)), mask)
+        return next((other for other in others if not encoded.is_empty(other.logits)), mask)
 
     def _segments(
         self,
-        encoded: _EncodedImage,
+        encoded: EncodedImage,
+        check: CheckedRequest,
         found: Predictions,
         chosen: list[_Mask],
         names: LabelSet | None,
         return_logits: bool,
     ) -> Segments:
         low = np.stack([mask.logits for mask in chosen])
-        upsample = upsample_logits if return_logits else upsample_masks
-        masks = upsample(low, encoded.frame, encoded.frame.image_hw)
+        if return_logits:
+            masks = upsample_logits(low, encoded.frame, encoded.frame.image_hw)
+        else:
+            masks = encoded.masks(low, check)
         tokens = tuple(mask.token for mask in chosen)
         objects: list = [None] * len(chosen)
         parts: list = [None] * len(chosen)
@@ -356,7 +358,7 @@ def _checked_list(requests: object) -> list[Request]:
     return [as_request(request) for request in requests]
 
 
-def _read_mask(request: Request, encoded: _EncodedImage) -> Bool[np.ndarray, "h w"] | None:
+def _read_mask(request: Request, encoded: EncodedImage) -> Bool[np.ndarray, "h w"] | None:
     if request.mask_input is None:
         return None
     low_hw = encoded.pyramid.mask_features.shape[1:3]
@@ -364,7 +366,7 @@ def _read_mask(request: Request, encoded: _EncodedImage) -> Bool[np.ndarray, "h 
 
 
 def _check(
-    request: Request, encoded: _EncodedImage, mask: Bool[np.ndarray, "h w"] | None
+    request: Request, encoded: EncodedImage, mask: Bool[np.ndarray, "h w"] | None
 ) -> CheckedRequest:
     """Checks a request; a mask adds its clicks, and its box if none was given."""
     check = check_request(request, encoded.frame.image_hw)
@@ -384,17 +386,6 @@ def _check(
         is_positive=np.concatenate([check.is_positive, is_positive]),
         boxes=check.boxes if len(check.boxes) else box[None],
     )
-
-
-def _resemblance(mask: _Mask, given: Bool[np.ndarray, "ih iw"], frame: Frame) -> float:
-    """IoU of a mask with a given one of the image's size."""
-    found = upsample_masks(mask.logits[None], frame, frame.image_hw)[0]
-    return float((found & given).sum() / max(1, (found | given).sum()))
-
-
-def _is_empty(mask: _Mask, frame: Frame) -> bool:
-    """Whether a mask has no pixel at the size of the image."""
-    return not upsample_masks(mask.logits[None], frame, frame.image_hw).any()
 
 
 def _area_fraction(logits: Float[Array | np.ndarray, "h w"], frame: Frame) -> float:

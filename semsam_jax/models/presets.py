@@ -130,13 +130,18 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A whole model. `has_generic` adds the two-stage query branch and denoising."""
+    """A whole model.
+
+    `has_generic` adds the two-stage query branch and denoising. With `guided_upsampling` masks of
+    clicks follow the image's edges when they are brought to its size (`inference.guided`).
+    """
 
     backbone: SwinConfig | EfficientNetLiteConfig
     pixel_decoder: PixelDecoderConfig = PixelDecoderConfig()
     decoder: DecoderConfig = DecoderConfig()
     text: TextConfig | None = None
     has_generic: bool = True
+    guided_upsampling: bool = False
     pixel_mean: tuple[float, ...] = IMAGENET_MEAN
     pixel_std: tuple[float, ...] = IMAGENET_STD
 
@@ -168,6 +173,7 @@ PRESETS: dict[str, ModelConfig] = {
             mask_window=True,
             box_margin=1.05,
         ),
+        guided_upsampling=True,
         pixel_mean=(127.0, 127.0, 127.0),
         pixel_std=(128.0, 128.0, 128.0),
     ),

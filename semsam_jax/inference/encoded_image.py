@@ -1,0 +1,78 @@
+"""An image that the network has seen, and how masks of it are brought to its size."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from semsam_jax.core.structs import Pyramid
+from semsam_jax.inference.guided import BOX_DETAIL, CLICK_DETAIL, GuidedUpsampler
+from semsam_jax.inference.preprocess import Frame
+from semsam_jax.inference.requests import CheckedRequest
+from semsam_jax.inference.upsample import upsample_masks
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedImage:
+    """One encoded image.
+
+    Attributes:
+        frame: how it was shown to the network.
+        pyramid: its features on the device; one image.
+        guide: follows the image's edges, for models that want it (`ModelConfig`).
+        box_margin: masks of a box end at the box times this (`DecoderConfig`); 0: anywhere.
+    """
+
+    frame: Frame
+    pyramid: Pyramid
+    guide: GuidedUpsampler | None = None
+    box_margin: float = 0.0
+
+    def masks(
+        self, low: Float[np.ndarray, "n low_h low_w"], check: CheckedRequest
+    ) -> Bool[np.ndarray, "n h w"]:
+        """Masks of a request at the image's size.
+
+        A mask whose guided outline puts more clicks on the wrong side than its plain one stays
+        plain.
+        """
+        if self.guide is None:
+            return self._plain(low)
+        masks = self.guide.masks(low, BOX_DETAIL if len(check.boxes) else CLICK_DETAIL)
+        if self.box_margin and len(check.boxes) == 1 and not len(check.points):
+            masks &= self._inside(check.boxes[0])
+        for i in np.flatnonzero(_wrong_clicks(masks, check)):
+            plain = self._plain(low[i : i + 1])
+            if _wrong_clicks(plain, check)[0] < _wrong_clicks(masks[i : i + 1], check)[0]:
+                masks[i] = plain[0]
+        return masks
+
+    def is_empty(self, low: Float[np.ndarray, "low_h low_w"]) -> bool:
+        """Whether a mask has no pixel at the size of the image."""
+        return not self._plain(low[None]).any()
+
+    def resemblance(
+        self, low: Float[np.ndarray, "low_h low_w"], given: Bool[np.ndarray, "h w"]
+    ) -> float:
+        """IoU of a mask with a given one of the image's size."""
+        found = self._plain(low[None])[0]
+        return float((found & given).sum() / max(1, (found | given).sum()))
+
+    def _inside(self, box: Float[np.ndarray, "4"]) -> Bool[np.ndarray, "h w"]:
+        """Pixels whose centres lie in a box times the margin."""
+        (height, width), half = self.frame.image_hw, 0.5 * self.box_margin
+        x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
+        reach_x, reach_y = half * (box[2] - box[0]), half * (box[3] - box[1])
+        columns = np.abs(x - 0.5 * (box[0] + box[2])) <= reach_x
+        rows = np.abs(y - 0.5 * (box[1] + box[3])) <= reach_y
+        return rows[:, None] & columns
+
+    def _plain(self, low: Float[np.ndarray, "n low_h low_w"]) -> Bool[np.ndarray, "n h w"]:
+        return upsample_masks(low, self.frame, self.frame.image_hw)
+
+
+def _wrong_clicks(masks: Bool[np.ndarray, "n h w"], check: CheckedRequest) -> np.ndarray:
+    """How many clicks of a request lie on the wrong side of each mask, int [n]."""
+    top = np.array(masks.shape[:0:-1]) - 1
+    x, y = np.clip(np.floor(check.points).astype(int), 0, top).T
+    return (masks[:, y, x] != check.is_positive).sum(1)
