@@ -337,7 +337,7 @@ class Predictor:
                 objects[i] = names.best_object(object_logits(found)[mask.prompt, mask.token])
                 parts[i] = names.best_part(found.part_logits[mask.prompt, mask.token])
         scores = np.array([mask.score for mask in chosen], np.float32)
-        is_empty = ~(masks > 0).any((1, 2))
+        is_empty = ~(masks > 0 if return_logits else masks).any((1, 2))
         scores[is_empty] = min(0.0, *scores)  # it overlaps with nothing, and is never the best
         return Segments(
             masks=masks,

@@ -3,11 +3,11 @@
 The reference upsamples bilinearly to the padded canvas, crops the padding off and resizes
 the crop with antialiased bicubic weights (docs/reference.md, section 10). All three steps are
 linear and separable, so their product is one [out, in] matrix for each axis: nothing of canvas size
-is ever stored, and an output of any size costs two products, one of them with a band matrix.
+is ever stored, and an output of any size costs two products with band matrices.
 """
 
-import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,72 +41,83 @@ def axis_weights(low: int, canvas: int, valid: int, out: int) -> np.ndarray:
     return weights.astype(np.float32)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class ResizeWeights:
-    """The two matrices of a resize, in the form that `apply_weights` takes.
+class Bands(NamedTuple):
+    """A resize matrix [out, in] of one axis, cut into strips of `STRIP` rows.
 
-    A row of the output needs only the few rows of the input beside it. So output rows are
-    cut into strips of `STRIP`, and a strip has weights for its own band of input rows. Sizes
-    are padded with zero weights, so that images of many sizes share few compiled programs.
+    A row needs only the few inputs beside it, so a strip has weights for its own band of them.
 
     Attributes:
-        columns: float32 [padded width, low_w].
-        starts: int32 [strips], first input row of each strip's band.
-        rows: float32 [strips, STRIP, band].
+        starts: int32 [strips], first input of each strip's band.
+        weights: float32 [strips, STRIP, band].
     """
 
-    columns: Float[np.ndarray, "w low_w"]
-    starts: Int[np.ndarray, " s"]
-    rows: Float[np.ndarray, "s strip band"]
+    starts: Int[Array | np.ndarray, " s"]
+    weights: Float[Array | np.ndarray, "s strip band"]
+
+    @classmethod
+    def of(cls, matrix: Float[np.ndarray, "o i"]) -> "Bands":
+        """Cuts a matrix; its rows are a whole number of strips."""
+        size_in = matrix.shape[1]
+        strips = matrix.reshape(-1, STRIP, size_in)
+        used = (strips != 0).any(1)
+        first = np.where(used.any(1), used.argmax(1), 0)
+        last = np.where(used.any(1), size_in - 1 - used[:, ::-1].argmax(1), 0)
+        band = int((last - first).max()) + 1
+        band = min(size_in, -(-band // 8) * 8)
+        starts = np.minimum(first, size_in - band).astype(np.int32)
+        index = np.broadcast_to(starts[:, None, None] + np.arange(band), (*strips.shape[:2], band))
+        return cls(starts, np.take_along_axis(strips, index, axis=2))
+
+    @property
+    def index(self) -> Int[Array, "s band"]:
+        """Inputs of each strip."""
+        return self.starts[:, None] + jnp.arange(self.weights.shape[-1])[None]
 
 
 @functools.lru_cache(maxsize=16)
-def frame_weights(frame: Frame, low_hw: tuple[int, int], out_hw: tuple[int, int]) -> ResizeWeights:
-    """Weights from the stride-4 map of a frame to `out_hw`."""
+def frame_weights(
+    frame: Frame, low_hw: tuple[int, int], out_hw: tuple[int, int]
+) -> tuple[Bands, Bands]:
+    """Weights of rows and columns from the stride-4 map of a frame to `out_hw`.
+
+    Sizes are padded with zero weights, so that images of many sizes share few compiled programs.
+    """
     rows, columns = (
         axis_weights(low_hw[i], frame.canvas_hw[i], frame.resized_hw[i], out_hw[i]) for i in (0, 1)
     )
     rows, columns = (np.pad(x, ((0, -len(x) % _SIZE_STEP), (0, 0))) for x in (rows, columns))
-    strips = rows.reshape(-1, STRIP, low_hw[0])
-    used = (strips != 0).any(1)
-    first = np.where(used.any(1), used.argmax(1), 0)
-    last = np.where(used.any(1), low_hw[0] - 1 - used[:, ::-1].argmax(1), 0)
-    band = int((last - first).max()) + 1
-    band = min(low_hw[0], -(-band // 8) * 8)
-    starts = np.minimum(first, low_hw[0] - band).astype(np.int32)
-    index = np.broadcast_to(starts[:, None, None] + np.arange(band), (*strips.shape[:2], band))
-    return ResizeWeights(columns, starts, np.take_along_axis(strips, index, axis=2))
+    return Bands.of(rows), Bands.of(columns)
 
 
-@jax.jit
-def apply_weights(
-    logits: Float[Array, "n low_h low_w"],
-    columns: Float[Array | np.ndarray, "w low_w"],
-    starts: Int[Array | np.ndarray, " s"],
-    rows: Float[Array | np.ndarray, "s strip band"],
-) -> Float[Array, "n h w"]:
-    """Resizes every map with `ResizeWeights`, in full float32; h and w are the padded sizes."""
+def _resize(low: Float[Array, "low_h low_w"], rows: Bands, columns: Bands) -> Float[Array, "h w"]:
+    """Resizes a map with `frame_weights`, in full float32; h and w are the padded sizes."""
     exact = jax.lax.Precision.HIGHEST
-    index = starts[:, None] + jnp.arange(rows.shape[-1])[None]
-
-    def resize(low: Float[Array, "low_h low_w"]) -> Float[Array, "h w"]:
-        wide = jnp.einsum("ij,wj->iw", low, columns, precision=exact)
-        strips = jnp.einsum("sob,sbw->sow", rows, wide[index], precision=exact)
-        return strips.reshape(-1, columns.shape[0])
-
-    return jax.lax.map(resize, logits)
+    wide = jnp.einsum("isb,sob->iso", low[:, columns.index], columns.weights, precision=exact)
+    wide = wide.reshape(low.shape[0], -1)
+    high = jnp.einsum("sob,sbw->sow", rows.weights, wide[rows.index], precision=exact)
+    return high.reshape(-1, wide.shape[1])
 
 
 @jax.jit
-def _above_zero(logits: Array, columns: Array, starts: Array, rows: Array) -> Array:
-    return apply_weights(logits, columns, starts, rows) > 0
+def _resize_all(
+    logits: Float[Array, "n low_h low_w"], rows: Bands, columns: Bands
+) -> Float[Array, "n h w"]:
+    return jax.lax.map(lambda low: _resize(low, rows, columns), logits)
+
+
+@jax.jit
+def _above_zero(
+    logits: Float[Array, "n low_h low_w"], rows: Bands, columns: Bands
+) -> Bool[Array, "n h w"]:
+    # Compared one by one: logits of output size are never stored for more than one mask.
+    return jax.lax.map(lambda low: _resize(low, rows, columns) > 0, logits)
 
 
 def upsample_logits(
     logits: Float[Array | np.ndarray, "n low_h low_w"], frame: Frame, out_hw: tuple[int, int]
 ) -> Float[np.ndarray, "n h w"]:
     """Returns mask logits at the output size, float32 on the host."""
-    return _in_chunks(apply_weights, logits, frame, out_hw, np.float32)
+    return _in_chunks(_resize_all, logits, frame, out_hw, np.float32)
 
 
 def upsample_masks(
@@ -132,7 +143,7 @@ def _in_chunks(function, logits, frame: Frame, out_hw: tuple[int, int], dtype) -
         part = np.asarray(logits[start : start + step])
         missing = step - part.shape[0]
         part = np.pad(part, ((0, missing), (0, 0), (0, 0)))
-        found = function(part, weights.columns, weights.starts, weights.rows)
+        found = function(part, *weights)
         out[start : start + step] = np.asarray(found)[: step - missing, : out_hw[0], : out_hw[1]]
     return out
 
