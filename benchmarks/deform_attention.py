@@ -13,6 +13,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, nargs="+", default=[640], help="side, or height width")
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--channels", type=int, default=32, help="of a head; lite has 16")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument(
@@ -32,9 +33,9 @@ def main() -> None:
     height, width = args.size[0], args.size[-1]
     shapes = tuple((-(-height // s), -(-width // s)) for s in (8, 16, 32, 64))
     pixels = sum(h * w for h, w in shapes)
-    heads, points, channels = 8, 4, 32
+    heads, points = 8, 4
     keys = jax.random.split(jax.random.key(0), 3)
-    value = jax.random.normal(keys[0], (args.batch, pixels, heads, channels))
+    value = jax.random.normal(keys[0], (args.batch, pixels, heads, args.channels))
     # As in a trained encoder: every query looks a few pixels around itself.
     sizes = np.asarray([(w, h) for h, w in shapes], np.float32)[None, None, None, :, None]
     lead = (args.batch, pixels, heads, len(shapes), points)
