@@ -1,16 +1,20 @@
-r"""Preset `lite` on as many masks as there are: first masks, then names on frozen masks.
+r"""Preset `lite` on as many masks as there are: masks, a finish at a higher resolution, names.
 
     python -m semsam_jax.main --config=configs/lite.py --config.data.root=DATA --workdir=runs/lite
+    python -m semsam_jax.main --config=configs/lite.py:finish --config.data.root=DATA \
+        --config.model.warm_start=runs/lite --workdir=runs/lite_finish
     python -m semsam_jax.main --config=configs/lite.py:names \
-        --config.model.warm_start=runs/lite --config.data.custom=NAMED --workdir=runs/lite_names
+        --config.model.warm_start=runs/lite_finish --config.data.custom=NAMED \
+        --workdir=runs/lite_names
     python -m semsam_jax convert runs/lite_names --out lite --dtype bfloat16
 
 DATA/sa1b holds images and masks in the layout of SA-1B, all masks of an image together: a click
 learns all masks under it. Images may occur more often than once; docs/lite.md says how to mix
-sources. NAMED is a folder in COCO's format whose categories are the names; names that the stored
-table of embeddings lacks are listed at the start and not learned.
+sources. The first stage has a constant rate: it may be stopped at any time, continued for as long
+as it pays, and finished from any of its checkpoints. NAMED is a folder in COCO's format whose
+categories are the names.
 
-Hardware: CPUs or one small card. Hours: not measured yet.
+Hardware: CPUs or one small card. Hours: docs/lite.md.
 """
 
 from ml_collections import ConfigDict
@@ -36,9 +40,9 @@ _ALL_BUT_NAMES = (
 
 
 def get_config(stage: str = "masks") -> ConfigDict:
-    """Returns the recipe of a stage: masks or names."""
-    if stage not in ("masks", "names"):
-        raise ValueError(f"{stage}: not a stage of this recipe; use masks or names.")
+    """Returns the recipe of a stage: masks, finish or names."""
+    if stage not in ("masks", "finish", "names"):
+        raise ValueError(f"{stage}: not a stage of this recipe; use masks, finish or names.")
     config = at_lite_size(base())
     config.data.granularity = ConfigDict({"any": 1.0})
     config.data.interactive_batch = 4
@@ -46,13 +50,24 @@ def get_config(stage: str = "masks") -> ConfigDict:
     config.data.num_prompts = 32
     config.log_every = 50
     config.save_every = 500
+    if stage != "names":
+        config.data.datasets = ConfigDict({"sa1b": 1.0})
+        config.text.source = "none"
+        config.loss.iou_every_layer = False
     if stage == "masks":
         config.model.backbone_weights = "imagenet"
         config.model.init = "similarity"
-        config.data.datasets = ConfigDict({"sa1b": 1.0})
-        config.text.source = "none"
-        config.optimizer.ema = 0.995
-        config.steps = 12_000
+        config.optimizer.schedule = "step"
+        config.optimizer.decay_at = (0.97, 0.99)
+        config.optimizer.ema = 0.998
+        config.steps = 60_000
+        return config
+    config.model.warm_start = "required"
+    if stage == "finish":
+        config.data.image_size = 320
+        config.optimizer.learning_rate = 6e-4
+        config.optimizer.ema = 0.99
+        config.steps = 350
         return config
     config.data.datasets = ConfigDict({**dict.fromkeys(SHARES, 0.0), "custom": 1.0})
     config.optimizer.frozen = _ALL_BUT_NAMES

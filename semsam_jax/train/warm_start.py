@@ -48,8 +48,8 @@ def check_start(run: RunConfig) -> None:
     choice, preset = run.model, run.model.preset
     if choice.warm_start == REQUIRED:
         raise ConfigError(
-            "model.warm_start: this recipe is the second stage and continues from the result of "
-            "the first (configs/sa1b.py); give it with --config.model.warm_start=DIR, or start "
+            "model.warm_start: this recipe continues from the result of the stage before it, which "
+            "the head of its file names; give it with --config.model.warm_start=DIR, or start "
             "without it by --config.model.warm_start=random."
         )
     if choice.warm_start or preset not in PRETRAINED:

@@ -28,7 +28,7 @@ def test_lite_learns_masks_first_and_names_on_frozen_masks():
     heads = {"object_embed", "part_embed", "owner_embed", "logit_scale"}
     assert learned <= {f"decoder/{name}" for name in heads}
     assert "decoder/object_embed" in learned
-    with pytest.raises(ValueError, match="masks or names"):
+    with pytest.raises(ValueError, match="masks, finish or names"):
         lite.get_config("both")
 
 
