@@ -339,8 +339,12 @@ class ExampleBuilder:
                 # A folder, where the record has no file_name, or a device, which never ends.
                 raise self.broken("cannot read the image: this is not a file")
             return self._path.read_bytes()
-        except OSError as error:
-            raise self.broken(f"cannot read the image: {error.strerror or error}") from error
+        except FileNotFoundError as error:
+            hint = _similar_name(self._path)
+            raise self.broken(f"cannot read the image: {error.strerror}{hint}") from error
+        except (OSError, ValueError) as error:  # ValueError: a name with a null byte
+            detail = getattr(error, "strerror", None) or error
+            raise self.broken(f"cannot read the image: {detail}") from error
 
 
 def read_json(path: pathlib.Path, dataset: str) -> dict:
@@ -381,6 +385,18 @@ def _stamp(file: pathlib.Path) -> tuple[int, int]:
     except (OSError, ValueError):
         return -1, -1
     return stat.st_size, stat.st_mtime_ns
+
+
+def _similar_name(missing: pathlib.Path) -> str:
+    """Names a file that differs from the missing one in capitals or suffix only, for its error."""
+    try:
+        names = sorted(os.listdir(missing.parent))
+    except (OSError, ValueError):
+        return ""
+    wanted = missing.name.casefold()
+    same = [name for name in names if name.casefold() == wanted]
+    same += [name for name in names if pathlib.Path(name).stem == pathlib.Path(wanted).stem]
+    return f"; the folder has {same[0]}: write the name as the file has it" if same else ""
 
 
 def _read_provenance(root: pathlib.Path) -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from data_pipelines.decode import MAX_PIXELS
 from data_pipelines.sources.values import finite, short, whole
 from data_pipelines.transforms import masks
 
@@ -60,6 +61,10 @@ def to_rle(segmentation: Any, height: int, width: int) -> dict | None:
     if len(sides) != 2 or None in sides or not all(0 < side < 2**31 for side in sides):
         raise ValueError(f"RLE size is {short(size)}, wanted [height, width]")
     rows, columns = sides
+    if rows * columns > MAX_PIXELS:
+        raise ValueError(
+            f"RLE size is {rows}x{columns}, wanted at most {MAX_PIXELS // 10**6} million pixels"
+        )
     counts = segmentation["counts"]
     if isinstance(counts, list):
         return {"size": [rows, columns], "counts": _compressed(counts, rows, columns)}

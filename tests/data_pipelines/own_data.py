@@ -69,6 +69,21 @@ def write(root: pathlib.Path, change=None, *, place="annotations/train.json", im
     return root
 
 
+def first(**values):
+    """Changes the first annotation."""
+    return lambda content: content["annotations"][0].update(values)
+
+
+def each(key, make):
+    """Changes a key of every annotation."""
+
+    def change(content):
+        for row in content["annotations"]:
+            row[key] = make(row[key])
+
+    return change
+
+
 def read(root: pathlib.Path, split: str = "train", **options):
     """Opens the set as every tool does."""
     return open_single_dataset("own", root, split, options)
