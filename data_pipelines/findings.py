@@ -16,6 +16,7 @@ NO_PIXEL = "outline without a pixel in the image"
 NO_AREA = "box without area in the image"
 UNKNOWN_IMAGE = "image_id of no image in the file"
 NO_IMAGE_ID = "no id"
+NO_RECORD = "no annotation record for it"
 EMPTY_SEGMENT = "no pixel of this segment in the PNG"
 UNLISTED_SEGMENT = "an id in the PNG that no segment lists"
 OTHER_CLASS = "class outside the dataset's list"
@@ -25,7 +26,11 @@ NO_AREA_SHAPE = "shape without area"
 LOST_WHOLE = "part whose whole is not known"
 DOUBLED_ID = "annotation id that appears twice in its image"
 
-_SUBJECTS = {NO_IMAGE_ID: "image record", NO_IMAGE_FILE: "annotation file"}
+_SUBJECTS = {
+    NO_IMAGE_ID: "image record",
+    NO_RECORD: "image record",
+    NO_IMAGE_FILE: "annotation file",
+}
 _USED = (LOST_WHOLE, DOUBLED_ID)
 _ADVICE = {
     NO_OUTLINE: "the reader's option boxes_only trains on boxes instead, "

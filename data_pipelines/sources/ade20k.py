@@ -24,7 +24,8 @@ from data_pipelines import findings
 from data_pipelines.findings import Unused
 from data_pipelines.index.strings import StringTable
 from data_pipelines.schema import RawExample
-from data_pipelines.sources.base import ExampleBuilder, Source, read_json
+from data_pipelines.sources.base import Source, below, read_json
+from data_pipelines.sources.builder import ExampleBuilder
 from data_pipelines.sources.coco_json import ClassLabel
 from data_pipelines.sources.panoptic import PanopticFile, read_png
 from data_pipelines.sources.values import short
@@ -113,7 +114,7 @@ class _Panoptic(_Layout):
 
     def files(self, position: int) -> tuple[pathlib.Path, ...]:
         image, png = self._panoptic.file_names(position)
-        return self._images / image, self._panoptic.path.with_suffix("") / png
+        return below(self._images, image), below(self._panoptic.path.with_suffix(""), png)
 
     def read(self, source: Source, position: int) -> RawExample:
         image, png = self.files(position)

@@ -9,7 +9,8 @@ import os
 import pathlib
 
 from data_pipelines.schema import RawExample
-from data_pipelines.sources.base import ExampleBuilder, Source
+from data_pipelines.sources.base import Source, below
+from data_pipelines.sources.builder import ExampleBuilder
 from data_pipelines.sources.coco_json import add_annotations, load_table
 from data_pipelines.sources.panoptic import PanopticFile, object_labels
 from data_pipelines.vocabulary import Vocabulary
@@ -60,17 +61,17 @@ class Coco(Source):
 
     def _files(self, position: int) -> tuple[pathlib.Path, ...]:
         if self._panoptic is None:
-            return (self._images / self._table.file_names[position],)
+            return (below(self._images, self._table.file_names[position]),)
         image, png = self._panoptic.file_names(position)
-        return self._images / image, self._pngs / png
+        return below(self._images, image), below(self._pngs, png)
 
     def _read(self, position: int) -> RawExample:
         if self._panoptic is None:
             name = self._table.file_names[position]
-            builder = ExampleBuilder(self, position, self._images / name)
+            builder = ExampleBuilder(self, position, below(self._images, name))
             add_annotations(builder, self._table, position, self._labels)
         else:
-            image, png = self._panoptic.file_names(position)
-            builder = ExampleBuilder(self, position, self._images / image)
-            self._panoptic.add_segments(builder, position, self._pngs / png)
+            image, png = self._files(position)
+            builder = ExampleBuilder(self, position, image)
+            self._panoptic.add_segments(builder, position, png)
         return builder.build()

@@ -15,7 +15,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from data_pipelines.schema import DATASETS, RawExample
-from data_pipelines.sources.base import ExampleBuilder, Source
+from data_pipelines.sources.base import Source
+from data_pipelines.sources.builder import ExampleBuilder
 from data_pipelines.sources.coco_json import (
     Categories,
     ClassLabel,

@@ -17,7 +17,7 @@ import numpy as np
 from data_pipelines import findings
 from data_pipelines.findings import Unused
 from data_pipelines.index.strings import StringCollector, StringTable
-from data_pipelines.sources.base import ExampleBuilder
+from data_pipelines.sources.builder import ExampleBuilder
 from data_pipelines.sources.json_stream import read_elements
 from data_pipelines.sources.outlines import to_rle
 from data_pipelines.sources.values import (
@@ -27,6 +27,7 @@ from data_pipelines.sources.values import (
     clean_text,
     finite,
     flag,
+    plain_name,
     short,
     whole,
 )
@@ -51,7 +52,7 @@ class CocoTable:
     Attributes:
         path: the file, for messages.
         image_ids: native ids of the n images, as text.
-        file_names: as the file states them; empty where missing.
+        file_names: as the file states them, backslashes as `/`; empty where missing.
         heights, widths: int32 [n] pixels, 0 where missing, -1 where they are no sizes.
         starts: int64 [n + 1]; annotations starts[i]:starts[i + 1] belong to image i.
         ids: int64 [a] native annotation ids.
@@ -212,7 +213,7 @@ class _ImageTable:
             self.nameless.append(short(name))
             return
         self.ids.append(code)
-        self.names.append(name if isinstance(name, str) else "")
+        self.names.append(plain_name(name) if isinstance(name, str) else "")
         self.heights.append(image_side(image.get("height")))
         self.widths.append(image_side(image.get("width")))
         for key, kept in (

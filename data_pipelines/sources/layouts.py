@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import yaml
 
+from data_pipelines.sources.values import plain_name
 from semsam_jax.core.errors import DataError
 
 COCO, YOLO, LABELME = "coco", "yolo", "labelme"
@@ -235,11 +236,6 @@ def _has_labelme(folder: pathlib.Path) -> bool:
     except (OSError, ValueError, RecursionError):
         return any(file.with_suffix(suffix).is_file() for suffix in IMAGE_SUFFIXES)
     return isinstance(content, dict) and "shapes" in content
-
-
-def plain_name(name: str) -> str:
-    """A path as this machine writes it: tools on Windows store backslashes."""
-    return pathlib.PureWindowsPath(name).as_posix() if "\\" in name else name
 
 
 class ImagePlaces:

@@ -9,7 +9,8 @@ import os
 import pathlib
 
 from data_pipelines.schema import RawExample
-from data_pipelines.sources.base import ExampleBuilder, Source, first_existing
+from data_pipelines.sources.base import Source, first_existing
+from data_pipelines.sources.builder import ExampleBuilder
 from data_pipelines.sources.coco_json import add_annotations, load_table
 from data_pipelines.sources.panoptic import object_labels
 from data_pipelines.vocabulary import Vocabulary

@@ -16,7 +16,8 @@ import pathlib
 import numpy as np
 
 from data_pipelines.schema import RawExample
-from data_pipelines.sources.base import ExampleBuilder, Source
+from data_pipelines.sources.base import Source
+from data_pipelines.sources.builder import ExampleBuilder
 from data_pipelines.sources.coco_json import ClassLabel, add_annotations, load_table
 from data_pipelines.sources.panoptic import unknown_classes
 from data_pipelines.vocabulary import Vocabulary

@@ -15,10 +15,10 @@ from data_pipelines import findings
 from data_pipelines.decode import MAX_PIXELS
 from data_pipelines.findings import Unused
 from data_pipelines.index.strings import StringTable
-from data_pipelines.sources.base import ExampleBuilder
+from data_pipelines.sources.builder import ExampleBuilder
 from data_pipelines.sources.coco_json import Categories, ClassLabel, image_side
 from data_pipelines.sources.json_stream import read_elements
-from data_pipelines.sources.values import MISSING, IdCodes, flag, short, whole
+from data_pipelines.sources.values import MISSING, IdCodes, flag, plain_name, short, whole
 from data_pipelines.vocabulary import Vocabulary
 from semsam_jax.core.errors import DataError
 
@@ -29,7 +29,7 @@ class PanopticFile:
     Attributes:
         image_ids: native ids as text, in reading order.
         labels: native category id (a code of `IdCodes`) -> place in the union vocabulary.
-        unused: records without an id.
+        unused: records without an id, images without a record of their segments.
     """
 
     def __init__(self, path: pathlib.Path, dataset: str, vocabulary: Vocabulary):
@@ -68,9 +68,12 @@ class PanopticFile:
         self.image_ids = StringTable.of(id_texts.text(code) for code in order)
         # Short JSON texts: a million small dictionaries would weigh on every worker process.
         self._rows = StringTable.of(f"[{images.get(i, 'null')},{records[i]}]" for i in order)
-        first = tuple(nameless[: findings.NAMED])
-        missing = Unused(findings.NO_IMAGE_ID, first, len(nameless))
-        self.unused: tuple[Unused, ...] = (missing,) if nameless else ()
+        alone = [f"image {id_texts.quoted(code)}" for code in images if code not in records]
+        self.unused = tuple(
+            Unused(reason, tuple(names[: findings.NAMED]), len(names))
+            for reason, names in ((findings.NO_IMAGE_ID, nameless), (findings.NO_RECORD, alone))
+            if names
+        )
 
     def file_names(self, position: int) -> tuple[str, str]:
         """Returns the file names of the image and of the PNG.
@@ -96,7 +99,8 @@ class PanopticFile:
             )
         if height and width:
             builder.expect_size(height, width)
-        segments = [self._segment(builder, segment) for segment in record["segments_info"]]
+        listed = builder.listed(record, "segments_info", self.path)
+        segments = [self._segment(builder, segment) for segment in listed]
         counts = collections.Counter(number for number, _, _ in segments)
         twice = [number for number, count in counts.items() if count > 1]
         if twice:
@@ -133,7 +137,7 @@ class PanopticFile:
         image, record = json.loads(self._rows[position])
         for content in (image or {}, record):
             name = content.get("file_name")
-            content["file_name"] = name if isinstance(name, str) else ""
+            content["file_name"] = plain_name(name) if isinstance(name, str) else ""
         if image is None:
             raise KeyError(
                 f"image_id {self.image_ids[position]} has no entry in images of {self.path}"

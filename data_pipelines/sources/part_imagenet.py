@@ -13,7 +13,8 @@ import pathlib
 
 from data_pipelines.index.strings import StringTable
 from data_pipelines.schema import RawExample, RawInstance
-from data_pipelines.sources.base import ExampleBuilder, Source, first_existing
+from data_pipelines.sources.base import Source, first_existing
+from data_pipelines.sources.builder import ExampleBuilder
 from data_pipelines.sources.coco_json import ClassLabel, add_annotations, load_table
 from data_pipelines.sources.outlines import merge_masks
 from data_pipelines.sources.panoptic import unknown_classes

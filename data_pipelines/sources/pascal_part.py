@@ -18,7 +18,8 @@ import scipy.io
 
 from data_pipelines.index.strings import StringTable
 from data_pipelines.schema import RawExample
-from data_pipelines.sources.base import ExampleBuilder, Source, first_existing
+from data_pipelines.sources.base import Source, first_existing
+from data_pipelines.sources.builder import ExampleBuilder
 from data_pipelines.vocabulary import Vocabulary, class_file
 from semsam_jax.core.errors import ConfigError
 

@@ -14,7 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from data_pipelines import findings
 from data_pipelines.findings import Unused
 from data_pipelines.schema import RawExample
-from data_pipelines.sources.base import ExampleBuilder, Source, read_json
+from data_pipelines.sources.base import Source, read_json
+from data_pipelines.sources.builder import ExampleBuilder
+from data_pipelines.sources.coco_json import image_side
 from data_pipelines.sources.outlines import to_rle
 from data_pipelines.sources.sa1b_listing import read_listing
 from data_pipelines.sources.values import finite, flag, short
@@ -71,14 +73,25 @@ class SA1B(Source):
 
     def _read(self, position: int) -> RawExample:
         builder, content = (self._member if self._listing.archives else self._file)(position)
-        builder.expect_size(content["image"]["height"], content["image"]["width"])
-        for number, annotation in enumerate(content["annotations"]):
+        file = pathlib.Path(f"{self.example_ids[position]}.json")
+        stated = content.get("image")
+        if not isinstance(stated, dict):
+            raise builder.broken(f"{file.name}: image is {short(stated)}, wanted an object")
+        height, width = (image_side(stated.get(key)) for key in ("height", "width"))
+        if min(height, width) < 1:
+            raise builder.broken(f"{file.name}: height or width of image is not a size in pixels")
+        builder.expect_size(height, width)
+        known = set()
+        for number, annotation in enumerate(builder.listed(content, "annotations", file)):
             name = f"annotation {short(annotation.get('id', number))}"
+            if name in known:
+                builder.leave_out(findings.DOUBLED_ID, name)
+            known.add(name)
             if self._is_poor(builder, annotation, name):
                 builder.leave_out(findings.LOW_QUALITY, name)
                 continue
             try:
-                rle = to_rle(annotation["segmentation"], builder.height, builder.width)
+                rle = to_rle(annotation.get("segmentation"), builder.height, builder.width)
             except ValueError as error:
                 raise builder.broken(f"{name}: {error}") from error
             # The embedded sample marks machine-made regions among human masks; SA-1B itself
@@ -112,7 +125,10 @@ class SA1B(Source):
     def _file(self, position: int) -> tuple[ExampleBuilder, dict]:
         file = self._folder / f"{self.example_ids[position]}.json"
         content = read_json(file, f"sa1b example {self.example_ids[position]!r}")
-        name = content["image"].get("file_name", file.with_suffix(".jpg").name)
+        stated = content.get("image")
+        name = stated.get("file_name") if isinstance(stated, dict) else None
+        if not isinstance(name, str):
+            name = file.with_suffix(".jpg").name
         image = file.with_name(pathlib.PureWindowsPath(name).name)  # / and \\ divide folders
         return ExampleBuilder(self, position, image), content
 

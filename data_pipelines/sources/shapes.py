@@ -24,7 +24,8 @@ from data_pipelines.decode import MAX_PIXELS
 from data_pipelines.findings import Unused
 from data_pipelines.index.strings import StringTable
 from data_pipelines.schema import RawExample
-from data_pipelines.sources.base import ExampleBuilder, Source, read_json
+from data_pipelines.sources.base import Source, read_json
+from data_pipelines.sources.builder import ExampleBuilder
 from data_pipelines.sources.coco_folder import (
     check_own_name,
     split_names,
@@ -41,11 +42,10 @@ from data_pipelines.sources.layouts import (
     image_files,
     label_folder,
     layout_error,
-    plain_name,
     read_yaml,
 )
 from data_pipelines.sources.outlines import encode_mask, to_rle
-from data_pipelines.sources.values import clean_text, finite, short, whole
+from data_pipelines.sources.values import clean_text, finite, plain_name, short, whole
 from data_pipelines.vocabulary import Vocabulary
 from semsam_jax.core.errors import DataError
 
@@ -238,11 +238,8 @@ class LabelMeFolder(_ShapeFolder):
         beside = [path for path in beside if path.is_file()]
         if len(beside) == 1:
             return beside[0]
-        stated = _content(file).get("imagePath")
-        if isinstance(stated, str):
-            image = file.with_name(pathlib.PurePosixPath(plain_name(stated)).name)
-            return image if image.is_file() and image.suffix.lower() in IMAGE_SUFFIXES else None
-        return None
+        stated = _stated_image(file, _content(file))
+        return stated if stated is not None and stated.is_file() else None
 
     def _files(self, position: int) -> tuple[pathlib.Path, ...]:
         return self._images[position], self._texts[position]
@@ -251,13 +248,19 @@ class LabelMeFolder(_ShapeFolder):
         image, file = self._files(position)
         content = read_json(file, f"{self.dataset} example {self.example_ids[position]!r}")
         builder = ExampleBuilder(self, position, image)
+        stated = _stated_image(file, content)
+        if stated is not None and stated.name != image.name and stated.is_file():
+            raise builder.broken(
+                f"{file.name}: imagePath is {stated.name}, but {image.name} has this file's name, "
+                "and both exist; wanted one image: correct imagePath or rename the file"
+            )
         height, width = (image_side(content.get(key)) for key in ("imageHeight", "imageWidth"))
         if height < 0 or width < 0:
             raise builder.broken(f"{file.name}: imageHeight or imageWidth is not a size in pixels")
         if height and width:
             builder.expect_size(height, width)
         wholes: dict[tuple[int | None, str], int] = {}
-        shapes = list(enumerate(content["shapes"]))
+        shapes = list(enumerate(builder.listed(content, "shapes", file)))
         for number, shape in sorted(shapes, key=lambda item: ":" in str(item[1].get("label"))):
             name = _label(shape)
             what = f"shape {number} of {file.name} ({name})"
@@ -273,6 +276,8 @@ class LabelMeFolder(_ShapeFolder):
         self, builder: ExampleBuilder, shape: Mapping, name: str, what: str, parent: int
     ) -> int:
         kind, points = shape.get("shape_type") or "polygon", shape.get("points")
+        if not isinstance(points, list) or not all(isinstance(point, list) for point in points):
+            raise builder.broken(f"{what}: points is {short(points)}, wanted a list of [x, y]")
         numbers = [finite(v) for point in points for v in point]
         if None in numbers:
             raise builder.broken(f"{what}: a coordinate of {short(points)} is not a finite number")
@@ -326,6 +331,14 @@ def own_names(layout: Layout) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if not names:
         raise DataError(f"{layout.folders[0]}: no shape has a label; wanted class names")
     return split_names(names)
+
+
+def _stated_image(file: pathlib.Path, content: Mapping) -> pathlib.Path | None:
+    """The image beside a LabelMe file that its `imagePath` names; it need not exist."""
+    stated = content.get("imagePath")
+    if not isinstance(stated, str) or pathlib.PurePath(stated).suffix.lower() not in IMAGE_SUFFIXES:
+        return None
+    return file.parent / pathlib.PurePosixPath(plain_name(stated)).name
 
 
 def _label(shape: Mapping) -> str:

@@ -6,6 +6,7 @@ says which annotation it stood in.
 """
 
 import math
+import pathlib
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -56,6 +57,11 @@ def clean_text(value: Any) -> str:
     """A text that can be printed and stored; control and half characters are replaced."""
     text = str(value).encode("utf-8", "replace").decode("utf-8")
     return re.sub(r"[\x00-\x1f\x7f]+", " ", text)
+
+
+def plain_name(name: str) -> str:
+    """A path as this machine writes it: tools on Windows store backslashes."""
+    return pathlib.PureWindowsPath(name).as_posix() if "\\" in name else name
 
 
 def short(value: Any, letters: int = 60) -> str:

@@ -274,7 +274,8 @@ def test_shapes_of_labelme(tmp_path):
             {"points": [[95, 0]], "shape_type": "mask", "mask": png(np.ones((2, 2), np.uint8))},
             "does not lie inside the image",
         ),
-        (5, "AttributeError"),
+        ({"points": None}, "shape 0 of p1.json (dog): points is None, wanted a list of [x, y]"),
+        (5, "p1.json: shapes[0] is 5, wanted an object"),
     ],
 )
 def test_damaged_shapes_break_their_image_only(shape, message, tmp_path):
@@ -282,6 +283,14 @@ def test_damaged_shapes_break_their_image_only(shape, message, tmp_path):
     report = check.check(labelme_shapes(tmp_path, shapes))
     assert message in report.broken[0]
     assert report.num_examples == 1
+
+
+def test_labelme_whose_image_path_names_another_image(tmp_path):
+    report = check.check(labelme_shapes(tmp_path, [], imagePath=r"..\\x\\p2.jpg"))
+    (broken,) = report.broken
+    assert "imagePath is p2.jpg, but p1.jpg has this file's name" in broken
+    # The file was renamed with its image; the old name means nothing any more.
+    assert not check.check(labelme_shapes(tmp_path, [], imagePath="old.jpg")).broken
 
 
 def test_labelme_of_another_size_and_files_without_images(tmp_path):

@@ -118,6 +118,53 @@ def test_damaged_annotations_of_segment_anything_are_named(change, message, tmp_
         source[0]
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"annotations": None}, r"sa_1.json: annotations is None, wanted a list of objects"),
+        ({"annotations": [None]}, r"sa_1.json: annotations\[0\] is None, wanted an object"),
+        ({"image": None}, "sa_1.json: image is None, wanted an object"),
+        ({"image": {"height": "tall", "width": 64}}, "sa_1.json: height or width"),
+    ],
+)
+def test_records_of_segment_anything_that_are_none_are_named(change, message, tmp_path):
+    source = write("sa1b", tmp_path)
+    edit(tmp_path / "train/sa_1.json", lambda content: content.update(change))
+    with pytest.raises(DataError, match=message):
+        source[0]
+
+
+def test_a_doubled_annotation_of_segment_anything_is_told(tmp_path):
+    source = write("sa1b", tmp_path)
+    edit(
+        tmp_path / "train/sa_1.json",
+        lambda content: content["annotations"].append(content["annotations"][0]),
+    )
+    assert reasons(source[0]) == {findings.DOUBLED_ID: 1}
+
+
+def test_panoptic_records_with_other_names_or_none(tmp_path):
+    write("coco", tmp_path)
+
+    def change(content):
+        for row in content["images"]:
+            row["file_name"] = "train2017\\" + row["file_name"]
+        for row in content["annotations"]:
+            row["file_name"] = "panoptic_train2017/" + row["file_name"]
+
+    edit(tmp_path / COCO_JSON, change)
+    assert len(check.check(open_source("coco", tmp_path, "train", UNION)).broken) == 0
+    edit(tmp_path / COCO_JSON, lambda c: c["annotations"][1].update(segments_info=None))
+    (broken,) = check.check(open_source("coco", tmp_path, "train", UNION)).broken
+    assert "segments_info is None, wanted a list of objects" in broken
+    edit(tmp_path / COCO_JSON, lambda c: c["annotations"].pop(0))
+    source = open_source("coco", tmp_path, "train", UNION)
+    assert (
+        "1 image record not used, no annotation record for it: image 1"
+        in check.check(source).unused
+    )
+
+
 def test_what_segment_anything_leaves_out_is_counted(tmp_path):
     source = write("sa1b", tmp_path)
     (tmp_path / "train/sa_9.json").write_text("{}")
