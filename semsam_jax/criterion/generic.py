@@ -1,9 +1,9 @@
 """Loss of the generic stream: queries, proposals and denoising slots.
 
-Queries are assigned anew in every layer. A class head counts over the classes that the image is
-annotated for: a query without an instance is a negative of all of them. A query that a part owns
-teaches the part head and the owner head, never the object head; one whose instance has no name
-teaches none (`terms.class_heads`).
+Matching is repeated in every layer. Class losses cover the classes for which the image is
+annotated; an unmatched query is a negative for all of them. A query matched to a part trains the
+part and owner heads but not the object head; one whose instance has no label trains no class head
+(`terms.class_heads`).
 
 Source: docs/reference.md, section 13; arXiv 2203.03605 for denoising and proposals.
 """
@@ -25,17 +25,17 @@ def generic_losses(
     points: Float[Array, "s b g j 2"],
     config: CriterionConfig,
 ) -> dict[str, dict[str, Float[Array, "..."]]]:
-    """Loss terms, unweighted, in the groups "layers", "denoising" and "proposals".
+    """Unweighted loss terms in the groups "layers", "denoising" and "proposals".
 
     Box and mask terms are means over the instances (or denoising slots) of the global
-    batch, mask terms over those with masks. A class term is the focal sum over queries and
-    classes, by the number of instances that teach that head.
+    batch, mask terms over those with masks. A class term is the focal loss summed over queries and
+    classes, divided by the number of instances that train that head.
 
     Args:
         predictions: all layers [l+1], proposals and, in training, denoising.
-        mask_features: the pyramid's, stride 4.
+        mask_features: of the pyramid, at stride 4.
         rows: the generic rows.
-        query_of_instance: the assignment of every layer and, last, of the proposals.
+        query_of_instance: the assignment for every layer, then for the proposals.
         points: candidates, then fresh points (`PointPlan.draw`). s is 1 or l + 2 (layers,
             then proposals); g is 1 or n + slots (instances, then denoising slots).
         config: settings.
@@ -113,7 +113,7 @@ def _query_classes(
     assigned: Int[Array, "b n"],
     is_instance: Bool[Array, "b n"],
 ) -> dict[str, Float[Array, ""]]:
-    """Class terms over all queries but those whose instance says nothing to the head."""
+    """Class terms over all queries except those whose instance does not train the head."""
     num_queries = queries.boxes.shape[1]
     is_own = (assigned[:, None, :] == jnp.arange(num_queries)[None, :, None]) & is_instance[:, None]
     is_owned = is_own.any(-1)

@@ -1,11 +1,10 @@
 """Loss of the interactive stream: prompts, their tokens and their targets.
 
-Only tokens that got a target learn; the others get no loss of any kind, unless
-`score_all_tokens` lets every token learn how well its mask fits the targets. The assignment of
-the last layer serves all layers.
+Only tokens with an assigned target receive a loss, unless `score_all_tokens` trains the predicted
+IoU of every token. The assignment of the last layer is used for all layers.
 
-Source: docs/reference.md, section 9; class terms as the paper means them (arXiv 2307.04767, section
-3), since the released code of those cannot run.
+Source: docs/reference.md, section 9; class terms follow the paper (arXiv 2307.04767, section 3),
+since the released code for them does not run.
 """
 
 import jax
@@ -32,15 +31,15 @@ def interactive_losses(
     points: Float[Array, "s b g j 2"],
     config: CriterionConfig,
 ) -> dict[str, Float[Array, " l"]]:
-    """Loss terms of every layer, unweighted.
+    """Unweighted loss terms of every layer.
 
-    Each term is a mean over the (prompt, target) pairs of the global batch that define it:
-    all for boxes, those with masks for masks and quality, those with a label that their
-    data set annotates for a class head. The mean of no pair is 0.
+    Each term is a mean over (prompt, target) pairs of the global batch: all pairs for boxes, those
+    with masks for mask and IoU terms, those with an annotated label for class terms. An empty mean
+    is 0.
 
     Args:
         predictions: all layers, leading axes [l, b, p, k].
-        mask_features: the pyramid's, stride 4.
+        mask_features: of the pyramid, at stride 4.
         rows: the interactive rows.
         token_of_target: the assignment; None under the many-to-one rule.
         points: candidates, then fresh points (`PointPlan.draw`). s is 1 or l; g is 1 or
@@ -48,8 +47,8 @@ def interactive_losses(
         config: settings.
 
     Raises:
-        ShapeError: many-to-one with more than one target per prompt, or an assignment
-            that is missing or not wanted.
+        ShapeError: many-to-one with more than one target per prompt, or an assignment that is
+            missing or unexpected.
     """
     _, b, p, k = predictions.pred_ious.shape
     if config.many_to_one != (token_of_target is None):
@@ -127,7 +126,9 @@ def interactive_losses(
 
 
 def _at_cells(rows: Batch, hw: tuple[int, int]) -> tuple[Float[Array, "b i n"], Bool[Array, "b n"]]:
-    """True masks (0 or 1) at the centers of the cells of a map, and which lie in the image."""
+    """Ground-truth masks (0 or 1) at the cell centres of a map, and which cells lie in the
+    image.
+    """
     b, n = rows.size_hw.shape[0], hw[0] * hw[1]
     y, x = ((jnp.arange(side) + 0.5) / side for side in hw)
     centers = jnp.stack(jnp.meshgrid(x, y), axis=-1).reshape(1, n, 2)
@@ -149,10 +150,10 @@ def _iou_targets(
     is_pair: Bool[Array, "b p t"],
     config: CriterionConfig,
 ) -> Float[Array, "b p k"]:
-    """What the predicted IoU of each token learns (`CriterionConfig.iou_target`).
+    """Training target of each token's predicted IoU (`CriterionConfig.iou_target`).
 
-    IoUs are taken at all cells of the image. The points of the losses would not do: so few lie
-    in a small target that its IoU is hardly known.
+    IoUs are computed over all cells of the image: too few loss points fall into a small target to
+    estimate its IoU.
     """
     embed, features = jax.lax.stop_gradient((predictions.mask_embed, mask_features))
     limits, precision = predictions.mask_limits, config.precision
@@ -174,6 +175,6 @@ def _iou_targets(
 
 
 def _best_token(loss: Float[Array, "b m"], p: int, k: int) -> Float[Array, "b m"]:
-    """1 at the token with the smallest loss of each prompt, 0 at the others."""
+    """One-hot mask of the token with the smallest loss of each prompt."""
     best = jnp.argmin(jax.lax.stop_gradient(loss).reshape(-1, p, k), axis=-1)
     return jax.nn.one_hot(best, k, dtype=jnp.float32).reshape(loss.shape)

@@ -1,8 +1,8 @@
-"""Points of the mask losses: random, three quarters of them where a mask is uncertain.
+"""Points of the mask losses: random, three quarters of them where the mask is uncertain.
 
-Points are drawn once per image and serve all its pairs and layers; each pair still picks
-its own uncertain ones. So the mask features are gathered once per step, and the logits of
-all pairs are one matrix product.
+Points are drawn once per image and shared by all its pairs and layers; each pair selects its own
+uncertain ones. Mask features are thus gathered once per step, and the logits of all pairs are one
+matrix product.
 """
 
 import dataclasses
@@ -28,12 +28,12 @@ from semsam_jax.ops.point_sample import sample_points
 
 @dataclasses.dataclass(frozen=True)
 class PointPlan:
-    """How many points: candidates first, then fresh ones that always count.
+    """Numbers of points: candidates first, then random ones that always count.
 
     Attributes:
-        num_candidates: uniform points among which the least certain are chosen.
-        num_chosen: how many of them count.
-        num_fresh: uniform points that count in any case.
+        num_candidates: uniform points from which the most uncertain are chosen.
+        num_chosen: candidates that count.
+        num_fresh: uniform points that always count.
 
     Source: docs/reference.md, section 9, PointRend (arXiv 1912.08193).
     """
@@ -56,7 +56,7 @@ class PointPlan:
 
 @dataclasses.dataclass(frozen=True)
 class Sampled:
-    """Mask features and true masks at the points of one layer.
+    """Mask features and ground-truth masks at the points of one layer.
 
     Attributes:
         points: (x, y) float32 [b, 1|m, j, 2], fractions of the canvas.
@@ -75,12 +75,12 @@ def sample(
     instance: Int[Array, "b m"],
     points: Float[Array, "b g j 2"],
 ) -> Sampled:
-    """Reads both sides of the mask losses at the points.
+    """Samples mask features and ground-truth masks at the points.
 
     Args:
-        mask_features: the pyramid's, stride 4.
-        rows: for the true masks.
-        instance: which instance each of the m pairs is about.
+        mask_features: of the pyramid, at stride 4.
+        rows: hold the ground-truth masks.
+        instance: of each of the m pairs.
         points: (x, y), fractions of the canvas; g is 1 (shared by all pairs) or m.
     """
     b, g, j, _ = points.shape
@@ -103,11 +103,11 @@ def mask_terms(
 ) -> dict[str, Float[Array, "b m"]]:
     """Binary cross entropy and dice loss of each pair, over its uncertain and fresh points.
 
-    Points that are not chosen have weight 0; no gradient runs through the choice.
+    Points that are not chosen have weight 0; no gradient flows through the selection.
 
     Args:
         mask_embed: of each pair.
-        sampled: features and truth at the points.
+        sampled: features and ground truth at the points.
         plan: how many points are chosen.
         limits: `Predictions.mask_limits` of each pair; masks are empty outside.
         precision: of the product of embeddings and features.
@@ -139,7 +139,7 @@ def over_layers(
     sample_at: Callable[[Array], Sampled],
     points: Float[Array, "s b g j 2"],
 ) -> Any:
-    """Evaluates a loss layer by layer, holding one layer in memory.
+    """Evaluates a loss layer by layer, keeping one layer in memory.
 
     Args:
         terms_of: (slice of `layers`, sampled) -> pytree of scalars.
@@ -148,8 +148,8 @@ def over_layers(
         points: s is 1 (the maps are read once for all layers) or l.
 
     Returns:
-        The same pytree with a leading axis l. The backward pass recomputes a layer but for the
-        thresholds of the point choice.
+        The same pytree with a leading axis l. The backward pass recomputes each layer except the
+        thresholds of the point selection.
     """
     policy = jax.checkpoint_policies.save_only_these_names(KTH_SMALLEST)
     if points.shape[0] == 1:
@@ -171,7 +171,7 @@ def over_layers(
 
 
 def mean_over(values: Float[Array, "..."], weights: Float[Array, "..."]) -> Float[Array, ""]:
-    """Weighted sum by the total weight of the global batch, at least 1."""
+    """Weighted sum divided by the total weight of the global batch, which counts as at least 1."""
     return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1.0)
 
 

@@ -1,7 +1,7 @@
-"""Loss points near the prompts, so that small targets are seen at all.
+"""Loss points near the prompts, so that small targets are sampled.
 
-Uniform points all but miss a target of a few pixels, whose loss then prefers an empty mask.
-Here a share of an image's points is drawn around its prompts instead.
+Uniform points rarely hit a target of a few pixels, and its loss then favours an empty mask. Here a
+fraction of an image's points is drawn around its prompts instead.
 """
 
 import jax
@@ -17,16 +17,17 @@ RADII = (0.01, 0.03, 0.09)
 def draw_points(
     key: PRNGKeyArray, num_points: int, rows: Batch, share: float
 ) -> Float[Array, "b j 2"]:
-    """Draws the points of each row: uniform ones, of which about `share` then move to prompts.
+    """Draws uniform points and moves a fraction `share` of them towards prompts.
 
-    A moved point is normal around the centre of one of the row's valid prompts. One that would
-    fall off the canvas, and every point of a row without a valid prompt, stays where it is.
+    A moved point is normally distributed around the centre of a random valid prompt of its row.
+    Points that would leave the canvas, and all points of rows without a valid prompt, are not
+    moved.
 
     Args:
-        key: for all of it.
-        num_points: of a row.
+        key: random key.
+        num_points: per row.
         rows: the interactive rows.
-        share: chance of a point to be moved, 0..1; 0 leaves all uniform.
+        share: probability that a point is moved, 0..1.
 
     Returns:
         (x, y), fractions of the canvas.

@@ -1,4 +1,4 @@
-"""Box and class terms of a loss, and the settings that all of the criterion shares."""
+"""Box and class loss terms, and the settings of the criterion."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ from semsam_jax.ops.losses import sigmoid_focal
 
 @dataclasses.dataclass(frozen=True)
 class LossWeights:
-    """Weight of each term, the same for every layer, and of its matching cost.
+    """Weights of the loss terms and of their matching costs, the same in every layer.
 
     Attributes:
         mask_bce, dice: of masks, at sampled points.
@@ -38,30 +38,31 @@ class LossWeights:
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig(LossWeights):
-    """How losses are taken, beside the weights of their terms: the config group `loss`.
+    """Settings of the losses and the weights of their terms: the config group `loss`.
 
     Attributes:
-        num_points: points per pair that count in mask losses.
-        match_points: points at which mask costs are taken (read by the training step).
-        oversample_ratio: candidates per counting point.
-        importance_ratio: share of counting points that are chosen for uncertainty.
-        many_to_one: SAM's rule: of a prompt's tokens only the best one learns.
-        detach_iou_target: no gradient from the IoU loss into the masks; the released
-            training code lets it through (docs/reference.md, quirk 8).
-        denoising_by_slots: class loss of the denoising slots by the number of slots; the
-            released generic code divides by the number of classes instead, which would
-            all but silence it for a vocabulary of thousands.
-        score_all_tokens: the predicted IoU of every token learns `iou_target`, so that tokens
-            without a target of their own learn to score low. Off in the paper, where only
-            matched tokens learn one.
-        iou_target: "best": the IoU with the target that the token's mask fits best; or
-            "expected": the mean over the prompt's targets, each weighted with one over its
-            area: the IoU to expect for a click drawn evenly from the intended mask.
-        iou_every_layer: `score_all_tokens` teaches all layers. Only the last one's prediction is
-            ever read, and comparing all masks with all cells is a tenth of a step at full size.
-        prompt_point_ratio: share of an image's points that lie near its prompts
-            (`prompt_points`), for the losses and the matching costs of prompts. 0 in the paper.
-        interactive, generic: weight of each stream's sum.
+        num_points: points per pair in the mask losses.
+        match_points: points at which mask costs are computed (used by the training step).
+        oversample_ratio: candidates per point.
+        importance_ratio: fraction of the points that are chosen for uncertainty.
+        many_to_one: SAM's rule: only the best token of a prompt is trained.
+        detach_iou_target: no gradient from the IoU loss into the masks; the released training code
+            does not detach it (docs/reference.md, quirk 8).
+        denoising_by_slots: divide the class loss of denoising slots by the number of slots; the
+            released generic code divides by the number of classes, which makes it negligible for a
+            vocabulary of thousands.
+        score_all_tokens: train the predicted IoU of every token on `iou_target`, so that tokens
+            without a target of their own score low. Off in the paper, which trains matched tokens
+            only.
+        iou_target: "best": the IoU with the target that the mask fits best; or "expected": the mean
+            over the prompt's targets weighted by inverse area, which is the expected IoU for a
+            click drawn uniformly from the intended mask.
+        iou_every_layer: apply `score_all_tokens` in all layers. Only the last layer's prediction is
+            used for inference, and comparing all masks with all cells takes a tenth of a step at
+            full size.
+        prompt_point_ratio: fraction of an image's points that are drawn near its prompts
+            (`prompt_points`), for the losses and matching costs of prompts. 0 in the paper.
+        interactive, generic: weights of the streams.
     """
 
     num_points: int = 12544
@@ -81,11 +82,11 @@ class LossConfig(LossWeights):
 
 @dataclasses.dataclass(frozen=True)
 class CriterionConfig(LossConfig):
-    """What the criterion takes: the settings of the loss, and how its products are rounded.
+    """Settings of the criterion: those of the loss, and the precision of its matrix products.
 
     Attributes:
-        precision: of products of mask embeddings and features. What a bfloat16 model hands over is
-            exact in one pass of a TPU; only a float32 model has more digits to keep.
+        precision: of products of mask embeddings and features. Values of a bfloat16 model are exact
+            in a single TPU pass; only float32 models need more.
     """
 
     precision: jax.lax.Precision = jax.lax.Precision.HIGHEST
@@ -103,21 +104,20 @@ class CriterionConfig(LossConfig):
 
 @dataclasses.dataclass(frozen=True)
 class ClassHead:
-    """One of the class heads, with the part of the vocabulary that it speaks.
+    """A class head and its part of the vocabulary.
 
-    An instance teaches a head or it does not: a part says nothing to the object head, and an
-    instance without any name says nothing to either. At a prediction that no instance owns, the
-    classes that are annotated completely are negatives, for the heads that learn there.
+    Parts do not train the object head, and instances without a label train no head. For unmatched
+    predictions the exhaustively annotated classes are negatives, in heads with `learns_unowned`.
 
     Attributes:
         name: of its loss term.
         logits: [..., v] float32.
-        label: int32 [b, n] index within the head, -1 where the instance is none of its classes,
-            or of one that does not count in its row.
-        teaches: bool [b, n] instances from which the head learns.
-        valid: bool [b, v] classes that count at every prediction.
-        owned: bool [b, v] classes that count at predictions that an instance owns.
-        learns_unowned: whether predictions without an instance are negatives of this head.
+        label: int32 [b, n] index within the head, -1 where the instance has none of its classes, or
+            one that is not annotated in its row.
+        teaches: bool [b, n] instances that train the head.
+        valid: bool [b, v] classes that count for every prediction.
+        owned: bool [b, v] classes that count for predictions matched to an instance.
+        learns_unowned: whether unmatched predictions are negatives of this head.
     """
 
     name: str
@@ -130,10 +130,10 @@ class ClassHead:
 
 
 def class_heads(predictions: Predictions, rows: Batch) -> list[ClassHead]:
-    """The heads that have any class to say; none without text.
+    """The class heads with a non-empty vocabulary; none without text.
 
-    With an owner head the object head learns from whole objects only, and the owner head from
-    parts only. Without one the object head also says what a part belongs to.
+    With an owner head, the object head is trained on whole objects only and the owner head on parts
+    only. Without one, the object head also predicts what a part belongs to.
     """
     is_part, has_object = rows.part_id >= 0, rows.object_id >= 0
     size = rows.vocab_valid.shape[1]
@@ -179,8 +179,8 @@ def class_term(
 
     Args:
         head: with logits [b, m, v].
-        label: of the instance that owns the prediction, -1 none.
-        is_owned: whether an instance owns it.
+        label: of the matched instance, -1 for none.
+        is_owned: whether the prediction is matched.
     """
     truth = jax.nn.one_hot(label, head.logits.shape[-1], dtype=jnp.float32)
     counts = jnp.where(is_owned[..., None], head.owned[:, None], head.valid[:, None])

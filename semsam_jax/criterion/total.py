@@ -24,8 +24,8 @@ def total_loss(
 
     Args:
         outputs: predictions and mask features of the streams.
-        batch: the rows, as many as the outputs.
-        assignment: the host's answer.
+        batch: the rows that the outputs belong to.
+        assignment: of targets to tokens and of instances to queries.
         key: for the loss points.
         config: settings.
 
@@ -77,7 +77,7 @@ def total_loss(
 
 
 def weighted_sum(terms: dict[str, Float[Array, " l"]], weights: LossWeights) -> Float[Array, ""]:
-    """Sum of every layer of every term, times the weight of the term."""
+    """Weighted sum of all terms over all layers."""
     return sum(getattr(weights, name) * values.sum() for name, values in terms.items())
 
 

@@ -1,7 +1,7 @@
-"""Matching costs on the device: what it would cost to give a target to a token or query.
+"""Matching costs, computed on the device.
 
-Masks are compared at random points, without ever being built. Everything is float32 and
-carries no gradient. Where the host looks for validity, see `transport.assign`.
+Masks are compared at random points and never materialised. Costs are float32 and carry no gradient.
+Padding is not masked here: the host skips it (`transport.assign`).
 
 Source: docs/reference.md, section 8 for prompts, 13 for generic queries.
 """
@@ -45,16 +45,16 @@ def prompt_costs(
     weights: CostWeights,
     precision: jax.lax.Precision = jax.lax.Precision.HIGHEST,
 ) -> Float[Array, "b p k t"]:
-    """Cost of each of a prompt's tokens for each of its own targets.
+    """Cost of assigning each target of a prompt to each of its tokens.
 
     Args:
         predictions: last layer, leading axes [b, p, k].
-        mask_features: the pyramid's, stride 4.
-        rows: the interactive rows. Entries of targets that are padding are meaningless.
+        mask_features: of the pyramid, at stride 4.
+        rows: the interactive rows. Costs of padded targets are meaningless.
         points: uniform (x, y), fractions of the canvas, shared by all pairs of an image.
-        weights: of the terms; class terms count where the target has a label that its
-            data set annotates, mask terms where the row has masks.
-        precision: of the products of masks (`CriterionConfig.precision`).
+        weights: of the terms. Class terms apply to targets with a label that their dataset
+            annotates, mask terms to rows with masks.
+        precision: of the matrix products (`CriterionConfig.precision`).
     """
     predictions, mask_features = jax.lax.stop_gradient((predictions, mask_features))
     target = jnp.maximum(rows.prompt_targets, 0)
@@ -62,7 +62,7 @@ def prompt_costs(
     truth = sample_bits(rows.mask_bits, points)
     logits = _logits(predictions.mask_embed, features, precision)
     if predictions.mask_limits is not None:
-        # The tokens of a prompt have the same limits.
+        # All tokens of a prompt share its limits.
         inside = points_within(points[:, None], predictions.mask_limits[:, :, 0])
         logits = jnp.where(inside[:, :, None], logits, OUTSIDE_LOGIT)
     return _pair_costs(
@@ -86,9 +86,10 @@ def query_costs(
     weights: CostWeights,
     precision: jax.lax.Precision = jax.lax.Precision.HIGHEST,
 ) -> Float[Array, "b l q n"]:
-    """Cost of each query for each instance: all layers in order, then the proposals.
+    """Cost of assigning each instance to each query, for all layers and then the proposals.
 
-    One layer is in memory at a time. Arguments as in `prompt_costs`, for generic rows.
+    Layers are processed one at a time to save memory. Arguments as in `prompt_costs`, for generic
+    rows.
     """
     features = sample_points(jax.lax.stop_gradient(mask_features), points)
     truth = sample_bits(rows.mask_bits, points)
@@ -151,7 +152,7 @@ def _pair_costs(
     weights: CostWeights,
     precision: jax.lax.Precision,
 ) -> Float[Array, "b *p k t"]:
-    """Every row of the predictions against every target beside it."""
+    """Costs of all pairs of predictions and targets."""
     own = predictions.boxes.astype(jnp.float32)
     distance = jnp.abs(own[..., :, None, :] - boxes[..., None, :, :]).sum(-1)
     overlap = pairwise_generalized_iou(cxcywh_to_xyxy(own), cxcywh_to_xyxy(boxes))
@@ -163,7 +164,7 @@ def _pair_costs(
     counts = rows.vocab_valid | (rows.vocab_owned > 0)
     whole_id = object_id
     if predictions.owner_logits is not None:
-        # What a part belongs to is said by a head of its own, and the object head is silent.
+        # The owner head predicts what a part belongs to; the object head ignores parts.
         whole_id = jnp.where(part_id >= 0, -1, object_id)
         owner_id = jnp.where(part_id >= 0, object_id, -1)
         valid = counts[:, : predictions.owner_logits.shape[-1]]
@@ -182,7 +183,7 @@ def _pair_costs(
 def _class_costs(
     logits: Float[Array, "b *p k v"], label: Int[Array, "b *p t"], valid: Array
 ) -> Float[Array, "b *p k t"]:
-    """Focal cost of each target's class; zero without a label or an annotated class."""
+    """Focal cost of each target's class; zero if it has no label or its class is not annotated."""
     if not logits.shape[-1]:
         return jnp.zeros((*logits.shape[:-1], label.shape[-1]), jnp.float32)
     index = jnp.maximum(label, 0)
@@ -195,7 +196,7 @@ def _class_costs(
 
 
 def _of_instance(values: Array, index: Int[Array, "b p t"]) -> Array:
-    """Picks [b, n, ...] at the instances of prompts, giving [b, p, t, ...]."""
+    """Gathers values of instances [b, n, ...] for the targets of prompts: [b, p, t, ...]."""
     flat = index.reshape(index.shape[0], -1)
     picked = jax.vmap(lambda v, i: v[i])(values, flat)
     return picked.reshape(*index.shape, *values.shape[2:])

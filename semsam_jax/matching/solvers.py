@@ -13,25 +13,24 @@ from jaxtyping import Bool, Float, Int
 from scipy.optimize import linear_sum_assignment
 
 LARGE_COST = 1e6
-"""Stands for a cost that is not finite; any assignment that can avoid it does."""
+"""Replaces costs that are not finite, so that any other assignment is preferred."""
 
 
 def solve_prompts(
     costs: Float[np.ndarray, "b p k t"], target_valid: Bool[np.ndarray, "b p t"]
 ) -> tuple[Int[np.ndarray, "b p t"], Int[np.ndarray, " b"]]:
-    """Gives every target of a prompt a token of its own, at the least total cost.
+    """Assigns the targets of each prompt to distinct tokens at minimum total cost.
 
-    One small problem per prompt, about 3 microseconds each: faster than solving all blocks
-    together in numpy, and equal to the reference's one large problem (docs/reference.md, section
-    8).
+    One small problem per prompt, about 3 microseconds each, equivalent to the single large problem
+    of the reference (docs/reference.md, section 8).
 
     Args:
-        costs: of a prompt's tokens for its targets.
+        costs: of assigning targets to tokens.
         target_valid: False for padding, whose token is reported as 0.
 
     Returns:
         (token of each target int32, number of non-finite costs of valid targets int32).
-        With more valid targets than tokens, those left over get token 0.
+        If there are more valid targets than tokens, the remaining ones get token 0.
     """
     b, p, k, t = costs.shape
     costs, is_bad = _clean(costs)
@@ -49,22 +48,23 @@ def solve_prompts(
 def solve_queries(
     costs: Float[np.ndarray, "b l q n"], instance_valid: Bool[np.ndarray, "b n"]
 ) -> tuple[Int[np.ndarray, "b l n"], Int[np.ndarray, " b"]]:
-    """Gives every instance a query of its own in each layer, at the least total cost.
+    """Assigns the instances of each image to distinct queries, in each layer, at minimum total
+    cost.
 
     Args:
-        costs: of the queries for the instances.
+        costs: of assigning instances to queries.
         instance_valid: False for padding, whose query is reported as 0.
 
     Returns:
         (query of each instance int32, number of non-finite costs of valid instances int32).
-        With more valid instances than queries, those left over get query 0.
+        If there are more valid instances than queries, the remaining ones get query 0.
     """
     b, num_layers, _, n = costs.shape
     answer = np.zeros((b, num_layers, n), np.int32)
 
     def solve_row(row: int) -> int:
         instances = np.flatnonzero(instance_valid[row])
-        # Few rows, many columns: the shape that scipy solves fastest. Padding is not copied.
+        # SciPy is fastest with few rows and many columns. Padding is not copied.
         blocks, is_bad = _clean(costs[row, :, :, instances].transpose(1, 0, 2))
         for layer, block in enumerate(blocks):
             which, query = linear_sum_assignment(block)
@@ -77,7 +77,7 @@ def solve_queries(
 def _clean(
     costs: Float[np.ndarray, "*shape"],
 ) -> tuple[Float[np.ndarray, "*shape"], Bool[np.ndarray, "*shape"]]:
-    """A copy within +-LARGE_COST, and which entries were not finite."""
+    """A copy clipped to +-LARGE_COST, and a mask of the entries that were not finite."""
     is_bad = ~np.isfinite(costs)
     if is_bad.any():
         costs = np.where(is_bad, LARGE_COST, costs)
@@ -86,5 +86,5 @@ def _clean(
 
 @functools.cache
 def _threads() -> ThreadPoolExecutor:
-    """Workers for large problems; scipy releases the interpreter while it solves."""
+    """Threads for large problems; SciPy releases the GIL while it solves."""
     return ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="assignment")

@@ -1,9 +1,8 @@
-"""Carries costs from the device to the host and assignments back.
+"""Moves costs to the host and assignments back to the devices.
 
-The only place where a training step touches the host. Each process fetches and solves the
-rows that lie on its own devices and puts the answers back where the costs came from, so
-nothing crosses between processes. A host callback inside the compiled program would: it
-gathers all costs on one device and can deadlock.
+The only place where a training step involves the host. Each process solves the rows on its own
+devices and returns the assignments to the same devices, so processes do not communicate. A host
+callback inside the compiled program would gather all costs on one device and could deadlock.
 """
 
 import dataclasses
@@ -24,11 +23,11 @@ Solver = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 @dataclasses.dataclass(frozen=True)
 class AssignReport:
-    """What the matching took on this process.
+    """Time that matching took in this process.
 
     Attributes:
-        host_sec: seconds from the moment the costs were ready to the answers being queued.
-        wait_sec: seconds that the device still needed for the costs.
+        host_sec: seconds from the costs being ready to the assignments being queued.
+        wait_sec: seconds of waiting for the device to finish the costs.
     """
 
     host_sec: float
@@ -41,19 +40,18 @@ def assign(
     """Solves all assignments of a step on the host.
 
     Args:
-        costs: of one or both streams (None where there is nothing to match: an absent
-            stream, or the many-to-one rule, which chooses on the device). Only the batch
-            axis may be split over devices.
-        prompt_targets: int32 [b,p,t] of the interactive rows, -1 is padding; on the devices
-            the same way as `costs.prompts`.
-        instance_valid: bool [b,n] of the generic rows, likewise for `costs.queries`.
+        costs: of one or both streams; None for an absent stream and under the many-to-one rule,
+            which selects tokens on the device. Only the batch axis may be sharded.
+        prompt_targets: int32 [b,p,t] of the interactive rows, -1 is padding; sharded like
+            `costs.prompts`.
+        instance_valid: bool [b,n] of the generic rows; sharded like `costs.queries`.
 
     Returns:
-        The assignment on the devices, sharded as the costs, and the report. `nonfinite`
-        holds one count per row: on each device its interactive rows, then its generic rows.
+        The assignment, sharded like the costs, and the report. `nonfinite` holds one count per row:
+        on each device its interactive rows, then its generic rows.
 
     Raises:
-        ShapeError: when costs and validity are not on the devices in the same way.
+        ShapeError: costs and validity are sharded differently.
     """
     start = time.perf_counter()
     jax.block_until_ready(costs)
@@ -77,7 +75,7 @@ def _solve_prompts(costs: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, 
 def _solve(
     name: str, costs: jax.Array, valid: jax.Array | None, solver: Solver
 ) -> tuple[jax.Array, jax.Array]:
-    """Solves this process's pieces; devices that hold the same rows share one answer."""
+    """Solves the shards of this process; replicated rows are solved once."""
     for shard in costs.addressable_shards:
         shard.data.copy_to_host_async()
     valid_of = _pieces_beside(name, costs, valid)
@@ -94,7 +92,7 @@ def _solve(
 def _pieces_beside(
     name: str, costs: jax.Array, valid: jax.Array | None
 ) -> dict[jax.Device, jax.Array]:
-    """The piece of `valid` on each device, checked to hold the rows that the costs hold."""
+    """The shard of `valid` on each device, checked to hold the same rows as the costs."""
     if valid is None or valid.shape[0] != costs.shape[0]:
         raise ShapeError(
             f"assign: the costs have {costs.shape[0]} rows, {name} has "
@@ -112,10 +110,10 @@ def _pieces_beside(
 
 
 def _put_back(pieces: dict[jax.Device, np.ndarray], num_rows: int, like: jax.Array) -> jax.Array:
-    """Builds the global array whose pieces lie as those of `like`."""
+    """Builds a global array that is sharded like `like`."""
     sharding = like.sharding
     if isinstance(sharding, NamedSharding):
-        # An answer has fewer axes than its cost: keep what is said of the batch axis.
+        # Assignments have fewer axes than costs: keep the spec of the batch axis.
         sharding = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:1]))
     parts = [jax.device_put(piece, device) for device, piece in pieces.items()]
     shape = (num_rows, *parts[0].shape[1:])
