@@ -1,8 +1,8 @@
 """The kind of device that a program is traced for.
 
-A few places choose between equal programs by the kind of device: what gathers cost differs
-by two orders of magnitude. That kind is the default backend, unless a program is compiled
-ahead of time for a machine that is not there.
+Some operations choose an implementation by device: the cost of gathers differs by two orders of
+magnitude. The device is that of the default backend, unless a program is compiled ahead of time for
+another machine.
 """
 
 import contextlib
@@ -17,24 +17,24 @@ _TARGET: contextvars.ContextVar[tuple[str, str] | None] = contextvars.ContextVar
 
 
 def target_backend() -> str:
-    """Returns "cpu", "gpu" or "tpu": what the program that is traced now will run on."""
+    """Returns the backend that is traced for: "cpu", "gpu" or "tpu"."""
     target = _TARGET.get()
     return target[0] if target else jax.default_backend()
 
 
 def target_device_kind() -> str:
-    """Returns the `jax.Device.device_kind` that the program will run on, "" if unknown."""
+    """Returns the `jax.Device.device_kind` that is traced for, "" if unknown."""
     target = _TARGET.get()
     return target[1] if target else jax.devices()[0].device_kind
 
 
 @contextlib.contextmanager
 def compiling_for(backend: str, device_kind: str = "") -> Iterator[None]:
-    """Lets programs that are traced inside be written for other devices.
+    """Inside the context, programs are traced for other devices.
 
     Args:
         backend: "cpu", "gpu" or "tpu".
-        device_kind: such as "TPU v5 lite"; "" for the most modest of the backend.
+        device_kind: such as "TPU v5 lite"; "" assumes the smallest of the backend.
     """
     token = _TARGET.set((backend, device_kind))
     try:

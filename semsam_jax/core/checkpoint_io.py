@@ -7,7 +7,7 @@
     DIR/checkpoints/STEP/meta                JSON: preset, model_config, level_order, ...
 
 Steps are written by `train.checkpoints`. Every function here accepts DIR, DIR/checkpoints or
-a step; of a run that has both, the newer one counts.
+a step; of a run that has both, the newer one is used.
 """
 
 import json
@@ -24,7 +24,7 @@ from semsam_jax.core.paths import AnyPath, as_path, is_local
 FOLDER = "checkpoints"
 MODEL = "model"
 LAST_RUN = "last"
-"""In the place of a checkpoint: the training run of this user that finished last."""
+"""Given instead of a checkpoint: the user's training run that finished last."""
 
 SHIPPED = Path(__file__).parents[1] / "weights" / "lite"
 """The model that comes with the package."""
@@ -33,7 +33,7 @@ _COMPLETE = ("state/_METADATA", "state/manifest.ocdbt", "meta/metadata", "_CHECK
 
 
 def is_complete(step_dir: AnyPath) -> bool:
-    """Whether a step folder has everything that a finished save leaves behind."""
+    """Whether a step folder has all files of a finished save."""
     return all((step_dir / name).exists() for name in _COMPLETE)
 
 
@@ -85,7 +85,7 @@ def find_model(path: str | os.PathLike) -> AnyPath:
 
 
 def read_meta(path: str | os.PathLike) -> dict:
-    """Returns what the newest model below `path` says about itself."""
+    """Returns the metadata of the newest model below `path`."""
     folder = find_model(path)
     if model_files.has_model(folder):
         return model_files.read_config(folder)
@@ -95,8 +95,8 @@ def read_meta(path: str | os.PathLike) -> dict:
 def read_model(path: str | os.PathLike) -> tuple[dict, dict]:
     """Returns (params, meta) of the newest model below `path`; params are NumPy arrays.
 
-    Low-rank updates are merged into their kernels. The averaged parameters are returned
-    where the run kept them (`meta["has_ema"]`).
+    Low-rank updates are merged into their kernels. Averaged parameters are returned if the run kept
+    them (`meta["has_ema"]`).
 
     Raises:
         CheckpointError: no model, unreadable files or another schema version.
@@ -110,7 +110,7 @@ def read_model(path: str | os.PathLike) -> tuple[dict, dict]:
 
 
 def write_level_order(path: str | os.PathLike, level_order: list[int]) -> None:
-    """Writes the token of level 1, 2, ... into the newest model below `path`."""
+    """Writes the tokens of levels 1, 2, ... into the newest model below `path`."""
     folder = find_model(path)
     meta = read_meta(folder)
     wanted = list(range(len(meta["level_order"])))
@@ -122,7 +122,7 @@ def write_level_order(path: str | os.PathLike, level_order: list[int]) -> None:
 
 
 def update_meta(path: str | os.PathLike, changes: dict) -> None:
-    """Changes entries of what the newest model below `path` says about itself."""
+    """Changes entries of the metadata of the newest model below `path`."""
     folder = find_model(path)
     meta = read_meta(folder) | changes
     if model_files.has_model(folder):
@@ -141,7 +141,7 @@ def update_meta(path: str | os.PathLike, changes: dict) -> None:
 
 
 def _restore(folder: AnyPath, key: str) -> dict:
-    """Reads one item of a state as NumPy arrays, whatever devices wrote it."""
+    """Reads one item of a state as NumPy arrays, whatever devices it was written on."""
     import jax
     import orbax.checkpoint as ocp
 
@@ -152,7 +152,7 @@ def _restore(folder: AnyPath, key: str) -> dict:
             places = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
             options = ocp.args.PyTreeRestore(wanted, restore_args=places, partial_restore=True)
             restored = checkpointer.restore(folder, args=options)
-    except Exception as error:  # What Orbax raises for a damaged file is a bare Exception.
+    except Exception as error:  # Orbax raises a bare Exception for damaged files.
         raise CheckpointError(
             f"checkpoint {folder}: damaged or incomplete ({type(error).__name__}: "
             f"{(str(error).splitlines() or [''])[0][:200]}); use an earlier step or convert it "
@@ -173,7 +173,7 @@ def cache_dir() -> AnyPath:
 def remember_last_run(workdir: str | os.PathLike) -> None:
     """Records the workdir of a finished training run for `last_run`.
 
-    A cache folder that cannot be written does not fail a run that is finished.
+    A finished run does not fail because the cache folder cannot be written.
     """
     folder = cache_dir()
     where = str(Path(workdir).resolve()) if is_local(workdir) else os.fspath(workdir)
@@ -200,7 +200,7 @@ def last_run() -> AnyPath | None:
 
 
 def choose_checkpoint(given: str | os.PathLike | None) -> AnyPath:
-    """Returns the checkpoint that a command takes, and prints which one.
+    """Returns the checkpoint that a command uses, and prints it.
 
     Args:
         given: a path, `"last"` for the training run that finished last, or None for the model

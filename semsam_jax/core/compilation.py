@@ -1,4 +1,4 @@
-"""The persistent compilation cache: a second start does not compile again."""
+"""Persistent compilation cache, so that later starts do not compile again."""
 
 import jax
 
@@ -14,5 +14,6 @@ def use_compilation_cache() -> None:
     if jax.config.jax_compilation_cache_dir is None:
         folder = checkpoint_io.cache_dir() / "xla"
         jax.config.update("jax_compilation_cache_dir", str(folder))
-        # Small programs too: a first mask needs a handful, each of a tenth of a second.
+        # Cache small programs too: a first mask needs several, each of which compiles for a tenth
+        # of a second.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

@@ -1,8 +1,8 @@
-"""Config files on a command line: those of this package work from any folder.
+"""Finds the config files of a command line; those of this package work from any folder.
 
-A working folder may have a folder `configs` of its own. A file that is named as
-`configs/NAME.py` is taken from there if it exists, else from this package; and
-`import configs.common.base` in it means this package's modules in both cases.
+The working folder may have its own `configs/`. `configs/NAME.py` is taken from there if it exists,
+else from this package; `import configs.common.base` inside it means this package's modules in both
+cases.
 """
 
 import sys
@@ -12,19 +12,19 @@ from pathlib import Path
 from semsam_jax.core.old_names import upgrade_option
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-"""The configurations that come with this package, in a checkout as in an installation."""
+"""The configurations of this package, in a checkout or an installation."""
 _SHORT = {"--data.root": "--config.data.root"}
 
 
 def expand(words: list[str]) -> list[str]:
-    """Writes options out as ml_collections wants them and finds the config file.
+    """Expands options to the form of ml_collections and finds the config file.
 
     Args:
-        words: of the command line, without the command's name.
+        words: command-line arguments, without the program's name.
 
     Returns:
-        The words: `--config=FILE` with a file that exists if there is one, short options in full,
-        options of earlier releases with their names of today.
+        The arguments, with the path of the config file if it exists, short options in full and
+        renamed options under their current names.
     """
     words, found = list(words), []
     while words:
@@ -51,9 +51,9 @@ def _expanded(word: str) -> str:
 
 
 def _offer_modules(file: Path) -> None:
-    """Makes `import configs` in a config file mean this package's modules.
+    """Makes `import configs` in a config file find this package's modules.
 
-    What stands beside a user's own file, in a folder `configs` too, is found first.
+    Modules beside the user's file, in a folder `configs` too, are found first.
     """
     own = [] if file.is_relative_to(CONFIGS) or file.parent.name != "configs" else [file.parent]
     for name in [name for name in sys.modules if name.partition(".")[0] == "configs"]:

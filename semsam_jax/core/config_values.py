@@ -15,7 +15,7 @@ def one_of(where: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def build_dataclass(kind: type, values: object, where: str) -> object:
-    """Makes a `kind` of a (possibly partial) nested mapping.
+    """Builds a `kind` from a (possibly partial) nested mapping.
 
     Args:
         kind: dataclass whose fields are dataclasses, tuples, mappings of floats or plain values.

@@ -9,13 +9,13 @@ _is_quiet = False
 
 
 def hides_progress() -> bool | None:
-    """The argument `disable` of a tqdm bar: None shows it on terminals only."""
+    """Value of tqdm's argument `disable`; None shows bars on terminals only."""
     return True if _is_quiet else None
 
 
 @contextlib.contextmanager
 def verbosity(verbose: bool = False, quiet: bool = False) -> Iterator[None]:
-    """Sets what is printed inside.
+    """Sets the verbosity inside the context.
 
     Args:
         verbose: log messages from level INFO on, those of libraries too, with their origin.

@@ -1,8 +1,9 @@
-"""How a command ends: with its exit code at any moment, Ctrl-C included, and without a crash.
+"""Clean exits: commands end with the right exit code at any moment, also on Ctrl-C, and do not
+crash.
 
-While the accelerator's threads compute, an interpreter that tears itself down can crash, and a
-KeyboardInterrupt can be lost in a destructor. So a command that was interrupted cleans up by the
-usual `finally` blocks, writes out what it printed, and leaves without tearing down.
+Interpreter shutdown can crash while threads of the accelerator compute, and a KeyboardInterrupt can
+be lost in a destructor. An interrupted command therefore runs its `finally` blocks, flushes its
+output, and exits without interpreter shutdown.
 """
 
 import contextlib
@@ -19,10 +20,10 @@ _AGAIN_SEC = 0.05
 
 
 class _Interrupts:
-    """Turns the first SIGINT into a KeyboardInterrupt that cannot get lost; a second one ends.
+    """Turns the first SIGINT into a KeyboardInterrupt that cannot get lost; a second one exits.
 
-    An exception while an extension module initialises can crash the process: there, and where
-    nobody could catch it, the interrupt comes again a moment later.
+    Raising while an extension module initialises can crash the process. There, and where the
+    exception would be discarded, it is raised again a moment later.
     """
 
     def __init__(self) -> None:
@@ -66,8 +67,8 @@ def _is_importing(frame: FrameType | None) -> bool:
 def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Runs the `main` of a command and ends the process with its exit code.
 
-    An interrupt ends it with 130 whatever the code below made of the KeyboardInterrupt. Programs
-    that set a SIGINT handler of their own (a training run, the web server) keep it.
+    After an interrupt the code is 130, whatever became of the KeyboardInterrupt. Programs that set
+    their own SIGINT handler (a training run, the web server) keep it.
     """
     interrupts = _Interrupts()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:

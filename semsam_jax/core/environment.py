@@ -36,14 +36,14 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Prints one line for each fact."""
+    """Prints one line per fact."""
     for name, value in facts():
         print(f"{name:24} {value}")
 
 
 def facts() -> list[tuple[str, str]]:
-    """What a bug report needs, in the order of the report."""
-    # Before JAX is imported, which sets some of its own.
+    """Facts for a bug report, in order."""
+    # Collected before JAX is imported, which sets some itself.
     settings = [(k, v) for k, v in sorted(os.environ.items()) if v and k.startswith(_PREFIXES)]
     from semsam_jax.core import checkpoint_io
 

@@ -1,13 +1,13 @@
-"""Errors that name the thing and the fix.
+"""Errors that say what is wrong and how to fix it.
 
-One message: where · what is wrong · got · wanted · what to do. Each error is also a
-subclass of the natural builtin, so `except ValueError` keeps working. The command
-line prints the message on one line and exits with code 2.
+A message says where, what is wrong, what was got, what is wanted and what to do. Each error also
+subclasses the matching builtin, so that `except ValueError` works. Commands print the message on
+one line and exit with code 2.
 """
 
 
 class SemSamError(Exception):
-    """Base of every error that a user can cause and can repair."""
+    """Base class of all errors that a user can cause and fix."""
 
 
 class ConfigError(SemSamError, ValueError):
@@ -19,7 +19,7 @@ class DataError(SemSamError, ValueError):
 
 
 class ShapeError(SemSamError, ValueError):
-    """An array has a shape or a dtype that the function cannot take."""
+    """An array has a shape or a dtype that the function does not accept."""
 
 
 class PromptError(SemSamError, ValueError):
@@ -27,7 +27,7 @@ class PromptError(SemSamError, ValueError):
 
 
 class SelectionError(SemSamError, IndexError):
-    """A position among results that is not there."""
+    """An index into results is out of range."""
 
 
 class CheckpointError(SemSamError, RuntimeError):

@@ -1,10 +1,9 @@
-"""Cache of traced programs: a second process neither traces nor lowers a network again.
+"""Cache of traced programs: a second process neither traces nor lowers the network again.
 
-The compilation cache of JAX saves compiling, but is asked only after a program has been
-traced and lowered, which for this network takes as long as half an encoding. So the traced
-program (StableHLO, `jax.export`) is kept too, under a name that holds everything it depends
-on: the function and its static arguments, shapes, versions, the kind of device, and the text
-of the whole package.
+JAX's compilation cache is looked up only after a program has been traced and lowered, which for
+this network takes half as long as encoding an image. The lowered program (StableHLO, `jax.export`)
+is therefore cached too, under a key of everything it depends on: the function and its static
+arguments, shapes, versions, the kind of device, and the source of the package.
 """
 
 import functools
@@ -45,11 +44,11 @@ for _container in (
 
 
 def run(function: Callable, static: tuple[Hashable, ...], *args: Any) -> Any:
-    """Returns `function(*static, *args)`, from a kept program where there is one.
+    """Returns `function(*static, *args)`, using a cached program if there is one.
 
     Args:
-        function: jitted, `static` its static arguments; a module's own function.
-        static: what the program depends on beside shapes; `repr` must tell all of it.
+        function: jitted, defined at module level, with `static` as its static arguments.
+        static: what the program depends on besides shapes; identified by `repr`.
         args: trees of arrays on one device.
     """
     leaves, tree = jax.tree.flatten(args)
@@ -62,7 +61,7 @@ def run(function: Callable, static: tuple[Hashable, ...], *args: Any) -> Any:
 
 
 def _kept(function: Callable, static: tuple, args: tuple, shapes: str) -> Callable:
-    """The jitted program, read from its file or traced and written."""
+    """The jitted program, read from its file or else traced and written."""
     bound = functools.partial(function, *static)
     arrays = [leaf for leaf in jax.tree.leaves(args) if isinstance(leaf, jax.Array)]
     is_spread = any(len(leaf.sharding.device_set) > 1 for leaf in arrays)
@@ -77,12 +76,12 @@ def _kept(function: Callable, static: tuple, args: tuple, shapes: str) -> Callab
     def program(*args: Any) -> Any:
         return exported.call(*args)
 
-    program.__name__ = function.__name__  # what profiles and logs show
+    program.__name__ = function.__name__  # the name in profiles and logs
     return jax.jit(program)
 
 
 def _name(function: Callable, static: tuple, shapes: str) -> str:
-    """File name of a program: what it does, and a digest of all that it depends on."""
+    """File name of a program: its name, and a digest of everything it depends on."""
     settings = (
         jax.config.jax_default_matmul_precision,
         jax.config.jax_enable_x64,
@@ -115,7 +114,7 @@ def _read(file: Path) -> export.Exported | None:
 
 
 def _write(file: Path, exported: export.Exported) -> None:
-    """Writes the file whole or not at all; without it the next process traces again."""
+    """Writes the file atomically; on failure the next process traces again."""
     partial = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

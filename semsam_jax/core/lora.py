@@ -1,8 +1,8 @@
-"""Low-rank updates of linear layers (LoRA, arXiv 2106.09685), kept as a part of the parameters.
+"""Low-rank updates of linear layers (LoRA, arXiv 2106.09685), stored with the parameters.
 
-The part `lora` repeats the tree down to the kernels that it updates; in the place of a kernel
-it holds `a` [.., inputs, rank] and `b` [.., rank, outputs]. A kernel is used as
-kernel + a @ b. Everything here works on NumPy and on JAX arrays alike.
+The subtree `lora` mirrors the tree of the updated kernels, with `a` [.., inputs, rank] and `b` [..,
+rank, outputs] in place of each. A kernel is used as kernel + a @ b. Everything here works on NumPy
+and on JAX arrays alike.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ def add(
     Args:
         params: parameters, or their shapes.
         rank: columns of `a`.
-        seed: of the random start of `a` (`b` starts at zero).
+        seed: of the initial `a` (`b` starts at zero).
         empty: makes an update of (shape, dtype) instead, such as `jax.ShapeDtypeStruct`.
     """
     rng = np.random.default_rng((seed, rank))
@@ -31,7 +31,7 @@ def add(
 
 
 def merged(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters with the updates added to their kernels and the part `lora` gone."""
+    """Parameters with the updates merged into their kernels, without `lora`."""
     updates = params.get(GROUP, {})
     return {
         top: _with_updates(tree, updates[top]) if top in updates else tree

@@ -1,12 +1,12 @@
-"""A model as two files: `model.safetensors` (the weights) and `config.json` (all about them).
+"""A model as two files: `model.safetensors` (weights) and `config.json` (metadata).
 
     save_model("released", params, config)
     params, config = load_model_files("released")
 
 `config.json` holds what `inference.loading` needs to build the network (`preset`,
 `model_config`, `level_order`, `prompt_preset`, `image_size`, `text`, `vocabulary`,
-`class_heads_trained`) and whatever else the writer knows. Weights are stored by their names
-joined by dots, in float32, bfloat16 or float16, and are float32 once loaded.
+`class_heads_trained`) and further metadata. Weights have dotted names, are stored in float32,
+bfloat16 or float16, and are loaded as float32.
 """
 
 import json
@@ -50,13 +50,13 @@ def save_model(
     dtype: str = "float32",
     overwrite: bool = False,
 ) -> AnyPath:
-    """Writes a model; a reader finds the old one, none, or the new one, never half of one.
+    """Writes a model atomically: a reader finds the old one, none, or the new one.
 
     Args:
         folder: where; made if missing. A bucket (`gs://...`) is possible.
         params: nested mappings of arrays, without low-rank updates (`core.lora.merged`).
-        config: what the model says about itself, plain values. What only the run that made it
-            needs is left out: `must_match`, and folders of the machine that it ran on.
+        config: metadata, plain values. Entries that only the training run needs are dropped:
+            `must_match`, and paths of its machine.
         dtype: how floating-point weights are stored, a key of `STORED_DTYPES`.
         overwrite: replace a model that is there.
 
@@ -86,7 +86,7 @@ def save_model(
         else:
             weights.write_bytes(save(arrays, metadata={"format": "np"}))
         settings.write_text(text)
-        # Without its config a folder is no model, so new weights never meet an old config.
+        # A folder without its config is no model, so new weights are never read with an old config.
         (root / CONFIG).unlink(missing_ok=True)
         weights.replace(root / WEIGHTS)
         settings.replace(root / CONFIG)
@@ -142,12 +142,12 @@ def load_model_files(folder: str | os.PathLike) -> tuple[dict, dict]:
 
 
 def read_config(folder: str | os.PathLike) -> dict:
-    """Returns the `config.json` of a model folder; CheckpointError if it is of no use."""
+    """Returns the `config.json` of a model folder; CheckpointError if it is unusable."""
     return read_versioned(as_path(folder) / CONFIG)
 
 
 def read_versioned(file: AnyPath) -> dict:
-    """Reads what a model or a checkpoint says about itself, under the names of today.
+    """Reads the metadata of a model or a checkpoint, with renamed keys under their current names.
 
     Raises:
         CheckpointError: unreadable, or not of this schema.
@@ -166,7 +166,7 @@ def read_versioned(file: AnyPath) -> dict:
 
 
 def write_config(folder: str | os.PathLike, config: Mapping[str, Any]) -> None:
-    """Replaces the `config.json` of a model folder, whole or not at all."""
+    """Replaces the `config.json` of a model folder atomically."""
     file = as_path(folder) / CONFIG
     partial = file.with_name(f".{CONFIG}.partial")
     try:
@@ -220,4 +220,4 @@ def _remove(file: Any) -> None:
     try:
         file.unlink(missing_ok=True)
     except OSError:
-        return  # The error that brought us here says what is wrong with the folder.
+        return  # The error that led here says what is wrong with the folder.

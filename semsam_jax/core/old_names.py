@@ -1,4 +1,4 @@
-"""Names that stored models and runs of earlier releases use, and today's names for them."""
+"""Renamed keys and values of stored models and runs."""
 
 import sys
 from collections.abc import Mapping
@@ -15,20 +15,20 @@ KEYS = {
     "data.generic_datasets.own": "custom",
     "loss.near_prompts": "prompt_point_ratio",
 }
-"""Path of a key of a stored run configuration -> the key's name today."""
+"""Path of a key in a stored run configuration -> its current name."""
 
 VALUES = {
     "prompt_preset": {"own": "default"},
     "config.eval_dataset": {"own": "custom"},
     "config.model.init": {"aligned": "similarity"},
 }
-"""Path of a value, in today's names -> value as stored -> value today."""
+"""Path of a value (current names) -> stored value -> current value."""
 
 
 def upgrade_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a model says about itself, in today's names; the input stays as it is.
+    """Returns the metadata of a model under current names; the input is not modified.
 
-    The run configuration stands in `config`, parts of it in `must_match`.
+    The run configuration is in `config`, parts of it in `must_match`.
     """
     upgraded = dict(meta)
     for group in ("config", "must_match"):
@@ -38,10 +38,10 @@ def upgrade_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def upgrade_option(word: str) -> str:
-    """Writes an option of an earlier release (`--config.data.own=DIR`) with its name of today.
+    """Translates a renamed option (`--config.data.own=DIR`) to its current name.
 
     Args:
-        word: of a command line; anything but a renamed option comes back as it is.
+        word: a command-line argument; anything but a renamed option is returned unchanged.
     """
     name, equals, value = word.partition("=")
     path = name.removeprefix("--config.")

@@ -1,4 +1,4 @@
-"""Folders on this machine and in buckets, by one type."""
+"""One path type for local folders and buckets."""
 
 import os
 from pathlib import Path, PurePath

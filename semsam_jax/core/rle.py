@@ -1,7 +1,7 @@
 """Masks as COCO run-length encoding: runs down the columns, zeros first.
 
-Compressed RLE (`counts` is text) packs the runs six bits a character. What comes from outside is
-checked here before pycocotools' C code sees it.
+Compressed RLE (`counts` is text) packs the runs six bits a character. Untrusted RLE is validated
+here before it reaches pycocotools' C code.
 """
 
 from collections.abc import Mapping, Sequence
@@ -71,7 +71,7 @@ def run_lengths(
     column, row = np.nonzero(columns[:, 1:] != columns[:, :-1])
     edges = (column + top_left[1]) * height + row + top_left[0]
     starts, ends = edges[::2], edges[1::2]
-    # A run down to the last row goes on in the first row of the next column.
+    # A run that reaches the last row continues in the first row of the next column.
     is_cut = starts[1:] != ends[:-1]
     bounds = np.empty(2 * (int(is_cut.sum()) + bool(len(starts))), np.int64)
     bounds[::2] = starts[np.concatenate([np.ones(len(starts[:1]), bool), is_cut])]
@@ -81,7 +81,7 @@ def run_lengths(
 
 
 def compress(runs: Int[np.ndarray, " m"], image_hw: tuple[int, int]) -> dict:
-    """Run lengths as COCO RLE, the same as `encode` of the mask."""
+    """Run lengths as compressed COCO RLE, equal to `encode` of the mask."""
     rle = coco_mask.frPyObjects({"size": list(image_hw), "counts": runs.tolist()}, *image_hw)
     return {"size": [int(v) for v in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
@@ -102,7 +102,7 @@ def encode_masks(masks: Sequence[np.ndarray]) -> list[dict]:
 
 def mask_areas(rles: Sequence[dict]) -> np.ndarray:
     """Pixels of each mask, float64 [n]."""
-    # pycocotools holds the number of masks in a uint8 for a moment: NumPy 2 refuses 256.
+    # pycocotools casts the number of masks to uint8, which NumPy 2 refuses for 256.
     parts = [coco_mask.area(list(rles[k : k + 255])) for k in range(0, len(rles), 255)]
     return np.concatenate([np.zeros(0), *parts])
 

@@ -1,4 +1,4 @@
-"""The containers that cross module borders; every array axis is named here.
+"""Containers passed between modules; every array axis is named here.
 
 Axis letters: `b` images, `h w` canvas pixels, `n` instances, `p` prompts, `k` tokens of
 a prompt, `t` targets of a prompt (t <= k), `q` generic queries, `l` decoder layers, `v`
@@ -81,7 +81,7 @@ class TextTable:
 @typing.no_type_check
 @struct.dataclass
 class Predictions:
-    """What the heads say of each decoder layer; the last layer is the answer.
+    """Predictions of the heads for each decoder layer; the last layer is the result.
 
     Leading axes are [l, b, p, k] for prompts and [l, b, q] for generic queries.
 
@@ -92,9 +92,9 @@ class Predictions:
         object_logits: float32 [..., num_objects] or None without text.
         part_logits: float32 [..., num_parts] or None without text.
         owner_logits: float32 [..., num_objects] what a part belongs to, or None without text or
-            without that projection; says nothing about whole objects.
-        mask_limits: float32 [..., 4] (x0, y0, x1, y1) in fractions of the canvas, outside which
-            a mask is empty whatever its logits say; None where masks have no limits.
+            without that projection; meaningless for whole objects.
+        mask_limits: float32 [..., 4] (x0, y0, x1, y1) in fractions of the canvas, outside of which
+            a mask is empty; None for no limits.
     """
 
     mask_embed: Array
@@ -116,7 +116,7 @@ class DenoisingQueries:
         instance: int32 [b,g] instance of each slot (0 where invalid).
         group: int32 [b,g] slots of one group see each other.
         valid: bool [b,g].
-        num_groups: int32 [b] groups in use, the loss normaliser's factor.
+        num_groups: int32 [b] groups in use.
     """
 
     instance: Array
@@ -146,7 +146,7 @@ class GenericPredictions:
 @typing.no_type_check
 @struct.dataclass
 class Costs:
-    """Matching costs of the device half, float32; one of the two may be None.
+    """Matching costs, float32; one of the two may be None.
 
     Attributes:
         prompts: [b,p,k,t] of the last layer.
@@ -160,7 +160,7 @@ class Costs:
 @typing.no_type_check
 @struct.dataclass
 class Assignment:
-    """Host answer to `Costs`.
+    """Assignments that the host solves for `Costs`.
 
     Attributes:
         token_of_target: int32 [b,p,t] token assigned to each target; 0 where the target
@@ -187,15 +187,15 @@ class StreamBatch:
 @typing.no_type_check
 @struct.dataclass
 class StreamOutputs:
-    """What the network says of both streams; None for an absent one.
+    """Outputs of the network for both streams; None for an absent one.
 
     Attributes:
         prompts: [l, b, p, k, ...], all layers.
         prompt_features: float32 [b, h/4, w/4, mask_dim] of the interactive rows.
         queries: generic predictions.
         query_features: float32 [b, h/4, w/4, mask_dim] of the generic rows.
-        touched_rows: float32 [b] of both streams, share of the pyramid's rows that the encoder's
-            samples of neighbouring queries spread over, mean of its layers.
+        touched_rows: float32 [b] of both streams, fraction of the pyramid's rows that samples of
+            neighbouring encoder queries touch, averaged over layers.
     """
 
     prompts: Predictions | None

@@ -1,4 +1,4 @@
-"""Masks as bits: eight pixels of a row in one byte, the first pixel in the highest bit.
+"""Bit-packed masks: eight pixels of a row per byte, the first pixel in the highest bit.
 
 The same order as `np.packbits(masks, axis=-1)`. A hundred masks of 1024 x 1024 take 13 MB.
 """

@@ -1,6 +1,6 @@
 """Boxes: two notations, areas, generalised IoU, and the logit space of box refinement.
 
-Everything is float32: these numbers decide matches and sampling coordinates.
+Everything is float32, since matching and sampling coordinates depend on it.
 """
 
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def inverse_sigmoid(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
 
 
 def box_area(boxes_xyxy: Float[Array, "*n 4"]) -> Float[Array, "*n"]:
-    """Signed area: inverted boxes count as they are, as in the reference."""
+    """Signed area: inverted boxes are not corrected, as in the reference."""
     size = boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]
     return size[..., 0] * size[..., 1]
 
@@ -100,12 +100,12 @@ OUTSIDE_LOGIT = -10.0
 def box_limits(
     boxes: Float[Array, "*n 4"], is_box: Bool[Array, "*n"], margin: float
 ) -> Float[Array, "*n 4"]:
-    """Limits (x0, y0, x1, y1) of the masks of prompts: a box enlarged, a click's whole canvas.
+    """Limits (x0, y0, x1, y1) of prompt masks: the enlarged box, or the whole canvas for clicks.
 
     Args:
         boxes: cxcywh, fractions of the canvas.
         is_box: which prompts are boxes.
-        margin: factor on the sides of a box; outlines end between cells.
+        margin: factor on the sides of a box, since outlines end between cells.
     """
     enlarged = jnp.concatenate([boxes[..., :2], margin * boxes[..., 2:]], axis=-1)
     canvas = jnp.broadcast_to(jnp.asarray([0.0, 0.0, 1.0, 1.0], boxes.dtype), boxes.shape)
@@ -125,7 +125,7 @@ def cells_within(
 ) -> Bool[Array, "*n {height} {width}"]:
     """Which cells of a map over the canvas have their centre within limits (x0, y0, x1, y1).
 
-    Of limits smaller than a cell, the cells nearest to their middle are.
+    If the limits are smaller than a cell, the cells nearest to their centre are.
     """
     inside = []
     for axis, side in ((1, height), (0, width)):

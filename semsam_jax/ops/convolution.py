@@ -1,4 +1,4 @@
-"""Convolution, with forms that are fast on a CPU."""
+"""Convolution, with formulations that are fast on CPUs."""
 
 import functools
 
@@ -16,8 +16,8 @@ def convolve(
 ) -> Float[Array, "b h2 w2 d"]:
     """Convolves with k // 2 zeros of padding on every side, k odd.
 
-    A kernel of one pixel is a matrix product. On a CPU the gradient of a larger kernel is
-    one product for each of its pixels: XLA would convolve with a kernel as large as the map.
+    A 1x1 kernel is a matrix product. On a CPU the gradient of a larger kernel is one matrix product
+    per kernel pixel; XLA would convolve with a kernel as large as the map.
     """
     if kernel.shape[0] == 1:
         return x[:, ::stride, ::stride] @ kernel[0, 0]

@@ -25,7 +25,7 @@ def dice_loss(
     Args:
         logits: mask logits at the points.
         targets: 0..1.
-        weights: how often each point counts.
+        weights: of the points.
 
     Source: docs/reference.md, sections 8 and 9.
     """
@@ -72,7 +72,7 @@ def pairwise_dice(
     targets: Float[Array, "*b n j"],
     precision: jax.lax.Precision = jax.lax.Precision.HIGHEST,
 ) -> Float[Array, "*b q n"]:
-    """`dice_loss` of each row of one against each row of the other, all points counting once."""
+    """`dice_loss` of each row of one against each row of the other, with equal weights."""
     p = jax.nn.sigmoid(logits)
     total = jnp.sum(p, axis=-1)[..., :, None] + jnp.sum(targets, axis=-1)[..., None, :]
     return 1.0 - (2.0 * _dot_rows(p, targets, precision) + 1.0) / (total + 1.0)

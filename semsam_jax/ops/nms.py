@@ -28,8 +28,8 @@ def nms(
 ) -> Int[np.ndarray, " m"]:
     """Returns the indices of the boxes to keep, best score first.
 
-    A box goes when its IoU with a kept one is above the threshold. Equal scores keep
-    their order.
+    A box is dropped if its IoU with a kept box exceeds the threshold. Equal scores keep their
+    order.
 
     Args:
         boxes: x0, y0, x1, y1.

@@ -1,7 +1,7 @@
 """Semantic, panoptic and instance maps from the queries of the generic branch.
 
 Source: docs/reference.md, section 13, inference. All functions take class logits [q, v] and mask
-logits [q, h, w] at the output size, and run on the host: the sizes depend on the picture.
+logits [q, h, w] at the output size, and run on the host, since sizes depend on the image.
 """
 
 import dataclasses
@@ -89,12 +89,12 @@ def panoptic_map(
     overlap_threshold: float = 0.8,
     temperature: float = 0.06,
 ) -> PanopticMap:
-    """Gives every pixel to one query, then drops queries that lost most of their mask.
+    """Assigns every pixel to one query, then drops queries that lost most of their mask.
 
     Args:
         class_logits: before the sigmoid.
         mask_logits: at the output size.
-        things: categories whose segments stay apart; other categories are merged.
+        things: categories whose segments are kept apart; those of other categories are merged.
         score_threshold: on the best sigmoid class score, before sharpening.
         overlap_threshold: smallest share of a mask (probability >= 0.5) that must be won.
         temperature: of the sharpening.
@@ -117,7 +117,7 @@ def segments_of(
     things: Collection[int],
     overlap_threshold: float,
 ) -> PanopticMap:
-    """Segments of queries that have competed for the pixels.
+    """Segments of the queries that won pixels.
 
     Args:
         winner: query 0..m-1 that won each pixel.
@@ -160,7 +160,7 @@ def top_instances(
     Args:
         class_logits: before the sigmoid.
         mask_logits: at the output size.
-        max_instances: pairs considered, before things are picked out.
+        max_instances: pairs considered, before `things` are selected.
         things: categories to keep; None keeps all.
     """
     scores = sigmoid(class_logits)

@@ -14,7 +14,7 @@ def _frequencies(num_features: int, temperature: float) -> np.ndarray:
 
 
 def _grid(y: Float[np.ndarray, "h d"], x: Float[np.ndarray, "w d"]) -> Float[Array, "h w c"]:
-    """Joined by the program: as a constant it would be as large as the map."""
+    """Broadcast inside the program: as a constant it would be as large as the map."""
     shape = (len(y), len(x), y.shape[1])
     parts = [jnp.broadcast_to(y[:, None], shape), jnp.broadcast_to(x[None], shape)]
     return jnp.concatenate(parts, axis=-1)
@@ -53,8 +53,8 @@ def wave_grid(
 ) -> Float[Array, "h w c"]:
     """Encodes pixel centres by waves of half a turn up to `max_turns` over the map.
 
-    The dot product of two pixels' codes falls off with their distance, so a map that
-    carries them lets a mask embedding say *here* as well as *what*.
+    The dot product of two pixels' codes falls off with their distance, so a mask embedding can
+    select by location as well as by content.
 
     Args:
         height: rows of the map.
@@ -65,7 +65,7 @@ def wave_grid(
     Returns:
         Float32 features.
 
-    Source: Fourier features (arXiv 2006.10739), with a fixed geometric row of frequencies.
+    Source: Fourier features (arXiv 2006.10739), with fixed, geometrically spaced frequencies.
     """
     turns = np.geomspace(0.5, max_turns, channels // 4)
     axes = []

@@ -42,7 +42,8 @@ def relative_position_index(window: int) -> Int[np.ndarray, "m m"]:
 def shifted_window_regions(
     height: int, width: int, window: int, shift: int
 ) -> Int[np.ndarray, "n m"]:
-    """Region of each pixel of each window: different where no neighbours before the cyclic shift.
+    """Region of each pixel of each window; regions differ if they were not adjacent before the
+    cyclic shift.
 
     Args:
         height: rows of the padded map, a multiple of `window`.

@@ -25,16 +25,16 @@ class Kernel:
 
 @dataclasses.dataclass(frozen=True)
 class Arithmetic:
-    """Work of a program; the body of a loop counts as often as it runs.
+    """Operation counts of a program; loop bodies count as often as they run.
 
-    What a Pallas kernel does depends on numbers: it is listed apart.
+    Pallas kernels are listed separately, since their work depends on the data.
 
     Attributes:
         products: multiplications and additions of matrix products and convolutions, by dtype and
             precision: "bfloat16", "float32" (the backend's default), "float32 highest".
-        repeated: those that only repeat the forward pass inside the backward pass.
-        gathered: rows that are read at places given by numbers.
-        scattered: rows that are written or added at such places.
+        repeated: those that recompute the forward pass in the backward pass.
+        gathered: rows read by gathers.
+        scattered: rows written or added by scatters.
         kernels: Pallas kernels, those with equal names and shapes together.
     """
 
@@ -51,15 +51,15 @@ class Arithmetic:
 
     @property
     def useful(self) -> float:
-        """Products that would be left without recomputation."""
+        """Products without recomputation."""
         return self.total - self.repeated
 
 
 def count(jaxpr: ClosedJaxpr) -> Arithmetic:
     """Counts a traced program.
 
-    A rematerialised part of the backward pass holds each product of its forward pass once
-    and the two products that differentiate it, so a third of it is repetition.
+    A rematerialised backward pass repeats each product of the forward pass once and has two more
+    for its gradients, so a third of it is recomputation.
     """
     return _as_arithmetic(_count(jaxpr.jaxpr))
 
@@ -105,13 +105,13 @@ def _count(jaxpr: Jaxpr) -> Counter:
             counts.update({key: n * times for key, n in inner.items()})
             if name in ("checkpoint", "remat2") and params["differentiated"]:
                 products = sum(n for key, n in inner.items() if key[0] == "product")
-                # What is inside has counted its own repetitions: they are among these.
+                # Inner programs have counted their own recomputation, which is part of this.
                 counts["repeated"] += products / 3 - inner["repeated"]
     return counts
 
 
 def _kind(equation) -> str:
-    """Dtype of the operands and what is asked beyond the backend's default."""
+    """Dtype of the operands, and the precision if it is not the backend's default."""
     dtype = equation.invars[0].aval.dtype.name
     precision = equation.params["precision"]
     first = precision[0] if isinstance(precision, tuple) else precision

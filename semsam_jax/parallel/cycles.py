@@ -1,7 +1,7 @@
 """Cycles that the TPU compiler estimates for a program, by part of the model.
 
 The compiler writes an estimate beside most instructions of its final program. It writes none for
-gathers, scatters, Pallas kernels and collectives: these are listed apart.
+gathers, scatters, Pallas kernels and collectives, which are listed separately.
 """
 
 import dataclasses
@@ -30,18 +30,18 @@ PARTS = {
     "losses": "losses",
     "optimizer": "optimizer",
 }
-"""Parts of a step, and what the name of their operations contains; the first that fits counts."""
+"""Parts of a step, and a part of their operations' names; the first match counts."""
 OTHER = "other"
 
 
 @dataclasses.dataclass(frozen=True)
 class Cycles:
-    """What the compiler says of a program on one chip.
+    """The compiler's estimates for a program on one chip.
 
     Attributes:
         parts: estimated cycles, by part.
-        kernels: those it says nothing of, each with its part.
-        unknown_loops: loops of which it does not know how often they run; counted once.
+        kernels: operations without an estimate, each with its part.
+        unknown_loops: loops with an unknown trip count; counted once.
     """
 
     parts: dict[str, float]

@@ -23,7 +23,7 @@ the same command again.
 """
 
 _HEARTBEAT_SEC = 45
-"""A process that is silent for so long is taken for dead: jax then ends the others (SIGABRT)."""
+"""Seconds of silence after which a process counts as lost; jax then aborts the others (SIGABRT)."""
 _SHUTDOWN_SEC = 60
 _LOST = re.compile(r"(UNKNOWN|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL): ")
 """How the text of an XLA status begins when a connection broke."""
@@ -76,10 +76,10 @@ def processes_on_this_host() -> int:
 
 @contextlib.contextmanager
 def ending_together() -> Iterator[None]:
-    """Ends this process at once when its part of a run on several processes fails.
+    """Exits at once if this process of a multi-process run fails.
 
-    An ordinary exit would wait for the others, which wait for this process. Where another
-    process is gone, the code is `RESTART_CODE`. One process alone raises as usual.
+    An ordinary exit would wait for the other processes, which wait for this one. The exit code is
+    `RESTART_CODE` if another process was lost. A single process raises as usual.
     """
     try:
         yield
@@ -128,7 +128,7 @@ def _explain(error: BaseException) -> int:
 
 
 def _name_this_process() -> None:
-    """Puts host and process number before every line of the log, and says who is here."""
+    """Prefixes log lines with host and process number, and logs the devices."""
     name = f"{socket.gethostname()} {jax.process_index()}/{jax.process_count()}"
     handler = absl_logging.get_absl_handler()
     handler.setFormatter(logging.Formatter(f"[{name}] %(levelname)s %(message)s"))

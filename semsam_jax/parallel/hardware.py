@@ -1,7 +1,7 @@
 """Accelerators: memory and peak bfloat16 rate.
 
-Figures of the makers: cloud.google.com/tpu/docs (system architecture) and the data sheets of
-the cards, dense, without sparsity.
+Manufacturers' figures: cloud.google.com/tpu/docs (system architecture) and the data sheets of the
+cards, dense, without sparsity.
 """
 
 import dataclasses
@@ -11,10 +11,10 @@ import jax
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One device as jax sees it.
+    """One device, in JAX's sense.
 
     Attributes:
-        flops: bfloat16 operations per second at most.
+        flops: peak bfloat16 operations per second.
         memory: bytes of its memory.
     """
 
@@ -38,14 +38,14 @@ CHIPS = {
 
 
 def chip(device: jax.Device) -> Chip | None:
-    """What we know of a device, or None."""
+    """The known figures of a device, or None."""
     return CHIPS.get(device.device_kind)
 
 
 def memory_in_use() -> dict[str, float]:
-    """GiB in use and the peak so far, on the fullest device of this process.
+    """Memory in use and its peak, in GiB, on the fullest device of this process.
 
-    Empty where the backend does not say (CPU).
+    Empty if the backend does not report it (CPU).
     """
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     names = {"memory_gib": "bytes_in_use", "peak_memory_gib": "peak_bytes_in_use"}

@@ -17,14 +17,15 @@ BATCH_AXES = ("data", "fsdp")
 def build_mesh(fsdp: int = 1, devices: list | None = None, slices: int = 0) -> Mesh:
     """Builds a (data, fsdp) mesh over all devices.
 
-    Several slices are joined by the data-centre network, which is far slower than what joins
-    the chips of one. So `fsdp` stays within a slice, and slices lie one behind the other along
-    `data`: all that crosses the slow network is the sum of the gradients.
+    Slices are connected by the data-centre network, which is far slower than the links within a
+    slice. So `fsdp` stays within a slice and slices are stacked along `data`: only the sum of
+    gradients crosses the slow network.
 
     Args:
         fsdp: number of devices that share one copy of the parameters; -1 means all of a slice.
-        devices: devices to use, default all of the run.
-        slices: number of slices; 0 takes what the devices say, and one where they say nothing.
+        devices: devices to use; all of the run by default.
+        slices: number of slices; 0 takes the number that the devices report, or one if they report
+            none.
 
     Raises:
         ConfigError: when `fsdp` or `slices` does not divide the devices.
@@ -49,7 +50,7 @@ def _slices(devices: list, wanted: int) -> list[list]:
     for device in devices:
         found.setdefault(getattr(device, "slice_index", 0), []).append(device)
     if wanted and len(found) == 1 and len(devices) % wanted == 0:
-        size = len(devices) // wanted  # Devices that say nothing, such as those of GPU nodes.
+        size = len(devices) // wanted  # Devices that report no slice, such as those of GPU nodes.
         return [devices[start : start + size] for start in range(0, len(devices), size)]
     if wanted not in (0, len(found)) or len({len(tier) for tier in found.values()}) > 1:
         sizes = ", ".join(f"slice {index}: {len(tier)}" for index, tier in sorted(found.items()))

@@ -22,7 +22,7 @@ _ARRAY = re.compile(r"\b[a-z]+\d+[a-z0-9]*\[(?P<sides>[\d,]*)\]")
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One collective of a program: its kind and the shapes that it puts out."""
+    """One collective of a program: its kind and output shapes."""
 
     name: str
     shapes: tuple[tuple[int, ...], ...]
@@ -34,8 +34,8 @@ class MemoryUse:
 
     Attributes:
         arguments: inputs.
-        outputs: outputs that are not written over an input.
-        temporary: everything between.
+        outputs: outputs that do not alias an input.
+        temporary: everything else.
     """
 
     arguments: int
@@ -51,8 +51,8 @@ class MemoryUse:
 def collectives(compiled: jax.stages.Compiled) -> list[Collective]:
     """Lists the collectives of a compiled program; one inside a loop counts once.
 
-    So does one that the compiler spreads over the arithmetic beside it: each of those steps names
-    it, all with one channel.
+    So does one that the compiler overlaps with computation in several steps, all of which have the
+    same channel.
     """
     found, channels = [], set()
     for match in _OPERATION.finditer(compiled.as_text()):
@@ -73,7 +73,7 @@ def count_collectives(compiled: jax.stages.Compiled) -> dict[str, int]:
 
 
 def memory(compiled: jax.stages.Compiled) -> MemoryUse:
-    """What the compiler plans to hold on one device."""
+    """Memory that the compiler plans on one device."""
     stats = compiled.memory_analysis()
     return MemoryUse(
         arguments=stats.argument_size_in_bytes,

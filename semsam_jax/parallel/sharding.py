@@ -1,4 +1,4 @@
-"""How parameters and optimiser state are sharded: one short rule."""
+"""Sharding rule of parameters and optimiser state."""
 
 import functools
 
@@ -35,10 +35,10 @@ def state_shardings(mesh: Mesh, tree: object) -> object:
 
 
 def gathered(mesh: Mesh, tree: object) -> object:
-    """Makes parameters whole for their use, and splits their gradients again.
+    """Gathers parameters for their use, and shards their gradients again.
 
-    Without it the compiler follows the parameters: it splits features over `fsdp` instead of
-    rows, and sends activations from device to device.
+    Otherwise the compiler would propagate the sharding of the parameters: it would split features
+    over `fsdp` instead of rows, and communicate activations.
     """
     if mesh.shape["fsdp"] == 1:
         return tree
