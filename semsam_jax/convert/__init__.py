@@ -1,1 +1,1 @@
-"""Weights of the original in and out, without PyTorch."""
+"""Conversion of weights from and to the original, without PyTorch."""

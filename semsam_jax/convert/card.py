@@ -8,7 +8,7 @@ def model_card(repository: str, meta: Mapping, licence: str) -> str:
 
     Args:
         repository: OWNER/NAME.
-        meta: what the model says about itself.
+        meta: metadata of the model.
         licence: identifier of the weights' licence.
     """
     tags = ["jax", "flax", "image-segmentation", "mask-generation", "part-segmentation"]

@@ -16,7 +16,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="convert released PyTorch weights, and back",
         description="Converts a .pth file of the original, or a training run, into a folder with "
         "model.safetensors and config.json. Needs "
-        "no PyTorch and runs nothing that the file contains. Prints what became of every tensor; "
+        "no PyTorch and runs nothing that the file contains. Reports every tensor; "
         "exits with 2 if the model would not be complete.",
     )
     parser.add_argument(
@@ -61,8 +61,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--allow-nonfinite",
         action="store_true",
-        help="accept NaN and infinity in the weights; the result can be trained on or looked "
-        "at, and gives no masks",
+        help="accept NaN and infinity in the weights; the result can be inspected or trained "
+        "from, but gives no masks",
     )
     parser.add_argument(
         "--entry",
@@ -107,7 +107,7 @@ def _save(args: argparse.Namespace, params: dict, meta: dict) -> None:
 
 
 def _start(args: argparse.Namespace) -> None:
-    """A fresh model with a pretrained backbone or text tower, to train from."""
+    """A new model with a pretrained backbone or text tower, to train from."""
     if not args.preset or not (args.backbone or args.text):
         raise ConversionError(
             "convert: no FILE given; wanted a .pth file of the original, or --preset with "

@@ -1,4 +1,4 @@
-"""Recognizes the model of a state dict by its shapes, or reads its sizes from a file."""
+"""Recognises the model of a state dict by its shapes, or reads its sizes from a file."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ _PIXEL_DECODER = "sem_seg_head.pixel_decoder"
 _PREDICTOR = "sem_seg_head.predictor"
 _TOWER = f"{_PREDICTOR}.lang_encoder.lang_encoder"
 
-# Properties of the architecture that a file of numbers may state but not change.
+# Properties of the architecture that a model config may state but not change.
 _FIXED = {
     ("backbone", "type"): "swin",
     ("backbone", "patch_size"): 4,
@@ -53,7 +53,7 @@ def detect_config(
 ) -> tuple[str, ModelConfig]:
     """Recognises a preset from the shapes in a state dict (names without `model.`).
 
-    Whether a text tower and the generic branch belong to the model follows from the names.
+    Names tell whether the model has a text tower and a generic branch.
 
     Returns:
         The preset's name, and its sizes with `text` and `has_generic` as in the file.
@@ -74,7 +74,7 @@ def detect_config(
 
 
 def with_branches_of(state: Mapping[str, np.ndarray], config: ModelConfig) -> ModelConfig:
-    """Returns `config` with what only the file tells: text tower, generic branch, tokens."""
+    """Returns `config` with what only the file determines: text tower, generic branch, tokens."""
     has_text = any(key.startswith(f"{_TOWER}.") for key in state)
     text = config.text
     if has_text and text is None:
@@ -119,7 +119,7 @@ def text_config_of(state: Mapping[str, np.ndarray], where: str = "text tower") -
 
 
 def measure(state: Mapping[str, np.ndarray], where: str = "checkpoint") -> dict[str, object]:
-    """Reads the sizes of a model off the shapes of its tensors."""
+    """Infers the sizes of a model from the shapes of its tensors."""
     block = "backbone.layers.{}.blocks.0"
     try:
         stages = _count(state, r"backbone\.layers\.(\d+)\.")

@@ -1,4 +1,4 @@
-"""Files over HTTP: resumed after drop-outs, checked, whole or not at all, once for all."""
+"""Downloads over HTTP: resumed, verified, atomic and cached."""
 
 import contextlib
 import hashlib
@@ -26,21 +26,21 @@ _PAGE_STARTS = (b"<!doctype", b"<html", b"<?xml", b"<head")
 def download(url: str, target: Path, *, sha256: str | None = None, size: int | None = None) -> str:
     """Downloads a file unless it is there.
 
-    A download that stops goes on where it stopped, also in a later call. Of two processes that
-    want the same file, one waits for the other.
+    An interrupted download is resumed, also by a later call. Concurrent processes wait for each
+    other.
 
     Args:
         url: http or https; redirects are followed.
         target: the file; its folder is made.
-        sha256: the hash that it must have; None if not known.
-        size: its bytes; None if not known.
+        sha256: the expected hash; None if unknown.
+        size: the expected number of bytes; None if unknown.
 
     Returns:
         The SHA-256 of the file.
 
     Raises:
-        CheckpointError: not reachable, not the file (a web page, another hash or size), or the
-            folder cannot be written. Nothing is left at `target`.
+        CheckpointError: not reachable, not the expected file (a web page, another hash or size), or
+            the folder cannot be written. Nothing is left at `target`.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ def _fetch_once(url: str, partial: Path, size: int | None) -> bool:
     try:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT_SEC)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing is left, or another file is there now: from the start
+        if error.code == 416:  # nothing is left to fetch, or the file has changed: start over
             partial.unlink(missing_ok=True)
             return False
         raise
@@ -195,10 +195,10 @@ def _read_about(partial: Path) -> dict:
 
 @contextlib.contextmanager
 def _lock(target: Path) -> Iterator[None]:
-    """Holds the only right to write a file, among processes of this machine."""
+    """Holds an exclusive lock among the processes of this machine."""
     try:
         import fcntl
-    except ImportError:  # Windows: two processes at once are not told apart
+    except ImportError:  # Windows: no locking between processes
         yield
         return
     path = target.with_name(f".{target.name}.lock")

@@ -62,7 +62,7 @@ def from_torch(
             parts are then ignored, and the result holds only these parts.
         allow_unexpected: accept names that no rule knows; they are reported.
         allow_nonfinite: accept NaN and infinity in the weights.
-        where: how messages call the file.
+        where: name of the file in messages.
 
     Raises:
         ConversionError: the result would not be complete; lists every problem at once.
@@ -85,7 +85,7 @@ def examine(
     *,
     parts: Sequence[str] | None = None,
 ) -> ConversionReport:
-    """Compares a state dict with a model without converting; never raises on mismatch."""
+    """Compares a state dict with a model without converting it; never raises on a mismatch."""
     rules = rules_for(config)
     wanted = set(_select(rules, parts))
     report = ConversionReport()
@@ -112,7 +112,7 @@ def examine(
 
 
 def assemble(rule: Rule, state: Mapping[str, np.ndarray], keys: Sequence[str]) -> np.ndarray:
-    """Builds our leaf of `rule` from the tensors named by `keys`, as float32."""
+    """Builds the leaf of `rule` from the tensors named by `keys`, as float32."""
     arrays = [rule.layout.to_ours(np.asarray(state[key], np.float32)) for key in keys]
     return (
         np.stack(arrays)
@@ -202,8 +202,8 @@ def load_backbone(path: str | os.PathLike, config: ModelConfig, own: Mapping) ->
     Args:
         path: `.pth` or `.safetensors` of the Swin authors, of timm or of Hugging Face
             (`layouts.swin_names`).
-        config: model to start; its backbone must be a Swin.
-        own: the backbone's fresh parameters.
+        config: of the new model; its backbone must be a Swin.
+        own: the initial parameters of the backbone.
 
     Raises:
         ConversionError: unreadable, or not this Swin; lists every problem at once.
@@ -235,7 +235,7 @@ def load_text_tower(path: str | os.PathLike, config: ModelConfig) -> dict:
     Layouts: the reference's (`lang_encoder.resblocks...`, `lang_proj`), alone or inside a
     whole model, that of OpenAI's CLIP and open_clip (`transformer.resblocks...`,
     `text_projection`), and Hugging Face's (`text_model.encoder.layers...`); PyTorch's files or
-    `.safetensors`. Of a longer context the first positions are taken.
+    `.safetensors`. A longer context is truncated.
 
     Raises:
         ConversionError: unreadable, or another tower; lists every problem at once.
@@ -252,7 +252,7 @@ def read_text_tower(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def text_logit_scale(state: Mapping[str, np.ndarray]) -> np.ndarray | None:
-    """Log scale of the class cosines that a tower was trained with, at most log(100)."""
+    """Log of the logit scale that a tower was trained with, at most log(100)."""
     if "logit_scale" not in state:
         return None
     scale = np.minimum(np.float32(state["logit_scale"].reshape(())), MAX_LOGIT_SCALE)
@@ -280,7 +280,7 @@ def resize_bias_table(table: np.ndarray, num_offsets: int) -> np.ndarray:
     """Resizes a relative position bias table [n, heads] to [num_offsets, heads].
 
     Bicubic with the kernel parameter -0.75 and half-pixel centres, as the reference's
-    framework does it (docs/reference.md, section 2). Tables that are no square stay as they are.
+    framework does it (docs/reference.md, section 2). Non-square tables are returned unchanged.
     """
     size, wanted = math.isqrt(table.shape[0]), math.isqrt(num_offsets)
     if table.ndim != 2 or size == wanted or size * size != table.shape[0]:

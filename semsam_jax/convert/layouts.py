@@ -1,8 +1,8 @@
 """Reads pretrained parts with other projects' parameter names, renamed to the reference's.
 
 Backbones: the Swin authors' files, timm and Hugging Face. Text towers: CLIP as OpenAI and open_clip
-name it, and as Hugging Face does. All of them hold the same numbers in the same order; only names
-differ, and linear layers that are joint here and split there.
+name it, and as Hugging Face does. They differ only in names, and in linear layers that are joined
+in some and split in others.
 
 Sources: the state dicts of `timm.models.swin_transformer`, `transformers.SwinModel`,
 `transformers.CLIPModel` and `open_clip.CLIP`.
@@ -62,7 +62,7 @@ def swin_names(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     if "embeddings.patch_embeddings.projection.weight" in state:
         state = _joined(state, r"(.*)\.attention\.self", ("query", "key", "value"), ".attn.qkv.{}")
         return {_hf_swin_name(key): value for key, value in state.items()}
-    # timm puts the merging of patches in front of a stage, the authors behind the one before.
+    # timm merges patches at the start of a stage, the authors at the end of the previous one.
     moved = re.compile(r"layers\.(\d+)\.downsample\.(.*)")
     stages = {int(found[1]) for key in state if (found := moved.fullmatch(key))}
     if not stages or 0 in stages:
@@ -94,7 +94,7 @@ def text_names(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def without_prefix(
     state: Mapping[str, np.ndarray], prefixes: Sequence[str]
 ) -> dict[str, np.ndarray]:
-    """Takes each prefix off all names if some have it; names without it are then dropped."""
+    """Removes each prefix that some names have; names without it are then dropped."""
     for prefix in prefixes:
         if any(key.startswith(prefix) for key in state):
             state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
@@ -117,7 +117,7 @@ def _renamed(key: str, names: Sequence[tuple[str, str]]) -> str:
 def _joined(
     state: Mapping[str, np.ndarray], module: str, pieces: Sequence[str], name: str
 ) -> dict[str, np.ndarray]:
-    """Joins linear layers side by side, where all of them are there."""
+    """Concatenates linear layers if all of them are present."""
     joined = dict(state)
     first = re.compile(rf"{module}\.{pieces[0]}\.(weight|bias)")
     for key in state:

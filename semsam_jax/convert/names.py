@@ -1,4 +1,4 @@
-"""Names in a state dict, without what training tools put in front of them or between them."""
+"""Names in a state dict, without prefixes and infixes of training tools."""
 
 from collections.abc import Mapping
 from typing import TypeVar
@@ -11,22 +11,21 @@ _WRAPPERS = ("model", "state_dict")
 # Data-parallel training and torch.compile put these between the names of modules.
 _BETWEEN = ("module", "_orig_mod")
 _OWN_PREFIX = "model."
-# A tensor that every model of the original has, and its name without any prefix.
+# A tensor that every model of the original has, by its name without a prefix.
 _ANCHOR = "backbone.patch_embed.proj.weight"
 
 
 def unwrap(state: Mapping[str, T], where: str = "checkpoint", prefix: str = "") -> dict[str, T]:
-    """Removes the wrapper `model` and what stands in front of the reference's own names.
+    """Removes the wrapper `model` and other prefixes from the reference's names.
 
-    `module.` and `_orig_mod.` go wherever they are. Where any key starts with `model.`, keys
-    without it are left out, as the reference's own loader does (docs/reference.md, section 16).
-    Any other prefix (`ema_model.`, `student.`) goes if it is the only one in front of a whole
-    model.
-    `model.criterion...` stays and is ignored by rule.
+    `module.` and `_orig_mod.` are removed anywhere. If any key starts with `model.`, keys without
+    it are dropped, as in the reference's loader (docs/reference.md, section 16). Any other prefix
+    (`ema_model.`, `student.`) is removed if exactly one complete model has it. `model.criterion...`
+    is kept and ignored by a rule.
 
     Args:
         state: names to tensors.
-        where: how messages call the file.
+        where: name of the file in messages.
         prefix: which of several models in the file to take, such as `ema_model`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A whole model of the original, from its file or files to parameters and meta."""
+"""Reads a complete model of the original: parameters and metadata from one or several files."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ class Released:
     """What a file of the original holds.
 
     Attributes:
-        params: our tree, float32.
+        params: parameter tree, float32.
         config: sizes of the model.
         meta: as `core.checkpoint_io` stores it.
     """
@@ -55,7 +55,7 @@ def read_released(
         allow_unexpected: accept tensors that the model does not know.
         allow_nonfinite: accept NaN and infinity in the weights.
         entry: the entry or prefix of the files to take, such as `model_ema`.
-        tell: gets the report, also if the model is not complete.
+        tell: called with the report, also if the model is incomplete.
 
     Raises:
         ConversionError: unreadable, no preset, or not complete.
@@ -123,7 +123,7 @@ def _read(file: str | os.PathLike, entry: str | None) -> dict[str, np.ndarray]:
 
 
 def make_meta(preset: str, config: presets.ModelConfig, source: str) -> dict:
-    """The part of the meta that follows from the sizes."""
+    """The metadata that follows from the sizes."""
     text: dict = {"source": "none", "table": None}
     if config.text is not None:
         text = {"source": "encoder", "table": None, "context_length": config.text.context_length}

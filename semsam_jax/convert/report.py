@@ -11,10 +11,10 @@ _MAX_LINES = 20
 
 @dataclass
 class ConversionReport:
-    """Fate of every reference name and of every leaf of our tree.
+    """What became of every reference name and every parameter.
 
     Attributes:
-        mapped: path in our tree to the reference names that it was made of.
+        mapped: parameter path to the reference names that it was made from.
         aliased: further names of a mapped tensor to the name it was read from.
         ignored: names that the model does not need, with the reason.
         defaulted: paths that files may lack, with the value used.
@@ -114,6 +114,6 @@ def _limited(lines: list[str], limit: int | None, total: int) -> Iterable[str]:
 
 
 def _suggestion(key: str, names: list[str]) -> str:
-    # The search is quadratic: with very many names it would take minutes and say little.
+    # The search is quadratic, which would take minutes for very many names.
     near = difflib.get_close_matches(key, names[:200], n=1, cutoff=0.8)
     return f" (the file has {near[0]})" if near else ""

@@ -1,4 +1,4 @@
-"""Rules that map families of reference tensors to leaves of the parameter tree."""
+"""Rules that map groups of reference tensors to parameters."""
 
 import enum
 import itertools
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class TensorLayout(enum.Enum):
-    """How a reference tensor becomes our array; the way back is its inverse."""
+    """How a reference tensor is converted to a parameter, and back by the inverse."""
 
     SAME = "same"
     DENSE = "[out, in] -> [in, out]"
@@ -25,7 +25,7 @@ class TensorLayout(enum.Enum):
         return array.transpose(2, 3, 1, 0) if self is TensorLayout.CONV else array
 
     def to_reference(self, array: np.ndarray) -> np.ndarray:
-        """Reorders our array into PyTorch's layout (a view)."""
+        """Reorders a parameter into PyTorch's layout (a view)."""
         if self is TensorLayout.DENSE:
             return array.T
         if self is TensorLayout.POINTWISE:
@@ -35,16 +35,16 @@ class TensorLayout(enum.Enum):
 
 @dataclass(frozen=True)
 class Rule:
-    """One leaf of our tree and the reference tensors that make it up.
+    """One parameter and the reference tensors that it is made from.
 
     Attributes:
-        path: place in our tree, parts joined by "/".
+        path: of the parameter, components joined by "/".
         keys: reference names; they are stacked in this order if `is_stacked`.
         layout: reordering of each tensor's axes.
         shape: shape of each reference tensor.
-        is_stacked: whether our leaf has a leading axis over `keys`.
+        is_stacked: whether the parameter has a leading axis over `keys`.
         aliases: for each key, the other names under which files repeat the same tensor.
-        is_required: whether the model lacks something without it.
+        is_required: whether the model needs it.
         initial: value of a scalar that files may lack.
     """
 
@@ -64,7 +64,7 @@ class Rule:
 
     @property
     def our_shape(self) -> tuple[int, ...]:
-        """Shape of our leaf."""
+        """Shape of the parameter."""
         one = self.layout.to_ours(np.broadcast_to(np.float32(0), self.shape)).shape
         return (len(self.keys), *one) if self.is_stacked else one
 
@@ -111,7 +111,7 @@ def conv(
 
 
 def pointwise(key: str, path: str, n_in: int, n_out: int) -> list[TensorRow]:
-    """A convolution of one pixel that is a linear layer here."""
+    """A 1x1 convolution that is a linear layer here."""
     return [
         TensorRow(f"{key}.weight", f"{path}/kernel", TensorLayout.POINTWISE, (n_out, n_in, 1, 1)),
         TensorRow(f"{key}.bias", f"{path}/bias", TensorLayout.SAME, (n_out,)),
@@ -127,7 +127,7 @@ def norm(key: str, path: str, dim: int) -> list[TensorRow]:
 
 
 def tensor(key: str, path: str, *shape: int) -> list[TensorRow]:
-    """A parameter that keeps its axes."""
+    """A parameter whose axes are not reordered."""
     return [TensorRow(key, path, TensorLayout.SAME, shape)]
 
 

@@ -1,9 +1,8 @@
-"""The one table of reference names: which tensor of the original is which parameter of ours.
+"""The table of reference names: which tensor of the original is which parameter here.
 
-Every line of the `_..._rows` functions is one family of reference parameters: its name,
-its path in our tree, its layout and its shape. Equal layers of the reference are stacked
-on a new leading axis. Names are written without the prefix `model.` (docs/reference.md, section
-16).
+Every line of the `_..._rows` functions is one group of reference parameters: name, path in the
+parameter tree, layout and shape. Equal layers of the reference are stacked on a new leading axis.
+Names are written without the prefix `model.` (docs/reference.md, section 16).
 """
 
 import re
@@ -59,7 +58,7 @@ def ignored_reason(key: str) -> str | None:
 
 
 def rules_for(config: ModelConfig) -> tuple[Rule, ...]:
-    """All rules of a model, in the order of our tree.
+    """All rules of a model, in the order of the parameter tree.
 
     Raises:
         ConversionError: the backbone has no counterpart in the reference.
@@ -232,7 +231,7 @@ def _decoder_rules(model: ModelConfig) -> list[Rule]:
         *tensor("class_embed", "object_embed", dim, config.text_dim),
         *tensor("class_embed_part", "part_embed", dim, config.text_dim),
     ]
-    if config.part_owner:  # Ours alone: the original has no such tensor.
+    if config.part_owner:  # Not in the original.
         head_rows += tensor("class_embed_owner", "owner_embed", dim, config.text_dim)
     # The reference shares one norm and one box head and saves them under every name.
     shared_norm = [f"{_PREDICTOR}.decoder.norm"]

@@ -61,7 +61,7 @@ def to_torch(params: Mapping, config: ModelConfig, *, where: str = "params") -> 
 
 
 def _is_left_out(rule: Rule, array: np.ndarray, config: ModelConfig) -> bool:
-    # Released files without a text tower have no logit_scale; an untouched one stays out.
+    # Released files without a text tower have no logit_scale; its initial value is not written.
     if rule.initial is None or config.text is not None or config.has_generic:
         return False
     return bool(array == rule.initial)

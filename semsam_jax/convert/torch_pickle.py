@@ -1,10 +1,10 @@
-"""Reads the description of tensors out of a pickle that nobody trusts.
+"""Reads descriptions of tensors from an untrusted pickle.
 
 PyTorch stores the names and shapes of tensors as a pickle, and a pickle is a program. Python's
-documentation ("Restricting Globals") says how to run one safely: a `find_class` that knows the few
-globals that tensors need and refuses every other. Before that, the instructions are listed without
-running them, so that none is there that could claim memory or nest without bound. Source of the
-layout: PyTorch's serialisation notes.
+documentation ("Restricting Globals") says how to restrict it: a `find_class` that knows the few
+globals that tensors need and refuses all others. The instructions are checked before anything is
+run, so that none can claim memory or nest without bound. Source of the layout: PyTorch's
+serialisation notes.
 """
 
 import io
@@ -60,11 +60,11 @@ _INSTRUCTIONS = """
 
 
 def load_description(stream: io.BytesIO, where: str) -> object:
-    """Runs one pickle and leaves the stream just behind it.
+    """Runs one pickle and leaves the stream at its end.
 
     Args:
         stream: positioned at the pickle; in memory, so that a damaged length costs nothing.
-        where: how error messages call the file.
+        where: name of the file in messages.
 
     Returns:
         Nested dicts, lists, tuples, numbers, strings and `TensorRef`s.
@@ -114,7 +114,7 @@ class _Unpickler(pickle.Unpickler):
         self._budget = MAX_STEPS
 
     def find_class(self, module: str, name: str) -> object:
-        """Returns what an allowed global means here; it is never imported."""
+        """Returns the stand-in of an allowed global; nothing is imported."""
         if module == "torch" and name in STORAGE_KINDS:
             return _StorageKind(name)
         if (module, name) == ("collections", "OrderedDict"):
@@ -145,7 +145,7 @@ class _Unpickler(pickle.Unpickler):
     def _ordered_dict(self, pairs: object = ()) -> "_Names":
         if not isinstance(pairs, list | tuple):
             raise ValueError("an ordered dict of something that is no list")
-        # A list that is stored once can be used again and again.
+        # A list that is stored once can be referenced many times.
         self._budget -= len(pairs)
         if self._budget < 0:
             raise ConversionError(f"{self._where}: the pickle repeats itself without end.")
@@ -153,7 +153,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Names(dict):
-    """A state dict. It carries an attribute of module versions, which weights do not need."""
+    """A state dict; its attribute of module versions is ignored."""
 
     def __setstate__(self, state: object) -> None:
         del state
@@ -164,7 +164,7 @@ class _StorageKind(NamedTuple):
 
 
 class _Function:
-    """A function that a pickle may call and cannot change."""
+    """A function that a pickle may call but not modify."""
 
     __slots__ = ("_call",)
 

@@ -1,8 +1,8 @@
 """Reads the tensors of a PyTorch checkpoint without PyTorch and without running it.
 
-Both layouts of `torch.save` are known, the zip archive (PyTorch 1.6 and later) and the
-older stream of pickles, and safetensors files. Arrays are read-only views of the bytes read,
-so memory stays near the size of the file, whatever the file claims.
+Reads both layouts of `torch.save`, the zip archive (PyTorch 1.6 and later) and the older stream of
+pickles, and safetensors files. Arrays are read-only views of the bytes read, so memory stays near
+the size of the file, whatever the file claims.
 """
 
 import io
@@ -62,11 +62,10 @@ _DTYPES: dict[str, np.dtype] = {
 def read_state_dict(path: str | os.PathLike, entry: str | None = None) -> dict[str, np.ndarray]:
     """Returns the named tensors of a `.pth` or `.safetensors` file; keys are as in the file.
 
-    What training tools put around the weights is taken off: of `{'model': {...}}` or
-    `{'state_dict': {...}}` the other entries (iteration, optimiser, averaged weights) are not
-    read; a file that holds only averaged weights (`ema`, `model_ema`, ...) gives those. bfloat16
-    becomes float32, every other element type stays. Tensors that share memory stay views of one
-    buffer.
+    Wrappers of training tools are removed: of `{'model': {...}}` or `{'state_dict': {...}}` the
+    other entries (iteration, optimiser, averaged weights) are not read; a file that holds only
+    averaged weights (`ema`, `model_ema`, ...) gives those. bfloat16 becomes float32, every other
+    element type stays. Tensors that share memory stay views of one buffer.
 
     Args:
         path: the file.
@@ -168,7 +167,7 @@ def _read_legacy(
     stream: io.BufferedReader, size: int, where: str, entry: str | None
 ) -> dict[str, np.ndarray]:
     not_ours = f"{where}: not a PyTorch checkpoint (neither a zip archive nor torch's older format)"
-    # A damaged length field must not make the reader reserve memory, so: a bounded copy.
+    # A bounded copy, so that a damaged length field cannot reserve memory.
     front = io.BytesIO(stream.read(min(size, _MAX_PICKLE_BYTES)))
     if front.read(14) != b"\x80\x02\x8a\x0a" + _LEGACY_MAGIC.to_bytes(10, "little"):
         raise ConversionError(f"{not_ours}; give the .pth file itself.")
@@ -233,7 +232,7 @@ def _check_bytes(storage: StorageRef, nbytes: int, where: str) -> None:
 
 
 def _state_of(tree: object, where: str, entry: str | None) -> dict:
-    """The dict of tensors in a file, without what stands around it."""
+    """The dict of tensors in a file, without its wrappers."""
     if not isinstance(tree, dict):
         raise ConversionError(
             f"{where}: holds a {type(tree).__name__}, wanted a state dict (names to tensors)."

@@ -25,7 +25,7 @@ _KINDS = {
     "uint8": "ByteStorage",
     "bool": "BoolStorage",
 }
-_FIXED_DATE = (1980, 1, 1, 0, 0, 0)  # equal weights give equal files
+_FIXED_DATE = (1980, 1, 1, 0, 0, 0)  # so that equal weights give equal files
 
 
 def write_state_dict(
@@ -38,7 +38,7 @@ def write_state_dict(
     """Writes named arrays as a `.pth` file that `torch.load` reads.
 
     Args:
-        path: file to write; it appears whole or not at all.
+        path: file to write; it is written atomically.
         state: names to arrays, in the order of the file.
         aliases: further names to names in `state` whose tensor they share.
         wrapper: name of a dict around the names, such as "model".

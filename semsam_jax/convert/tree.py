@@ -12,12 +12,12 @@ _MAX_PROBLEMS = 3
 
 
 def check_tree(params: Mapping, config: ModelConfig, where: str) -> None:
-    """Compares parameters with what a model of these sizes has.
+    """Compares parameters with those of a model of these sizes.
 
-    The tree of a backbone that the original does not know is not compared.
+    Backbones that the original does not have are not compared.
 
     Raises:
-        CheckpointError: something is missing, misshaped or left over; one line.
+        CheckpointError: parameters are missing, misshaped or unexpected; one line.
     """
     is_swin = isinstance(config.backbone, SwinConfig)
     rules = backbone_rules(config.backbone, prefix="backbone.") if is_swin else []

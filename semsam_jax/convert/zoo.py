@@ -3,7 +3,7 @@
     swin_t, swin_l            the original's release files
     hf://OWNER/NAME[@rev]     a repository with model.safetensors and config.json
 
-What was fetched once is kept in the cache (`SEMSAM_JAX_CACHE`) and needs no connection.
+Downloads are kept in the cache (`SEMSAM_JAX_CACHE`).
 """
 
 import dataclasses
@@ -25,9 +25,9 @@ class Release:
 
     Attributes:
         url: where it is.
-        sha256: its hash, None if nobody has published it.
-        size: its bytes, None if not known.
-        licence: what its authors say about its use.
+        sha256: its hash, None if unpublished.
+        size: in bytes, None if unknown.
+        licence: stated by its authors.
     """
 
     url: str
@@ -48,9 +48,9 @@ LITE = "lite"
 
 
 def resolve(name: str | os.PathLike | None) -> str | os.PathLike | None:
-    """The folder of a model that is given by name; anything else is returned as it is.
+    """The folder of a model that is given by name; anything else is returned unchanged.
 
-    A folder or file of that name in the working directory comes first.
+    A folder or file of that name in the working directory takes precedence.
 
     Raises:
         CheckpointError: it cannot be downloaded, converted or stored.
@@ -83,7 +83,7 @@ def fetch_release(name: str, release: Release) -> Path:
     try:
         model_files.save_model(folder, found.params, found.meta | about)
     except CheckpointError:
-        if not model_files.has_model(folder):  # otherwise another process was faster
+        if not model_files.has_model(folder):  # else another process has done it
             raise
     file.unlink(missing_ok=True)
     return folder
@@ -127,7 +127,7 @@ def fetch_repository(name: str) -> Path:
         ) from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"checkpoint {name}: {_first(error)}.") from error
-    model_files.read_config(files[0].parent)  # another project's files are refused here
+    model_files.read_config(files[0].parent)  # files of other projects are refused here
     return files[0].parent
 
 

@@ -1,4 +1,4 @@
-"""Baselines without a model: scores of a click from discs and superpixels.
+"""Baselines without a model: one-click scores of discs and superpixels.
 
 `centre blob`: discs around the click, one per level, the areas fixed shares of the image.
 `superpixels`: SLIC superpixels merged bottom-up by colour; the level's mask is the segment
@@ -34,7 +34,7 @@ SEGMENT_COUNTS = (2, 5, 12, 30, 80, 200)
 """Number of segments of the image at level 1..6."""
 
 CHOSEN_LEVEL = 3
-"""Level (from 1) that stands for `Max`."""
+"""Level (from 1) that is used for `Max`."""
 
 Answer = Callable[[np.ndarray, tuple[int, int]], Sequence[np.ndarray]]
 
@@ -44,7 +44,7 @@ def evaluate_baseline(
     samples: Iterable[EvalSample],
     eval_loop: EvalLoop | None = None,
 ) -> OneClickResult:
-    """Scores a baseline with the 1-click protocol (same clicks, crowd left out)."""
+    """Scores a baseline with the 1-click protocol (same clicks, without crowd regions)."""
     scorer = SingleImageScorer(functools.partial(score_baseline, kind))
     eval_loop = eval_loop or EvalLoop()
     return eval_loop.run(f"baseline_{kind}", OneClickEvaluator(), samples, scorer).result()
@@ -125,10 +125,10 @@ def superpixel_levels(image: np.ndarray) -> np.ndarray:
 def merge_by_colour(
     finest: np.ndarray, colours: np.ndarray, counts: Sequence[int]
 ) -> list[np.ndarray]:
-    """Merges the two most alike neighbours until `counts` segments are left.
+    """Merges the two most similar neighbours until `counts` segments are left.
 
-    Likeness is the squared distance of mean colours times |a||b| / (|a| + |b|), the growth
-    of the variance within segments (Ward), between segments that touch.
+    Dissimilarity is the squared distance of mean colours times |a||b| / (|a| + |b|), the growth of
+    the variance within segments (Ward), between segments that touch.
 
     Args:
         finest: int [h, w] segment numbers 0..n-1.

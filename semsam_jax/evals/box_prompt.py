@@ -27,7 +27,7 @@ from semsam_jax.evals.samples import EvalSample
 
 @dataclasses.dataclass(frozen=True)
 class BoxProtocol:
-    """How boxes are shown to the model.
+    """How boxes are passed to the model.
 
     Attributes:
         box_type: type index of a box (1 in our own training, 0 for released weights).

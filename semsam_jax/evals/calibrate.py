@@ -24,6 +24,6 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures, writes the order into the checkpoint; returns 0."""
+    """Measures and writes the order into the checkpoint; returns 0."""
     options = cli.options_of(args, suites=("levels",), write_levels=not args.dry_run)
     return cli.run_options(options)

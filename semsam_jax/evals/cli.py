@@ -21,9 +21,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "evaluate",
         help="evaluate a model on annotated data",
         description="Writes SUITE.md, SUITE.json, a row per mask (one_click.csv), plots, a "
-        "gallery of the best, median and worst clicks, and results.md with the rows of all "
-        "suites. Without --data.root the embedded sample is scored: it shows that everything "
-        "works, its figures are not a benchmark. An interrupted evaluation resumes where it "
+        "gallery of the best, median and worst clicks, and results.md with the results of all "
+        "suites. Without --data.root the embedded sample is scored, which checks that everything "
+        "works but is no benchmark. An interrupted evaluation resumes where it "
         "stopped.",
     )
     parser.add_argument(
@@ -116,7 +116,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures and writes; returns 0."""
+    """Evaluates and writes the results; returns 0."""
     if not args.folder:
         suites = _DEFAULT.suites if args.suite is None else parse_suites(args.suite)
         return run_options(options_of(args, suites=suites))
@@ -130,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def options_of(args: argparse.Namespace, **values: object) -> EvalOptions:
-    """The parsed command line as options; `values` are added."""
+    """Converts the parsed command line to options; `values` are added."""
     for flag in ("limit", "image_size", "short_side"):
         value = getattr(args, flag)
         if value is not None and value < 1:  # 0 is the default of the options, not a choice

@@ -1,10 +1,10 @@
-"""Click positions of evaluations, and the boxes that stand for clicks."""
+"""Click positions of evaluations, and the boxes that represent clicks."""
 
 import cv2
 import numpy as np
 
 CLICK_BOX_PX = 6.0
-"""Side of the box that stands for an evaluation click (docs/reference.md, section 5)."""
+"""Side of the box that represents an evaluation click (docs/reference.md, section 5)."""
 
 
 def distance_inside(mask: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Datasets on disk to `EvalSample`s."""
+"""Reads datasets on disk as `EvalSample`s."""
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -25,7 +25,7 @@ from semsam_jax.evals.samples import EvalSample
 
 @dataclasses.dataclass(frozen=True)
 class EvalFrame:
-    """How images are brought to the canvas, and where prompts are scored.
+    """How images are placed on the canvas, and where prompts are scored.
 
     Attributes:
         image_size: side of the square canvas; the long side is resized to it.
@@ -81,10 +81,10 @@ class EvalDataset:
 
     Attributes:
         source: the reader.
-        frame: how images are brought to the canvas.
+        frame: how images are placed on the canvas.
         limit: number of images, None for all.
         is_sample: whether it is the embedded sample and not the dataset itself.
-        notes: what is not used of it, a sentence each; `surveyed` finds out.
+        notes: what is not used, one sentence each; filled by `surveyed`.
     """
 
     source: Source
@@ -94,12 +94,12 @@ class EvalDataset:
     notes: tuple[str, ...] = ()
 
     def surveyed(self, max_broken_share: float = 0.01) -> tuple["EvalDataset", IndexReport]:
-        """The same without the records that are broken, and what is not used of the others.
+        """The dataset without broken records, and with notes on what else is not used.
 
         Reads the annotations of every image once.
 
         Args:
-            max_broken_share: broken records allowed, as a share of all; one always is.
+            max_broken_share: fraction of records that may be broken; one always may.
 
         Raises:
             DataError: too many are broken, or there is none.
@@ -197,7 +197,7 @@ class EvalDataset:
             bits = np.concatenate([row["mask_bits"][has_mask], row["ignore_bits"][crowds]])
             masks = np.unpackbits(bits, axis=-1).astype(bool)[:, :height, :width]
             count, num_crowds = int(has_mask.sum()), int(crowds.sum())
-            # Numbers of crowd regions go on after those of the instances.
+            # Crowd regions are numbered after the instances.
             numbers = _first_free(row["instance"]) + np.flatnonzero(crowds)
             yield EvalSample(
                 image=image,

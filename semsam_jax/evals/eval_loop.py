@@ -41,7 +41,7 @@ class SampleSource(Protocol):
 
 @runtime_checkable
 class Scorer(Protocol):
-    """How a measurement turns images into what its evaluator processes.
+    """How a measurement turns images into the input of its evaluator.
 
     Attributes:
         batch_size: images that are scored together.
@@ -84,14 +84,13 @@ class EvalLoop:
     """Where and how evaluations run.
 
     Attributes:
-        folder: for the records that an interrupted measurement goes on from; None keeps
-            none.
-        settings: what the numbers depend on beside the name of the measurement.
+        folder: for the records from which an interrupted measurement resumes; None keeps none.
+        settings: what the results depend on besides the name of the measurement.
         show_progress: draw a bar on the terminal.
         devices: of this process, for the runners; its first one by default.
         images_per_device: images that a device works on at a time.
-        process_index, process_count: which share of the images is this process's; those of
-            the running program by default.
+        process_index, process_count: which images this process takes; those of the running program
+            by default.
         seconds: time spent waiting for images ("wait"), in the scorers ("score") and in the
             evaluators ("measure"), of this process, all measurements together.
     """
@@ -114,7 +113,7 @@ class EvalLoop:
             name: of the measurement, unique within `folder`.
             evaluator: an empty one.
             samples: images, equal in all processes.
-            scorer: what turns images into the evaluator's food.
+            scorer: turns images into the evaluator's input.
         """
         index = jax.process_index() if self.process_index is None else self.process_index
         count = jax.process_count() if self.process_count is None else self.process_count
@@ -164,7 +163,7 @@ class EvalLoop:
         return evaluator
 
     def _timed(self, items: Iterator) -> Iterator:
-        """Counts the time that `items` keeps us waiting."""
+        """Counts the time spent waiting for `items`."""
         while True:
             start = time.perf_counter()
             item = next(items, None)
@@ -175,7 +174,7 @@ class EvalLoop:
 
 
 def gather_bytes(payload: bytes) -> list[bytes]:
-    """What each process of the run passed in, in the order of the processes."""
+    """The bytes of each process of the run, in the order of the processes."""
     sizes = np.asarray(multihost_utils.process_allgather(np.asarray([len(payload)], np.int64)))
     sizes = sizes.reshape(-1).tolist()
     pieces: list[list[bytes]] = [[] for _ in sizes]

@@ -12,8 +12,8 @@ class Evaluator(abc.ABC):
     """A metric that is fed image by image.
 
     The result depends neither on the order of `process` calls nor on how the images were
-    spread over evaluators that are merged at the end. What `process` takes and `result`
-    returns is the metric's own.
+    spread over evaluators that are merged at the end. The arguments of `process` and the type of
+    `result` depend on the metric.
     """
 
     @abc.abstractmethod
@@ -28,8 +28,7 @@ class Evaluator(abc.ABC):
     def state(self) -> dict:
         """Everything processed so far as dicts and lists of arrays, numbers, text and bytes.
 
-        It is what travels between processes and what an interrupted evaluation is resumed
-        from.
+        Exchanged between processes, and stored to resume an interrupted evaluation.
         """
 
     @abc.abstractmethod

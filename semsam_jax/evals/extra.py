@@ -1,4 +1,6 @@
-"""The suites' own libraries (matching of AP, plots, superpixels) are an extra of the package."""
+"""Imports the suites, whose libraries (AP matching, plots, superpixels) are an extra of the
+package.
+"""
 
 import importlib
 from types import ModuleType

@@ -1,8 +1,8 @@
-"""AP of sets that are annotated as LVIS is: each image for some classes only.
+"""AP of federated datasets such as LVIS: each image is annotated for some classes only.
 
-An image counts for the classes of which it has annotations and for those that its annotators looked
-for and did not find. Detections of other classes are left out. Of a class that is not annotated
-completely in an image, detections that hit nothing are neither right nor wrong there.
+An image counts for the classes that it has annotations of and for those that its annotators
+verified as absent. Detections of other classes are ignored. For a class that is not exhaustively
+annotated in an image, unmatched detections are ignored.
 
 Source: LVIS (arXiv 1908.03195, section 3.2); PACO (arXiv 2301.01795) is scored in the same way.
 """
@@ -52,7 +52,7 @@ def annotated(sample: EvalSample, index: Mapping[tuple[int, int], int]) -> Annot
 def restrict(
     truth: InstanceSet, found: InstanceSet, classes: Annotated | None, size_hw: tuple[int, int]
 ) -> tuple[InstanceSet, InstanceSet]:
-    """Leaves what counts in an image.
+    """Removes what does not count in an image.
 
     A class that is not annotated completely gets a crowd region over the whole image: a detection
     that hits no instance lies in it and is ignored, as COCO's matching treats crowds.

@@ -1,4 +1,4 @@
-"""Gallery of the best, median and worst clicks: image, truth, chosen and oracle mask."""
+"""Gallery of the best, median and worst clicks: image, ground truth, chosen and oracle mask."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,8 +19,7 @@ _GAP, _CAPTION = 6, 22
 def pick_rows(table: ClickTable, count: int = 4) -> dict[str, np.ndarray]:
     """Row indices of the best, the median and the worst clicks by IoU of the chosen mask.
 
-    Ties go to the larger instance, which shows more; a row appears in one group only, so small
-    tables give less.
+    Ties go to the larger instance; a row appears in one group only, so small tables give fewer.
     """
     order = np.lexsort((-table.area, -table.iou_max))
     best, rest = order[:count], order[count:]

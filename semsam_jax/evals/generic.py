@@ -1,8 +1,8 @@
 """Panoptic, semantic, instance, box and part scores of the generic branch.
 
-One forward per image answers all tasks. The vocabulary is the evaluated dataset's own list of
-names, whether the model was trained on it or not: open-vocabulary ADE20k is this evaluation
-with ADE20k's 150 names on a model that never saw ADE20k.
+One forward pass per image serves all tasks. The vocabulary is the list of names of the evaluated
+dataset, whether the model was trained on it or not: open-vocabulary ADE20k is this evaluation with
+ADE20k's 150 names on a model that never saw ADE20k.
 
 Source: docs/reference.md, section 13, inference; arXiv 2307.04767, tables 2 and 3.
 """
@@ -51,7 +51,7 @@ class GenericResult:
 
 
 class GenericEvaluator(Evaluator):
-    """Scores answers of the generic branch, for all tasks at once.
+    """Scores predictions of the generic branch, for all tasks at once.
 
     Args:
         classes: what the dataset annotates.

@@ -22,7 +22,7 @@ _STRIP_ROWS = 32
 
 @dataclasses.dataclass(frozen=True)
 class ImageMaps:
-    """What the queries of an image draw, in the frame of the ground truth.
+    """The maps of an image's queries, in the frame of the ground truth.
 
     Attributes:
         semantic: int32 [h, w] class with the highest score.
@@ -59,13 +59,13 @@ def draw_maps(
     Args:
         mask_embed: with `features`, what mask logits are made of.
         features: at stride 4 of the canvas.
-        class_weights: how much each query's probability counts for each class.
+        class_weights: weight of each query's probability for each class.
         query_weights: factor of each query's probability where queries compete; negative
             keeps a query from winning against any other.
         valid_hw: valid pixels of the canvas.
         size_hw: size of the frame that is drawn.
-        frame_hw: the same, rounded up, so that few programs are compiled; rows are a
-            multiple of 32 and columns of 8.
+        frame_hw: the same, rounded up so that few programs are compiled; rows are a multiple of 32
+            and columns of 8.
     """
     canvas_hw = tuple(MASK_STRIDE * side for side in features.shape[:2])
     (rows, row_shares), (columns, column_shares) = (
@@ -83,7 +83,7 @@ def draw_maps(
 
 
 def _taps(canvas: int, valid: int, size: int, frame: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions at stride 4 and their shares that make up each pixel along one axis.
+    """Positions at stride 4 and their weights for each pixel along one axis.
 
     Two bilinear steps in one: stride 4 to the canvas, and its valid pixels to the frame.
 
@@ -101,7 +101,7 @@ def _taps(canvas: int, valid: int, size: int, frame: int) -> tuple[np.ndarray, n
 
 
 def _neighbours(place: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pixels before and after a place, borders clamped, and the share of the second."""
+    """Pixels before and after a position, borders clamped, and the weight of the second."""
     place = np.clip(place, 0, count - 1)
     low = np.floor(place).astype(np.int64)
     return low, np.minimum(low + 1, count - 1), place - low

@@ -19,7 +19,7 @@ from semsam_jax.parallel.mesh import batch_sharding, build_mesh, replicated
 
 @dataclasses.dataclass(frozen=True)
 class GenericProtocol:
-    """Thresholds of the inference (defaults as published for the sister model).
+    """Thresholds of inference (defaults as published for OpenSeeD).
 
     Attributes:
         score_threshold, overlap_threshold, temperature: see `ops.panoptic.panoptic_map`.
@@ -34,14 +34,14 @@ class GenericProtocol:
 
 @dataclasses.dataclass(frozen=True)
 class GenericAnswer:
-    """What the last layer says of one image, in the frame of the ground truth.
+    """Predictions of the last layer for one image, in the frame of the ground truth.
 
     Attributes:
         object_logits: float32 [q, o] before the sigmoid.
         part_logits: float32 [q, r] before the sigmoid.
         owner_logits: float32 [q, o] before the sigmoid: what a query's part belongs to.
         boxes_xywh: float64 [q, 4] pixels of the truth's frame.
-        maps: its masks; queries compete with their sharpened class scores, those below the
+        maps: its masks; queries compete with their sharpened class scores, and those below the
             score threshold never win.
     """
 
@@ -108,7 +108,7 @@ class GenericRunner:
             image[row], size_hw[row] = sample.image, sample.size_hw
         image, size_hw = jax.device_put((image, size_hw), self._rows)
         last, features = _forward(self._model, self._params, image, size_hw, self._text)
-        # The compiler may choose to leave an output whole on every device.
+        # The compiler may replicate an output on every device.
         on_rows = jax.device_put((last.mask_embed, features), self._rows)
         embeds, features = (_by_image(array) for array in on_rows)
         owners = last.object_logits if last.owner_logits is None else last.owner_logits
@@ -140,7 +140,7 @@ class GenericRunner:
 
 
 def _by_image(array: Array) -> list[Array]:
-    """Rows of an array that is split over devices, each on its own device."""
+    """Rows of a sharded array, each on its own device."""
     shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
     return [shard.data[row] for shard in shards for row in range(shard.data.shape[0])]
 

@@ -1,16 +1,16 @@
-"""1-IoU at all granularities: does one click bring back every mask that lies under it?
+"""1-IoU at all granularities: does one click return every mask that contains it?
 
 For a click c let T(c) be all ground-truth masks that contain it and O(c) the model's masks.
 
     A(c)    = one-to-one assignment of T(c) to O(c) with the largest sum of IoUs
     matched = mean of IoU over all pairs of all A(c)
-    full    = the same, with IoU 0 for every target that was left without an output
+    full = the same, with IoU 0 for every unmatched target
 
-A model with fewer outputs than targets is completed by further clicks in the same mask,
-whose outputs join O(c) (three outputs and two clicks make six).
+A model with fewer outputs than targets may get further clicks in the same mask, whose outputs are
+added to O(c) (three outputs and two clicks make six).
 
-The reference names this evaluation but its code cannot run (docs/reference.md, section 11 and quirk
-20); this is the definition in the paper's words: arXiv 2307.04767, section 4.2 and table 5.
+The reference has this evaluation but its code does not run (docs/reference.md, section 11 and quirk
+20); this follows the paper's definition: arXiv 2307.04767, section 4.2 and table 5.
 """
 
 import dataclasses
@@ -168,10 +168,10 @@ def click_ious(sample: EvalSample, protocol: GranularityProtocol) -> PromptWork:
 
 
 def pooled_clicks(mask: np.ndarray, count: int) -> list[tuple[int, int]]:
-    """Up to `count` clicks in a non-empty mask, each at the centre of what is left.
+    """Up to `count` clicks in a non-empty mask, each at the centre of the remaining area.
 
-    After each click the largest inscribed circle around it is taken out of the mask; fewer
-    clicks are returned when nothing is left.
+    After each click the largest circle around it is removed from the mask; fewer clicks are
+    returned when nothing is left.
     """
     left = mask.copy()
     clicks = []

@@ -6,8 +6,8 @@ IoU >= t; precision is interpolated at 101 recalls.
     AP  = mean of precision over IoU t in .50:.05:.95, classes and recalls
     AR@n = mean over t and classes of the recall reached with n detections per image
 
-The matching itself is `faster_coco_eval`'s (compiled, equal to pycocotools). Scores of -1
-("no ground truth of this class or size") are left out of means.
+The matching itself is `faster_coco_eval`'s (compiled, equal to pycocotools). Scores of -1 ("no
+ground truth of this class or size") are excluded from means.
 
 Source: COCO detection challenge, https://cocodataset.org/#detection-eval.
 """
@@ -61,7 +61,7 @@ class InstanceResult:
         class_ap: float64 [v], nan for classes without ground truth.
         class_ap50: float64 [v].
         precision: float64 [v, 101] precision at IoU .50 by recall 0..1, nan likewise.
-        num_images, num_truths, num_detections: what was compared.
+        num_images, num_truths, num_detections: numbers of what was compared.
     """
 
     ap: float
@@ -93,8 +93,8 @@ class InstanceEvaluator(Evaluator):
         num_classes: classes are 0..num_classes-1.
         kind: compare masks or boxes.
         is_class_agnostic: let detections match any class (proposals).
-        max_detections: numbers of detections per image at which recall is taken; AP uses the
-            largest (COCO: 1, 10, 100; proposals: up to 1000).
+        max_detections: numbers of detections per image for average recall; AP uses the largest
+            (COCO: 1, 10, 100; proposals: up to 1000).
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class InstanceEvaluator(Evaluator):
             self.process(image_id, tuple(row["size_hw"]), truth, detected)
 
     def result(self) -> InstanceResult:
-        """Matches everything; ties in score are settled by image id, then by given order."""
+        """Matches all images; ties in score are broken by image id, then by order."""
         images, truths, detections = [], [], []
         for number, image_id in enumerate(sorted(self._images), start=1):
             (height, width), truth, detected = self._images[image_id]
@@ -239,5 +239,5 @@ class InstanceEvaluator(Evaluator):
 
 
 def _mean(values: np.ndarray) -> float:
-    """Mean of what is not nan; nan if nothing is left."""
+    """Mean of the values that are not nan; nan if there are none."""
     return exact_mean(values[~np.isnan(values)])

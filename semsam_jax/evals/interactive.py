@@ -1,17 +1,17 @@
-"""Number of clicks (NoC) and IoU@k: clicking in the largest error until it is good.
+"""Number of clicks (NoC) and IoU@k: iterative clicks at the largest error.
 
 The first click is the centre of the object. Each further click goes to the centre of the
-largest error region (`clicks.next_click`): positive where the object was missed, negative
-where the mask has too much.
+largest error region (`clicks.next_click`): positive for false negatives, negative for false
+positives.
 
     NoC@q = mean over instances of the first number of clicks with IoU >= q (limit if never)
     IoU@k = mean over instances of the IoU after k clicks
 
-The model takes one click at a time, so clicks compose by set operations: the mask chosen for
-a positive click is added to the running mask, the mask chosen for a negative click is taken
-away. `predicted` chooses the token with the highest predicted quality; `oracle` the token
-that leaves the highest IoU. (The reference fills NoC from the first click alone, limit 20:
-docs/reference.md, section 11.)
+The model takes one click at a time, so clicks are combined by set operations: the mask chosen for a
+positive click is added to the current mask, the mask chosen for a negative click is subtracted.
+`predicted` chooses the token with the highest predicted quality; `oracle` the token that leaves the
+highest IoU. (The reference fills NoC from the first click alone, limit 20: docs/reference.md,
+section 11.)
 
 Source: RITM (arXiv 2102.06583); thresholds 0.80, 0.85, 0.90 and 20 clicks are customary.
 """
@@ -36,11 +36,12 @@ THRESHOLDS = (0.80, 0.85, 0.90)
 
 @dataclasses.dataclass(frozen=True)
 class InteractiveProtocol:
-    """Limits and choices of the clicking.
+    """Settings of the interaction.
 
     Attributes:
-        max_clicks: clicks per instance, and the count of an instance that never got there.
-        thresholds: the q of NoC@q; an instance is left alone once it reached the largest,
+        max_clicks: clicks per instance, and the count of an instance that never reaches the
+            threshold.
+        thresholds: the q of NoC@q; an instance gets no further clicks once it reaches the largest,
             and keeps that IoU in IoU@k.
         choice: which token answers a click.
         click_box_px, point_type, isolate, skip_crowd: as in the 1-click protocol.
@@ -61,7 +62,7 @@ class InteractiveResult:
 
     Attributes:
         noc: threshold -> mean number of clicks.
-        failed: threshold -> number of instances that never got there.
+        failed: threshold -> number of instances that never reached it.
         iou_at: float64 [max_clicks] mean IoU after 1, 2, ... clicks.
         num_instances: what was averaged.
     """
@@ -92,7 +93,7 @@ class InteractiveEvaluator(Evaluator):
     def process(self, *curves: np.ndarray | Sequence[float]) -> None:
         """Takes the IoU of instances after each click, per instance float [<= max_clicks].
 
-        A shorter curve holds its last value (the clicking had stopped).
+        A shorter curve is continued with its last value.
         """
         for curve in curves:
             missing = self._protocol.max_clicks - len(curve)
@@ -129,7 +130,7 @@ def evaluate_interactive(
     eval_loop: EvalLoop | None = None,
     name: str = "interactive",
 ) -> InteractiveResult:
-    """Clicks every instance until its mask is good; arguments as `evaluate_one_click`."""
+    """Runs the interaction for every instance; arguments as `evaluate_one_click`."""
     protocol = protocol or InteractiveProtocol()
     eval_loop = eval_loop or EvalLoop()
     runner = PromptRunner.on(eval_loop, model, params, prompts_per_call, protocol.isolate)

@@ -1,7 +1,7 @@
 """Which token is which level: calibration of a trained checkpoint.
 
-The user's level 1 is the coarsest, level 6 the finest. Which token plays which level is an
-accident of training, so it is measured: tokens ordered by the mean area of their masks.
+Level 1 is the coarsest, level 6 the finest. Which token corresponds to which level depends on the
+training run, so it is measured: tokens are ordered by the mean area of their masks.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from semsam_jax.evals.samples import SIZE_NAMES, size_class
 
 @dataclasses.dataclass(frozen=True)
 class LevelCalibration:
-    """Measured meaning of the tokens of one checkpoint.
+    """Measured levels of the tokens of one checkpoint.
 
     Attributes:
         level_order: token of level 1..k, largest mean mask area first.
@@ -25,8 +25,8 @@ class LevelCalibration:
             areas of that click's own masks: 1 if areas never grow with the level, 0 by
             chance, -1 if reversed.
         coverage: size class -> float64 [k], share of the instances of that size whose best
-            mask comes from the token of level 1..k; instances that no mask touches count for
-            no level, so that the shares add up to the share of those that were touched.
+            mask comes from the token of level 1..k; instances that no mask overlaps count for no
+            level.
         num_clicks: how many clicks it was measured on.
     """
 

@@ -31,10 +31,10 @@ _TEXT_COLUMNS = ("image_id", "dataset")
 
 @dataclasses.dataclass(frozen=True)
 class ClickProtocol:
-    """How clicks are made and shown to the model.
+    """How clicks are made and passed to the model.
 
     Attributes:
-        click_box_px: side of the box that stands for a click, in canvas pixels.
+        click_box_px: side of the box that represents a click, in canvas pixels.
         point_type: type index of a click (0: released weights and our own training).
         isolate: prompts of a call do not see each other.
         skip_crowd: crowd regions are no samples (COCO panoptic protocol).
@@ -261,7 +261,7 @@ def tabulate(
     boxes: np.ndarray,
     types: np.ndarray,
 ) -> PromptWork:
-    """Asks one prompt per instance and gives a `ClickTable` of the scores.
+    """Runs one prompt per instance and returns a `ClickTable` of the scores.
 
     Args:
         sample: the image.
@@ -314,7 +314,7 @@ def _joined(tables: list[ClickTable]) -> ClickTable:
 
 
 def _sorted(joined: ClickTable) -> ClickTable:
-    """The rows in an order that does not depend on how they arrived."""
+    """The rows in a canonical order."""
     if not len(joined):
         return joined
     keys = (joined.instance_id, joined.image_id.astype(str), joined.dataset.astype(str))

@@ -63,7 +63,7 @@ def plot_levels(path: Path, table: ClickTable, level_order: Sequence[int]) -> No
 
 
 def plot_reliability(path: Path, table: ClickTable) -> None:
-    """True against predicted IoU of all tokens: on the diagonal the prediction is honest."""
+    """True against predicted IoU of all tokens; calibrated predictions lie on the diagonal."""
     predicted = np.clip(table.pred_iou.ravel().astype(np.float64), 0, 1)
     true = table.iou.ravel()
     which = np.minimum((predicted * _NUM_BINS).astype(int), _NUM_BINS - 1)

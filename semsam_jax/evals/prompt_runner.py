@@ -1,8 +1,8 @@
 """Runs prompts through a model: several images and many prompts at a time, on all devices.
 
-A measurement is a generator per image: it yields a `PromptQuery`, is sent the answer, may ask
-again, and returns what its evaluator processes. The generators of a group of images run in step, so
-that every call of the devices serves all of them with shapes that never change.
+A measurement is a generator per image: it yields a `PromptQuery`, is sent the answer, may yield
+again, and returns the input of its evaluator. The generators of a group of images advance together,
+so that every device call serves all of them with fixed shapes.
 """
 
 import dataclasses
@@ -23,12 +23,12 @@ FRAME_STEP = 64
 """Frames of stored images are padded to a multiple of this, so that few programs are compiled."""
 
 TARGETS_STEP = 8
-"""So is the number of targets of a prompt where it is more than one."""
+"""The number of targets of a prompt is padded likewise if it is more than one."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptQuery:
-    """What a measurement queries of the model about one image.
+    """What a measurement asks the model about one image.
 
     Attributes:
         boxes: float32 [p, 4] cxcywh, fractions of the canvas.
@@ -113,7 +113,7 @@ class PromptRunner:
         prompts_per_call: int,
         isolate: bool,
     ) -> "PromptRunner":
-        """A runner on the devices of a eval_loop."""
+        """A runner on the devices of an evaluation loop."""
         return cls(
             model,
             params,
@@ -216,7 +216,7 @@ class PromptRunner:
 
 @dataclasses.dataclass(frozen=True)
 class PromptScorer:
-    """A prompt measurement as the eval_loop wants it: a runner and a generator per image."""
+    """A prompt measurement for the evaluation loop: a runner and a generator per image."""
 
     runner: PromptRunner
     work: Callable[[EvalSample], PromptWork]
@@ -237,7 +237,7 @@ class PromptScorer:
         return pending
 
     def score(self, prepared: list[Pending]) -> list[tuple]:
-        """Asks until every image is done."""
+        """Runs the generators until every image is done."""
         return self.runner.run(prepared)
 
 

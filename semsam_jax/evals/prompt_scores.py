@@ -1,7 +1,7 @@
 """Device part of every prompt evaluation: decode, upsample, threshold, count pixels.
 
-Masks never leave the device: what comes back are pixel counts per prompt and token, or,
-where an evaluation needs the shapes themselves, masks packed to bits.
+Masks stay on the device: only pixel counts per prompt and token are transferred or, if an
+evaluation needs the masks themselves, bit-packed masks.
 
 Axis letters: `b` images, `p` prompts of an image, `k` tokens, `t` targets of a prompt, `h w`
 canvas, `y x` the frame that is scored: the canvas, or a bucket that holds the stored image.
@@ -50,7 +50,7 @@ class PromptScores:
 
 @dataclasses.dataclass(frozen=True)
 class PromptMasks:
-    """Answers to `p` prompts as shapes.
+    """Masks predicted for `p` prompts.
 
     Attributes:
         pred_ious: float32 [p, k].
@@ -96,13 +96,13 @@ def _phases(x: Float[Array, "..."], axis: int) -> list[Float[Array, "..."]]:
 def encode(
     model: nn.Module, params: dict, image: UInt8[Array, "b h w 3"], size_hw: Int[Array, "b 2"]
 ) -> Pyramid:
-    """Runs the image half."""
+    """Encodes the images."""
     return model.apply({"params": params}, image, size_hw, method="encode_image")
 
 
 @dataclasses.dataclass(frozen=True)
 class ScorePlan:
-    """What is fixed when a program is compiled.
+    """Static arguments of a program.
 
     Attributes:
         chunk: prompts of an image whose full-size masks are alive at the same time.
@@ -136,7 +136,7 @@ def count_pixels(
         prompts: [b, p].
         sizes: valid pixels of the canvas, and of the scored frame.
         bits: targets packed along x, zero outside the image.
-        plan: what is fixed.
+        plan: static arguments.
 
     Returns:
         Predicted quality, intersections, areas of masks, areas of targets.
@@ -194,7 +194,7 @@ def _from_chunks(x: Array) -> Array:
 def _decode(
     model: nn.Module, params: dict, pyramid: Pyramid, prompts: Prompts, isolate: bool
 ) -> Predictions:
-    """What masks and their scores need of the last layer, leading axes [b, p, k]."""
+    """The parts of the last layer that masks and scores need, leading axes [b, p, k]."""
     answers = model.apply(
         {"params": params}, pyramid, prompts, isolate=isolate, method="decode_prompts"
     )
@@ -224,8 +224,8 @@ def _pieces(
 ) -> Iterator[tuple[Bool[Array, "b c k _y _x"], slice, slice]]:
     """`_thresholded` in pieces, each with the rows and columns that it holds.
 
-    On the canvas every fourth row and column is a piece: it needs no interleaving, and stays
-    in the cache while it is counted.
+    On the canvas every fourth row and column is a piece, which avoids interleaving and stays in the
+    cache.
     """
     if frame_hw is not None:
         yield _thresholded(answers, pyramid, sizes, frame_hw), slice(None), slice(None)
@@ -261,7 +261,7 @@ def resize_valid(
     """Bilinear resize of the valid pixels of a canvas to the first pixels of a frame.
 
     Half-pixel centres and clamped borders, no smoothing, as `cv2.resize` and PyTorch do it;
-    both sizes may change without compiling anew. What lies beyond `to_hw` is meaningless.
+    both sizes may change without recompilation. Values beyond `to_hw` are meaningless.
     """
     for axis, size in ((-2, frame_hw[0]), (-1, frame_hw[1])):
         old, new = from_hw[axis], to_hw[axis]

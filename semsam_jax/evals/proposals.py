@@ -1,4 +1,4 @@
-"""AR@1000 of segment-everything: how much of the truth do all masks of an image cover?
+"""AR@1000 of segment-everything: how much of the ground truth do all masks of an image cover?
 
     AR@1000 = mean over IoU .50:.05:.95 of the share of ground-truth masks that are matched
               one-to-one by one of the 1,000 best masks, classes ignored
@@ -43,7 +43,7 @@ def evaluate_proposals(
 def _compare(
     generate: Callable[[EvalSample], tuple[list[dict], np.ndarray]], sample: EvalSample
 ) -> tuple:
-    """What `InstanceEvaluator.process` takes of one image."""
+    """The input of `InstanceEvaluator.process` for one image."""
     masks = [sample.truth_mask(index) for index in range(len(sample.masks))]
     kept = [index for index, mask in enumerate(masks) if mask.any()]
     truth = InstanceSet(

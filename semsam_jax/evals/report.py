@@ -20,7 +20,7 @@ class TableRow:
         name: what was measured.
         value: our figure, in percent unless the name says otherwise; nan is written as "-".
         published: the paper's figure for comparison, as text; empty if there is none.
-        note: what differs from the published context.
+        note: what differs from the published setting.
     """
 
     name: str

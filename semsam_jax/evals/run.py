@@ -1,4 +1,6 @@
-"""One evaluation from options to tables: opens checkpoint and data, runs the suites, writes."""
+"""One evaluation from options to tables: opens checkpoint and data, runs the suites, writes the
+results.
+"""
 
 import dataclasses
 import json
@@ -41,7 +43,7 @@ def evaluate(options: EvalOptions) -> dict[str, SuiteResult]:
     All processes of a distributed run call it; the first one writes.
 
     Raises:
-        SemSamError: with the fix, for everything that a user can repair.
+        SemSamError: for everything that a user can fix.
     """
     with ending_together():
         return _evaluate(options)
@@ -58,7 +60,7 @@ def _evaluate(options: EvalOptions) -> dict[str, SuiteResult]:
     if jax.process_index() == 0:
         for note in dataset.notes:
             print(f"note: {note}", flush=True)
-    # The shipped model lies among installed files, where results have no business.
+    # The shipped model is among the installed files, which get no results.
     beside = Path() if checkpoint == checkpoint_io.SHIPPED else checkpoint
     out = Path(options.out or beside / "evaluation" / options.dataset)
     try:
@@ -134,7 +136,7 @@ def _write_thresholds(checkpoint: object, dataset: EvalDataset) -> None:
 
 
 def choose_frame(options: EvalOptions, meta: Mapping) -> EvalFrame:
-    """How images are brought to the canvas, and where prompts are scored."""
+    """How images are placed on the canvas, and where prompts are scored."""
     is_released = meta.get("prompt_preset") == "released_v1"
     protocol = options.protocol or ("released_v1" if is_released else "square")
     if protocol == "released_v1" or (protocol == "original_size" and is_released):
@@ -183,7 +185,7 @@ def _context(
 def _identity(
     options: EvalOptions, checkpoint: object, meta: Mapping, dataset: EvalDataset
 ) -> dict[str, object]:
-    """What an interrupted evaluation must agree with to be gone on with, beside its description."""
+    """What must be equal to resume an interrupted evaluation, besides its description."""
     identity: dict[str, object] = {"view": options.view, "schema": meta.get("schema_version")}
     if jax.process_count() == 1:  # ages of files may differ between machines
         identity["images"] = dataset.source.fingerprint

@@ -54,7 +54,7 @@ class EvalSample:
     truth_hw: tuple[int, int] | None = None
 
     def __post_init__(self):
-        """Checks what would otherwise surface as a wrong number."""
+        """Checks what would otherwise give wrong results."""
         h, w = self.size_hw
         height, width = self.image.shape[:2]
         if not (0 < h <= height and 0 < w <= width):

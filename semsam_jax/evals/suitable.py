@@ -1,7 +1,7 @@
-"""Thresholds that suit a checkpoint: measured once, stored with it, used where none is given.
+"""Thresholds that suit a checkpoint: measured once, stored with it, used by default.
 
-A model that was trained for minutes is less sure of itself than one of weeks: with the thresholds
-of the latter it finds nothing and names nothing.
+A model that was trained for minutes is less confident than one trained for weeks: with the
+thresholds of the latter it finds and names nothing.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,7 +32,7 @@ def measure_thresholds(
     """Values for `mask_thresholds` and `name_thresholds` of a checkpoint's config.
 
     Masks: an 8x8 grid of clicks on each image; of the best masks of the clicks, the predicted IoU
-    that a fifth of them reaches, and the stability that half of those reach. Names: the score that
+    that a fifth of them reach, and the stability that half of those reach. Names: the score that
     gives the best F1 of "named, and rightly", over annotated masks that the model finds (IoU at
     least 0.5). A kind of names that nothing could be measured for is left out.
 

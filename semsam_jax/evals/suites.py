@@ -1,4 +1,4 @@
-"""The suites of `python -m semsam_jax evaluate`: each measures, draws and returns table rows."""
+"""The suites of `semsam evaluate`: each measures, draws and returns table rows."""
 
 import dataclasses
 import functools
@@ -32,7 +32,7 @@ from semsam_jax.inference.mask_generator import MaskGenerator
 
 @dataclasses.dataclass
 class EvalContext:
-    """What a suite works on.
+    """Input of a suite.
 
     Attributes:
         model, params, meta: the checkpoint.
@@ -60,7 +60,7 @@ class EvalContext:
 
     @functools.cached_property
     def clicks(self) -> OneClickResult:
-        """One click per mask; measured once for all suites that want it."""
+        """One click per mask; measured once for all suites."""
         return evaluate_one_click(
             self.model,
             self.params,
@@ -70,7 +70,7 @@ class EvalContext:
         )
 
     def levels(self) -> LevelCalibration:
-        """What the clicks say of the tokens."""
+        """The levels measured from the clicks."""
         return calibrate_levels(self.clicks.table)
 
     @property
@@ -86,7 +86,7 @@ class EvalContext:
 
 @dataclasses.dataclass(frozen=True)
 class SuiteResult:
-    """What a suite found.
+    """Result of a suite.
 
     Attributes:
         rows: lines of the table.
@@ -327,7 +327,7 @@ def proposals(context: EvalContext) -> SuiteResult:
 
 
 def baselines(context: EvalContext) -> SuiteResult:
-    """What a click scores without a model, on the same clicks."""
+    """Scores without a model, on the same clicks."""
     rows, scalars = [], {}
     for kind in ("blob", "superpixels"):
         result = evaluate_baseline(kind, context.clicked, context.eval_loop)
@@ -355,7 +355,7 @@ def _proposal_maker(
 ) -> Callable[[EvalSample], tuple[list[dict], np.ndarray]]:
     """All masks of the valid part of the canvas, from the mask generator of the inference.
 
-    The quality filters are opened and duplicates kept longer, since recall at 1,000 wants
+    The quality filters are off and more overlapping masks are kept, since recall at 1,000 needs
     many candidates in the right order (SAM's protocol for proposals).
     """
 
