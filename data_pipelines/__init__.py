@@ -1,1 +1,1 @@
-"""From native dataset files to padded batches; imports no jax."""
+"""Input pipeline: from native dataset files to padded batches, without JAX."""

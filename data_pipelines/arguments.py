@@ -1,4 +1,4 @@
-"""Command-line values that are checked before any data is touched."""
+"""Command-line arguments, checked before any data is read."""
 
 import argparse
 import json
@@ -10,7 +10,7 @@ from data_pipelines.schema import DATASETS
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what says which native data is meant, except the split."""
+    """Adds the arguments that select a dataset, except the split."""
     parser.add_argument(
         "--dataset",
         required=True,
@@ -42,7 +42,7 @@ def options(text: str) -> dict[str, Any]:
 
 
 def at_least(lowest: int) -> Callable[[str], int]:
-    """A whole number from `lowest` on."""
+    """An integer of at least `lowest`."""
 
     def number(text: str) -> int:
         value = int(text)
@@ -62,7 +62,7 @@ def share(text: str) -> float:
 
 
 def png_file(text: str) -> pathlib.Path:
-    """A PNG file in a folder that is there."""
+    """A PNG file in a folder that exists."""
     path = pathlib.Path(text)
     if path.suffix.lower() != ".png" or not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"{text!r}; wanted a .png in a folder that exists")

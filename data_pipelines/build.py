@@ -7,8 +7,8 @@ One process reads, or the workers of a Beam runner:
     ... --runner=DirectRunner --beam-options=direct_num_workers=8,direct_running_mode=multi_processing
     ... --runner=DataflowRunner --beam-options=project=P,region=R,temp_location=gs://B/tmp
 
-The records go to OUT/NAME/SPLIT/1.0.0. An interrupted build goes on where it stopped when the same
-command runs again. Exits with 2 if the folder cannot be read or too many records are broken.
+The records go to OUT/NAME/SPLIT/1.0.0. An interrupted build is resumed by the same command. Exits
+with 2 if the folder cannot be read or too many records are broken.
 """  # noqa: E501
 
 import argparse
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     parser.add_argument("--beam-options", default="", help="comma-separated name=value")
     args = parser.parse_args(arguments)
     verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)  # TFDS warns that it does not know our data sets
+    logging.set_verbosity(logging.ERROR)  # TFDS warns about datasets that it does not know
     try:
         for split in args.split:
             builder = RecordsBuilder(

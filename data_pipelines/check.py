@@ -31,7 +31,7 @@ from semsam_jax.core.errors import DataError, SemSamError
 
 @dataclasses.dataclass
 class DatasetReport:
-    """What was found in a dataset.
+    """Contents of a dataset.
 
     Attributes:
         num_examples: readable examples.
@@ -42,7 +42,7 @@ class DatasetReport:
         masks_per_image: 0, 25, 50, 75 and 100 % quantiles.
         classes: class text -> number of instances, most frequent first.
         broken: messages of the records that cannot be trained on.
-        unused: what is not used, and why; a sentence each.
+        unused: what is not used and why, one sentence each.
     """
 
     num_examples: int = 0
@@ -60,12 +60,12 @@ class DatasetReport:
 
 
 def check(source: Source, limit: int | None = None, *, decode: bool = True) -> DatasetReport:
-    """Reads the examples of a source and counts.
+    """Reads the examples of a source and counts their contents.
 
     Args:
         source: an open reader.
         limit: read at most this many examples, evenly spaced; None reads all.
-        decode: also decode every image, which finds files that are cut off.
+        decode: also decode every image, which finds truncated files.
     """
     report = DatasetReport()
     counts: list[int] = []
@@ -108,17 +108,17 @@ def check(source: Source, limit: int | None = None, *, decode: bool = True) -> D
 
 
 def spread(length: int, limit: int | None) -> list[int]:
-    """Returns at most `limit` positions, evenly over 0..length - 1."""
+    """Returns at most `limit` positions, evenly spaced over 0..length - 1."""
     if limit is None or limit >= length:
         return list(range(length))
     return sorted({int(value) for value in np.linspace(0, length - 1, limit)})
 
 
 def decode_example(example: RawExample) -> np.ndarray:
-    """Decodes an image as RGB [h,w,3] in the frame that its masks lie in.
+    """Decodes an image as RGB [h,w,3] in the frame of its masks.
 
     Raises:
-        DataError: the file is cut off or damaged.
+        DataError: the file is truncated or damaged.
     """
     return decode_image(
         example.image,

@@ -1,4 +1,4 @@
-"""Encoded image to RGB pixels in the frame of its annotations, at reduced scale where enough.
+"""Decodes images to RGB pixels in the frame of their annotations, at reduced scale if possible.
 
 That frame is the one of the stored pixels, or of the displayed image, with its EXIF orientation
 applied (`RawExample.is_displayed`). Pillow decodes because, unlike OpenCV, it refuses a truncated
@@ -20,7 +20,7 @@ from data_pipelines.transforms.geometry import Placement
 from semsam_jax.core.errors import DataError
 
 MAX_PIXELS = 178_956_970
-"""Pixels of an image at most, Pillow's own limit; an image of 27 kB can hold more."""
+"""Maximum number of pixels (Pillow's limit): a file of 27 kB can hold more."""
 
 _FORMATS = ("JPEG", "PNG")
 _NEAR = 0.75  # remaining scale from which two neighbours are enough
@@ -32,11 +32,11 @@ _NEXT_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What an image file says about itself.
+    """Header of an image file.
 
     Attributes:
         height, width: of the stored pixels.
-        orientation: EXIF's number 1..8; 1 where it says nothing.
+        orientation: EXIF orientation 1..8; 1 if there is none.
     """
 
     height: int
@@ -71,12 +71,12 @@ def decode_image(
 
     Args:
         data: encoded image.
-        where: dataset and example id, for messages.
+        where: dataset and example id for messages.
         size_hw: height and width that the annotations were made for; checked.
         is_displayed: apply the EXIF orientation; None does so only where the stored pixels do not
             have the wanted size and the displayed image has.
         reduction: 1, 2, 4 or 8; a JPEG is decoded at this fraction of its size (rounded
-            up), which costs a fraction of the time. Other formats are always whole.
+            up), which costs a fraction of the time. Other formats are decoded at full size.
 
     Returns:
         The pixels; grey is repeated, CMYK converted, palettes looked up, alpha dropped.
@@ -96,10 +96,10 @@ def check_header(
 ) -> None:
     """Checks format, size and completeness of an encoded image without decoding it.
 
-    Bytes behind the end of the image (the video of a phone's motion image) do no harm.
+    Bytes after the end of the image are ignored (the video of a phone's motion photo).
 
     Raises:
-        DataError: not a JPEG or PNG, of another size, damaged or cut short.
+        DataError: not a JPEG or PNG, of another size, damaged or truncated.
     """
     with _opened(data, where) as image:
         _check_size(image, data, where, size_hw, is_displayed)
@@ -113,7 +113,7 @@ def check_header(
 def place_image(
     data: bytes, placement: Placement, *, where: str, is_displayed: bool | None = None
 ) -> UInt8[np.ndarray, "canvas canvas 3"]:
-    """Decodes an image and draws it on a zeroed canvas as `placement` says."""
+    """Decodes an image and draws it on a zeroed canvas according to `placement`."""
     height, width = placement.height, placement.width
     scale = max(placement.scale)
     reduction = next((r for r in (8, 4, 2) if scale * r <= 1), 1)
@@ -135,7 +135,7 @@ def place_image(
             round(pixels.shape[1] * factor * scale_x),
             round(pixels.shape[0] * factor * scale_y),
         )
-        # Area averaging costs five times as much; near full size nothing is left to average.
+        # Area averaging costs five times as much and makes no difference near full size.
         is_near = scale * factor >= _NEAR
         shrunk = cv2.resize(
             pixels, size, interpolation=cv2.INTER_LINEAR if is_near else cv2.INTER_AREA
@@ -153,7 +153,7 @@ def place_image(
 
 
 def _enlarged_cut(pixels: np.ndarray, placement: Placement) -> np.ndarray:
-    """Bilinear enlargement of only the part that is seen: cost follows the canvas."""
+    """Bilinear enlargement of the visible part only, so that the cost depends on the canvas."""
     rows, columns = placement.size_hw
     scale_y, scale_x = placement.scale
     matrix = np.array(
@@ -176,7 +176,7 @@ def _enlarged_cut(pixels: np.ndarray, placement: Placement) -> np.ndarray:
 
 @contextlib.contextmanager
 def _opened(data: bytes, where: str) -> Iterator[Image.Image]:
-    """Opens an image; whatever its decoder raises becomes a DataError."""
+    """Opens an image; any error of its decoder becomes a DataError."""
     prefix = f"{where}: " if where else ""
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
@@ -205,13 +205,13 @@ def _too_large(prefix: str, size: str) -> str:
 
 
 def _orientation(image: Image.Image, data: bytes) -> int:
-    """EXIF's number; a file whose EXIF cannot be read is displayed as it is stored."""
+    """EXIF orientation; 1 if the EXIF data cannot be read."""
     # Pillow decodes a whole PNG to look for EXIF behind its pixels.
     if image.format == "PNG" and not any(mark in data for mark in _PNG_TEXT):
         return 1
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # damaged EXIF raises whatever its bytes hit first; viewers pass over it
+    except Exception:  # damaged EXIF can raise any error; viewers ignore it
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
@@ -251,7 +251,9 @@ def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _has_end(data: bytes) -> bool:
-    """Whether a JPEG's own end mark is there, not that of a picture inside or behind it."""
+    """Whether the end marker of the JPEG itself is there, not that of a thumbnail or appended
+    image.
+    """
     at = 2
     while True:
         found = _NEXT_MARKER.search(data, at)

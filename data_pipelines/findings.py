@@ -1,7 +1,6 @@
-"""Nothing vanishes in silence: what a reader does not use is counted by reason and named.
+"""Annotations that are not used are counted by reason, with the first examples.
 
-`check`, `build`, `evaluate` and the start of training say the same thing in the same words, because
-all of them print `Findings.lines`.
+`check`, `build`, `evaluate` and the start of training report them alike, by `Findings.lines`.
 """
 
 import collections
@@ -44,8 +43,8 @@ class Unused:
 
     Attributes:
         reason: one of the texts above.
-        named: says which; the first ones, where there are more.
-        count: how many.
+        named: the first of them.
+        count: number of annotations.
     """
 
     reason: str
@@ -54,7 +53,7 @@ class Unused:
 
 
 class Findings:
-    """Counts of what was read and what was not, over many images.
+    """Counts of used and unused annotations over many images.
 
     Attributes:
         unused: reason -> annotations that were not used.
@@ -81,7 +80,7 @@ class Findings:
         counts[1] += crowds
 
     def merge(self, other: Mapping) -> None:
-        """Adds what `to_dict` gave."""
+        """Adds the result of `to_dict`."""
         for reason, count in other.get("unused", {}).items():
             self.add([Unused(reason, tuple(other["unused_named"].get(reason, ())), count)])
         for text, counts in other.get("classes", {}).items():
@@ -96,7 +95,7 @@ class Findings:
         }
 
     def lines(self) -> list[str]:
-        """One sentence for each thing that a user should know; empty if all was used."""
+        """One sentence per finding; empty if everything is used."""
         said = []
         for reason, count in self.unused.most_common():
             subject = _SUBJECTS.get(reason, "annotation") + ("s" if count > 1 else "")

@@ -3,8 +3,8 @@
     python -m data_pipelines.inspect --config=configs/joint.py --n 16
     python -m data_pipelines.inspect --out /tmp/rows
 
-The pictures go to runs/inspect, or to --out. Without a config the embedded sample is drawn.
-Interactive rows show all prompts, then single prompts with their targets, blue (largest) to red
+The images go to runs/inspect, or to --out. Without a config the embedded sample is drawn.
+Interactive rows show all prompts, then single prompts with their targets from blue (largest) to red
 (smallest); generic rows show every instance with its label. Grey is padding.
 """
 
@@ -51,7 +51,7 @@ def draw_rows(
         vocabulary: for the labels.
         path: the file.
         num_prompts: single prompts shown beside each row (boxes last); 0 shows the labelled
-            instances alone, as fits generic rows.
+            instances only, for generic rows.
         datasets: name of each dataset number.
     """
     sheets = []
@@ -69,7 +69,7 @@ def draw_rows(
 
 
 def _columns(sheets: list[np.ndarray], num_prompts: int) -> list[np.ndarray]:
-    """Several rows side by side where they are single panels."""
+    """Puts rows that are single panels side by side."""
     width = 1 if num_prompts else 4
     blank = np.zeros_like(sheets[0])
     columns = [sheets[start::width] for start in range(min(width, len(sheets)))]
@@ -78,7 +78,7 @@ def _columns(sheets: list[np.ndarray], num_prompts: int) -> list[np.ndarray]:
 
 
 def _shown_prompts(row: Mapping[str, np.ndarray], count: int) -> list[int]:
-    """Clicks first, and one box among them if there is one."""
+    """Clicks first, with one box among them if there is any."""
     valid = row["prompt_valid"]
     clicks = np.flatnonzero(valid & ~row["prompt_is_box"]).tolist()
     boxes = np.flatnonzero(valid & row["prompt_is_box"]).tolist()
@@ -142,7 +142,7 @@ def _paint(
     colour: tuple[int, int, int],
     opacity: float,
 ) -> None:
-    """Mask filled and outlined, and the instance's box as a thin frame."""
+    """Draws the filled and outlined mask and a thin box."""
     if row["has_masks"]:
         mask = unpack_bits(row["mask_bits"][slot]).astype(np.uint8)
         mask = cv2.resize(mask, (PANEL_PX, PANEL_PX), interpolation=cv2.INTER_NEAREST)
@@ -188,7 +188,7 @@ def _label(row: Mapping[str, np.ndarray], vocabulary: Vocabulary, slot: int) -> 
 
 
 def _distinct_colours(count: int) -> list[tuple[int, int, int]]:
-    """Hues a golden section apart."""
+    """Hues spaced by the golden ratio."""
     return [_hue((0.1 + 0.618 * number) % 1.0) for number in range(count)]
 
 
@@ -210,7 +210,7 @@ def _write(pen: ImageDraw.ImageDraw, place: tuple[float, float], text: str) -> N
 
 
 def sample_settings() -> dict:
-    """The `data` group that is drawn without a config: the embedded sample, all datasets."""
+    """The `data` group used without a config: all datasets of the embedded sample."""
     even = dict.fromkeys(DATASETS, 1.0)
     return {
         "root": "",
@@ -314,7 +314,7 @@ def inspect(
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> None:
-    """Runs from the command line; the flags exist only then, so that anyone may import this."""
+    """Runs from the command line; flags are defined here so that importing has no side effects."""
     sys.argv = [prog or sys.argv[0], *(sys.argv[1:] if arguments is None else arguments)]
     config = config_flags.DEFINE_config_file("config", None, "recipe whose `data` group is drawn")
     num_rows = flags.DEFINE_integer("n", 16, "rows drawn of each stream", lower_bound=1)

@@ -17,7 +17,7 @@ from semsam_jax.core.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """Shares of one stream; they need not add up to one.
+    """Shares of one stream; need not add up to one.
 
     Attributes:
         datasets: share of each dataset within a granularity; 0 leaves it out.
@@ -52,10 +52,10 @@ class MixtureRow:
 
 @dataclasses.dataclass(frozen=True)
 class MixtureTable:
-    """The mixture of one stream, worked out.
+    """The resolved mixture of one stream.
 
     Attributes:
-        rows: one per dataset and asked-for view, absent views included with weight 0.
+        rows: one per dataset and requested view; absent views have weight 0.
         cycle: rows of a cycle.
     """
 
@@ -76,7 +76,7 @@ class MixtureTable:
         counts = np.array([row.in_cycle for row in self.active])
         view = np.repeat(np.arange(len(counts)), counts)
         turn = np.concatenate([np.arange(count) for count in counts])
-        # Stable sort over exact fractions: equal moments are taken in table order.
+        # Stable sort over exact fractions: ties keep the order of the table.
         moment = (2 * turn + 1) / (2 * counts[view])
         return view[np.argsort(moment, kind="stable")].astype(np.int32)
 
@@ -97,7 +97,7 @@ class MixtureTable:
 
 
 MANY_EPOCHS = 150
-"""Passes over a dataset above which a run warns: a few thousand images are then known by heart."""
+"""Passes over a dataset above which a run warns: a few thousand images are memorised by then."""
 
 
 def epochs(tables: Mapping[str, MixtureTable]) -> dict[str, float]:
@@ -126,7 +126,7 @@ def epoch_warnings(tables: Mapping[str, MixtureTable]) -> list[str]:
 def build_mixture(
     mixture: Mixture, indexes: Mapping[str, Views], *, total_rows: int = 0, where: str = "mixture"
 ) -> MixtureTable:
-    """Works out the weights of every view.
+    """Computes the weights of all views.
 
     Args:
         mixture: the shares.
@@ -212,7 +212,7 @@ def _weights(
 def _largest_remainder(
     weights: dict[tuple[str, str], float], cycle: int
 ) -> dict[tuple[str, str], int]:
-    """Whole counts that add up to the cycle, nearest to the weights."""
+    """Integer counts nearest to the weights that add up to the cycle."""
     exact = {key: weight * cycle for key, weight in weights.items()}
     counts = {key: int(np.floor(value + 1e-9)) for key, value in exact.items()}
     rest = cycle - sum(counts.values())

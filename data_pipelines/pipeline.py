@@ -1,8 +1,8 @@
-"""The input of a training run: an endless, exactly repeatable stream of batches.
+"""Input of a training run: an endless, exactly reproducible stream of batches.
 
 Each stream is one indexable expression (grain `MapDataset`) until the very end: source,
-shuffle, repeat, mix, random map, the rows of this process. Threads and worker processes only
-decide who computes a row, never which row or how, and the position is the step number.
+shuffle, repeat, mix, random map, the rows of this process. Threads and worker processes decide only
+where a row is computed, not which or how, and the position is the step number.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ __all__ = [
 
 STREAMS = ("interactive", "generic")
 _STATE_FORMAT = 1
-_ENDLESS = 2**62  # length of an endless stream; grain wants a number
+_ENDLESS = 2**62  # length of an endless stream; grain needs a number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class StreamConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PipelineConfig:
-    """Everything that decides what a batch holds, and how it is computed.
+    """Settings of the contents of batches, and of how they are computed.
 
     Attributes:
         shape: sizes of a row; `vocab_size` must be that of the vocabulary.
@@ -65,12 +65,12 @@ class PipelineConfig:
         prompts: how prompts are drawn.
         augments: placement policy per dataset; others get large-scale jitter.
         default_augment: placement policy of the other datasets.
-        num_threads: reading threads per stream and process; 0 computes in the caller.
+        num_threads: reading threads per stream and process; 0 computes in the calling thread.
         num_workers: worker processes per stream; 0 for none.
-        prefetch: batches made ahead.
+        prefetch: batches prepared in advance.
         total_steps: planned steps, for the expected epochs in the mixture tables.
         verified_classes: see `transforms.row.RowMaker`.
-        subsets: share of a dataset's images that is used, per name; 1 where it is not named.
+        subsets: fraction of a dataset's images that is used, by name; 1 by default.
     """
 
     shape: BatchShape
@@ -102,23 +102,22 @@ def make_iterator(
     """Builds the endless iterator over this process' share of the global batches.
 
     Args:
-        config: what a batch holds.
+        config: contents of batches.
         sources: reader of each dataset by name.
         vocabulary: the union vocabulary.
-        process_index: this host among all; it gets a contiguous block of rows, so that the
-            hosts' blocks in order are the global batch.
+        process_index: of this host, which gets a contiguous block of rows; the blocks in order are
+            the global batch.
         process_count: number of hosts.
         seed: of order, placements and prompts.
-        indexes: index of each dataset; built here where it is not given.
-        index_folder: where indexes that are built here are kept (a folder for each dataset
-            and state of its files), so that the next start does not scan again; None scans
-            every time. Records bring their own index.
-        class_mask: bool [v], False for names that have no text embedding: they are taken out
-            of `vocab_valid` and `vocab_owned` everywhere.
+        indexes: index of each dataset; built here if not given.
+        index_folder: where new indexes are kept (one folder per dataset and state of its files) for
+            later runs; None scans every time. Records have their own index.
+        class_mask: bool [v], False for names without a text embedding, which are removed from
+            `vocab_valid` and `vocab_owned`.
 
     Raises:
-        ConfigError: shares, sizes or masks that do not fit together.
-        DataError: a dataset is too broken to be used.
+        ConfigError: inconsistent shares, sizes or masks.
+        DataError: a dataset has too many broken records.
     """
     used = {
         name
@@ -169,14 +168,14 @@ def make_iterator(
 
 
 class InputIterator:
-    """Yields {"interactive": {key: array [rows, ...]}, "generic": {...}}, without end.
+    """Yields {"interactive": {key: array [rows, ...]}, "generic": {...}} endlessly.
 
     A stream with `batch_size` 0 is absent. Keys, types and shapes are those of
     `BatchShape.spec` behind a leading axis of this process' rows.
 
     Attributes:
         tables: the mixture of each stream, to be logged and stored.
-        notes: what is not used of the datasets, a sentence each.
+        notes: what is not used of the datasets, one sentence each.
     """
 
     def __init__(
@@ -189,7 +188,7 @@ class InputIterator:
         process_count: int,
         seed: int,
     ):
-        # Rows are made in parallel by threads and processes; OpenCV's own would only compete.
+        # Rows are made in parallel by threads and processes; OpenCV's own threads would compete.
         cv2.setNumThreads(1)
         self.tables = dict(tables)
         self.notes: list[str] = []
@@ -207,7 +206,7 @@ class InputIterator:
         """Returns this process' rows of the next global batch.
 
         Raises:
-            DataError: an example is broken in a way that the index did not see.
+            DataError: an example is broken in a way that the index did not detect.
         """
         self.start_prefetch()
         batch = {name: next(rows) for name, rows in self._running.items()}
@@ -215,7 +214,7 @@ class InputIterator:
         return batch
 
     def start_prefetch(self) -> None:
-        """Starts making batches in the background; `next` does it too."""
+        """Starts preparing batches in the background; `next` does so too."""
         if self._running is not None:
             return
         self._running = {name: self._start(name) for name in self._streams}
@@ -223,7 +222,7 @@ class InputIterator:
             rows.start_prefetch()
 
     def example_names(self, step: int) -> dict[str, list[str]]:
-        """Names what the rows of this process held in batch number `step`, for messages.
+        """Names the examples in batch number `step` of this process, for messages.
 
         Returns:
             Per stream "dataset/example_id" of each row, in order.
@@ -252,7 +251,7 @@ class InputIterator:
         return json.dumps(state).encode()
 
     def set_state(self, state: bytes) -> None:
-        """Goes to a stored position; threads, workers and hosts may differ from then.
+        """Restores a position; the numbers of threads, workers and hosts may differ.
 
         Raises:
             CheckpointError: the state belongs to other data, another seed or another batch;
@@ -304,7 +303,7 @@ class InputIterator:
 
 
 def dataset_numbers(names: tuple[str, ...]) -> dict[str, int]:
-    """Number of each dataset in a batch: `DATASETS` first, own sets after, by name."""
+    """Number of each dataset in a batch: `DATASETS` first, then custom ones by name."""
     own = sorted(name for name in names if name not in DATASETS)
     return {name: number for number, name in enumerate((*DATASETS, *own))}
 
@@ -323,7 +322,7 @@ class _ViewSource:
 
 
 class _Schedule(grain.transforms.DatasetSelectionMap):
-    """Row number to (view, how many rows of that view came before)."""
+    """Row number to (view, number of earlier rows of that view)."""
 
     def __init__(self, schedule: np.ndarray):
         self._view = schedule
@@ -375,7 +374,7 @@ def _examples(
 
 
 def _derived_seed(seed: int, *names: str) -> int:
-    """A 32-bit seed; nearby run seeds and names give unrelated ones (shuffle adds epochs)."""
+    """A 32-bit seed; similar seeds and names give unrelated ones (shuffle adds epochs)."""
     words = [seed & 0xFFFFFFFF, seed >> 32, zlib.crc32("/".join(names).encode())]
     return int(np.random.SeedSequence(words).generate_state(1)[0])
 

@@ -1,4 +1,4 @@
-"""A recipe's `data` group as settings of the pipeline: one meaning for training and pictures."""
+"""Turns a recipe's `data` group into settings of the pipeline, for training and `inspect` alike."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from data_pipelines.transforms.prompts import PromptPolicy
 def pipeline_config(
     data: Mapping[str, Any], vocab_size: int, *, total_steps: int = 0
 ) -> PipelineConfig:
-    """Makes the pipeline's settings.
+    """Makes the settings of the pipeline.
 
     Args:
         data: the group's keys and values; `semsam_jax.config.DataChoice` documents them.
@@ -46,7 +46,7 @@ def pipeline_config(
         augments={"sa1b": _jitter(data["sa1b_jitter"], flip), "ade20k": ade20k},
         default_augment=_jitter(data["scale_jitter"], flip),
         num_workers=data["num_workers"],
-        # Threads are a process' own: many workers with many each would hold many rows.
+        # Threads are per worker process: many workers with many threads would hold many rows.
         num_threads=2 if data["num_workers"] else 8,
         total_steps=total_steps,
         verified_classes=data["verified_classes"],

@@ -1,14 +1,13 @@
-"""The contracts of the input: what a reader yields and what a training step receives.
+"""Data contracts of the input: what a reader yields and what a training step receives.
 
 `RawExample` is one annotated image as a reader of `sources/` yields it. `BatchShape.spec` is
 the padded, fixed-shape row that the transforms make of it; `semsam_jax.core.structs.Batch`
 mirrors its keys. Nothing here imports jax.
 
-Crowd regions (`iscrowd` of COCO-format data: "people, too many to outline") are no instances,
-because nobody can say how many they are. Readers put them into `RawExample.ignored`: training
-never looks there, records keep them, and `evaluation_rows` hands them on (`ignore_bits`,
-`ignore_boxes`, `ignore_object_id`, `ignore_part_id`), so that predictions inside them are not
-counted as wrong.
+Crowd regions (`iscrowd` of COCO-format data: "people, too many to outline") are not instances,
+because their number is unknown. Readers put them into `RawExample.ignored`: training does not use
+them, records keep them, and `evaluation_rows` passes them on (`ignore_bits`, `ignore_boxes`,
+`ignore_object_id`, `ignore_part_id`), so that predictions inside them are not counted as wrong.
 """
 
 import dataclasses
@@ -18,7 +17,7 @@ import numpy as np
 from data_pipelines.findings import Unused
 
 DATASETS = ("sa1b", "coco", "ade20k", "objects365", "pascal_part", "paco", "part_imagenet")
-"""Order of the dataset index in a batch; a dataset's own data (`coco_folder`) comes after."""
+"""Order of the dataset index in a batch; custom datasets follow."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +44,7 @@ class RawInstance:
 
     @property
     def kind(self) -> str:
-        """`part`, `object`, or `agnostic`: a mask without class that is part of nothing known."""
+        """`part`, `object`, or `agnostic`: a mask without a class or a known whole."""
         if self.part_id >= 0 or self.parent >= 0:
             return "part"
         return "object" if self.object_id >= 0 else "agnostic"
@@ -56,18 +55,18 @@ class RawExample:
     """One image with its instances.
 
     Attributes:
-        dataset: name out of `DATASETS`, or the name of the user's own set.
+        dataset: one of `DATASETS`, or the name of a custom dataset.
         example_id: unique within the dataset, for messages and reports.
         image: encoded bytes (JPEG or PNG), exactly as stored.
         height, width: size in pixels of the frame that the annotations are in.
         instances: the annotations, in the dataset's order.
-        ignored: crowd regions, in the dataset's order; never trained on, never counted.
+        ignored: crowd regions, in the dataset's order; not used in training or counts.
         is_displayed: the frame is that of the displayed image (its EXIF orientation is applied
             when it is decoded), not that of the stored pixels.
         unused: annotations that became neither; not part of records.
         annotated: classes of which every instance in this image is annotated, none included, as
             pairs (object_id, part_id), part_id -1 for whole objects. None: all of the dataset's.
-        partial: classes of which some instances are annotated and others may be missing.
+        partial: classes of which instances may be missing.
         is_exclusive: an instance has one class of the dataset and therefore none of the others,
             whether those are annotated in this image or not.
     """
@@ -94,7 +93,7 @@ of the others too). At predictions without an instance it counts with none of th
 
 @dataclasses.dataclass(frozen=True)
 class BatchShape:
-    """Static sizes of a row: canvas, paddings and the stride at which masks are kept."""
+    """Static sizes of a row: canvas, padding and the stride of stored masks."""
 
     image_size: int = 1024
     max_instances: int = 100

@@ -1,4 +1,4 @@
-"""How many training images the datasets have, so that a mixture can be checked without them."""
+"""Numbers of training images of the datasets, to check a mixture without the data."""
 
 import numpy as np
 
@@ -22,11 +22,11 @@ LABELLED = HAS_OBJECTS
 
 
 class PublishedSizes:
-    """In the place of an index: as many examples as the published dataset has.
+    """Stands in for an index: has as many examples as the published dataset.
 
     Args:
         dataset: key of `TRAIN_IMAGES`.
-        share: of its images that are used.
+        share: fraction of its images that are used.
     """
 
     def __init__(self, dataset: str, share: float = 1.0):

@@ -1,10 +1,10 @@
 """The union vocabulary: one index for every class name of every dataset.
 
-Object names come first, part names after them. A class of each dataset stays an entry of its own
-(what one dataset calls a person says nothing about another's unlabelled people), while the text
-is cleaned so that equal names read equal and share one embedding.
+Object names come first, part names after them. Classes of different datasets are separate entries
+(one dataset's class says nothing about unlabelled instances in another), while texts are cleaned so
+that equal names share one embedding.
 
-Sources of the class lists: the files in `vocabularies/`, each naming its own.
+Sources of the class lists are named in the files in `vocabularies/`.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ class VocabularyEntry:
         dataset: the dataset that annotates this class.
         name: the dataset's own spelling.
         text: cleaned words for display and for the text encoder.
-        native_id: the dataset's category id (position in the list for a user's own set).
+        native_id: the dataset's category id (position in the list for custom datasets).
         is_thing: whether the class is countable; parts are always countable.
     """
 
@@ -150,7 +150,7 @@ class Vocabulary:
 
     @classmethod
     def from_json(cls, text: str) -> "Vocabulary":
-        """Reads what `to_json` wrote.
+        """Reads the output of `to_json`.
 
         Raises:
             DataError: the text is not such a vocabulary.
@@ -167,7 +167,9 @@ class Vocabulary:
 
 
 class _Lookup:
-    """Names of one kind -> index, per dataset; exact spelling wins over the cleaned one."""
+    """Names of one kind -> index, per dataset; the exact spelling takes precedence over the cleaned
+    one.
+    """
 
     def __init__(self, kind: str, entries: Sequence[VocabularyEntry], offset: int):
         self._kind = kind
@@ -218,8 +220,8 @@ def _fold(name: str) -> str:
 def clean_name(name: str) -> str:
     """Turns a dataset's class name into plain lower-case words.
 
-    Brackets, underscores and COCO's `-merged`, `-other`, `-stuff` endings go; of a list of
-    synonyms the first stays (docs/reference.md, section 6).
+    Removes brackets, underscores and COCO's suffixes `-merged`, `-other` and `-stuff`; of a list of
+    synonyms the first is kept (docs/reference.md, section 6).
     """
     stem = name
     for ending in ("-merged", "-other", "-stuff"):
@@ -247,9 +249,9 @@ def build_vocabulary(
     """Builds the union vocabulary of some datasets.
 
     Args:
-        datasets: names out of `DATASETS`; entries follow the order of `DATASETS` whatever the
-            order here, so that the same choice always gives the same indices.
-        extra: the user's own sets, name -> (object names, part names), appended in order.
+        datasets: some of `DATASETS`; entries follow the order of `DATASETS`, so that the same
+            choice always gives the same indices.
+        extra: custom datasets, name -> (object names, part names), appended in order.
         pascal_parts: the part list of PASCAL Part, `merged` (30 words) or `full` (91 names).
 
     Raises:

@@ -1,9 +1,8 @@
-"""One shard of a build: written whole or not at all, hashed, and never written twice.
+"""One shard of a build: written atomically, hashed, and never written twice.
 
-A build is a folder. `build.json` says what is built, one ArrayRecord file holds each span of
-the source's examples, and a receipt beside it says what went in and what it must look like.
-Whoever runs the build again, wherever and however it was interrupted, skips every shard whose
-receipt still fits its file.
+A build is a folder: `build.json` describes it, each span of the source's examples is one
+ArrayRecord file, and a receipt beside it lists its contents, size and hash. After an interruption,
+shards whose receipt fits their file are skipped.
 """
 
 import dataclasses
@@ -32,7 +31,7 @@ _OPTIONS = "group_size:1"  # one record a chunk, so that each can be read alone
 
 @dataclasses.dataclass(frozen=True)
 class ShardPlan:
-    """What is built, small enough to travel to any worker.
+    """Description of a build, small enough to be sent to workers.
 
     Attributes:
         dataset: its name.
@@ -63,7 +62,7 @@ class ShardPlan:
         return epath.Path(self.folder) / f"{self.dataset}-{self.split}.array_record-{number}"
 
     def receipt(self, shard: int) -> epath.Path:
-        """The JSON that says what the shard holds."""
+        """The JSON file that describes the shard."""
         return epath.Path(self.folder) / "receipts" / f"{shard:05d}.json"
 
     def open(self) -> Source:
@@ -77,12 +76,12 @@ def _opened(dataset: str, root: str, split: str, options: str) -> Source:
 
 
 def forget_sources() -> None:
-    """Opens sources anew from now on: their files may have changed since the last build."""
+    """Forgets open sources, whose files may have changed since the last build."""
     _opened.cache_clear()
 
 
 def read_receipt(plan: ShardPlan, shard: int) -> dict | None:
-    """Returns the receipt of a shard that is there in full length, else None."""
+    """Returns the receipt of a complete shard, else None."""
     file = plan.receipt(shard)
     if not file.exists():
         return None
@@ -94,8 +93,8 @@ def read_receipt(plan: ShardPlan, shard: int) -> dict | None:
 
 
 def is_current(plan: ShardPlan, receipt: dict) -> bool:
-    """Whether a shard holds what its source's files hold now, by their sizes and ages."""
-    made_of = receipt.get("source")  # receipts of earlier releases do not say
+    """Whether a shard is up to date with its source's files, by their sizes and ages."""
+    made_of = receipt.get("source")  # missing in receipts of earlier releases
     return made_of in (None, plan.open().content_hash(plan.span(receipt["shard"])))
 
 
@@ -124,7 +123,7 @@ def write_shard(
         plan: the build.
         shard: which of its shards.
         num_threads: readers at a time.
-        progress: told after every record how many more were seen.
+        progress: called after every record with the number of new ones.
 
     Returns:
         The receipt.
@@ -167,7 +166,7 @@ def write_shard(
 def _records(
     source: Source, span: range, num_threads: int
 ) -> Iterator[tuple[int, Entry, bytes | None]]:
-    """Yields position, what was seen, and the record of what can be used, in order."""
+    """Yields position, findings, and the record of usable examples, in order."""
     encode = RecordEncoder(source.dataset, source.vocabulary)
 
     def make(position: int) -> tuple[int, Entry, bytes | None]:

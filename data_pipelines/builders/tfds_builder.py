@@ -1,8 +1,8 @@
 """TFDS builder of the records: any dataset, one split, any number of machines.
 
-Unlike TFDS' own builders it does not start over after an interruption: shards go straight to
-their final place and each is finished on its own (`shards`), and TFDS' description of the data
-set is written when all are there. What comes out is an ordinary TFDS data set:
+Unlike TFDS' own builders it can be resumed: shards are written to their final place and each is
+completed on its own (`shards`), and TFDS' description of the dataset is written at the end. The
+result is an ordinary TFDS dataset:
 
     tfds.builder_from_directory("OUT/coco/train/1.0.0").as_data_source("train")
 """
@@ -50,7 +50,7 @@ class RecordsBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
         split: which part of it; it is the name of the TFDS config, too.
         data_dir: folder or bucket (`gs://...`); the records go to `dataset/split/VERSION` in it.
         options: of the reader.
-        shard_records: images of a shard; each is written as it is read.
+        shard_records: images per shard; each is written as it is read.
         max_broken_share: broken records allowed, as a share of all; one always is.
         num_threads: reading threads where no Beam runner is given.
 
@@ -109,19 +109,19 @@ class RecordsBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
         verify: bool = False,
         retry_broken: bool = False,
     ) -> IndexReport:
-        """Builds what is missing and describes the whole.
+        """Builds missing shards and writes the description.
 
         Args:
             download_config: names a Beam runner and its options; None works in this process.
-            verify: read the shards that are there and build anew those whose hash is wrong.
-            retry_broken: build shards again that had broken records, after a repair.
+            verify: read existing shards and rebuild those with a wrong hash.
+            retry_broken: rebuild shards with broken records, after a repair.
 
         Returns:
-            What was found; it is kept as `index/report.json`.
+            The findings, which are also written to `index/report.json`.
 
         Raises:
-            DataError: another build lies there, too many records are broken, or nothing is
-                usable. Shards that are finished stay.
+            DataError: the folder holds another build, too many records are broken, or nothing is
+                usable. Finished shards are kept.
         """
         shards.forget_sources()
         self._claim_folder()
@@ -143,7 +143,7 @@ class RecordsBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
         raise AssertionError("download_and_prepare does it all")
 
     def _claim_folder(self) -> None:
-        """Writes down what is built here, or finds that it is the same as before."""
+        """Writes the description of the build, or compares it with the existing one."""
         folder = epath.Path(self.plan.folder)
         own = {
             "format": records.FORMAT,
@@ -199,7 +199,7 @@ class RecordsBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
 
     @contextmanager
     def _watched(self, missing: Sequence[int], bar: tqdm) -> Iterator[None]:
-        """Moves the bar as receipts appear, wherever the workers are."""
+        """Advances the progress bar as receipts appear, whichever worker writes them."""
         waiting, is_over = set(missing), threading.Event()
 
         def look() -> None:

@@ -1,8 +1,8 @@
-"""Builds the index of a dataset: usable examples are counted, dropped records are named.
+"""Builds the index of a dataset: lists usable examples and names dropped records.
 
-Training never filters (the data position stays a pure function of the step), so everything
-that could fail later is looked at here once. An index is a few small arrays; in a folder
-they are memory-mapped and shared by all processes of a machine.
+Training never filters, so that the data position is a pure function of the step; everything that
+could fail is checked here once. An index is a few small arrays; in a folder they are memory-mapped
+and shared by all processes of a machine.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ _FORMAT = 1
 
 @typing.runtime_checkable
 class Views(typing.Protocol):
-    """What a mixture needs of an index: which examples each view has."""
+    """The part of an index that a mixture needs: the examples of each view."""
 
     def view(self, name: str) -> Sequence[int] | np.ndarray:
         """Record numbers of the examples that belong to a view."""
@@ -91,7 +91,7 @@ class Index:
         return self._arrays[f"view_{name}"]
 
     def __getstate__(self) -> dict:
-        """Worker processes map the files again instead of receiving copies."""
+        """Worker processes map the files instead of receiving copies."""
         state = self.__dict__.copy()
         if self.folder is not None:
             state["_arrays"] = None
@@ -111,7 +111,7 @@ def open_index(
     max_broken_share: float = 0.01,
     num_threads: int = 0,
 ) -> Index:
-    """Maps the index that came with the data or an earlier scan left in `cache`, or scans.
+    """Maps the index of the data or of an earlier scan in `cache`, or scans the source.
 
     Args:
         source: the reader.
@@ -140,11 +140,11 @@ def build_index(
     max_broken_share: float = 0.01,
     num_threads: int = 0,
 ) -> Index:
-    """Scans a source, or maps the index that an earlier scan left in `folder`.
+    """Scans a source, or maps the index of an earlier scan in `folder`.
 
-    Dropped and counted: broken records (unreadable, image cut short or of another size than
-    the annotations, invalid RLE, masks mixed with bare boxes), records without instances or
-    with crowd regions only, and records whose instances are all empty.
+    Dropped and counted: broken records (unreadable, image truncated or of another size than the
+    annotations, invalid RLE, masks mixed with boxes), records without instances or with crowd
+    regions only, and records whose instances are all empty.
 
     Args:
         source: the reader.
@@ -176,7 +176,7 @@ def build_index(
 
 
 def _is_kept(folder: pathlib.Path) -> bool:
-    """Whether a whole index lies there; one that somebody damaged is made again."""
+    """Whether the folder holds a complete, undamaged index."""
     try:
         report = json.loads((folder / "report.json").read_text())
         _map_arrays(folder)
@@ -188,7 +188,7 @@ def _is_kept(folder: pathlib.Path) -> bool:
 def save_index(
     folder: str | os.PathLike, arrays: Mapping[str, np.ndarray], report: IndexReport
 ) -> None:
-    """Writes an index; the report comes last, so a folder that has it is complete."""
+    """Writes an index; the report is written last and marks it as complete."""
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name in _ARRAYS:
@@ -199,7 +199,7 @@ def save_index(
 def load_index(
     folder: str | os.PathLike, source: ExampleSource, cache: str | os.PathLike | None = None
 ) -> Index:
-    """Maps a kept index; one in a bucket is copied to `cache` first.
+    """Maps a stored index; one in a bucket is copied to `cache` first.
 
     Raises:
         DataError: it is the index of another source.

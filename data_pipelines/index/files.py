@@ -11,14 +11,14 @@ from etils import epath
 
 
 def write_whole(path: str | os.PathLike, save: Callable[[BinaryIO], object]) -> None:
-    """Writes a file beside its place and moves it there: several hosts may write the same one."""
+    """Writes a temporary file and renames it, since several hosts may write the same one."""
     path = epath.Path(path)
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         with part.open("wb") as file:
             save(file)
         part.replace(path)
-    except BaseException:  # a full disk, or somebody who stops the program
+    except BaseException:  # a full disk, or an interrupt
         part.unlink(missing_ok=True)
         raise
 
@@ -30,7 +30,7 @@ def write_json(path: str | os.PathLike, content: dict) -> None:
 
 
 def say_not_kept(folder: str | os.PathLike, error: OSError) -> None:
-    """Says that nothing is kept between runs: the work goes on, and is done again next time."""
+    """Warns that the cache cannot be written: the scan is repeated next time."""
     logging.warning(
         "cache %s cannot be written (%s): what was scanned is not kept, and the next start scans "
         "again; SEMSAM_JAX_CACHE names another folder",

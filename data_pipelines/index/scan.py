@@ -1,4 +1,4 @@
-"""Examines each record for the index, and keeps millions of findings in a few arrays."""
+"""Examines each record for the index, and stores millions of findings in a few arrays."""
 
 import array
 import collections
@@ -26,10 +26,10 @@ class ExampleSource(typing.Protocol):
     """A reader: random access to the annotated images of one dataset.
 
     Attributes:
-        fingerprint: short text that changes when other records would be read.
+        fingerprint: short text that changes with the records.
         index_folder: an index that came with the data, or None.
         vocabulary: what the class indices mean.
-        unused: what the annotation files hold and no record does.
+        unused: annotations of the files that belong to no record.
     """
 
     fingerprint: str
@@ -48,10 +48,10 @@ class ExampleSource(typing.Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class IndexReport:
-    """What a scan found.
+    """Result of a scan.
 
     Attributes:
-        dataset: name, as the records say.
+        dataset: name, as in the records.
         records: records scanned.
         examples: records kept.
         instances: instances in the kept records that have at least one pixel.
@@ -73,7 +73,7 @@ class IndexReport:
     classes: dict[str, list[int]] = dataclasses.field(default_factory=dict)
 
     def lines(self) -> list[str]:
-        """What a user should know before training, a sentence each; empty if all was used."""
+        """Findings to report before training, one sentence each; empty if everything is used."""
         said = [
             f"{count} of {self.records} records not used, {reason}: "
             f"{'; '.join(self.named[reason][:3])}{'; ...' if count > 3 else ''}"
@@ -89,7 +89,7 @@ class IndexReport:
 
 
 class ScanTally:
-    """Collects what was seen of each record: a few bytes for one, however many there are."""
+    """Collects the findings of each record, a few bytes per record."""
 
     def __init__(self):
         self._columns = {"position": array.array("q"), "num_instances": array.array("i")}
@@ -125,7 +125,9 @@ class ScanTally:
         return with_views(arrays)
 
     def found(self, vocabulary: Vocabulary, unused: Sequence[Unused] = ()) -> dict:
-        """What was not used, and the classes by name; `unused` is what no record holds."""
+        """Unused annotations, and the classes by name; `unused` are those that belong to no
+        record.
+        """
         findings = Findings()
         findings.add(unused)
         findings.merge(self.findings.to_dict())
@@ -173,7 +175,7 @@ def merge_findings(
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """What was seen of one record: usable, or the reason why not.
+    """Findings of one record: usable, or the reason why not.
 
     Attributes:
         dataset: name, "" where the record could not be read.
@@ -209,13 +211,13 @@ _EMPTY = ("no instances", "only crowd regions", "only empty instances")
 def entries(
     source: ExampleSource, num_threads: int = 0, positions: Sequence[int] | None = None
 ) -> Iterator[Entry]:
-    """Yields what `look_at` says of every record, in order, read by so many threads."""
+    """Yields the result of `look_at` for every record, in order, read by `num_threads` threads."""
     positions = range(len(source)) if positions is None else positions
     if not num_threads:
         for position in positions:
             yield read_entry(source, position)[0]
         return
-    # Small blocks keep memory flat: Executor.map would submit millions of jobs at once.
+    # Small blocks bound the memory: Executor.map would submit millions of jobs at once.
     with futures.ThreadPoolExecutor(num_threads) as pool:
         block = 64 * num_threads
         for start in range(0, len(positions), block):
@@ -224,7 +226,7 @@ def entries(
 
 
 def read_entry(source: ExampleSource, position: int) -> tuple[Entry, RawExample | None]:
-    """Reads one record: what was seen of it, and the example if it can be read."""
+    """Reads one record; returns its findings, and the example if it can be read."""
     try:
         example = source[position]
     except (DataError, OSError) as error:
@@ -233,7 +235,7 @@ def read_entry(source: ExampleSource, position: int) -> tuple[Entry, RawExample 
 
 
 def look_at(example: RawExample) -> Entry:
-    """Looks for everything that could fail when a row is made of the example."""
+    """Checks everything that could fail when a row is made from the example."""
     where = f"{example.dataset}/{example.example_id}"
     labels = [(item.object_id, item.part_id, False) for item in example.instances]
     labels += [(item.object_id, item.part_id, True) for item in example.ignored]

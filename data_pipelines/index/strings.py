@@ -1,8 +1,8 @@
 """Stores millions of short strings as two arrays instead of Python objects.
 
-A tuple of eleven million names costs a gigabyte in every process that holds it; the same names
-end to end in one byte array cost their letters and one number each, and a table that lies in
-files is mapped, shared by all processes of a machine, and pickles as its path.
+A tuple of eleven million names takes a gigabyte in every process; the same names concatenated in
+one byte array take their letters and one number each, and a table in files is memory-mapped, shared
+by all processes of a machine, and pickled as its path.
 """
 
 import array
@@ -14,7 +14,7 @@ import numpy as np
 
 
 class StringTable(Sequence[str]):
-    """An immutable sequence of texts.
+    """An immutable sequence of strings.
 
     Args:
         text: uint8 [letters], all texts end to end in UTF-8.
@@ -29,7 +29,7 @@ class StringTable(Sequence[str]):
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> "StringTable":
-        """Collects texts; none of them is kept as an object."""
+        """Collects strings without keeping them as objects."""
         collector = StringCollector()
         for text in texts:
             collector.add(text)
@@ -73,7 +73,7 @@ class StringTable(Sequence[str]):
         return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
 
     def __getstate__(self) -> dict:
-        """Mapped tables travel as their path."""
+        """Mapped tables are pickled as their path."""
         return {"files": self._files} if self._files else {"arrays": (self._text, self._ends)}
 
     def __setstate__(self, state: dict) -> None:
@@ -83,7 +83,7 @@ class StringTable(Sequence[str]):
 
 
 class StringCollector:
-    """A growing table: letters and ends, no text is kept as an object."""
+    """A growing table of letters and ends; strings are not kept as objects."""
 
     def __init__(self):
         self._letters, self._ends = bytearray(), array.array("q")

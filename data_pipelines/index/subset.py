@@ -1,4 +1,4 @@
-"""A fixed share of a dataset's examples, for recipes that train on part of SA-1B."""
+"""A fixed fraction of a dataset's examples, for recipes that train on a part of SA-1B."""
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -7,10 +7,10 @@ from data_pipelines.index.build import Index
 
 
 class IndexShare:
-    """An index of which only a share of the records is seen.
+    """An index restricted to a fraction of the records.
 
-    The choice depends on the record number alone: it is the same in every run and for every
-    number of processes, and a smaller share lies within a larger one.
+    The choice depends on the record number alone: it is the same in every run and for every number
+    of processes, and a smaller fraction is a subset of a larger one.
 
     Args:
         index: of all records.
@@ -35,7 +35,7 @@ class IndexShare:
 def is_chosen(position: Int64[np.ndarray, " m"], share: float) -> Bool[np.ndarray, " m"]:
     """Which record numbers are in a subset: those whose mixed bits fall below the share.
 
-    ExampleSource: the finaliser of splitmix64 (Steele et al. 2014).
+    Source: the finaliser of splitmix64 (Steele et al. 2014).
     """
     bits = np.asarray(position).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):

@@ -1,8 +1,8 @@
 """The embedded sample: real images in all seven native layouts, about 7 MB, inside the package.
 
-It lets training, evaluation and the demo run before any dataset is downloaded. What in it is
-human label, machine-made label or stand-in is told in the `README.md` beside this file; the
-licence of every image in `data/ATTRIBUTION.csv`.
+It lets training, evaluation and the demo run without a download. The `README.md` beside this file
+says which labels are human, machine-made or stand-ins; `data/ATTRIBUTION.csv` has the licence of
+every image.
 """
 
 import csv

@@ -36,7 +36,7 @@ _FOLDERS = {"train": "training", "val": "validation"}
 
 
 class ADE20k(Source):
-    """Reader of ADE20k; finds out the layout by itself.
+    """Reader of ADE20k; detects the layout.
 
     Args:
         root: folder of one of the layouts above (for the full one: any folder above `training`).
@@ -265,13 +265,13 @@ class _Full(_Layout):
             for number in names:
                 mask = below == number
                 under = above[mask]
-                # The listing does not say whose part it is: of what lies under most of it.
+                # The listing does not name a part's whole: it is the object that covers most of it.
                 parent = parents.get(int(np.bincount(under).argmax()), -1) if len(under) else -1
                 if parent >= 0:
                     added[number] = _add(builder, mask, _PART, parent)
 
     def _leave_out(self, builder: ExampleBuilder, name: str, level: object = 0) -> None:
-        """Counts an object that is none of the 150 classes; parts are asked for or not."""
+        """Counts an object outside the 150 classes, or a part that is not asked for."""
         if self._has_parts or not int(level):
             builder.leave_out(findings.OTHER_CLASS, short(name))
 

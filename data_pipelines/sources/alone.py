@@ -1,4 +1,4 @@
-"""The name that `single_dataset` had in release 0.1; it goes with the next release."""
+"""Old name of `single_dataset` (release 0.1); will be removed in the next release."""
 
 from data_pipelines.sources.single_dataset import open_single_dataset as open_alone
 

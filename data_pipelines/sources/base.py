@@ -1,14 +1,13 @@
 """Base class of the readers.
 
-A reader turns a dataset's native folder into `RawExample`s. It checks the layout when built,
-lists its examples in a fixed order, and reads only the image and the annotation that are asked
-for. Images pass through as stored bytes: grey and CMYK images are the decoder's business. Masks
-stay compressed RLE.
+A reader turns a dataset's native folder into `RawExample`s. It checks the layout when created,
+lists its examples in a fixed order, and reads only the image and the annotation that are requested.
+Images are passed on as stored bytes; masks stay compressed RLE.
 
-One rule for images that EXIF turns: annotations are in the frame whose size the file states, that
-of the stored pixels or that of the displayed image. Where both have this size (a square image, one
-upside down) or no size is stated, the seven datasets mean the stored pixels, as they were
-published, and people's own data means the displayed image, which is what label tools show.
+If EXIF rotates an image, annotations are in the frame whose size the file states: that of the
+stored pixels or of the displayed image. If both have this size (a square or upside-down image) or
+no size is stated, the frame is that of the stored pixels for the seven datasets, as published, and
+of the displayed image for custom data, which is what label tools show.
 """
 
 import abc
@@ -34,21 +33,20 @@ class Source(abc.ABC):
     """A dataset in its native layout.
 
     Attributes:
-        dataset: name out of `schema.DATASETS`, or that of the user's own set.
+        dataset: one of `schema.DATASETS`, or the name of a custom dataset.
         root: the folder.
         split: `train`, `val`, or what the dataset calls its splits.
         vocabulary: the union vocabulary that gives the class indices.
-        has_masks: False where the dataset has boxes only.
+        has_masks: False if the dataset has boxes only.
         is_federated: whether each image was annotated for some classes only and is scored by
             these alone, as LVIS is.
         example_ids: unique names in reading order.
         options: the reader's own options; they change what is read.
-        annotation_files: files and folders that list the examples; `fingerprint` looks at
-            their size and age, and at those of every example's own files.
-        index_folder: index that came with the data (records have one), or None.
-        is_displayed: the frame of annotations where the stored and the displayed image have one
-            size and EXIF turns them.
-        unused: what the annotation files hold and no example does.
+        annotation_files: files and folders that list the examples; `fingerprint` covers their size
+            and age, and those of every example's own files.
+        index_folder: index that comes with the data (records have one), or None.
+        is_displayed: the frame of annotations if EXIF rotates the image without changing its size.
+        unused: annotations of the files that belong to no example.
     """
 
     has_masks: bool = True
@@ -96,20 +94,22 @@ class Source(abc.ABC):
             return self._read(position)
         except DataError:
             raise
-        # Damage reaches every library that reads a file, and each has errors of its own
-        # (RecursionError, OverflowError, struct.error, zlib.error ...). This is the one place
-        # where a record that cannot be read becomes one that is counted.
+        # Damaged files reach many libraries, each of which has its own errors (RecursionError,
+        # OverflowError, struct.error, zlib.error ...). This is the one place where a record that
+        # cannot be read becomes one that is counted.
         except Exception as error:
             raise self._broken(position, f"{type(error).__name__}: {error}") from error
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen letters that change with the options and with size or age of any file read."""
+        """Sixteen letters that change with the options and with the size or age of any file."""
         content = f"{self.root.resolve()} {self.content_hash(range(len(self)))}"
         return hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
     def content_hash(self, positions: Sequence[int]) -> str:
-        """The same for some examples: sixteen letters over options, annotations and their files."""
+        """The same for some examples: sixteen letters over options, annotation files and their own
+        files.
+        """
         what = {
             "data": [self.dataset, self.split, len(self)],
             "options": self.options,
@@ -138,7 +138,7 @@ class Source(abc.ABC):
                 yield list(pool.map(look, positions[start : start + 4096], chunksize=64))
 
     def _files(self, position: int) -> Sequence[pathlib.Path]:
-        """The files of one example alone: its image, and its annotations if they are apart."""
+        """The files of one example: its image, and its annotation file if it has its own."""
         return ()
 
     @abc.abstractmethod
@@ -200,7 +200,7 @@ def first_existing(
 
 
 def below(folder: pathlib.Path, name: str) -> pathlib.Path:
-    """The file that a name means in a folder; some tools begin it with the folder's own name."""
+    """The file of this name in a folder; some tools prefix the folder's own name."""
     parts = pathlib.PurePosixPath(name).parts
     if len(parts) > 1 and parts[0] == folder.name:
         parts = parts[1:]

@@ -1,4 +1,6 @@
-"""Makes an example of an image and its annotations; what cannot be used is counted or refused."""
+"""Builds an example from an image and its annotations; what cannot be used is counted or
+refused.
+"""
 
 import os
 import pathlib
@@ -20,8 +22,7 @@ class ExampleBuilder:
     """Collects the instances of one image; what cannot be used is left out and counted.
 
     Empty masks and boxes without area are left out, boxes clipped to the image. Boxes of masks
-    are measured on the mask. A mask of another size than the image is an error, because nobody
-    can know how it was meant to fit.
+    are measured on the mask. A mask of another size than the image is an error.
 
     Attributes:
         image: the image's bytes.
@@ -31,7 +32,7 @@ class ExampleBuilder:
     def __init__(
         self, source: Source, position: int, path: pathlib.Path, image: bytes | None = None
     ):
-        """Reads the image, or takes its bytes where the reader has them already."""
+        """Reads the image, or takes its bytes if the reader has them already."""
         self._source = source
         self._position = position
         self._path = path
@@ -84,7 +85,7 @@ class ExampleBuilder:
         return found
 
     def leave_out(self, reason: str, what: str, count: int = 1) -> None:
-        """Counts annotations that are not used, or not as they say; `what` names them."""
+        """Counts annotations that are not used, or not as annotated; `what` names them."""
         name = f"{self._source.example_ids[self._position]!r} {what}"
         self._unused.append(Unused(reason, (clean_text(name),), count))
 
@@ -107,7 +108,7 @@ class ExampleBuilder:
             )
 
     def _choose_frame(self, size_hw: tuple[int, int]) -> bool:
-        """Takes the frame of this size, the source's own choice first; False if none has it."""
+        """Selects the frame of this size, the source's default first; False if none has it."""
         frames = (self._is_displayed, not self._is_displayed)
         if self._header.orientation == 1 or self._is_frame_known:
             frames = frames[:1]
@@ -123,9 +124,9 @@ class ExampleBuilder:
         """Adds a mask given as compressed RLE.
 
         Args:
-            rle: the mask; None has no outline.
+            rle: the mask; None for no outline.
             is_crowd: add it to `ignored` instead of `instances`.
-            name: what it is called where it is left out.
+            name: of the annotation, for reports.
             **labels: of the `RawInstance`.
 
         Returns:
@@ -196,7 +197,7 @@ class ExampleBuilder:
     def _read_image(self) -> bytes:
         try:
             if self._path.exists() and not self._path.is_file():
-                # A folder, where the record has no file_name, or a device, which never ends.
+                # A folder, if the record has no file_name, or a device, which never ends.
                 raise self.broken("cannot read the image: this is not a file")
             return self._path.read_bytes()
         except FileNotFoundError as error:

@@ -1,7 +1,7 @@
 """Custom datasets: a COCO-format JSON and a folder of images, as annotation tools export them.
 
-A category `whole:part` names a part of a whole; an annotation of a part may point at its whole
-by `obj_ann_id`. Build the vocabulary from the same file:
+A category `whole:part` names a part of a whole; an annotation of a part may refer to its whole by
+`obj_ann_id`. Build the vocabulary from the same file:
 
     classes = read_class_names("my/train.json")
     vocabulary = build_vocabulary(["coco"], extra={"mine": classes})
@@ -33,16 +33,16 @@ from semsam_jax.core.errors import ConfigError, DataError
 
 
 class CocoFolder(Source):
-    """Reader of a COCO-format file of the user's own.
+    """Reader of a custom dataset in COCO format.
 
     Args:
         root: the folder.
         split: names the files if `annotations` and `images` are not given.
         vocabulary: must hold the classes under the name `dataset`.
-        dataset: the user's name for the set.
+        dataset: name of the dataset.
         annotations: the JSON, relative to root; by default where `layouts` finds it.
-        images: folder of the images, relative to root; by default where the file names lead.
-        boxes_only: ignore outlines; every annotation is its box.
+        images: folder of the images, relative to root; by default where the file names point.
+        boxes_only: ignore outlines and use the boxes.
     """
 
     is_displayed = True
@@ -104,10 +104,10 @@ def check_own_name(dataset: str) -> None:
 
 
 def own_labels(table: CocoTable, dataset: str, vocabulary: Vocabulary) -> dict[int, ClassLabel]:
-    """Category id -> label; categories that no annotation has may be unknown.
+    """Category id -> label; categories without annotations may be unknown.
 
     Raises:
-        DataError: naming the classes that the vocabulary, made from another split, does not have.
+        DataError: names the classes that the vocabulary, made from another split, does not have.
     """
     used = set(np.unique(table.categories).tolist())
     names = {code: name for code, name in table.category_names.items() if code in used}

@@ -1,8 +1,8 @@
 """COCO-style annotation files as flat arrays, shared by every dataset that ships them.
 
-One file can hold tens of millions of annotations. Kept as Python dictionaries it would not fit
-beside the readers of the other datasets, so boxes, classes and links become arrays sorted by
-image, and each outline stays a short piece of JSON text until its image is read.
+One file can hold tens of millions of annotations. As Python dictionaries it would not fit into
+memory, so boxes, classes and links are stored as arrays sorted by image, and each outline stays
+JSON text until its image is read.
 """
 
 import array
@@ -36,7 +36,7 @@ from semsam_jax.core.errors import DataError
 
 @dataclasses.dataclass(frozen=True)
 class ClassLabel:
-    """What a native category means in the union vocabulary (-1 none)."""
+    """A native category in the union vocabulary (-1 none)."""
 
     object_id: int
     part_id: int = -1
@@ -47,7 +47,7 @@ class ClassLabel:
 class CocoTable:
     """One annotation file, images in order of their id.
 
-    Ids (of images, annotations, categories) are codes of `values.IdCodes`, which `id_texts` says.
+    Ids (of images, annotations, categories) are codes of `values.IdCodes`, decoded by `id_texts`.
 
     Attributes:
         path: the file, for messages.
@@ -65,7 +65,7 @@ class CocoTable:
         outline_at: int64 [a] place of an annotation's outline in `outlines`. Both are empty if
             outlines were not asked for.
         category_names: native category id -> name.
-        id_texts: what codes mean.
+        id_texts: decodes ids.
         unused: annotations that belong to no image of the file, and images without an id.
         negatives, not_exhaustive: image -> category ids that its annotators looked for and did not
             find, or did not annotate completely (LVIS); only images that state any.
@@ -151,7 +151,7 @@ def load_table(path: pathlib.Path, dataset: str, *, with_outlines: bool = True) 
     num_orphans = int((owners < 0).sum())
     in_order = np.argsort(owners, kind="stable")
     by_image = in_order[num_orphans:]
-    # Only views of the columns: what is sorted is copied once.
+    # Only views of the columns, so that sorting copies them once.
     columns = {name: np.asarray(column)[by_image] for name, column in notes.columns.items()}
     names_in_file = StringTable.of(images.names)
     return CocoTable(
@@ -364,7 +364,7 @@ def _flag(value: object) -> int:
 
 
 def image_side(value: object) -> int:
-    """Height or width as a file states it: 0 where it says nothing, -1 where that is no size."""
+    """Height or width as a file states it: 0 if missing, -1 if it is not a size."""
     if value is None:
         return 0
     side = whole(value)

@@ -1,8 +1,8 @@
-"""Streams annotation files of many gigabytes without holding them in memory.
+"""Streams annotation files of many gigabytes without loading them into memory.
 
 Parsed at once, the 25 million boxes of Objects365 take some twenty gigabytes of Python objects in
-every process that reads them. Here the arrays of the file's outermost object pass by one element
-at a time; whoever asks keeps what it needs.
+every process that reads them. Here the arrays of the file's outermost object are read one element
+at a time.
 """
 
 import json
@@ -65,7 +65,7 @@ def read_elements(
 
 
 class _Parser:
-    """A window that moves over the text; every value in it is read by the standard parser."""
+    """A moving window over the text, whose values are read by the standard parser."""
 
     def __init__(self, file: TextIO):
         self._file = file
@@ -122,7 +122,7 @@ class _Parser:
             self._expect(",")
 
     def _next(self) -> str:
-        """The next letter that is no space, "" at the end."""
+        """The next non-space character, "" at the end."""
         while True:
             self._at = _SPACE.match(self._text, self._at).end()
             if self._at < len(self._text):
@@ -145,14 +145,14 @@ class _Parser:
                 if self._is_end:
                     raise
             else:
-                # A number at the edge may go on behind it.
+                # A number at the end of the window may continue after it.
                 if end < len(self._text) or self._is_end:
                     self._at = end
                     return value
             self._read_on()
 
     def _read_on(self) -> None:
-        """Forgets what is read and reads as much again as is left, a chunk at least."""
+        """Drops what is parsed and reads as much again as is left, at least one chunk."""
         rest = self._text[self._at :]
         more = self._file.read(max(_CHUNK, len(rest)))
         self._text, self._at, self._is_end = rest + more, 0, not more

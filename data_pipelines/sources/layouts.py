@@ -1,7 +1,7 @@
 """Finds the files of a split of a custom dataset in the layouts of annotation tools.
 
-Nothing is renamed or copied. What a folder is, is decided by names alone; a folder that is none of
-these layouts is told with all of them.
+Nothing is renamed or copied. The layout is detected by file names; an unknown one is refused with a
+list of all layouts.
 """
 
 import dataclasses
@@ -50,8 +50,8 @@ class Layout:
         kind: `COCO`, `YOLO` or `LABELME`.
         file: the annotation file (COCO), `data.yaml` (YOLO, None where there is none); None for
             LabelMe.
-        folders: where its images may lie, the likeliest first.
-        is_whole: the folder has no splits: this is all of it.
+        folders: where its images may be, the likeliest first.
+        is_whole: the folder has no splits, this is all of it.
     """
 
     kind: str
@@ -61,12 +61,12 @@ class Layout:
 
 
 def names_of(split: str) -> tuple[str, ...]:
-    """What tools call a split."""
+    """Names that tools use for a split."""
     return _ALIASES.get(split, (split,))
 
 
 def annotation_places(split: str) -> list[str]:
-    """Where the COCO-format file of a split is looked for, below the root."""
+    """Candidate places of the COCO-format file of a split, below the root."""
     return [
         place
         for name in names_of(split)
@@ -95,8 +95,8 @@ def find_layout(
     Args:
         root: the folder.
         split: `train`, `val` or another name.
-        annotations: the COCO-format file below `root`, where it is not found by its name.
-        images: the folder of the images below `root`, likewise.
+        annotations: the COCO-format file below `root`, if it has another name.
+        images: the folder of the images below `root`, if it has another name.
 
     Returns:
         The layout, or None if the folder has no such split.
@@ -160,7 +160,7 @@ def _folders(
 
 
 def _yolo(root: pathlib.Path, split: str) -> Layout | None:
-    """`labels` beside `images`, above or below the split; both orders are in use."""
+    """Finds `labels` beside `images`, above or below the split."""
     described = next((p for p in (root / "data.yaml", root / "dataset.yaml") if p.is_file()), None)
     places = [root / place for n in names_of(split) for place in (f"images/{n}", f"{n}/images")]
     if described is not None:
@@ -176,7 +176,7 @@ def _yolo(root: pathlib.Path, split: str) -> Layout | None:
 
 
 def _stated_in(described: pathlib.Path, split: str) -> list[pathlib.Path]:
-    """The folders that data.yaml names for a split, as seen from the file itself.
+    """The folders that data.yaml names for a split, relative to the file.
 
     Its `path` is that of the machine it was written on, and Roboflow writes `../train/images`.
     """
@@ -210,7 +210,7 @@ def read_yaml(file: pathlib.Path) -> dict:
 
 
 def label_folder(images: pathlib.Path) -> pathlib.Path:
-    """Where YOLO keeps the labels of a folder of images: the last `images` becomes `labels`."""
+    """The folder of YOLO labels of a folder of images: the last `images` becomes `labels`."""
     parts = list(images.parts)
     if "images" not in parts:
         return images
@@ -225,7 +225,7 @@ def _has_splits(root: pathlib.Path) -> bool:
 
 
 def _has_labelme(folder: pathlib.Path) -> bool:
-    """Whether a folder holds LabelMe's files; one of them is looked into."""
+    """Whether a folder holds LabelMe files, judged by one of them."""
     if not folder.is_dir():
         return False
     file = next((p for p in sorted(folder.glob("*.json"))), None)
@@ -239,11 +239,11 @@ def _has_labelme(folder: pathlib.Path) -> bool:
 
 
 class ImagePlaces:
-    """File names of an annotation file -> files on disk, by one rule for all of them.
+    """Maps the file names of an annotation file to files on disk, by one rule for all of them.
 
-    Names are right as they stand, or they begin with folders that are not here (those of the
-    machine they were written on, or the image folder's own name); then as many leading folders
-    are taken off as it takes to find the images. Two names never mean one file.
+    Names may start with folders that do not exist here (those of the machine they were written on,
+    or the image folder's own name); as many leading folders are removed as needed to find the
+    images. Two names never become one file.
 
     Args:
         names: the names as the file states them.
@@ -270,7 +270,7 @@ class ImagePlaces:
                 break
 
     def path(self, name: str) -> pathlib.Path:
-        """The file that a name means; it need not exist."""
+        """The file of a name; it need not exist."""
         return self._place(self._folder, self._skip, name)
 
     def _place(self, folder: pathlib.Path, skip: int, name: str) -> pathlib.Path:

@@ -1,8 +1,9 @@
 """Objects365 v2: boxes of 365 classes, no masks.
 
-Layout: `zhiyuan_objv2_{split}.json` in `root` or `root/annotations`; images under the JSON's own
-`images/v*/patchN/NAME.jpg`, or where the downloaded archives usually go: `{split}/patchN/NAME.jpg`
-or `images/{split}/patchN/NAME.jpg`. Source: docs/reference.md, section 12.
+Layout: `zhiyuan_objv2_{split}.json` in `root` or `root/annotations`; images under the file names of
+the JSON, `images/v*/patchN/NAME.jpg`, or where the archives are usually unpacked:
+`{split}/patchN/NAME.jpg` or `images/{split}/patchN/NAME.jpg`. Source: docs/reference.md, section
+12.
 """
 
 import os
@@ -48,5 +49,5 @@ class Objects365(Source):
         tail = pathlib.PurePosixPath(*pathlib.PurePosixPath(name).parts[-2:])
         stated = self.root / name
         places = [stated, self.root / self.split / tail, self.root / "images" / self.split / tail]
-        # If none exists the stated place goes on, so that the error names it.
+        # If none exists the stated place is returned, so that the error names it.
         return first_existing(places, pathlib.Path.is_file) or stated

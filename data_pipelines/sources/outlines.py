@@ -1,8 +1,8 @@
-"""COCO's spellings of a mask as compressed RLE, checked before pycocotools' C code sees them.
+"""Converts COCO masks of any notation to compressed RLE, validated before pycocotools sees them.
 
-That code trusts its input: a coordinate of 1e8 takes gigabytes, NaN is undefined, a negative run
-length overflows. So numbers must be finite, outlines are cut to the image, and runs must fill the
-mask exactly.
+Its C code trusts the input: a coordinate of 1e8 takes gigabytes, NaN is undefined, a negative run
+length overflows. So numbers must be finite, outlines are clipped to the image, and runs must fill
+the mask exactly.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from data_pipelines.sources.values import finite, short, whole
 from data_pipelines.transforms import masks
 
 _MAX_LENGTH = 2_000_000
-"""Pixels along an outline: the rasteriser needs some 100 bytes for each."""
+"""Maximum length of an outline in pixels: the rasteriser needs some 100 bytes for each."""
 
 
 def encode_mask(mask: np.ndarray) -> dict:
@@ -30,7 +30,7 @@ def merge_masks(rles: Sequence[dict]) -> dict:
 
 
 def to_rle(segmentation: Any, height: int, width: int) -> dict | None:
-    """Turns COCO's three spellings of a mask into compressed RLE.
+    """Converts COCO's three notations of a mask to compressed RLE.
 
     Args:
         segmentation: polygons [[x, y, ...], ...] (or one of them alone, or points as pairs),
@@ -39,11 +39,10 @@ def to_rle(segmentation: Any, height: int, width: int) -> dict | None:
         width: columns of the image, for polygons.
 
     Returns:
-        RLE with counts as bytes, or None when there is no outline at all: nothing that has three
-        points.
+        RLE with counts as bytes, or None if there is no outline (no polygon with three points).
 
     Raises:
-        ValueError: the value is none of these or is damaged; the message says where.
+        ValueError: the value has another type or is damaged; the message says where.
     """
     if isinstance(segmentation, list):
         polygons = [_polygon(points, place) for place, points in enumerate(_listed(segmentation))]
@@ -80,7 +79,7 @@ def to_rle(segmentation: Any, height: int, width: int) -> dict | None:
 
 
 def _listed(segmentation: list) -> list:
-    """A list of polygons, also where the file has a single one without the outer list."""
+    """A list of polygons, also if the file has a single one without the outer list."""
     is_flat = bool(segmentation) and not isinstance(segmentation[0], (list, dict))
     is_pairs = len(segmentation) >= 3 and all(_is_pair(point) for point in segmentation)
     return [segmentation] if is_flat or is_pairs else segmentation
@@ -94,7 +93,7 @@ def _polygon(points: Any, place: int) -> np.ndarray:
     """One polygon as float64 [n,2].
 
     Raises:
-        ValueError: naming the coordinate that is none.
+        ValueError: names the coordinate that is invalid.
     """
     if not isinstance(points, list):
         raise ValueError(f"polygon {place} is {short(points)}, wanted a list of x, y, x, y, ...")
@@ -112,12 +111,12 @@ def _polygon(points: Any, place: int) -> np.ndarray:
 
 
 def _cut(polygon: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Cuts what lies far outside the image off; the inside does not change.
+    """Clips a polygon far outside the image; its inside does not change.
 
     Raises:
         ValueError: the outline is too long to be drawn.
     """
-    # What leaves the image a little stays as it is, so that its edges round as pycocotools' do.
+    # Small excesses are not clipped, so that edges are rounded as by pycocotools.
     margin = 100.0 + max(height, width)
     low = np.array([-margin, -margin])
     high = np.array([width + margin, height + margin])
@@ -138,11 +137,11 @@ def _cut(polygon: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _half_plane(polygon: np.ndarray, axis: int, bound: float, sign: float) -> np.ndarray:
-    """Sutherland and Hodgman's cut at one line: keeps sign * coordinate >= sign * bound."""
+    """Sutherland-Hodgman clipping at one line: keeps sign * coordinate >= sign * bound."""
     before = np.roll(polygon, 1, axis=0)
     inside = sign * polygon[:, axis] >= sign * bound
     crosses = inside != np.roll(inside, 1)
-    # Halves: the difference of two huge numbers would overflow.
+    # Halved, since the difference of two huge numbers would overflow.
     start, end = before[:, axis] / 2, polygon[:, axis] / 2
     span = np.where(crosses, end - start, 1.0)
     share = np.where(crosses, (bound / 2 - start) / span, 0.0)[:, None]
@@ -156,7 +155,7 @@ def _compressed(counts: list, rows: int, columns: int) -> bytes:
     """Compresses run lengths that fill the mask.
 
     Raises:
-        ValueError: naming the run length that is none, or the sum that is another.
+        ValueError: names the invalid run length, or the wrong sum.
     """
     lengths = [whole(value) for value in counts]
     for at, length in enumerate(lengths):

@@ -3,11 +3,11 @@
 Layout: `root/annotations/paco_lvis_v1_{split}.json`, images of COCO 2017 at
 `root/{train2017,val2017}/NAME.jpg`, as the JSON's file names say.
 
-PACO is annotated as LVIS is (arXiv 1908.03195, section 3): an image is complete for the classes
-that it has annotations of and for those in its `neg_category_ids`, which it does not show. Of those
-in `not_exhaustive_category_ids` some instances are missing; of all other classes nothing is known.
-An image without `neg_category_ids` is complete for its own classes only.
-Source: docs/reference.md, section 12.
+PACO is annotated like LVIS (arXiv 1908.03195, section 3): an image is exhaustively annotated for
+the classes of its annotations and for those in its `neg_category_ids`, which are absent. Those in
+`not_exhaustive_category_ids` lack instances; nothing is known of all other classes. An image
+without `neg_category_ids` is complete for its own classes only. Source: docs/reference.md, section
+12.
 """
 
 import os
@@ -72,7 +72,7 @@ class Paco(Source):
         return builder.build()
 
     def _set_classes(self, builder: ExampleBuilder, position: int) -> None:
-        """What is known about each class in an image; the parts of an object are as it is."""
+        """Sets what is known about each class in an image; parts are treated like their object."""
         table = self._table
         span = slice(int(table.starts[position]), int(table.starts[position + 1]))
         stated = [
@@ -80,7 +80,7 @@ class Paco(Source):
             table.negatives.get(position, ()),
             table.not_exhaustive.get(position, ()),
         ]
-        # A listed class that PACO does not have is LVIS's own and says nothing here.
+        # Listed classes that PACO does not have are LVIS's and are ignored.
         found, negatives, listed = (
             [
                 (self._labels[category].object_id, self._labels[category].part_id)

@@ -28,7 +28,7 @@ class PanopticFile:
 
     Attributes:
         image_ids: native ids as text, in reading order.
-        labels: native category id (a code of `IdCodes`) -> place in the union vocabulary.
+        labels: native category id (a code of `IdCodes`) -> label in the union vocabulary.
         unused: records without an id, images without a record of their segments.
     """
 
@@ -66,7 +66,7 @@ class PanopticFile:
         id_texts = codes.table()
         order = [list(records)[at] for at in id_texts.order(records)]
         self.image_ids = StringTable.of(id_texts.text(code) for code in order)
-        # Short JSON texts: a million small dictionaries would weigh on every worker process.
+        # Stored as JSON text: a million small dictionaries would take much memory in every worker.
         self._rows = StringTable.of(f"[{images.get(i, 'null')},{records[i]}]" for i in order)
         alone = [f"image {id_texts.quoted(code)}" for code in images if code not in records]
         self.unused = tuple(
@@ -153,7 +153,7 @@ def _text(content: dict) -> str:
 
 
 def _slim(record: Mapping) -> dict:
-    """Keeps what is read; `segments_info` that is not a list of objects is told when read."""
+    """Keeps what is needed; an invalid `segments_info` is reported when the image is read."""
     segments = record.get("segments_info")
     keys = ("id", "category_id", "iscrowd")
     if isinstance(segments, list) and all(isinstance(segment, dict) for segment in segments):
@@ -168,7 +168,7 @@ def _check_ids(
     listed: Sequence[int],
     areas: Sequence[int],
 ) -> None:
-    """Counts ids of the PNG that nobody lists, and refuses one whose red and blue are swapped."""
+    """Counts ids of the PNG that are not listed, and refuses one whose red and blue are swapped."""
     if sum(areas) + int(np.count_nonzero(ids == 0)) == ids.size:
         return
     present = np.unique(ids[ids != 0])

@@ -1,10 +1,10 @@
 """PartImageNet: parts of 11 kinds of things on ImageNet images.
 
 Layout: `root/images/{split}/*.JPEG` and COCO-style part masks in `root/annotations/{split}.json`,
-`root/annotations/{split}/{split}.json` or `root/{split}.json`. The data set has no masks of whole
+`root/annotations/{split}/{split}.json` or `root/{split}.json`. The dataset has no masks of whole
 objects: the whole is the union of an image's parts of one kind. An image is annotated for one
-object, so nothing is known of other kinds elsewhere in it (`RawExample.annotated`).
-Source: docs/reference.md, section 12.
+object, so nothing is known about other kinds in it (`RawExample.annotated`). Source:
+docs/reference.md, section 12.
 """
 
 import dataclasses

@@ -4,9 +4,8 @@ Layout: `root/Annotations_Part/ID.mat`, images `JPEGImages/ID.jpg` and lists
 `ImageSets/Main/{split}.txt` in `root`, `root/VOC2010` or `root/VOCdevkit/VOC2010`.
 With the merged list, left and right parts stay separate masks of one class, and the pieces of a
 limb on one side are joined. With the whole tree every native part is kept under its own name, and
-the joined limb stands between its halves and the object.
-Sources: docs/reference.md, sections 12 and 15; the class lists of `vocabularies/pascal_part.json`
-and `_full.json`.
+the joined limb is the parent of its halves and a part of the object. Sources: docs/reference.md,
+sections 12 and 15; the class lists of `vocabularies/pascal_part.json` and `_full.json`.
 """
 
 import os
@@ -37,7 +36,7 @@ _WORDS = {
         "tail", "torso", "wheel", "window", "wing",
     )
 }  # fmt: skip
-# The same for the whole tree: every native code is a side or an end, then one of these.
+# The same for the full tree: every native code is a side or an end, then one of these.
 _FULL_WORDS = {
     "ebrow": "eyebrow", "pa": "paw", "ho": "hoof", "liplate": "license plate",
 } | {
@@ -119,7 +118,7 @@ class PascalPart(Source):
         file = self._mats / f"{name}.mat"
         try:
             record = scipy.io.loadmat(str(file), variable_names=["anno"])["anno"]
-        except Exception as error:  # loadmat raises whatever the damage hits first
+        except Exception as error:  # loadmat can raise any error for damaged files
             raise builder.broken(f"cannot read {file}: {type(error).__name__}: {error}") from error
         for whole in record[0, 0]["objects"].reshape(-1):
             self._add_whole(builder, whole)
@@ -211,7 +210,7 @@ def merged_part(code: str) -> tuple[str, str]:
 
 
 def full_part(code: str) -> tuple[str, str]:
-    """Says a native part code in words: (limb that it is a half of or "", name).
+    """Spells a native part code out: (limb that it is a half of or "", name).
 
     `luarm` is ("left arm", "left upper arm"), `lfpa` ("", "left front paw"), `wheel_2`
     ("", "wheel"). The name is "" for a code that the data set does not have.

@@ -1,4 +1,4 @@
-"""Records that `data_pipelines.build` made, read back as the native reader would give them.
+"""Reads records of `data_pipelines.build`, with the same result as the native reader.
 
 Layout: `root/{split}/1.0.0/` with ArrayRecord files, `records.json` (every file with its size
 and hash) and the index of the examples. The folder may lie in a bucket (`gs://...`).
@@ -25,10 +25,11 @@ from semsam_jax.core.errors import DataError
 VERSION = "1.0.0"
 FORMAT = 3
 OLD_FORMAT = 2
-"""Without the classes that each image is annotated for; still right where it is all of them."""
+"""Format without the classes that each image is annotated for; still valid where it is all of
+them."""
 CLAIM, MANIFEST, INDEX = "build.json", "records.json", "index"
 MAX_READERS = 64
-"""Files that a process keeps open: each holds its own table of contents in memory."""
+"""Files that a process keeps open; each has its table of contents in memory."""
 
 _BY_IMAGE = ("paco", "part_imagenet")
 """Datasets whose images are annotated for some classes only."""
@@ -39,7 +40,7 @@ _READER, _BUFFER = "readahead_buffer_size:0,max_parallelism:0", 2**15
 
 
 def find_records(root: str | os.PathLike, split: str) -> epath.Path | None:
-    """Returns the folder of the split's records below a dataset's root, if it has any."""
+    """Returns the folder of a split's records below a dataset's root, or None."""
     folder = epath.Path(root) / split / VERSION
     return folder if (folder / CLAIM).exists() else None
 
@@ -57,7 +58,7 @@ def class_names(vocabulary: Vocabulary, dataset: str) -> dict[str, list[str]]:
 
 
 def read_options(folder: epath.Path) -> dict:
-    """Returns the options of the reader that the records were made with."""
+    """Returns the reader options that the records were made with."""
     return json.loads((folder / CLAIM).read_text())["options"]
 
 
@@ -82,7 +83,9 @@ class Records(Source):
     """
 
     def __init__(self, dataset: str, root: str | os.PathLike, split: str, vocabulary: Vocabulary):
-        from data_pipelines.builders.codec import RecordDecoder  # loads TFDS, which only this needs
+        from data_pipelines.builders.codec import (
+            RecordDecoder,  # imports TFDS, which is needed only here
+        )
 
         self._folder = epath.Path(root) / split / VERSION
         manifest = self._manifest(dataset)
@@ -152,7 +155,7 @@ class Records(Source):
                 )
 
     def _check_files(self) -> None:
-        """Compares every file's length: a copy that stopped half-way is told before training."""
+        """Compares the length of every file, to detect incomplete copies before training."""
 
         def length(name: str) -> int:
             file = self._folder / name
@@ -174,7 +177,7 @@ class Records(Source):
 
 
 class _Ids(Sequence[str]):
-    """The ids, read from the records when somebody asks."""
+    """The ids, read from the records on demand."""
 
     def __init__(self, source: Records):
         self._source = source
@@ -201,7 +204,7 @@ class _Readers:
         self._open: collections.OrderedDict[str, object] = collections.OrderedDict()
 
     def get(self, file: str) -> "array_record_module.ArrayRecordReader":
-        """Returns a reader that any thread may use; one that is dropped closes itself."""
+        """Returns a reader that any thread may use; dropped ones are closed."""
         with self._lock:
             reader = self._open.get(file)
             if reader is None:

@@ -32,7 +32,7 @@ class SA1B(Source):
         split: `train`, or a sub-folder's name.
         vocabulary: unused (no classes), kept for the common protocol.
         cache: where the list of images is kept between runs; None lists them every time.
-        min_predicted_iou: drop masks below this quality as the data states it; 0 keeps all.
+        min_predicted_iou: drop masks below this predicted IoU of the data; 0 keeps all.
         min_stability_score: likewise.
     """
 
@@ -115,7 +115,7 @@ class SA1B(Source):
         return False
 
     def _stamps(self, positions: Sequence[int]) -> Iterator[list[tuple[int, int]]]:
-        # What lies in an archive has its age; millions of positions need not be walked through.
+        # Files in an archive have its age, so that millions of positions need not be visited.
         return iter(()) if self._listing.archives else super()._stamps(positions)
 
     def _files(self, position: int) -> tuple[pathlib.Path, ...]:

@@ -1,8 +1,8 @@
 """Locates the images of SA-1B: loose files, or members of the official archives.
 
-Eleven million images are listed as arrays: names end to end, and for archives where in which
-file an image and its JSON begin, so that they are read without unpacking anything. A listing in
-a cache folder is mapped, and scanned again only when an archive or a folder has changed.
+Eleven million images are listed as arrays: concatenated names and, for archives, the offsets of
+each image and its JSON, so that nothing needs to be unpacked. A listing in a cache folder is
+memory-mapped, and repeated only when an archive or a folder has changed.
 """
 
 import dataclasses
@@ -46,8 +46,8 @@ class Listing:
         archives: archive names; empty for loose files.
         places: `PLACE` [n], empty for loose files. A size of -1 marks what a cut-off archive
             lacks.
-        cache: folder that both are mapped from, or None.
-        alone: JSON files without an image of their name: the first of them, and how many.
+        cache: folder that the arrays are mapped from, or None.
+        alone: JSON files without an image of the same name: the first of them, and their number.
     """
 
     names: StringTable
@@ -89,12 +89,12 @@ def read_listing(folder: pathlib.Path, cache: pathlib.Path | None = None) -> Lis
             say_not_kept(cache, error)
             return scanned
         listing = _mapped(folder, kept)
-    # Somebody who changes the folder during the scan gets what was there at its beginning.
+    # Changes during the scan are detected at the next start.
     return listing if listing is not None else scanned
 
 
 def save_listing(listing: Listing, stamp: dict[str, list[int]], kept: pathlib.Path) -> None:
-    """Keeps a listing; the JSON comes last, so a folder that has it is complete."""
+    """Stores a listing; the JSON is written last and marks it as complete."""
     kept.mkdir(parents=True, exist_ok=True)
     arrays = {**listing.names.arrays("names"), "places.npy": listing.places}
     for name, array in arrays.items():
@@ -113,13 +113,13 @@ def stamp_of(folder: pathlib.Path, names: list[str]) -> dict[str, list[int]]:
         except OSError:
             stamp[name] = []
             continue
-        # A folder's size says nothing on many file systems.
+        # A folder's size means nothing on many file systems.
         stamp[name] = [stat.st_size if name.endswith(".tar") else 0, stat.st_mtime_ns]
     return stamp
 
 
 def _mapped(folder: pathlib.Path, kept: pathlib.Path) -> Listing | None:
-    """The kept listing, if it is still true."""
+    """The stored listing, if it is still valid."""
     file = kept / "listing.json"
     if not file.is_file():
         return None
@@ -171,7 +171,7 @@ def _archives(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _members(number: int, archive: pathlib.Path) -> tuple[StringTable, np.ndarray]:
-    """Images with a JSON in one archive, by number; what is cut off counts as a broken image."""
+    """Images with a JSON in one archive, by number; truncated members count as broken images."""
     files: dict[str, dict[str, tuple[int, int]]] = {}
     end, is_whole = 0, True
     size = archive.stat().st_size
@@ -204,7 +204,7 @@ def _members(number: int, archive: pathlib.Path) -> tuple[StringTable, np.ndarra
 def _loose(folder: pathlib.Path, seen: list[str], alone: list[str]) -> Iterator[str]:
     """Yields names of loose images that have a JSON, folder by folder.
 
-    Notes the folders, and what looks like SA-1B's JSON and has no image.
+    Collects the folders, and JSON files of SA-1B without an image.
     """
     for parent, below, names in os.walk(folder):
         below.sort(key=by_number)

@@ -2,8 +2,7 @@
 
 YOLO: `labels/NAME.txt` with lines `class x y x y ...` in fractions of the displayed image, and
 class names in `data.yaml`. LabelMe: `NAME.json` beside `NAME.jpg`, whose shapes carry names. A
-class `whole:part` names a part of a whole; shapes of one LabelMe group belong together, so a part
-finds its whole.
+class `whole:part` names a part of a whole; parts and wholes are linked by LabelMe's group_id.
 """
 
 import abc
@@ -51,7 +50,7 @@ from semsam_jax.core.errors import DataError
 
 
 class _ShapeFolder(Source):
-    """What both have in common: one label file an image, classes by name."""
+    """Common part: one label file per image, classes by name."""
 
     kind = ""
     is_displayed = True
@@ -84,7 +83,7 @@ class _ShapeFolder(Source):
         """Lists the images."""
 
     def _labels(self, name: str) -> dict[str, int | bool]:
-        """Class fields of an instance called `whole` or `whole:part`."""
+        """Class fields of an instance named `whole` or `whole:part`."""
         above, _, part = name.partition(":")
         object_id = self.vocabulary.object_index(self.dataset, above)
         part_id = self.vocabulary.part_index(self.dataset, part) if part else -1
@@ -311,7 +310,7 @@ def labelme_files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def labelme_names(layout: Layout) -> list[str]:
-    """Names of all shapes of a split, in order of appearance; files that are broken have none."""
+    """Names of all shapes of a split, in order of appearance; broken files have none."""
     names: dict[str, None] = {}
     for file in labelme_files(layout.folders[0]):
         shapes = _content(file).get("shapes")
@@ -347,7 +346,7 @@ def _label(shape: Mapping) -> str:
 
 
 def _content(file: pathlib.Path) -> dict:
-    """A file that is told when its record is read gives nothing here."""
+    """Content of a file; empty if it is broken, which is reported when its record is read."""
     try:
         content = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -356,7 +355,7 @@ def _content(file: pathlib.Path) -> dict:
 
 
 def _pasted(builder: ExampleBuilder, shape: Mapping, numbers: list[float], what: str) -> dict:
-    """A shape of kind `mask`: a PNG in base64 whose upper left corner is the first point."""
+    """A shape of type `mask`: a base64-encoded PNG whose top-left corner is the first point."""
     try:
         data = base64.b64decode(shape["mask"], validate=True)
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:

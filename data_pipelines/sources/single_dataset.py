@@ -1,4 +1,4 @@
-"""Opens one dataset by itself, with its own vocabulary, as the command-line tools do."""
+"""Opens a single dataset with its own vocabulary, for command-line tools."""
 
 import os
 import pathlib
@@ -61,7 +61,7 @@ def has_split(root: str | os.PathLike, split: str) -> bool:
 
 
 def reader_options(*, pascal_part_tree: bool, ade20k_parts: bool) -> dict[str, dict[str, Any]]:
-    """What the two switches of a recipe mean for the readers: dataset -> options."""
+    """Reader options of a recipe's switches: dataset -> options."""
     options: dict[str, dict[str, Any]] = {}
     if pascal_part_tree:
         options["pascal_part"] = {"parts": "full"}

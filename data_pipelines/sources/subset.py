@@ -11,7 +11,7 @@ from data_pipelines.sources.base import Source
 from semsam_jax.core.errors import DataError
 
 HELD_OUT_SHARE = 0.1
-"""Share of the images that are held out where a dataset has no split for it."""
+"""Fraction of the images that are held out if a dataset has no evaluation split."""
 
 
 class Subset(Source):
@@ -46,7 +46,7 @@ class Subset(Source):
 
 
 class _Picked(Sequence[str]):
-    """Some texts of a sequence, read when somebody asks: those of records cost a read each."""
+    """Some strings of a sequence, read on demand, since those of records cost a read each."""
 
     def __init__(self, texts: Sequence[str], positions: tuple[int, ...]):
         self._texts, self._positions = texts, positions
@@ -65,7 +65,7 @@ def hold_out(
 ) -> tuple[Subset, Subset]:
     """Divides a dataset without a split for evaluation: (to train on, held out).
 
-    An image's id alone decides where it goes, so it stays there when others are added.
+    The choice depends on the image's id alone, so it does not change when images are added.
 
     Args:
         source: the reader.

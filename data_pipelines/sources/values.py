@@ -1,8 +1,8 @@
-"""Numbers and ids from untrusted JSON: every value is accepted or rejected.
+"""Parses numbers and ids of untrusted JSON.
 
-JSON of real tools holds `NaN`, `1e999`, numbers as text, `true` where a number belongs, and lists
-in lists. These functions never raise: what cannot be read is None (or `MISSING`), and the caller
-says which annotation it stood in.
+Real JSON contains `NaN`, `1e999`, numbers as text, `true` in place of numbers, and nested lists.
+These functions never raise: invalid values become None (or `MISSING`), and the caller reports the
+annotation.
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import Any
 from data_pipelines.index.strings import StringCollector, StringTable
 
 MISSING = -(2**63)
-"""Code of a value that is no id."""
+"""Code of a value that is not an id."""
 
 _FIRST_TEXT = -(2**62)  # codes of texts go down from here
 _WHOLE_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})")
@@ -22,7 +22,7 @@ _FLAGS = {"0": False, "1": True, "false": False, "true": True, "": False}
 
 
 def finite(value: Any) -> float | None:
-    """A finite number, or the number that a text spells; None for anything else."""
+    """A finite number, also given as text; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:
@@ -54,18 +54,18 @@ def flag(value: Any) -> bool | None:
 
 
 def clean_text(value: Any) -> str:
-    """A text that can be printed and stored; control and half characters are replaced."""
+    """Text that can be printed and stored; control characters and lone surrogates are replaced."""
     text = str(value).encode("utf-8", "replace").decode("utf-8")
     return re.sub(r"[\x00-\x1f\x7f]+", " ", text)
 
 
 def plain_name(name: str) -> str:
-    """A path as this machine writes it: tools on Windows store backslashes."""
+    """A path with `/` for the backslashes of Windows tools."""
     return pathlib.PureWindowsPath(name).as_posix() if "\\" in name else name
 
 
 def short(value: Any, letters: int = 60) -> str:
-    """How a value looks, in one line of a message."""
+    """A value for a message, shortened to one line."""
     text = clean_text(repr(value) if not isinstance(value, (list, dict)) else _sketch(value))
     return text if len(text) <= letters else f"{text[: letters - 3]}..."
 
@@ -76,7 +76,7 @@ def _sketch(value: list | dict) -> str:
 
 
 class IdCodes:
-    """Ids of one file as whole numbers of 64 bits, so that millions of them are one array.
+    """Encodes the ids of a file as 64-bit integers, so that millions of them fit one array.
 
     A whole number is its own code, whether the file writes 7, 7.0 or "7"; other texts are numbered
     in order of appearance. Two ids are the same where their codes are.
@@ -111,7 +111,7 @@ class IdCodes:
         return code
 
     def table(self) -> "IdTable":
-        """Says what codes mean; no id must be added any more."""
+        """Returns the decoder; no id may be added afterwards."""
         return IdTable(self._texts.table())
 
 
@@ -122,7 +122,7 @@ class IdTable:
         self._texts = texts
 
     def text(self, code: int) -> str:
-        """The id as the file means it; "(none)" for `MISSING`."""
+        """The id as text; "(none)" for `MISSING`."""
         if code == MISSING:
             return "(none)"
         return self._texts[_FIRST_TEXT - code] if code <= _FIRST_TEXT else str(int(code))
@@ -134,7 +134,7 @@ class IdTable:
         return short(self.text(code))
 
     def order(self, codes: Iterable[int]) -> list[int]:
-        """Positions of codes in reading order: numbers by size, then texts by letters."""
+        """Positions of codes in order: numbers by value, then texts alphabetically."""
         listed = list(codes)
 
         def key(position: int) -> tuple[bool, int, str]:

@@ -1,1 +1,1 @@
-"""From RawExample to a fixed-shape row."""
+"""Transforms from `RawExample` to fixed-shape rows."""

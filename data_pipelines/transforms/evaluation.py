@@ -22,15 +22,15 @@ def evaluation_rows(
     """Yields one dict per image, nothing random.
 
     Machine-made instances (`is_pseudo`) are left out, as are instances without a pixel on the
-    canvas; an image that keeps none is still yielded, with n = 0. Crowd regions (c of them,
-    whatever the view) come apart, to be ignored: predictions there are neither right nor wrong.
+    canvas; an image that keeps none is still yielded, with n = 0. Crowd regions (c of them, for any
+    view) are separate: predictions there are ignored.
 
     Args:
         source: the reader.
         image_size: side of the square canvas; the image's long side is resized to it and
             the right or bottom is zero padding.
         short_side: resize the short side to this instead, as far as the long side fits.
-        long_side: pixels of the long side at most, default the canvas.
+        long_side: maximum length of the long side, by default the canvas.
         positions: which images, in which order; None for all in the source's order.
         view: only instances of this granularity (`any`, `object`, `part`).
 
@@ -91,7 +91,7 @@ def _draw(
     placement: geometry.Placement,
     where: str,
 ) -> tuple[list[int], np.ndarray, np.ndarray]:
-    """Numbers of the wanted instances that have a pixel, their bits and their boxes."""
+    """Indices of the wanted instances that have a pixel, their bits and their boxes."""
     canvas, tables = placement.canvas, masks.draw_tables(placement)
     outlines = row.read_outlines(instances, example.height, example.width, where)
     kept, boxes, packed = [], [], []

@@ -1,7 +1,7 @@
-"""Placement of an image on the canvas: flip, scale and crop as one small value.
+"""Placement of an image on the canvas: flip, scale and crop as one value.
 
-Everything that moves pixels, masks, boxes or clicks reads a `Placement`, so the four can
-not disagree. Scale and crop policies follow docs/reference.md, section 12.
+Pixels, masks, boxes and clicks are all transformed by a `Placement`, so that they agree. Scale and
+crop policies follow docs/reference.md, section 12.
 """
 
 import dataclasses
@@ -16,11 +16,11 @@ class Augment:
     """A policy of random placements.
 
     Attributes:
-        flip: chance of a horizontal flip.
+        flip: probability of a horizontal flip.
         min_scale, max_scale: image's fitted size relative to the canvas, drawn uniformly.
         side: which side of the image that size is ("long" fits inside the canvas).
         num_scales: 0 draws any scale of the range, otherwise one of so many even steps.
-        max_long: the long side is never made longer than so many canvases.
+        max_long: maximum length of the long side, in canvases.
     """
 
     flip: float = 0.5
@@ -94,7 +94,7 @@ class Placement:
     def move_box(self, box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
         """Moves an (x0, y0, x1, y1) box from image to canvas pixels, clipped to the image.
 
-        A box that lies outside comes back with x1 <= x0 or y1 <= y0.
+        A box outside is returned with x1 <= x0 or y1 <= y0.
         """
         x0, y0, x1, y1 = box
         if self.flip:
@@ -123,7 +123,7 @@ def fit_placement(
         width: columns of the stored image.
         canvas: side of the canvas, pixels.
         short_side: wanted short side in pixels; the long side still has to fit.
-        long_side: pixels of the long side at most, default the canvas.
+        long_side: maximum length of the long side, by default the canvas.
     """
     scale = min(canvas, long_side or canvas) / max(height, width)
     if short_side is not None:
@@ -154,7 +154,7 @@ def sample_placement(
 def zoom_placement(
     height: int, width: int, canvas: int, scale: int, centre_yx: tuple[int, int]
 ) -> Placement:
-    """Image enlarged by a whole factor, cut around an image pixel that is sure to be seen."""
+    """Image enlarged by an integer factor and cropped around a pixel that stays visible."""
     fitted = _place(height, width, float(scale), canvas)
     offset_y = centre_yx[0] * scale + scale // 2 - canvas // 2
     offset_x = centre_yx[1] * scale + scale // 2 - canvas // 2

@@ -1,8 +1,8 @@
 """Converts RLE masks to packed bits without an image-sized byte mask.
 
-A COCO RLE is a list of positions, column after column, at which the value toggles. Each
-toggle is carried to the canvas by two lookup tables, drawn as one bit, and one running XOR
-down the rows fills the mask: the cost follows the outline and the mask's box, not the image.
+A COCO RLE is a list of positions, in column order, at which the value toggles. Each toggle is
+mapped to the canvas by two lookup tables and drawn as one bit, and a cumulative XOR over the rows
+fills the mask, so that the cost depends on the outline and the mask's box, not on the image.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from semsam_jax.core.errors import DataError
 
 @dataclasses.dataclass(frozen=True)
 class PackedMask:
-    """A non-empty mask on the canvas, kept only where it has pixels.
+    """A non-empty mask on the canvas, cropped to its pixels.
 
     Attributes:
         bits: uint8 [rows, bytes], eight columns a byte, most significant bit first.
@@ -88,7 +88,7 @@ def draw_tables(placement: Placement) -> DrawTables:
 def rle_toggles(rle: dict, height: int, width: int) -> Int64[np.ndarray, " toggles"]:
     """Reads a compressed COCO RLE as the sorted positions x * height + y where it toggles.
 
-    The first toggle starts foreground. A toggle at the very end is left out.
+    The first toggle starts foreground. A toggle at the end is dropped.
 
     Raises:
         DataError: the size is not the image's, or the counts do not add up to it.
@@ -102,7 +102,7 @@ def rle_toggles(rle: dict, height: int, width: int) -> Int64[np.ndarray, " toggl
     data = np.frombuffer(counts.encode() if isinstance(counts, str) else counts, np.uint8)
     lengths = _read_counts(data)
     ends = np.cumsum(lengths)
-    # Each length is compared, too: a sum of huge ones wraps around.
+    # Each length is checked, too, since the sum can overflow.
     is_odd = not len(ends) or lengths.min() < 0 or lengths.max() > height * width
     if is_odd or ends[-1] != height * width:
         total = int(ends[-1]) if len(ends) else 0
@@ -117,13 +117,13 @@ def toggles_area(toggles: Int64[np.ndarray, " toggles"], total: int) -> int:
 
 
 def draw_mask(toggles: Int64[np.ndarray, " toggles"], tables: DrawTables) -> PackedMask | None:
-    """Draws a mask on the canvas, nearest neighbour; None if nothing of it is left."""
+    """Draws a mask on the canvas, nearest neighbour; None if it has no pixel there."""
     if not len(toggles) or not len(tables.columns):
         return None
     column, row = np.divmod(toggles, tables.height)
     unfinished = len(toggles) % 2 == 1
     left, right = int(column[0]), tables.width - 1 if unfinished else int(column[-1])
-    # A run that leaves its column reaches the last row there, whatever the toggles' rows say.
+    # A run that leaves its column reaches the last row there, whatever the rows of its toggles.
     crosses = unfinished or bool((column[1::2] != column[::2]).any())
     if tables.flip:
         column = tables.width - 1 - column
@@ -206,7 +206,7 @@ def _column_starts(toggles: np.ndarray, tables: DrawTables, begin: int, end: int
 def _carry(
     column: np.ndarray, row: np.ndarray, tables: DrawTables
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Toggles in the image to toggles on the canvas; an image column may show many times."""
+    """Maps toggles in the image to the canvas; an image column may appear many times."""
     first = tables.first_column[column]
     copies = tables.first_column[column + 1] - first
     y = tables.first_row[row]
@@ -225,7 +225,7 @@ def _toggle(bits: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
 
 
 def _trim(bits: np.ndarray, top: int, left_byte: int) -> PackedMask | None:
-    """Cuts empty rows and bytes away and measures the rest."""
+    """Crops empty rows and bytes, and measures the rest."""
     row_counts = np.bitwise_count(bits).sum(axis=1, dtype=np.int64)
     rows = np.flatnonzero(row_counts)
     if not len(rows):

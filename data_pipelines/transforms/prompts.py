@@ -1,8 +1,8 @@
-"""Clicks and boxes for one row, and the instances that each of them has to find.
+"""Samples clicks and boxes of a row, and the target instances of each.
 
-Differs from the released code where that is broken: boxes are really drawn (a quarter), a
-box has its own instance as its only target, and the clicked instance is never dropped.
-Source: docs/reference.md, section 7.
+Fixes three bugs of the released code: boxes are actually sampled (a quarter of prompts), a box has
+its own instance as its only target, and the clicked instance is never dropped. Source:
+docs/reference.md, section 7.
 """
 
 import dataclasses
@@ -20,16 +20,16 @@ class PromptPolicy:
     """How prompts are drawn.
 
     Attributes:
-        box_share: share of the prompts that are boxes.
+        box_share: fraction of the prompts that are boxes.
         hierarchy: whether a click on labelled data also targets every other instance under
             it; the wholes that a part belongs to come before the rest where not all fit.
             Class-agnostic data always does.
-        shares: how the prompts of a row are divided among the kinds of instances that it
-            has (`object`, `part`, `agnostic`); empty draws evenly over instances.
-        granularity_balance: share of the prompts drawn evenly over mask sizes (octaves of
-            the area) instead of evenly over instances, so that small masks are not drowned.
+        shares: division of a row's prompts among the kinds of instances that it has (`object`,
+            `part`, `agnostic`); empty samples instances uniformly.
+        granularity_balance: fraction of the prompts sampled uniformly over mask sizes (octaves of
+            the area) instead of over instances, so that small masks are not underrepresented.
         click_px: side of a click's box, canvas pixels.
-        center_clicks: share of the clicks at the pixel farthest from the mask's outline, where
+        center_clicks: fraction of the clicks at the pixel farthest from the mask's outline, where
             people click, instead of at a random one.
     """
 
@@ -43,14 +43,14 @@ class PromptPolicy:
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """An instance that survived the placement.
+    """An instance that is visible after the placement.
 
     Attributes:
         source: its index in `RawExample.instances`.
         box_px: (x0, y0, x1, y1) canvas pixels, x1 and y1 exclusive.
         mask: at stride 1, or None for boxes-only data.
         cells: the mask at the row's mask stride, or None.
-        is_primary: whether the row's view asks for it to be prompted.
+        is_primary: whether the row's view includes it.
         kind: `object`, `part` or `agnostic`.
         wholes: `source` of what it is a part of, nearest first.
     """
@@ -94,13 +94,13 @@ def sample_prompts(
     canvas: int,
     policy: PromptPolicy,
 ) -> SampledPrompts:
-    """Draws prompts, clicks first and boxes after.
+    """Samples prompts: clicks first, then boxes.
 
     Args:
-        rng: the row's generator.
-        candidates: surviving instances, at least one of them primary.
-        num_prompts: prompts of the row.
-        max_instances: no more different instances than this are prompted.
+        rng: random generator of the row.
+        candidates: visible instances, at least one of them primary.
+        num_prompts: prompts per row.
+        max_instances: maximum number of different instances that are prompted.
         all_under_click: whether every instance under a click is its target.
         mask_stride: stride of `Candidate.cells`.
         canvas: side in pixels.
@@ -140,8 +140,8 @@ def keep_instances(
 ) -> Int64[np.ndarray, " kept"]:
     """Chooses the instances that a row carries, ascending.
 
-    All when they fit; otherwise the prompted ones, then their wholes, then the ones that most
-    prompts target, then a random rest.
+    All if they fit; otherwise the prompted ones, then their wholes, then those that most prompts
+    target, then random ones.
     """
     if num_candidates <= max_instances:
         return np.arange(num_candidates)
@@ -177,7 +177,7 @@ def _choose(
     max_instances: int,
     policy: PromptPolicy,
 ) -> np.ndarray:
-    """A random permutation of the primary instances, repeated; a share evenly over sizes."""
+    """A random permutation of the primary instances, repeated; a fraction uniform over sizes."""
     primary = np.flatnonzero([candidate.is_primary for candidate in candidates])
     order = rng.permutation(primary)[:max_instances]
     num_balanced = round(policy.granularity_balance * num_prompts)
@@ -221,7 +221,7 @@ def _octave(candidate: Candidate) -> int:
 def _click(
     rng: np.random.Generator, candidate: Candidate, stride: int, center_clicks: float
 ) -> tuple[int, int]:
-    """A random or the deepest foreground pixel (the one nearest a cell's centre at a stride)."""
+    """A random or the innermost foreground pixel (the one nearest a cell's centre at a stride)."""
     cells = candidate.cells
     rank = int(rng.integers(cells.area_px))
     is_deepest = center_clicks > 0 and rng.random() < center_clicks

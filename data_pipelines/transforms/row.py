@@ -24,12 +24,12 @@ VIEWS = ("any", "object", "part")
 """Granularities of the data: all instances, whole objects, parts."""
 
 NUM_ATTEMPTS = 8
-"""Random placements that are tried before the whole image is taken instead."""
+"""Number of random placements that are tried before the whole image is used."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RowMaker:
-    """Makes rows; a plain value that pickles into worker processes.
+    """Makes rows; can be pickled into worker processes.
 
     Attributes:
         shape: sizes of a row.
@@ -37,8 +37,9 @@ class RowMaker:
         augments: placement policy per dataset name; others get large-scale jitter.
         vocab_valid: bool [v] per dataset name: classes that the dataset annotates.
         dataset_index: number of a dataset in the batch, per name.
-        verified_classes: read what an image says about its own classes, and what was cut from
-            it; False takes every class of the dataset for completely annotated in every row.
+        verified_classes: respect the classes that an image is annotated for, and instances that
+            were dropped from it; False treats every class of the dataset as exhaustively annotated
+            in every row.
     """
 
     shape: BatchShape
@@ -51,7 +52,7 @@ class RowMaker:
     def __call__(
         self, item: tuple[RawExample, str], rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
-        """Makes the row of (example, view); all randomness comes from `rng`.
+        """Makes the row of (example, view); `rng` is the only source of randomness.
 
         Raises:
             DataError: the image or an annotation is broken (dataset and id are named).
@@ -73,7 +74,7 @@ class RowMaker:
         augment: Augment,
         where: str,
     ) -> tuple[Placement, list[Candidate]]:
-        """Draws placements until an instance of the view survives."""
+        """Samples placements until an instance of the view is visible."""
         height, width, canvas = example.height, example.width, self.shape.image_size
         outlines = read_outlines(example.instances, height, width, where)
         for _ in range(NUM_ATTEMPTS):
@@ -93,7 +94,7 @@ class RowMaker:
     def _last_resorts(
         self, example: RawExample, view: str, outlines: list[np.ndarray | None]
     ) -> list[Placement]:
-        """The whole image; then, for masks too thin to survive it, a close-up of each."""
+        """The whole image; then, for masks too thin to be visible in it, a close-up of each."""
         height, width, canvas = example.height, example.width, self.shape.image_size
         resorts = [geometry.fit_placement(height, width, canvas)]
         for instance, outline in zip(example.instances, outlines, strict=True):
@@ -197,13 +198,13 @@ class RowMaker:
         """`vocab_valid` and `vocab_owned` of a row.
 
         A class of the dataset is valid unless the image does not list it as annotated, lists it as
-        partial, or an instance of it was cut for lack of slots: it would then be taken for
-        background. A part word is that of all its pairs: annotated with one owner is enough,
-        partial with one owner is too much.
+        partial, or an instance of it was dropped for lack of slots and would count as background.
+        Part classes combine all owners: annotated with one owner suffices, partial with one owner
+        disqualifies.
 
         Args:
             example: the image.
-            cut: its instances that are visible but not in the row.
+            cut: its instances that are visible but were dropped.
         """
         known = self.vocab_valid[example.dataset]
         owned = np.zeros(len(known), np.uint8)
@@ -217,14 +218,14 @@ class RowMaker:
         valid[_indices(example.partial)] = False
         owned[_indices(example.partial)] = OWN_CLASS
         missing = [i for item in cut for i in _labels(item)]
-        # That one instance of a class was left out says nothing about whose the others are.
+        # A dropped instance says nothing about the classes of the others.
         owned[[i for i in missing if valid[i]]] = EVERY_OWNED
         valid[missing] = False
         return valid & known, np.where(known & ~valid, owned, NOT_OWNED)
 
 
 def _labels(instance: RawInstance) -> list[int]:
-    """The class that an instance is one of: its part word, or its object."""
+    """The class of an instance: its part, or its object."""
     label = instance.part_id if instance.part_id >= 0 else instance.object_id
     return [label] if label >= 0 else []
 
@@ -240,7 +241,7 @@ def in_view(instance: RawInstance, view: str) -> bool:
 
 
 def _wholes(instances: Sequence[RawInstance], index: int) -> tuple[int, ...]:
-    """What an instance is a part of, nearest first."""
+    """The wholes of an instance, nearest first."""
     found: list[int] = []
     index = instances[index].parent
     while index >= 0 and index not in found:
