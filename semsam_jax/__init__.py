@@ -46,7 +46,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Imports a public name when it is first asked for."""
+    """Imports a public name on first use."""
     if name not in _PUBLIC:
         raise AttributeError(f"module 'semsam_jax' has no attribute {name!r}")
     return getattr(importlib.import_module(_PUBLIC[name]), name)

@@ -1,8 +1,8 @@
 """The command `semsam`, also as `python -m semsam_jax`: train, segment, auto, evaluate, ...
 
 Each command lives in a module with `add_parser(commands)`, which adds its parser, and
-`run(args) -> int | None`; only the module of the command that is asked for is imported. `train`
-and `data` hand their command line on.
+`run(args) -> int | None`; only the module of the given command is imported. `train` and `data` pass
+their command line on.
 """
 
 import argparse
@@ -38,7 +38,7 @@ _DATA = {
     "inspect": "draw training examples as the model sees them",
 }
 _EXTRAS = {"train": "train", "data": "data", "evaluate": "eval", "calibrate": "eval"}
-"""Commands that need more than a plain installation, and the extra that brings it."""
+"""Commands that need an extra, and its name."""
 _EPILOG = """\
 examples:
   semsam segment image.jpg --point 320,200 --labels "dog,cat;head,leg"
@@ -59,14 +59,14 @@ _AFTER_CTRL_C = {
 
 
 class _OneLineParser(argparse.ArgumentParser):
-    """Reports a wrong command line in one line, like every other error."""
+    """Reports usage errors in one line, like every other error."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {' '.join(message.split())} (see {self.prog} --help)\n")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns the exit code (2 for an error that the user can repair)."""
+    """Runs one command; returns the exit code (2 for an error that the user can fix)."""
     argv = sys.argv[1:] if argv is None else argv
     asked = next((word for word in argv if not word.startswith("-")), None)
     try:
@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"semsam {asked}: {package} is not installed; run `{extra}`.", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        # Whoever read the output has closed it (`| head`): end quietly, like other commands.
+        # The reader of the output has closed it (`| head`): exit quietly, like other commands.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except SemSamError as error:
@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(argv: list[str], asked: str | None) -> int:
-    """Runs a command whose module brings its own parser."""
+    """Runs a command whose module has its own parser."""
     parser = _OneLineParser(
         prog="semsam",
         description="Segment and recognize anything at any granularity.",
@@ -130,7 +130,7 @@ def _run(argv: list[str], asked: str | None) -> int:
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    """Adds what every command has."""
+    """Adds the options of every command."""
     volume = parser.add_mutually_exclusive_group()
     volume.add_argument("--verbose", action="store_true", help="also print log messages")
     volume.add_argument("--quiet", action="store_true", help="print errors only")
@@ -156,8 +156,8 @@ def _data(argv: list[str]) -> int:
 
 def run_script() -> NoReturn:
     """Runs the command line of this process and ends it."""
-    # Imports make some 100,000 objects that stay. Python's default looks through them 400 times
-    # while a command starts, a third of a second.
+    # Imports create some 100,000 permanent objects. By default Python scans them 400 times while a
+    # command starts, which takes a third of a second.
     gc.set_threshold(20_000)
     run_command(main)
 

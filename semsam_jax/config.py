@@ -17,13 +17,13 @@ from semsam_jax.models import presets, similarity_init
 from semsam_jax.models.layers import REMAT_POLICIES
 
 CHECKPOINT = "checkpoint"
-"""In the place of a value: the one of the checkpoint that the run starts from."""
+"""Value of a key that is taken from the checkpoint that the run starts from."""
 
 RANDOM = "random"
-"""In the place of a file of weights: none, and that is meant."""
+"""Given instead of a file of weights: deliberately none."""
 
 REQUIRED = "required"
-"""In the place of `model.warm_start`: a checkpoint that the recipe continues from, to be given."""
+"""Value of `model.warm_start` in recipes that must be given a checkpoint."""
 
 
 PROMPT_KINDS = ("object", "part", "agnostic")
@@ -32,15 +32,16 @@ PROMPT_KINDS = ("object", "part", "agnostic")
 
 @dataclasses.dataclass(frozen=True)
 class ModelChoice:
-    """Which network, and in which precision.
+    """Network and precision.
 
     Attributes:
         preset: key of `models.presets.PRESETS`, or "checkpoint": that of `warm_start`.
         dtype: compute dtype, "float32" or "bfloat16"; parameters stay float32.
-        remat: what a layer of a stack keeps for the backward pass: "none" recomputed (all
-            kept), "dots" (the results of linear layers) or "full" (only its input).
-        init: "random", or "similarity": masks of an untrained model are the pixels like the
-            clicked one (`models.similarity_init`, preset lite).
+        remat: rematerialisation of stacked layers: "none" (everything is kept for the backward
+            pass), "dots" (only results of linear layers are kept) or "full" (only the input is
+            kept).
+        init: "random", or "similarity": an untrained model segments pixels similar to the clicked
+            one (`models.similarity_init`, preset lite).
         warm_start: checkpoint folder whose parameters start the run, "" or "random" for none;
             "required" in a recipe that has to be given one.
         backbone_weights: "imagenet" (lite: from its package), a .pth or .safetensors of an
@@ -48,10 +49,10 @@ class ModelChoice:
         text_weights: .pth or .safetensors of a CLIP-layout text tower, "random" or "" likewise.
         num_tokens: tokens of a prompt, 0 for the preset's 6.
         lora_rank: rank of updates of all stacked linear layers (`core.lora`), 0 for none.
-        part_owner: a projection of its own learns what a part belongs to ("dog" of a dog's
-            head), and the object head learns from whole objects alone; False trains the
-            object head with both, as a checkpoint without that projection was.
-        logit_scale: where the log scale of the class cosines starts, 0 for the preset's.
+        part_owner: a separate projection learns what a part belongs to ("dog" of a dog's head), and
+            the object head learns from whole objects only; False trains the object head with both,
+            as in checkpoints without that projection.
+        logit_scale: initial log scale of the class cosines, 0 for the preset's.
     """
 
     preset: str = "lite"
@@ -69,41 +70,41 @@ class ModelChoice:
 
 @dataclasses.dataclass(frozen=True)
 class DataChoice:
-    """What the run learns from.
+    """Training data and prompts.
 
     Attributes:
         root: folder that holds one sub-folder per dataset; "" means the embedded sample.
         custom: folder of a custom dataset, as an annotation tool exports it; it is the dataset
             named "custom".
-        custom_images: folder of its images, where the file names of the annotations do not lead
-            to them.
-        custom_boxes_only: every annotation of it is its box; outlines are not read.
+        custom_images: folder of its images, if the file names of the annotations do not point to
+            them.
+        custom_boxes_only: use its boxes only; outlines are not read.
         datasets: share of each dataset within a granularity; 0 leaves it out.
         granularity: share of each view kind (any, object, part) of the interactive stream.
         generic_datasets: share of each dataset in the generic stream.
         interactive_batch, generic_batch: rows of a global batch.
         image_size: side of the square canvas in pixels.
-        mask_stride: stride at which ground-truth masks travel.
+        mask_stride: stride of ground-truth masks in a batch.
         max_instances, num_prompts: paddings of a row.
-        max_targets: targets of a prompt at most; many_to_one wants 1.
-        box_share: share of the prompts that are boxes.
+        max_targets: maximum targets of a prompt; many_to_one needs 1.
+        box_share: fraction of the prompts that are boxes.
         hierarchy: whether labelled clicks also target the wholes of a part.
-        prompt_shares: how a row's prompts are divided among its kinds of instances
-            (object, part, agnostic); all 0, or none, draws evenly over instances.
-        granularity_balance: share of prompts drawn evenly over mask sizes.
-        center_clicks: share of the clicks at the deepest point of their mask.
-        flip: chance of a horizontal flip.
+        prompt_shares: division of a row's prompts among its kinds of instances (object, part,
+            agnostic); all 0 samples instances uniformly.
+        granularity_balance: fraction of prompts sampled uniformly over mask sizes.
+        center_clicks: fraction of the clicks at the innermost point of their mask.
+        flip: probability of a horizontal flip.
         scale_jitter: (low, high) of the large-scale jitter for labelled data.
         sa1b_jitter: (low, high) of the scale jitter for SA-1B.
         ade20k_jitter: (low, high) of ADE20k's scales of the short side, in steps of 0.1.
         num_workers: input processes of a host and stream, divided among the host's training
             processes; 0 reads in threads of the main process.
-        pascal_part_tree: read PASCAL Part's whole tree (91 names) instead of 30 part words.
+        pascal_part_tree: read PASCAL Part's full tree (91 names) instead of 30 parts.
         ade20k_parts: also read the part levels of ADE20k's full release, without a class.
         verified_classes: a class is a negative only in images that are annotated for it
-            (PACO, PartImageNet), and not where instances of it were cut for lack of slots;
+            (PACO, PartImageNet), and not where instances of it were dropped for lack of slots;
             False makes every class of a dataset a negative in all of its images.
-        subsets: share of a dataset's images that is used, in 0..1; 1 where it is not named.
+        subsets: fraction of a dataset's images that is used, 0..1; 1 by default.
     """
 
     root: str = ""
@@ -140,7 +141,7 @@ class DataChoice:
 
 @dataclasses.dataclass(frozen=True)
 class TextChoice:
-    """Where class names get their embeddings.
+    """Source of the embeddings of class names.
 
     Attributes:
         source: "table" (stored CLIP embeddings, frozen), "encoder" (our text tower, one
@@ -187,7 +188,8 @@ class LossChoice(LossConfig):
     """The settings of the loss; `criterion.terms.LossConfig` explains all other keys.
 
     Attributes:
-        from_checkpoint: defaults give way to what `model.warm_start` was trained with.
+        from_checkpoint: keys at their defaults take the values that `model.warm_start` was trained
+            with.
     """
 
     from_checkpoint: bool = False
@@ -195,25 +197,25 @@ class LossChoice(LossConfig):
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """A whole run.
+    """A training run.
 
     Attributes:
         steps: optimiser steps.
-        seed: of everything random.
+        seed: of all random numbers.
         fsdp: devices that share one copy of the parameters, -1 for all of a slice.
-        slices: slices joined by the data-centre network (or nodes by a slower one); 0 takes
-            what the devices say. `fsdp` never reaches from one to another.
+        slices: slices connected by the data-centre network (or nodes by a slower one); 0 takes the
+            number that the devices report. `fsdp` never spans several.
         log_every, save_every: steps.
         eval_every: steps; 0 evaluates only before and after the run.
         keep: checkpoints kept.
         eval_images: held-out images of the one-click evaluation, 0 for none.
-        save_every_sec: save also when so many seconds have passed since the last save, 0 for
-            never; on several processes at the next step that is logged.
+        save_every_sec: also save after this many seconds since the last save, 0 for never; on
+            several processes at the next logged step.
         time_limit_sec: stop (and save) after this many seconds, 0 for no limit; on several
-            processes at the next step that is logged.
-        max_skipped_in_a_row, max_skipped: steps whose loss, gradients or matching costs are
-            not finite change nothing and are logged with their examples; so many one after
-            the other, or in all since the last start, end the run.
+            processes at the next logged step.
+        max_skipped_in_a_row, max_skipped: steps with a non-finite loss, gradient or matching cost
+            are skipped and logged with their examples; this many in a row, or in total since the
+            last start, end the run.
         accumulate: micro-batches per step; the host matches one while the device runs the
             next. The quotas stay those of the whole step.
         eval_dataset: whose validation images they are.
@@ -223,7 +225,7 @@ class RunConfig:
             `evals.options.SUITE_NAMES`; "checkpoint" alone is one_click, with AP and the accuracy
             of names where `model.warm_start` knows names.
         keep_best: keep the model with the best one-click IoU in WORKDIR/best.
-        accumulate_per_stream: every stream is a micro-batch of its own, which halves the memory.
+        accumulate_per_stream: each stream is a separate micro-batch, which halves the memory.
     """
 
     model: ModelChoice = ModelChoice()
@@ -257,10 +259,10 @@ class RunConfig:
 
 
 def build(config: Mapping | ConfigDict) -> RunConfig:
-    """Makes a checked RunConfig of a (possibly partial) nested mapping.
+    """Builds a checked RunConfig from a (possibly partial) nested mapping.
 
     Raises:
-        ConfigError: unknown key, wrong type, or values that do not go together.
+        ConfigError: unknown key, wrong type, or inconsistent values.
     """
     values = config.to_dict() if isinstance(config, ConfigDict) else config
     run = build_dataclass(RunConfig, values, "config")
@@ -277,10 +279,10 @@ def build(config: Mapping | ConfigDict) -> RunConfig:
 
 
 def build_evaluation(config: Mapping | ConfigDict, out: str) -> EvalOptions:
-    """Makes checked options of a config with the one group `evaluate` (configs/eval_only.py).
+    """Builds checked options from a config with the single group `evaluate` (configs/eval_only.py).
 
     Raises:
-        ConfigError: unknown key, wrong type, or values that do not go together.
+        ConfigError: unknown key, wrong type, or inconsistent values.
     """
     values = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
     group = values.pop("evaluate")
@@ -305,7 +307,7 @@ def model_config(choice: ModelChoice) -> presets.ModelConfig:
 
 
 def inherit_from_checkpoint(run: RunConfig, meta: Mapping) -> RunConfig:
-    """Fills in what a run takes over from the checkpoint that it starts from.
+    """Fills in the values that a run takes from the checkpoint that it starts from.
 
     Args:
         run: with `model.preset`, `text.source` or `eval_suites` "checkpoint", `data.image_size`
@@ -313,7 +315,7 @@ def inherit_from_checkpoint(run: RunConfig, meta: Mapping) -> RunConfig:
         meta: of the checkpoint.
 
     Raises:
-        ConfigError: the checkpoint and the rest of the configuration do not go together.
+        ConfigError: the checkpoint does not fit the rest of the configuration.
     """
     model, data, text = run.model, run.data, run.text
     if model.preset == CHECKPOINT:
@@ -327,7 +329,7 @@ def inherit_from_checkpoint(run: RunConfig, meta: Mapping) -> RunConfig:
         known = (meta.get("class_heads_trained") and meta.get("text")) or {"source": "none"}
         text = dataclasses.replace(text, source=known["source"], table=known.get("table") or "")
         if text.source == "none":
-            # Such a checkpoint knows no names: what would go to the generic stream is clicked.
+            # Such a checkpoint has no names: rows of the generic stream become interactive.
             rows = data.interactive_batch + data.generic_batch
             data = dataclasses.replace(data, interactive_batch=rows, generic_batch=0)
     suites = run.eval_suites
@@ -342,7 +344,7 @@ def inherit_from_checkpoint(run: RunConfig, meta: Mapping) -> RunConfig:
 
 
 def _inherit_loss(loss: LossChoice, meta: Mapping) -> LossChoice:
-    """The loss that a checkpoint learned: another one undoes it. Converted ones say nothing."""
+    """The loss that a checkpoint was trained with; converted checkpoints do not state it."""
     trained = (meta.get("config") or {}).get("loss", {})
     free = (f for f in dataclasses.fields(loss) if getattr(loss, f.name) == f.default)
     taken = {f.name: trained[f.name] for f in free if f.name in trained}
@@ -350,13 +352,13 @@ def _inherit_loss(loss: LossChoice, meta: Mapping) -> LossChoice:
 
 
 def needs_checkpoint(run: RunConfig) -> bool:
-    """Whether `inherit_from_checkpoint` has something to fill in."""
+    """Whether `inherit_from_checkpoint` has values to fill in."""
     choices = run.model.preset, run.text.source, *run.eval_suites
     return CHECKPOINT in choices or run.data.image_size == 0 or run.loss.from_checkpoint
 
 
 def check_batch(run: RunConfig, num_shards: int) -> None:
-    """Checks that both quotas divide over the devices; ConfigError names the fix."""
+    """Checks that both quotas are divisible by the devices; ConfigError names the fix."""
     pieces = num_shards * run.accumulate
     for name in ("interactive_batch", "generic_batch"):
         rows = getattr(run.data, name)

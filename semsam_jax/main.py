@@ -1,10 +1,10 @@
 """Trains a model: semsam train --config=configs/joint.py --workdir=runs/first
 
 Started again, the same command resumes; Ctrl-C saves first. Any key of the configuration is an
-option, such as --config.steps=2000 or --config.data.datasets.sa1b=2; semsam_jax/config.py says
-what each key means, configs/README.md which configurations there are. --data.root=DIR, the folder
-of all datasets, is short for --config.data.root. An error that you can repair is one line and
-exit code 2. `python -m semsam_jax.main` is the same command.
+option, such as --config.steps=2000 or --config.data.datasets.sa1b=2; semsam_jax/config.py documents
+every key, configs/README.md lists the configurations. --data.root=DIR, the folder of all datasets,
+is short for --config.data.root. Errors that you can fix are one line and exit code 2. `python -m
+semsam_jax.main` is the same command.
 """
 
 import errno
@@ -16,7 +16,7 @@ try:
     from absl import app, flags, logging
     from ml_collections import config_flags
 except ModuleNotFoundError as error:
-    if __name__ != "__main__":  # `semsam train` says it itself
+    if __name__ != "__main__":  # `semsam train` reports it itself
         raise
     print(
         f"error: {error.name} is not installed; run `pip install 'semsam-jax[train]'`.",
@@ -88,7 +88,7 @@ def main(argv: list[str]) -> int:
 
 
 def _profile_window() -> tuple[int, int] | None:
-    """The steps of --profile."""
+    """Parses the steps of --profile."""
     if _PROFILE.value is None:
         return None
     first, _, stop = _PROFILE.value.partition(":")
@@ -98,7 +98,7 @@ def _profile_window() -> tuple[int, int] | None:
 
 
 def run_with_errors(argv: list[str]) -> int:
-    """Turns errors that a user can repair into one line and exit code 2."""
+    """Turns errors that a user can fix into one line and exit code 2."""
     verbose, quiet = (flags.FLAGS[one.name].value for one in (_VERBOSE, _QUIET))
     try:
         with console.verbosity(verbose, quiet):

@@ -51,7 +51,7 @@ class DecoderMemory:
 @typing.no_type_check
 @struct.dataclass
 class DecoderStates:
-    """What the layers leave behind for the heads.
+    """Outputs of the layers for the heads.
 
     Attributes:
         outputs: [l,b,q,c] layer outputs, before any final norm.
@@ -74,7 +74,7 @@ def make_memory(levels: Sequence[Float[Array, "b _h _w c"]]) -> DecoderMemory:
 
 
 class MemoryProjection(nn.Module):
-    """Takes every level to the decoder's width, where that differs from the pixel decoder's."""
+    """Projects every level to the decoder's width if it differs from the pixel decoder's."""
 
     dim: int
     dtype: Any = jnp.float32
@@ -116,8 +116,8 @@ class DecoderLayer(nn.Module):
     ) -> tuple[Float[Array, "b q c"], dict[str, Array]]:
         """Returns the new content and the two attention outputs (for inspection)."""
         config, shape = self.config, content.shape
-        # Groups cannot see each other: they become rows of the batch, and no mask of
-        # size q x q exists.
+        # Groups do not attend to each other: they become rows of the batch, which avoids a q x q
+        # mask.
         folded = shape if self.group is None else (-1, self.group, shape[-1])
         attention = MultiHeadAttention(config.num_heads, dtype=self.dtype, name="self_attn")
         self_out = attention(content.reshape(folded), pos.reshape(folded), blocked).reshape(shape)
@@ -143,7 +143,7 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Scanned layers with shared box refinement, and the heads on what they leave.
+    """Scanned layers with shared box refinement, and the heads.
 
     Attributes:
         config: sizes.
@@ -187,9 +187,9 @@ class Decoder(nn.Module):
         Args:
             content: tokens.
             references: their boxes in logit space, cxcywh.
-            memory: tokens to look at.
-            group: number of consecutive tokens that see each other, None for all.
-            blocked: [.., query, key] True where self-attention is cut; not with `group`.
+            memory: tokens to attend to.
+            group: number of consecutive tokens that attend to each other, None for all.
+            blocked: [.., query, key] True where self-attention is masked; not with `group`.
         """
         layer = self._layer(memory.shapes, group)
         tokens = memory.tokens.astype(self.dtype)
@@ -237,7 +237,7 @@ class Decoder(nn.Module):
         Boxes start from the references that went into the layer.
 
         Args:
-            states: what the layers left behind.
+            states: outputs of the layers.
             text: names to score, or None.
             is_generic: generic queries; they have no predicted IoU.
         """

@@ -14,7 +14,7 @@ from semsam_jax.core.errors import ConfigError, ShapeError
 from semsam_jax.models.layers import Dense, DenseParams, xavier_init
 from semsam_jax.ops.deform_attention import deform_attention, inside_weight, touched_rows
 
-# Price of reading one gathered number, in multiply-adds of a matrix product.
+# Cost of gathering one number, in multiply-adds of a matrix product.
 _GATHER_PRICE = {"cpu": 8, "gpu": 32, "tpu": 128}
 
 
@@ -53,7 +53,7 @@ def cheaper_projection(num_queries: int, num_pixels: int, dim: int, samples: int
 
 
 class DeformableAttention(nn.Module):
-    """Each query looks at a few learned places of every level.
+    """Each query samples a few learned locations of every level.
 
     Attributes:
         num_heads: heads; divides the channels.
@@ -160,7 +160,7 @@ class DeformableAttention(nn.Module):
             implementation=self.implementation,
         ).reshape(b, q, heads, c)
         out = jnp.einsum("bqhc,che->bqhe", sums, kernel.reshape(c, heads, -1))
-        # Outside the levels the projected value is zero, so the bias counts inside only.
+        # Outside the levels the projected value is zero, so the bias applies inside only.
         inside = inside_weight(spatial_shapes, locations, weights).astype(out.dtype)
         out = out + inside[..., None] * bias.reshape(1, 1, heads, -1)
         return out.reshape(b, q, c)

@@ -1,7 +1,7 @@
 """Denoising queries of the generic branch: true classes and noised true boxes.
 
-They teach the decoder to repair boxes without waiting for the matching to settle.
-Source: arXiv 2203.01305; docs/reference.md, section 13.
+They train box refinement without waiting for the matching to stabilise. Source: arXiv 2203.01305;
+docs/reference.md, section 13.
 """
 
 import typing
@@ -54,7 +54,7 @@ class DenoisingTokens:
 
 
 def assign_slots(instance_valid: Bool[Array, "b n"], num_slots: int) -> DenoisingQueries:
-    """Deals the instances of each image onto a fixed number of slots.
+    """Distributes the instances of each image over a fixed number of slots.
 
     With n valid instances, slot s holds instance s % n in group s // n, as many whole
     groups as fit. If not even one group fits, the first `num_slots` instances form one.
@@ -77,10 +77,10 @@ def assign_slots(instance_valid: Bool[Array, "b n"], num_slots: int) -> Denoisin
 
 
 def attention_mask(queries: DenoisingQueries, num_queries: int) -> Bool[Array, "b m m"]:
-    """Who must not see whom, with the g slots in front of the matching queries.
+    """Self-attention mask, with the g slots in front of the matching queries.
 
-    Matching queries see each other only: slots carry ground truth. Slots see their own
-    group and the matching queries. An empty slot sees itself alone and nobody sees it.
+    Matching queries attend only to each other, since slots carry ground truth. Slots attend to
+    their own group and the matching queries. An empty slot attends only to itself.
 
     Returns:
         [b, query, key], m = g + num_queries, True where blocked.
@@ -116,9 +116,9 @@ class Denoising(nn.Module):
 
     @nn.compact
     def __call__(self, targets: DenoisingTargets, text: TextTable) -> DenoisingTokens:
-        """Content is the mapped name of the instance (its part if it has one).
+        """Content is the projected name of the instance (its part if it has one).
 
-        Instances without any name have zero content: there is a box to repair still.
+        Instances without a name have zero content; their boxes are still denoised.
         """
         lang_mapper = parameter(
             self,

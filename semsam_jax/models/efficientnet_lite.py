@@ -64,7 +64,7 @@ def blocks(variant: str) -> tuple[BlockSpec, ...]:
 
 
 def _multiple_of_8(channels: float) -> int:
-    """The nearest multiple of 8, which must not be more than a tenth smaller."""
+    """The nearest multiple of 8 that is at most a tenth smaller."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded if rounded >= 0.9 * channels else rounded + 8
 
@@ -163,7 +163,7 @@ class EfficientNetLite(nn.Module):
 
         Args:
             image: (pixels - 127) / 128, any size.
-            train: no effect, statistics are frozen; here so that backbones look alike.
+            train: no effect, statistics are frozen; part of the backbones' common interface.
             draw: no effect, nothing is random.
 
         Returns:
@@ -191,14 +191,14 @@ class EfficientNetLite(nn.Module):
 
     def _with_positions(self, x: Float[Array, "b h w c"], size: float) -> Float[Array, "b h w c2"]:
         b, h, w, _ = x.shape
-        # As loud as the features, or the projection behind them would not hear the position.
+        # Scaled like the features, so that the following projection can use the position.
         waves = _POSITION_GAIN * size * wave_grid(h, w, self.config.position_channels)
         waves = jnp.asarray(waves, x.dtype)
         return jnp.concatenate([x, jnp.broadcast_to(waves, (b, *waves.shape))], axis=-1)
 
 
 class Classifier(nn.Module):
-    """The network as it was trained on ImageNet; proves that converted weights are right."""
+    """The ImageNet classifier, to verify converted weights."""
 
     variant: str = "lite0"
     num_classes: int = 1000

@@ -26,11 +26,11 @@ def mask_logits(
 ) -> Float[Array, "b *q h w"]:
     """Mask logits at stride 4: the dot product of each embedding with each pixel.
 
-    Always float32, whatever the compute dtype of the model.
+    Always float32.
 
     Args:
         mask_embed: `Predictions.mask_embed`.
-        mask_features: the pyramid's.
+        mask_features: of the pyramid.
         limits: `Predictions.mask_limits`; outside them a logit is `OUTSIDE_LOGIT`.
         precision: of the product.
     """
@@ -57,9 +57,9 @@ def cosine_logits(
 ) -> Float[Array, "*q v"]:
     """exp(logit_scale) times the cosine between projected content and unit names.
 
-    Many queries against names in a space wider than their own are compared in their own
-    space, where the names are brought first: the product is the same. All products are really
-    float32, on accelerators too.
+    For many queries and a text space wider than their own, names are projected into the space of
+    the queries instead: the product is the same. All products are true float32, on accelerators
+    too.
 
     Source: docs/reference.md, section 6; 1e-7 is added to the norm of the content.
     """
@@ -140,7 +140,7 @@ class Heads(nn.Module):
     def owner_logits(
         self, content: Float[Array, "*q c"], text: TextTable
     ) -> Float[Array, "*q v1"] | None:
-        """What a part belongs to, of already normalised content; None without the projection."""
+        """Owner logits of already normalised content; None without the projection."""
         if not self.config.part_owner:
             return None
         return cosine_logits(content, self.owner_embed, text.objects, self.logit_scale)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float
 from semsam_jax.core.errors import ShapeError
 from semsam_jax.ops.convolution import convolve, embed_patches
 
-# Uniform in +-1/sqrt(fan_in), the usual start of a linear layer.
+# Uniform in +-1/sqrt(fan_in), the usual initialisation of a linear layer.
 linear_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 xavier_init = nn.initializers.xavier_uniform()
 
@@ -31,10 +31,10 @@ only its input. The rest is recomputed."""
 
 @jax.custom_vjp
 def relu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """max(x, 0), which keeps for its gradient which numbers are positive and nothing else.
+    """max(x, 0) whose residual is only the sign of each number.
 
-    `jax.nn.relu` also keeps zeros of the shape of `x`; as a constant they would lie whole on every
-    device, for all rows of the global batch.
+    `jax.nn.relu` also keeps zeros of the shape of `x`, a constant that would be replicated on every
+    device for the global batch.
     """
     return jnp.maximum(x, 0)
 
@@ -59,8 +59,8 @@ def parameter(
 ) -> Float[Array, "..."]:
     """A float32 parameter of a module, by name.
 
-    As `module.param`, which traces `init` at every call to compare shapes: a third of the time
-    that it takes to trace a network.
+    Like `module.param`, which traces `init` at every call to compare shapes: a third of the time to
+    trace a network.
 
     Raises:
         ShapeError: the parameter that was given has another shape.
@@ -80,8 +80,8 @@ class Dense(nn.Module):
     Attributes:
         features: channels out.
         use_bias: whether a bias is added.
-        kernel_init: start of the kernel [in, out].
-        bias_init: start of the bias [out].
+        kernel_init: initialiser of the kernel [in, out].
+        bias_init: initialiser of the bias [out].
         dtype: compute dtype.
         precision: of the product; None takes the backend's default, which rounds the factors of a
             float32 product to bfloat16 (TPU) or TF32 (GPU).
@@ -113,7 +113,7 @@ class Conv(nn.Module):
         kernel_size: k, odd.
         stride: of both axes.
         use_bias: whether a bias is added.
-        kernel_init: start of the kernel [k, k, in, out].
+        kernel_init: initialiser of the kernel [k, k, in, out].
         dtype: compute dtype.
     """
 
@@ -137,11 +137,11 @@ class Conv(nn.Module):
 
 
 class PatchProjection(nn.Module):
-    """A linear layer on k x k patches side by side.
+    """A linear layer on adjacent k x k patches.
 
-    The bias starts random, as PyTorch starts a convolution: with zeros, the zeros around an image
-    would reach the layer norms as vectors of length 0, which multiply a gradient by 1/sqrt(eps)
-    each, and those of a deep backbone overflow float32.
+    The bias is initialised randomly, as in PyTorch's convolution: with a zero bias, the padding of
+    an image would reach the layer norms as zero vectors, each of which multiplies the gradient by
+    1/sqrt(eps), and in a deep backbone float32 overflows.
 
     Attributes:
         features: channels out.
@@ -248,7 +248,7 @@ class MLP(nn.Module):
 
 
 class DenseParams(nn.Module):
-    """Kernel [inputs, features] and bias of a linear layer that its parent applies itself."""
+    """Kernel [inputs, features] and bias of a linear layer that the parent applies."""
 
     inputs: int
     features: int
@@ -278,10 +278,10 @@ class MultiHeadAttention(nn.Module):
         """Attends within each row of the batch.
 
         Args:
-            x: tokens; values come from them as they are.
+            x: tokens; values are computed from them without positions.
             pos: added to the tokens before the query and key projections.
-            blocked: [.., query, key], True where a query must not see a key. A query
-                that may see no key at all gets the mean of all values.
+            blocked: [.., query, key], True where attention is masked. A query with all keys masked
+                gets the mean of all values.
 
         Returns:
             The attended tokens after the output projection, without residual.
@@ -309,7 +309,7 @@ class MultiHeadAttention(nn.Module):
 def stacked_params(parent: nn.Module, name: str, layer: nn.Module, length: int, *args: Any) -> Any:
     """Declares the parameters of `length` equal layers as one tree of stacked leaves.
 
-    Call it inside a compact method of `parent`. Each layer starts from its own key.
+    Call it inside a compact method of `parent`. Each layer is initialised with its own key.
 
     Args:
         parent: module that owns the parameters, under `name`.
@@ -349,8 +349,8 @@ def scan_layers(
     """Runs stacked layers one after the other with `jax.lax.scan`.
 
     Args:
-        body: `(layer_params, carry, x) -> (carry, y)`; calls `layer.apply` and takes
-            whatever all layers share from its closure.
+        body: `(layer_params, carry, x) -> (carry, y)`; calls `layer.apply`, and closes over what
+            all layers share.
         params: tree from `stacked_params`.
         carry: input of the first layer.
         xs: optional tree of per-layer inputs (keys, drop rates), leading axis = layers.

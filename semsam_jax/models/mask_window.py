@@ -1,9 +1,9 @@
 """A quadratic window around each token's predicted box, added to its mask logits.
 
-A mask logit is the product of a token's embedding with a pixel's features, and features hardly
-say where a pixel lies: a small model spills to everything that looks alike. A quadratic in the
-pixel's position is such a product too, so the window costs six channels and no new operation.
-Not in the paper; preset `lite` has it.
+A mask logit is the product of a token's embedding with a pixel's features, which hardly encode
+position: masks of a small model leak to everything that looks similar. A quadratic in the pixel's
+position is such a product too, so the window adds six channels and no new operation. Not in the
+paper; preset `lite` has it.
 """
 
 from typing import Any
@@ -16,9 +16,9 @@ from jaxtyping import Array, Float
 NUM_CHANNELS = 6
 """Channels that a window adds to mask embeddings and mask features."""
 
-# Half sides of a box below this (fractions of the canvas) count as this.
+# Lower bound of the half sides of a box (fractions of the canvas).
 _SMALLEST_HALF_SIDE = 0.04
-# Before the softplus: the curvature of a window that hardly shows at the start.
+# Before the softplus: initial curvature, which has little effect.
 _CURVATURE_START = -3.0
 
 

@@ -56,7 +56,7 @@ class EncoderLayer(nn.Module):
         spatial_shapes: tuple[tuple[int, int], ...],
     ) -> tuple[Float[Array, "b s c"], Float[Array, "b s c"]]:
         """Returns the layer's output and, for inspection, what the attention added."""
-        # One row serves the batch: a constant of all rows would lie whole on every device.
+        # One row for the batch: a constant of all rows would be replicated on every device.
         centres = pixel_centres(spatial_shapes)[None, :, None]
         centres = np.broadcast_to(centres, (1, x.shape[1], len(spatial_shapes), 2))
         attention = DeformableAttention(
@@ -133,9 +133,9 @@ class _ConvNorm(nn.Module):
 
 
 class PixelDecoder(nn.Module):
-    """Refines the backbone's maps together and makes the features that masks are read from.
+    """Refines the backbone's maps jointly and computes the mask features.
 
-    The reference computes this part in float32 whatever its policy; `dtype` decides here.
+    The reference always computes this part in float32; here `dtype` applies.
 
     Attributes:
         config: sizes.
@@ -161,7 +161,7 @@ class PixelDecoder(nn.Module):
             float32 mask features.
 
         Raises:
-            ConfigError: numbers of inputs and levels that do not fit.
+            ConfigError: inconsistent numbers of inputs and levels.
         """
         config = self.config
         if not 0 <= config.num_levels - config.num_inputs <= 1 or config.num_inputs > len(maps):
@@ -170,7 +170,7 @@ class PixelDecoder(nn.Module):
                 f"levels; wanted 1..{len(maps)} inputs, and as many levels or one more."
             )
         inputs = list(maps[-config.num_inputs :])
-        # The extra level comes straight from the backbone's last map.
+        # The extra level is computed from the backbone's last map.
         inputs += inputs[-1:] * (config.num_levels - config.num_inputs)
         levels = []
         for i, x in enumerate(inputs):

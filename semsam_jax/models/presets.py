@@ -43,8 +43,8 @@ EFFICIENTNET_LITE_CHANNELS = {"lite0": (24, 40, 112, 320), "lite2": (24, 48, 120
 class EfficientNetLiteConfig:
     """EfficientNet-Lite with frozen batch statistics; strides 4..32 are taken out.
 
-    A frozen convolutional backbone hardly knows where a pixel lies, so `position_channels`
-    fixed waves of the position are appended to each map; 0 leaves the maps as they are.
+    A frozen convolutional backbone hardly encodes position, so `position_channels` fixed sinusoids
+    of the position are appended to each map; 0 for none.
     """
 
     is_trained: bool = False  # False stops the gradient at the features
@@ -89,15 +89,14 @@ class DecoderConfig:
     """Prompt and query decoder with its heads.
 
     Attributes:
-        logit_scale: where the learned log scale of the class cosines starts: log(1 / 0.07), as in
-            CLIP. At the reference's placeholder 1.0 no score can leave the neighbourhood of 0.1.
-        part_owner: adds the projection that says what a part belongs to; the released weights
+        logit_scale: initial value of the learned log scale of the class cosines: log(1 / 0.07), as
+            in CLIP. With the reference's placeholder 1.0 all scores stay near 0.1.
+        part_owner: adds the projection that predicts what a part belongs to; the released weights
             have none.
         mask_window: mask logits gain a quadratic around each token's predicted box
             (`models.mask_window`). Not in the paper.
-        box_margin: the mask of a box prompt is empty outside the box times this factor, in
-            training and inference (`Predictions.mask_limits`); 0 leaves it whole, as the paper
-            does.
+        box_margin: the mask of a box prompt is empty outside the box times this factor, in training
+            and inference (`Predictions.mask_limits`); 0 for no limit, as in the paper.
     """
 
     dim: int = 256
@@ -222,7 +221,7 @@ def from_json(text: str | Mapping) -> ModelConfig:
     )
 
 
-# The older name of a kind comes first: the last one is written.
+# Older names of a kind come first; the last one is written.
 _KINDS = {
     "swin": SwinConfig,
     "efficientnet_lite0": EfficientNetLiteConfig,

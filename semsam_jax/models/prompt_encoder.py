@@ -69,7 +69,7 @@ class PromptEncoder(nn.Module):
         label_embed = parameter(self, "label_embed", init, (2, self.dim))
         type_embed = parameter(self, "type_embed", init, (2, self.dim))
         mask_tokens = parameter(self, "mask_tokens", init, (self.num_tokens, self.dim))
-        # label_embed[1] exists in the weights only: nothing has ever used it.
+        # label_embed[1] exists in the weights but is never used.
         prompt_content = label_embed[0][None, None] + type_embed[prompts.type_index]
         content = prompt_content[:, :, None] + mask_tokens[None, None]
         boxes = prompts.boxes.astype(jnp.float32)

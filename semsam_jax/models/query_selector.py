@@ -58,7 +58,7 @@ def anchor_logits(shapes: Sequence[tuple[int, int]]) -> np.ndarray:
 
 
 class QuerySelector(nn.Module):
-    """Projects the memory, scores every token by names and takes the best.
+    """Projects the memory, scores every token against the names and selects the best.
 
     Attributes:
         num_queries: tokens to take (all of them on a canvas with fewer tokens).
@@ -90,8 +90,8 @@ class QuerySelector(nn.Module):
         scores = score(norm(enc_output(scored)))
         count = min(self.num_queries, memory.shape[1])
         _, index = jax.lax.top_k(jax.lax.stop_gradient(scores), count)
-        # Projected again for the chosen few: the backward pass then keeps nothing of
-        # the thousands of tokens that were only scored.
+        # Selected tokens are projected again, so that the backward pass keeps nothing of the
+        # thousands of others.
         chosen = jnp.take_along_axis(memory, index[..., None], axis=1)
         chosen *= jnp.asarray(is_valid[0])[index].astype(memory.dtype)
         return SelectedTokens(

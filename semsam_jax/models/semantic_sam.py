@@ -1,7 +1,7 @@
 """The whole model: image and prompts in, masks and classes at six granularities out.
 
-`encode_image` runs once per image; `decode_prompts` and `decode_generic` run on what it
-returns as often as wanted.
+`encode_image` runs once per image; `decode_prompts` and `decode_generic` run on its result any
+number of times.
 """
 
 from typing import Any
@@ -87,11 +87,11 @@ class SemanticSAM(nn.Module):
 
         Args:
             image: RGB in the top-left corner of the canvas; h and w multiples of 32.
-            size_hw: valid pixels of each image; the rest of the canvas is set to the mean
-                colour, that is zero after normalisation, and is not masked any further.
+            size_hw: valid pixels of each image; the rest of the canvas is set to the mean colour
+                (zero after normalisation) and is not masked further.
             train: drops residual paths at random (rng stream "drop_path").
-            draw: which of the b random draws each image gets, its own place by default: a
-                batch that lies in another order on other devices drops the same paths.
+            draw: which of the b random draws each image gets, by default its own position, so that
+                the result does not depend on the order of the batch.
 
         Raises:
             ShapeError: the canvas is not a multiple of 32.
@@ -124,15 +124,15 @@ class SemanticSAM(nn.Module):
         noise: Float[Array, "b p 4"] | None = None,
         is_box: Bool[Array, "b p"] | None = None,
     ) -> Predictions:
-        """Answers clicks and boxes with k tokens each.
+        """Predicts k tokens for each click or box.
 
         Args:
             pyramid: encoded images.
             prompts: clicks and boxes in fractions of the canvas.
             text: names to score, or None.
             all_layers: return every layer (training) instead of the last.
-            isolate: prompts do not see each other. False lets all valid prompts of an
-                image attend to each other, as the original demo does.
+            isolate: prompts do not attend to each other. False lets all valid prompts of an image
+                interact, as in the original demo.
             noise: uniform[0,1) box noise of training, with `is_box`.
             is_box: which prompts are boxes; read only with `noise`.
 
@@ -171,12 +171,12 @@ class SemanticSAM(nn.Module):
         vocab_valid: Bool[Array, "b v"] | None = None,
         denoising: DenoisingTargets | None = None,
     ) -> GenericPredictions:
-        """Finds and names everything in the vocabulary, without prompts.
+        """Detects and classifies everything in the vocabulary, without prompts.
 
         Args:
             pyramid: encoded images.
             text: names of objects and parts; parts may have no rows.
-            vocab_valid: names that may pull in a query, None for all of them.
+            vocab_valid: names that may select a query, None for all.
             denoising: ground truth for denoising queries (training), or None.
 
         Returns:
@@ -200,7 +200,7 @@ class SemanticSAM(nn.Module):
         self.sow("intermediates", "selected", selected.index)
         anchors = self.decoder.refine_anchors(selected.content, selected.anchors)
         proposals = self.decoder.predict_first(selected.content, anchors, text)
-        # The decoder learns to use proposals, not to change them.
+        # No gradient from the decoder into the proposals.
         content, references = jax.lax.stop_gradient((selected.content, anchors))
         blocked, slots, num_slots = None, None, 0
         if denoising is not None:
@@ -269,10 +269,10 @@ class SemanticSAM(nn.Module):
 def _one_behind_the_other(
     first: Float[Array, "b n c"], second: Float[Array, "b m c"]
 ) -> Float[Array, "b q c"]:
-    """Joins two lists of tokens by padding and adding.
+    """Concatenates two lists of tokens by padding and adding.
 
-    `jnp.concatenate` keeps zeros for the gradient that `second` does not have; as a constant they
-    would lie whole on every device, for all rows of the global batch.
+    `jnp.concatenate` keeps zeros for the missing gradient of `second`, a constant that would be
+    replicated on every device for the global batch.
     """
     n, m = first.shape[1], second.shape[1]
     before, after = ((0, 0), (n, 0), (0, 0)), ((0, 0), (0, m), (0, 0))

@@ -1,12 +1,11 @@
-"""Similarity initialization: an untrained network already segments pixels like the clicked one.
+"""Similarity initialisation: an untrained network segments pixels similar to the clicked one.
 
-A mask logit is the product of a token's embedding with a pixel's features. From random weights
-both speak different languages, and a run has to find a common one before it can learn anything
-else; with a hundred images and ten minutes it hardly does. Here both sides start in the same
-one: the token reads the memory where the click is and hands it on unchanged, and the pixel
-features are the memory, unchanged. The first masks are then the pixels that resemble the
-clicked one, in place and in appearance, and training refines them. Nothing but the values of
-the parameters differs from another start.
+A mask logit is the product of a token's embedding with a pixel's features. With random weights the
+two are unrelated, and training must align them before it can learn anything else, which takes
+longer than ten minutes on a hundred images. Here they start aligned: the token reads the memory at
+the click and passes it on unchanged, and the pixel features are the memory, unchanged. The first
+masks are then the pixels that resemble the clicked one in position and appearance, and training
+refines them. Only the values of the parameters differ from another initialisation.
 
 The sizes below were chosen by the one-click IoU of untrained models on training images of the
 embedded sample; `_QUALITY_GAIN` by that of short runs on its held-out images.
@@ -31,20 +30,20 @@ _ENCODER_FEEDFORWARD_GAIN = 0.37
 _DECODER_FEEDFORWARD_GAIN = 0.05
 _RANDOM_SHARE = 0.05
 _FINEST_LEVEL_BIAS = 2.15
-# Added before the ReLUs of the mask head and taken off behind them: normed content passes
-# them as it is.
+# Added before the ReLUs of the mask head and subtracted after them, so that normalised content
+# passes unchanged.
 _RELU_SHIFT = 2.5
 _LOGIT_GAIN = 0.08
 _LOGIT_THRESHOLD = 0.5
 # Half the distance of the coarsest and the finest token on the constant channels.
 _TOKEN_SPREAD = 0.8
 _CONSTANT_GAIN = 4.0
-# How much louder than other channels the predicted IoU hears them: tokens differ in little else.
+# Their weight relative to other channels in the predicted IoU, since tokens differ in little else.
 _QUALITY_GAIN = 10.0
 
 
 def check_fits(config: ModelConfig) -> None:
-    """Raises ConfigError for models whose sides cannot share one language."""
+    """Raises ConfigError for models that it does not fit."""
     backbone, pixels, decoder = config.backbone, config.pixel_decoder, config.decoder
     has_positions = (
         isinstance(backbone, EfficientNetLiteConfig)
@@ -52,7 +51,7 @@ def check_fits(config: ModelConfig) -> None:
     )
     if not has_positions or not pixels.dim == pixels.mask_dim == decoder.dim:
         raise ConfigError(
-            "model.init: 'aligned' is for a backbone with position channels (preset lite) and "
+            "model.init: 'similarity' is for a backbone with position channels (preset lite) and "
             "equal widths of pixel decoder, masks and decoder; use 'random'."
         )
 
@@ -61,7 +60,7 @@ def align(params: dict, config: ModelConfig, seed: int) -> dict:
     """Returns random parameters moved to the similarity initialization.
 
     Args:
-        params: of all branches, NumPy float32; they stay as they are.
+        params: of all branches, NumPy float32; not modified.
         config: sizes that passed `check_fits`.
         seed: of the code that all levels share for the position.
     """
@@ -91,7 +90,9 @@ def _share_positions(flat: dict, config: ModelConfig, rng: np.random.Generator) 
 
 
 def _pass_pixels_on(flat: dict) -> None:
-    """The pixel decoder's branches whisper, and its last convolutions change nothing."""
+    """Scales the pixel decoder's residual branches down, and makes its last convolutions the
+    identity.
+    """
     encoder = "pixel_decoder/encoder/layers"
     flat[f"{encoder}/self_attn/output_proj/kernel"] *= _ENCODER_ATTENTION_GAIN
     flat[f"{encoder}/linear2/kernel"] *= _ENCODER_FEEDFORWARD_GAIN
@@ -100,7 +101,7 @@ def _pass_pixels_on(flat: dict) -> None:
 
 
 def _read_at_the_click(flat: dict, config: ModelConfig) -> None:
-    """Attention of the decoder adds the memory itself, mostly of the finest level."""
+    """Makes the decoder's attention add the memory itself, mostly of the finest level."""
     layers, decoder = "decoder/layers", config.decoder
     for name in ("value_proj", "output_proj"):
         kernel = f"{layers}/cross_attn/{name}/kernel"
@@ -119,7 +120,7 @@ def _read_at_the_click(flat: dict, config: ModelConfig) -> None:
 
 
 def _hand_on_to_masks(flat: dict) -> None:
-    """The mask head is the identity, scaled, less a threshold."""
+    """Makes the mask head a scaled identity minus a threshold."""
     for i, gain in enumerate((1.0, 1.0, _LOGIT_GAIN)):
         kernel = f"decoder/mask_embed/layers_{i}/kernel"
         _near_identity(flat, kernel, lambda kernel: kernel, gain, gain)
@@ -128,7 +129,7 @@ def _hand_on_to_masks(flat: dict) -> None:
 
 
 def _tell_tokens_apart(flat: dict, config: ModelConfig) -> None:
-    """A few channels are 1 at every pixel: what a token has there is the bias of its mask."""
+    """Sets a few channels to 1 at every pixel, where a token's values are the bias of its mask."""
     num = config.pixel_decoder.dim // config.pixel_decoder.norm_groups
     flat["pixel_decoder/fpn/norm/scale"][:num] = 0
     flat["pixel_decoder/fpn/norm/bias"][:num] = 1
@@ -151,7 +152,7 @@ def _near_identity(
     gain: float = 1.0,
     random_gain: float = 1.0,
 ) -> None:
-    """Shrinks a random kernel and adds the identity to the part that `square` shows."""
+    """Scales a random kernel down and adds the identity to the part that `square` selects."""
     kernel = flat[name]
     kernel *= _RANDOM_SHARE * random_gain
     part = square(kernel)

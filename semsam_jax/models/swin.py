@@ -1,8 +1,7 @@
 """Swin transformer backbone: four maps at strides 4, 8, 16 and 32.
 
-Blocks come in pairs, one with regular and one with shifted windows. A stage scans over
-its pairs, so its size in the program does not grow with its depth; an odd block, `last`, comes
-after them.
+Blocks come in pairs, one with regular and one with shifted windows. A stage scans over its pairs,
+so the program does not grow with the depth; an odd block, `last`, follows them.
 """
 
 from typing import Any
@@ -39,7 +38,7 @@ _init = nn.initializers.truncated_normal(0.02)
 
 
 def drop_path_scales(key: Array, rates: np.ndarray, batch: int) -> Float[Array, "r b"]:
-    """Draws what each residual branch of each image is multiplied by: 0 or 1/(1-rate).
+    """Draws the factor of each residual branch of each image: 0 or 1/(1-rate).
 
     Args:
         key: random key.
@@ -62,8 +61,8 @@ class WindowAttention(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Attends in each window of a map of any size.
 
-        The map is padded with zeros to whole windows; the padding takes part in the
-        attention as ordinary keys (docs/reference.md, section 2).
+        The map is padded with zeros to whole windows; padding is attended to as ordinary keys
+        (docs/reference.md, section 2).
         """
         b, height, width, c = x.shape
         heads = self.num_heads
@@ -262,7 +261,7 @@ class Swin(nn.Module):
         Args:
             image: normalised pixels, any size.
             train: drop residual branches; needs the rng stream "drop_path".
-            draw: which of the b random draws each image gets, its own place by default.
+            draw: which of the b random draws each image gets, by default its own position.
 
         Returns:
             Normed maps at strides 4, 8, 16, 32 (sides rounded up).

@@ -102,7 +102,7 @@ class TextLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n t c"]) -> Float[Array, "n t c"]:
-        """A token sees itself and the tokens before it."""
+        """A token attends to itself and earlier tokens."""
         later = jnp.triu(jnp.ones((x.shape[1], x.shape[1]), bool), k=1)[None]
         attention = MultiHeadAttention(self.num_heads, dtype=self.dtype, name="attn")
         x = x + attention(self._norm("ln_1")(x), None, later)
@@ -119,7 +119,7 @@ class TextMLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n t c"]) -> Float[Array, "n t c"]:
-        """Works on each token by itself."""
+        """Applies the layers to each token."""
         width = x.shape[-1]
         x = Dense(4 * width, dtype=self.dtype, name="c_fc")(x)
         x = x * jax.nn.sigmoid(1.702 * x)

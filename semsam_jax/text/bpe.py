@@ -20,7 +20,7 @@ _CONTRACTIONS = re.compile("'(?:s|t|re|ve|m|ll|d)")
 
 
 class BytePairs:
-    """The merges and what they make of a text; see `load`.
+    """Byte-pair encoder with a list of merges; see `load`.
 
     Args:
         merges: pairs of pieces in the order in which they are joined.

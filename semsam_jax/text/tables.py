@@ -26,8 +26,8 @@ import numpy as np
 from semsam_jax.core.errors import ConfigError, SemSamError
 from semsam_jax.text.templates import strip_endings, unit
 
-# Lists in order of preference (a name found twice keeps its first row), and what
-# separates a whole from its part in each.
+# Lists in order of preference (a name found twice keeps its first row), and the separator of whole
+# and part in each.
 LISTS = {
     "lvis_v1": None,
     "coco": None,
@@ -130,7 +130,7 @@ class TextEmbeddings:
     @functools.cached_property
     def _index(self) -> dict[str, int]:
         index: dict[str, int] = {}
-        for spelling in (str, _without_brackets):  # exact names win over shortened ones
+        for spelling in (str, _without_brackets):  # exact names take precedence over shortened ones
             for row, name in enumerate(self.names):
                 index.setdefault(_compact(spelling(name)), row)
         return index
@@ -144,8 +144,8 @@ def normalise(name: str) -> str:
 def build_table(folder: str | os.PathLike) -> TextEmbeddings:
     """Builds a table from a folder of NAME.npy and NAME.names.json.
 
-    Equal names keep the first row in the order of `LISTS`. Every part word that has no
-    row of its own gets the mean over its wholes and is listed in `meta["derived"]`.
+    Equal names keep the first row in the order of `LISTS`. Every part without a row of its own gets
+    the mean over its wholes and is listed in `meta["derived"]`.
 
     Raises:
         ConfigError: no list in the folder, or names and rows do not match.
@@ -214,7 +214,7 @@ def _spellings(name: str) -> list[str]:
     for separator in (",", "/", " or "):
         if separator in plain:
             whole += [_without_brackets(piece) for piece in plain.split(separator)]
-    # Of "object:part" the part alone comes last: it is the loosest reading.
+    # Of "object:part" the part alone comes last, as the loosest match.
     tried = [piece.strip() for piece in whole] + [plain.rsplit(":", 1)[-1].strip()]
     singular = [one for piece in tried for one in _singulars(piece)]
     return [piece for piece in tried + singular if piece]

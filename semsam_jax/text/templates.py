@@ -30,7 +30,7 @@ def strip_endings(name: str) -> str:
 
 
 def training_prompt(name: str, template_index: int) -> str:
-    """One training sentence: endings and commas go, `+` becomes a space."""
+    """One training sentence: endings and commas are removed, `+` becomes a space."""
     cleaned = strip_endings(name).replace(",", "").replace("+", " ")
     return load_templates()[template_index].format(cleaned)
 
@@ -54,7 +54,7 @@ def embed_names(
     *,
     names_per_call: int = 8,
 ) -> np.ndarray:
-    """Evaluation embeddings: the mean of the 81 unit vectors of each name, made unit.
+    """Evaluation embeddings: the normalised mean of the 81 unit vectors of each name.
 
     Args:
         encode: int32 [n, context] ids -> [n, d] unit vectors, such as a jitted
@@ -78,7 +78,7 @@ def embed_names(
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
-    """Rows of length one, float32; rows of zeros stay zero."""
+    """Normalises rows to unit length, float32; rows of zeros stay zero."""
     rows = np.asarray(rows, np.float32)
     length = np.linalg.norm(rows, axis=-1, keepdims=True)
     return rows / np.where(length > 0, length, 1)

@@ -35,13 +35,13 @@ def abstract_inputs(
     num_objects: int,
     num_names: int,
 ) -> AbstractInputs:
-    """Returns the inputs of a run's step on a mesh, which may be of absent devices.
+    """Returns the inputs of a run's step on a mesh, whose devices need not exist.
 
     Args:
         run: the run; its quotas are those of one global batch.
         model: its network.
         tx: its optimiser.
-        mesh: where everything will lie.
+        mesh: of the run.
         num_objects: objects of the vocabulary.
         num_names: objects and parts of the vocabulary.
     """

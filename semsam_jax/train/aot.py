@@ -1,4 +1,4 @@
-"""The two programs of a training step, traced on shapes, and counted.
+"""Traces the two programs of a training step on shapes, and counts their operations.
 
 Everything works on `jax.ShapeDtypeStruct`s, so neither the devices nor the arrays of a run
 have to exist.
@@ -23,7 +23,7 @@ class TracedProgram:
     """One traced program of a step.
 
     Attributes:
-        name: "forward", "backward" or "accumulate"; with its stream where they run apart.
+        name: "forward", "backward" or "accumulate"; with its stream if they run separately.
         traced: what `jax.jit(...).trace` gave.
         times: how often a step runs it.
     """
@@ -36,9 +36,9 @@ class TracedProgram:
 def model_flops(
     step: TrainStep, state: TrainState, batch: StreamBatch, text: TextInputs
 ) -> float | None:
-    """Arithmetic of a step without recomputation, or None on devices of unknown speed.
+    """FLOP of a step without recomputation, or None on devices of unknown speed.
 
-    Tracing costs seconds, and without a peak rate the figure says little.
+    Tracing takes seconds, and without a peak rate the figure is of little use.
     """
     if hardware.chip(jax.devices()[0]) is None:
         return None
@@ -55,8 +55,8 @@ def trace(
 ) -> list[TracedProgram]:
     """Traces both programs of every kind of micro-batch.
 
-    What the backward program takes has the shapes of what the first one gives; where that will
-    lie is only known once the first one is compiled.
+    Inputs of the backward program have the shapes of the forward program's outputs, whose sharding
+    is known only once that is compiled.
     """
     programs = []
     for name, part, times in step.parts(batch):
@@ -69,7 +69,7 @@ def trace(
 
 
 def placed_outputs(stage: TracedProgram, compiled: jax.stages.Compiled) -> tuple:
-    """Outputs of a program as shapes that lie where the compiler puts them."""
+    """Outputs of a program as shapes, with the sharding that the compiler chose."""
     return jax.tree.map(
         lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
         stage.traced.out_info,
@@ -89,7 +89,7 @@ def trace_forward(
 def trace_backward(
     step: TrainStep, name: str, state: TrainState, given: tuple, part: StreamBatch, times: int
 ) -> TracedProgram:
-    """Traces what follows the matching.
+    """Traces the program after the matching.
 
     Args:
         step: the step.
@@ -108,7 +108,7 @@ def trace_backward(
 
 
 def abstract_assignment(mesh: Mesh, costs: Costs) -> Assignment:
-    """Shapes of the host's answer to some costs, split as the batch is."""
+    """Shapes of the assignments for some costs, sharded like the batch."""
     rows = batch_sharding(mesh)
 
     def answer(*shape: int) -> jax.ShapeDtypeStruct:

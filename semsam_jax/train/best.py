@@ -18,7 +18,7 @@ class BestCheckpoint:
 
     Args:
         workdir: folder of the run; what an earlier part of the run kept counts.
-        is_on: False keeps nothing.
+        is_on: False disables it.
 
     Attributes:
         folder: where the model is.
@@ -47,7 +47,7 @@ class BestCheckpoint:
         Returns:
             Whether it was kept.
         """
-        if not self._is_on or math.isnan(score):  # images without a mask have no score
+        if not self._is_on or math.isnan(score):  # images without masks have no score
             return False
         if self.score is not None and score <= self.score:
             return False

@@ -1,4 +1,4 @@
-"""What a run is made of: network, optimiser, step, and what its checkpoints say about it."""
+"""Builders of a run: network, optimiser, step, and checkpoint metadata."""
 
 import dataclasses
 import json
@@ -58,7 +58,7 @@ def build_step(
 
 
 def criterion_config(run: RunConfig) -> CriterionConfig:
-    """The group `loss`, and the precision that the model's own one deserves."""
+    """The group `loss`, with the precision that fits the model's dtype."""
     is_exact = run.model.dtype == "float32"
     return CriterionConfig(
         **{field.name: getattr(run.loss, field.name) for field in dataclasses.fields(LossConfig)},
@@ -81,9 +81,9 @@ def build_meta(
     vocabulary: Vocabulary,
     text_meta: Mapping,
 ) -> dict:
-    """Everything that a checkpoint says about itself, plain values only.
+    """Metadata of a checkpoint, plain values only.
 
-    `must_match` is what a resumed run has to agree with (`checkpoints.check_same_run`).
+    `must_match` must be equal in a resumed run (`checkpoints.check_same_run`).
     """
     has_labels = any(share > 0 for name, share in run.data.datasets.items() if name != "sa1b")
     plain = json.loads(json.dumps(run.to_dict()))
@@ -115,7 +115,7 @@ def build_meta(
 
 
 def trained_answers(run: RunConfig, vocabulary: Vocabulary) -> dict[str, bool]:
-    """Which answers of the model have been trained, by this run or by what it starts from."""
+    """Which outputs of the model have been trained, by this run or by its warm start."""
     start = {}
     if run.model.warm_start:
         start = checkpoint_io.read_meta(zoo.resolve(run.model.warm_start))
@@ -128,7 +128,7 @@ def trained_answers(run: RunConfig, vocabulary: Vocabulary) -> dict[str, bool]:
 
 
 def default_match() -> dict:
-    """What a run must match in the keys that it leaves at their defaults."""
+    """The entries of `must_match` for keys at their defaults."""
     return _match(RunConfig())
 
 
@@ -152,7 +152,8 @@ def start_or_resume(
     mesh: Mesh,
     checkpoints: Checkpoints,
 ) -> tuple[TrainState, tuple[dict, dict] | None]:
-    """Restores the newest step of a run, or makes its start; no parameter is made to be replaced.
+    """Restores the newest step of a run, or creates its initial state; no parameter is created to
+    be replaced.
 
     Returns:
         (state, None for a fresh run or (data position, meta) of the step that is resumed).
@@ -166,7 +167,7 @@ def start_or_resume(
 
 
 def first_level_order(run: RunConfig, model: SemanticSAM) -> list[int]:
-    """Token of level 1, 2, ... until an evaluation orders them: as the warm start had them."""
+    """Token of level 1, 2, ... until an evaluation orders them: that of the warm start."""
     if run.model.warm_start:
         start = zoo.resolve(run.model.warm_start)
         return list(checkpoint_io.read_meta(start)["level_order"])

@@ -1,4 +1,4 @@
-"""Saving and restoring a run: state, data position and meta, always of the same step."""
+"""Saves and restores a run: state, data position and metadata of the same step."""
 
 import contextlib
 import functools
@@ -54,13 +54,13 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # Closing waits for the other processes, which one that fails must not do.
+        # Closing waits for the other processes, which a failing one must not do.
         if kind is None or jax.process_count() == 1:
             self.close()
 
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
-        """Made when it is needed: its threads would outlive an error of the configuration."""
+        """Created on first use: its threads would outlive a configuration error."""
         return ocp.CheckpointManager(
             self._root,
             options=ocp.CheckpointManagerOptions(
@@ -68,7 +68,7 @@ class Checkpoints:
             ),
             item_names=("state", "data", "meta"),
             item_handlers={
-                # Uncompressed: packing float32 weights takes twice as long as writing them.
+                # Uncompressed: compressing float32 weights takes twice as long as writing them.
                 "state": ocp.PyTreeCheckpointHandler(use_compression=False),
                 "data": ocp.JsonCheckpointHandler(),
                 "meta": ocp.JsonCheckpointHandler(),
@@ -81,7 +81,7 @@ class Checkpoints:
         return int(steps[-1].name) if steps else None
 
     def latest_meta(self) -> dict | None:
-        """Meta of the newest step whose meta can be read, or None for a fresh workdir."""
+        """Metadata of the newest step with readable metadata, or None for a fresh workdir."""
         for folder in reversed(checkpoint_io.complete_steps(self._root)):
             try:
                 return checkpoint_io.read_meta(folder)
@@ -91,10 +91,10 @@ class Checkpoints:
         return None
 
     def save(self, state: TrainState, data_state: dict, meta: dict, wait: bool = False) -> None:
-        """Saves state, data position and meta of one step; a step already saved is left.
+        """Saves state, data position and metadata of one step, unless it is saved already.
 
         Raises:
-            TrainingError: the files cannot be written; earlier steps stay as they are.
+            TrainingError: the files cannot be written; earlier steps are kept.
         """
         step = int(state.step)
         if self._last == step:
@@ -114,12 +114,12 @@ class Checkpoints:
         self._last = step
 
     def restore(self, template: TrainState) -> tuple[TrainState, dict, dict] | None:
-        """Restores the newest step that can be read onto the shardings of `template`.
+        """Restores the newest readable step with the shardings of `template`.
 
-        A damaged step is set aside with a message, and the one before it is taken.
+        A damaged step is set aside with a message, and the previous one is used.
 
         Args:
-            template: a state of arrays or of shapes, with the wanted shapes and shardings.
+            template: a state of arrays or shapes, with the wanted shapes and shardings.
 
         Returns:
             (state, data state, meta), or None for a fresh workdir.
@@ -182,7 +182,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _explained(self, step: int | None) -> Iterator[None]:
-        """Turns whatever a failed write raises, now or in the background, into one error."""
+        """Turns any failure of a write, now or in the background, into one error."""
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
@@ -219,33 +219,33 @@ class Checkpoints:
 
 
 def _all_agree(is_fine: bool) -> bool:
-    """Whether a thing is fine on all processes; also a meeting point for them."""
+    """Whether a condition holds on all processes; also a barrier."""
     if jax.process_count() == 1:
         return is_fine
     return bool(multihost_utils.process_allgather(np.asarray(is_fine)).all())
 
 
 CHANGEABLE = ("seed", "steps", "loss", "optimizer")
-"""What `--allow_change` may name, groups with all their keys; see `_FIXED`."""
+"""Keys that `--allow_change` accepts, groups with all their keys; see `_FIXED`."""
 
 _FIXED = ("optimizer.frozen", "optimizer.ema")
-"""Decides which arrays a checkpoint holds."""
+"""Keys that decide which arrays a checkpoint holds."""
 
 
 def check_same_run(
     saved_meta: Mapping, meta: Mapping, defaults: Mapping, allowed: Sequence[str] = ()
 ) -> list[str]:
-    """Compares what a checkpoint was trained with and what the starting run says.
+    """Compares the configuration of a checkpoint with that of the starting run.
 
     Args:
         saved_meta: meta of the checkpoint; its `must_match` is compared key by key.
         meta: of the starting run.
-        defaults: `must_match` of a run that changes nothing; stands for keys that the release
-            that wrote the checkpoint did not have.
+        defaults: `must_match` of a run with default values, for keys that are newer than the
+            checkpoint.
         allowed: keys of `CHANGEABLE` that may differ, such as "optimizer.learning_rate".
 
     Returns:
-        What is changed, a text each.
+        The changes, one text each.
 
     Raises:
         ConfigError: `allowed` names what cannot change.

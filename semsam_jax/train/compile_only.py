@@ -1,4 +1,4 @@
-"""Reports what a run needs on a TPU slice, without having one.
+"""Reports the memory and operations of a run on a TPU slice, without having one.
 
     python -m semsam_jax.main --config=configs/joint.py:swin_l --compile_only --topology=v5e:4x4
 
@@ -40,9 +40,9 @@ class Compiled:
     Attributes:
         name: of the program.
         times: how often a step runs it.
-        memory: what the compiler plans, None where it gave up.
+        memory: what the compiler plans, None if it failed.
         collectives: number of each kind; one inside a loop counts once.
-        problem: what the compiler said when the program did not fit.
+        problem: message of the compiler if the program does not fit.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Compiled:
 
 @dataclasses.dataclass(frozen=True)
 class CompileReport:
-    """What a run needs on a slice.
+    """Requirements of a run on a slice.
 
     Attributes:
         preset, topology: what was compiled for what.
@@ -85,10 +85,10 @@ class CompileReport:
 
     @property
     def peak(self) -> int | None:
-        """Bytes on a chip at the fullest moment, None if a program does not fit.
+        """Peak memory of a chip in bytes, None if a program does not fit.
 
-        While a program runs, everything that is resident and not its argument lies beside
-        it. With micro-batches the residuals of the next one are there as well.
+        While a program runs, resident arrays that are not its arguments take memory, too. With
+        micro-batches the residuals of the next one are there as well.
         """
         if any(one.memory is None for one in self.programs):
             return None
@@ -98,7 +98,7 @@ class CompileReport:
         return self.resident + ahead + max(self._beside(one) for one in self.programs)
 
     def _beside(self, one: Compiled) -> int:
-        """What a program adds to the residents, at most."""
+        """Upper bound of the memory that a program adds to the resident arrays."""
         memory = one.memory
         if one.name.startswith("forward"):
             return memory.outputs + memory.temporary
@@ -110,7 +110,7 @@ class CompileReport:
         return dataclasses.asdict(self) | {"peak": self.peak}
 
     def details(self) -> list[str]:
-        """What the row leaves out: arithmetic by precision, moved rows, estimated times."""
+        """Further figures: arithmetic by precision, moved rows, estimated times."""
         lines = []
         if self.work is not None:
             products = sorted(self.work.products.items(), key=lambda item: -item[1])
@@ -239,7 +239,7 @@ def _sampled_levels(run: RunConfig, num_levels: int) -> tuple[tuple[int, int], .
 
 
 def _compile(stage: TracedProgram, texts: list[tuple[str, int]]) -> tuple[tuple, Compiled]:
-    """Compiles and says what came out; returns the outputs as shapes where they will lie, too.
+    """Compiles a program and reports it; also returns the outputs as shapes with their shardings.
 
     The program is appended to `texts`, with how often a step runs it.
     """
@@ -264,7 +264,7 @@ def _compile(stage: TracedProgram, texts: list[tuple[str, int]]) -> tuple[tuple,
 
 
 def _skipped(stage: TracedProgram) -> Compiled:
-    """A program that takes what a program gives that does not fit: where that lies is unknown."""
+    """A program whose input is the output of one that does not fit: its sharding is unknown."""
     print(f"{stage.name}: not compiled, since what comes before it does not fit", flush=True)
     return Compiled(stage.name, stage.times, None, {}, "not compiled")
 

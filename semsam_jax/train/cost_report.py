@@ -1,6 +1,6 @@
 """Estimates how long a step takes on a TPU from the compiler's figures. Nothing here is measured.
 
-Of most instructions the compiler estimates cycles. Of the rest:
+The compiler estimates the cycles of most instructions. The rest:
 
 * the kernels of deformable attention: bundles of the compiler's final schedule (a core issues one
   in a cycle) times the steps that they take, which follow the spread of the samples. `SCHEDULES`
@@ -50,10 +50,10 @@ class Schedule:
 
 @dataclasses.dataclass(frozen=True)
 class ChipClock:
-    """What turns cycles into seconds.
+    """Conversion of cycles to seconds.
 
     Attributes:
-        hertz: clock that gives the maker's peak rate with all matrix units at work.
+        hertz: clock that gives the manufacturer's peak rate with all matrix units in use.
         cores: that share the grid of a kernel.
         schedules: of the kernels, in the order of `KERNELS`.
     """

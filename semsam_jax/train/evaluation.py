@@ -28,7 +28,7 @@ _NAMED_FIGURES = {
 _IMAGES_FOR_THRESHOLDS = 12
 _POINTS_PER_SIDE = 16
 _MAX_CLASSES = 50
-"""Of longer lists of classes, the figures of each are not logged."""
+"""Per-class figures of longer lists are not logged."""
 
 
 def inference_params(state: TrainState) -> dict:
@@ -105,7 +105,7 @@ class HeldOutEvaluation:
         return found | ({"classes": classes} if classes else {})
 
     def level_order(self, current: list[int]) -> list[int]:
-        """Token of level 1..k by mean mask area of the last evaluation."""
+        """Tokens of levels 1..k by mean mask area in the last evaluation."""
         if self.result is None or not len(self.result.table):
             return current
         return list(calibrate_levels(self.result.table).level_order)

@@ -45,8 +45,8 @@ def draw_predictions(
         if not clicked:
             continue
         if predictor is None:
-            # From the host to one device, as from a file: so `segment` finds its programs traced
-            # and compiled when it follows the run.
+            # From the host to one device, as from a file, so that a later `segment` finds its
+            # programs traced and compiled.
             model = model_from_params(jax.device_get(params), meta, cache_programs=True)
             predictor = Predictor(model)
         rows.append(_row(predictor, sample, clicked, names))
@@ -58,7 +58,7 @@ def draw_predictions(
 
 
 def save_figure(workdir: AnyPath, picture: np.ndarray) -> None:
-    """Writes WORKDIR/predictions.png, whole or not at all."""
+    """Writes WORKDIR/predictions.png atomically."""
     content = io.BytesIO()
     Image.fromarray(picture).save(content, format="PNG")
     partial = workdir / ".predictions.png"
@@ -124,7 +124,7 @@ def _clicked(sample: EvalSample) -> list[tuple[int, np.ndarray, tuple[float, flo
 
 
 def _stack(rows: list[np.ndarray]) -> np.ndarray:
-    """One above the other, all as wide as the widest."""
+    """Stacks images vertically, padded to the widest."""
     width = max(row.shape[1] for row in rows)
     scaled = [
         Image.fromarray(s).resize((width, round(len(s) * width / s.shape[1])), Image.LANCZOS)

@@ -1,4 +1,4 @@
-"""Hooks of the loop: clock, preemption, throughput, non-finite values."""
+"""Hooks of the training loop: clock, preemption, throughput, non-finite values."""
 
 import os
 import signal
@@ -35,10 +35,10 @@ class Clock:
 
 
 class Deadlines:
-    """When to stop and when to save, by the clock of process 0.
+    """Decides when to stop and when to save, by the clock of process 0.
 
-    Processes start at different moments, and one that stops alone leaves the others waiting;
-    so they ask each other, at steps that are logged, where they wait for the device anyway.
+    Processes start at different times, and one that stops alone leaves the others waiting; so they
+    agree at logged steps, where they wait for the device anyway.
 
     Args:
         clock: of the run.
@@ -74,11 +74,11 @@ class PreemptionGuard:
     def __init__(self):
         self._is_hit = False
         if jax.process_count() > 1:
-            return  # jax itself listens for SIGTERM and lets all processes agree on a step.
+            return  # JAX listens for SIGTERM itself and lets all processes agree on a step.
         for number in (signal.SIGTERM, signal.SIGINT):
             try:
                 signal.signal(number, self._hit)
-            except ValueError:  # Not in the main thread: whoever runs us owns the signals.
+            except ValueError:  # Not in the main thread: the caller owns the signals.
                 return
 
     def is_requested(self, step: int) -> bool:
@@ -92,17 +92,17 @@ class PreemptionGuard:
         if self._is_hit and number == signal.SIGINT:
             raise KeyboardInterrupt
         if not self._is_hit:
-            # Not print: the signal may have come in the middle of one.
+            # Not print: the signal may have interrupted one.
             os.write(2, _STOPPING.encode())
         self._is_hit = True
 
 
 class Meter:
-    """Throughput, and where the time of a step goes.
+    """Throughput, and the breakdown of a step's time.
 
-    Waiting for input and matching on the host are measured in every step. Forward and
-    backward overlap with the host, so now and then one step is measured by itself, with the
-    device waited for before and after.
+    Waiting for input and matching on the host are measured in every step. Forward and backward
+    overlap with the host, so now and then one step is measured in isolation, waiting for the device
+    before and after.
 
     Args:
         rows: rows of a global batch.
@@ -129,7 +129,7 @@ class Meter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leaves out what is not training, such as an evaluation."""
+        """Excludes time that is not training, such as an evaluation."""
         start = time.perf_counter()
         yield
         self._since += time.perf_counter() - start
@@ -170,7 +170,7 @@ class Meter:
         return values
 
     def totals(self) -> dict[str, float]:
-        """Returns rates since the start, the first step left out; none without a step."""
+        """Returns rates since the start without the first step; empty without a step."""
         return self._rates(self._total) if self._total[0] else {}
 
     def _rates(self, window: np.ndarray) -> dict[str, float]:
@@ -185,7 +185,7 @@ class Meter:
 
 
 class Profile:
-    """Records what the devices do during some steps, for TensorBoard's profiler or Perfetto.
+    """Records a profile of some steps, for TensorBoard or Perfetto.
 
     Args:
         workdir: the trace goes to WORKDIR/profile.
@@ -211,7 +211,7 @@ class Profile:
         self._is_on = is_inside
 
     def close(self) -> None:
-        """Ends a recording that the end of the run cuts short."""
+        """Ends a recording at the end of the run."""
         if self._is_on:
             jax.profiler.stop_trace()
             self._is_on = False
@@ -227,8 +227,8 @@ class NonFiniteWatch:
     Args:
         describe_batch: (step, streams) -> words that say which examples those streams of
             this process held.
-        max_in_a_row: skipped steps one after the other that end the run.
-        max_in_all: skipped steps in all that end the run.
+        max_in_a_row: consecutive skipped steps that end the run.
+        max_in_all: total skipped steps that end the run.
     """
 
     def __init__(
@@ -248,12 +248,12 @@ class NonFiniteWatch:
         self.last: dict[str, float] = {}
 
     def add(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        """Remembers the metrics of a step, scalars on the device, as one array of it."""
+        """Keeps the metrics of a step, scalars on the device, as one device array."""
         self._names = tuple(sorted(metrics))
         self._pending.append((step, _stacked([metrics[name] for name in self._names])))
 
     def check_all(self) -> dict[str, float]:
-        """Returns the means since the last call, skipped steps left out.
+        """Returns the means since the last call, without skipped steps.
 
         Raises:
             TrainingError: too many losses or gradients were not finite.

@@ -1,4 +1,4 @@
-"""From the config to batches on the mesh: sources, vocabulary, mixture, evaluation images."""
+"""Input of a run: datasets, vocabulary, batches on the mesh, evaluation images."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ CUSTOM = "custom"
 
 
 class Input:
-    """Batches of a run, already on the mesh; the next one travels while a step computes.
+    """Batches of a run on the mesh; the next one is transferred while a step computes.
 
     Attributes:
         tables: mixture text of each stream.
@@ -70,7 +70,7 @@ class Input:
         return json.loads(self._rows.state_for_step(step))
 
     def restore(self, state: Mapping) -> None:
-        """Goes to a stored position."""
+        """Restores a position."""
         self._forget()
         self._rows.set_state(json.dumps(state).encode())
 
@@ -87,7 +87,7 @@ class Input:
         )
 
     def _forget(self) -> None:
-        """Drops the batch made ahead; a broken record in it belongs to no step."""
+        """Drops the prefetched batch; a broken record in it belongs to no step."""
         if self._ahead is not None and not self._ahead.cancel():
             futures.wait([self._ahead])
         self._ahead = None
@@ -165,7 +165,7 @@ def build_input(
     names = used_datasets(run)
     sources = open_sources(run, names, "train", vocabulary)
     data = dataclasses.asdict(run.data)
-    if data["num_workers"]:  # The processes of a host share its cores.
+    if data["num_workers"]:  # Processes of one host share its cores.
         data["num_workers"] = max(1, data["num_workers"] // processes_on_this_host())
     config = pipeline_config(data, len(vocabulary), total_steps=run.steps)
     rows = make_iterator(
@@ -194,7 +194,7 @@ def _own_text(row: MixtureRow, vocabulary: Vocabulary) -> str:
 
 
 def data_name(run: RunConfig) -> str:
-    """What a run learns from, for its log and its summary."""
+    """Name of the training data, for the log and the summary."""
     names = used_datasets(run)
     own = [run.data.custom] if CUSTOM in names and run.data.custom else []
     others = len(names) > len(own)
@@ -235,7 +235,7 @@ def open_sources(
 
 
 def own_options(run: RunConfig, split: str) -> dict[str, object]:
-    """Options of the reader of `data.custom`; masks are measured even where boxes are learned."""
+    """Reader options of `data.custom`; evaluation uses masks even if training uses boxes."""
     options: dict[str, object] = {}
     if run.data.custom_images:
         options["images"] = os.path.abspath(run.data.custom_images)
@@ -251,7 +251,7 @@ def is_held_out(run: RunConfig, name: str, root: os.PathLike) -> bool:
 
 
 def index_cache() -> Path:
-    """Where listings and indexes of native layouts are kept, so that only the first run scans."""
+    """Cache folder of listings and indexes, so that only the first run scans native layouts."""
     return cache_dir() / "index"
 
 
@@ -267,7 +267,7 @@ def part_evaluation_data(run: RunConfig, vocabulary: Vocabulary) -> EvalDataset 
 
 
 def _evaluation_vocabulary(run: RunConfig, name: str, vocabulary: Vocabulary) -> Vocabulary:
-    """Names of a dataset that is evaluated; the run need not learn any of them."""
+    """Vocabulary of the evaluated dataset, which the run need not train on."""
     if name not in DATASETS or name in vocabulary.datasets:
         return vocabulary
     return build_vocabulary([name], pascal_parts="full" if run.data.pascal_part_tree else "merged")

@@ -54,7 +54,7 @@ def train(
         The summary, which is also WORKDIR/summary.json.
 
     Raises:
-        SemSamError: with the fix, for everything that a user can repair.
+        SemSamError: for everything that a user can fix.
         SystemExit: code `RESTART_CODE` after SIGTERM, once the state is saved.
     """
     with contextlib.ExitStack() as stack:
@@ -64,7 +64,7 @@ def train(
         checkpoints = stack.enter_context(Checkpoints(workdir, run.keep))
         saved = checkpoints.latest_meta()
         if config_lib.needs_checkpoint(run):
-            # What a run took over from its warm start stands in its own checkpoints, too.
+            # Values taken from the warm start are in the run's own checkpoints, too.
             run = config_lib.inherit_from_checkpoint(
                 run, saved or checkpoint_io.read_meta(zoo.resolve(run.model.warm_start))
             )
@@ -97,7 +97,7 @@ def train(
             meta |= build.trained_answers(run, vocabulary)
         else:
             position, saved = resumed
-            # The same place in another order, where the seed is another one.
+            # The same position in another order, if the seed has changed.
             has_other_order = any(change.startswith("seed:") for change in changes)
             data.restore(data.state(int(state.step)) if has_other_order else position)
             kept = ("level_order", "prompts_trained", "parts_trained", "before", "measured")

@@ -10,16 +10,16 @@ from semsam_jax.matching.transport import AssignReport
 
 @dataclasses.dataclass(frozen=True)
 class MicroBatches:
-    """How one batch becomes several.
+    """How a batch is divided into micro-batches.
 
-    The loss of a step is the mean of its micro-batches' losses. A mean within the loss is
-    over the rows of its micro-batch, so the same rows cut differently weigh alike only if
-    they hold as many instances.
+    The loss of a step is the mean of its micro-batches' losses. A mean within the loss is over the
+    rows of its micro-batch, so another division weighs the same rows equally only if they have
+    equally many instances.
 
     Attributes:
         count: pieces of each stream.
-        is_apart: every stream is a micro-batch of its own, so that the memory of one row per
-            device is enough for a joint step.
+        is_apart: each stream is a separate micro-batch, so that the memory of one row per device
+            suffices for a joint step.
     """
 
     count: int = 1
@@ -27,11 +27,11 @@ class MicroBatches:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the batch stays as it is."""
+        """Whether the batch is not divided."""
         return self.count == 1 and not self.is_apart
 
     def cut(self, batch: StreamBatch, shards: int) -> list[StreamBatch]:
-        """Cuts a batch; every device cuts its own rows.
+        """Divides a batch; every device divides its own rows.
 
         Args:
             batch: rows that lie over `shards` devices; both quotas are divisible by
@@ -50,7 +50,7 @@ class MicroBatches:
         ]
 
     def merge(self, metrics: list[dict]) -> dict:
-        """Metrics of a step: the loss is what is minimised, the others are means."""
+        """Metrics of a step: the minimised loss, and means of the others."""
         merged = {
             name: sum(own) / len(own)
             for name in {key: None for one in metrics for key in one}
@@ -62,7 +62,7 @@ class MicroBatches:
 
 
 WHOLE = MicroBatches()
-"""The batch in one piece."""
+"""The undivided batch."""
 
 
 def merge_reports(reports: list[AssignReport]) -> AssignReport:

@@ -14,8 +14,8 @@ NO_DECAY = re.compile(
     r"(^|/)(norm\d?|out_norm\d|ln_\w+)/(scale|bias)$|relative_position_bias_table$"
     r"|(label_embed|type_embed|mask_tokens|token_embedding|logit_scale)$"
 )
-"""Norms, embeddings, position-bias tables and the scale of the class scores; biases and plain
-parameters do decay."""
+"""Parameters without weight decay: norms, embeddings, position-bias tables and the scale of the
+class scores."""
 
 
 def build_optimizer(
@@ -52,7 +52,7 @@ def build_optimizer(
 def clamp_logit_scale() -> optax.GradientTransformation:
     """Keeps the log scale of the class scores at or below `MAX_LOGIT_SCALE`.
 
-    The parameter itself is kept there, so that its gradient never vanishes.
+    The parameter itself is clamped, so that its gradient never vanishes.
     """
 
     def update(updates: Any, state: optax.EmptyState, params: Any) -> tuple[Any, Any]:
@@ -91,7 +91,7 @@ def group_labels(params: dict, frozen: tuple[str, ...] = ()) -> dict:
 
 
 def is_frozen(name: str, frozen: tuple[str, ...]) -> bool:
-    """Whether a parameter ("decoder/layers/norm1/scale") lies in one of the parts named."""
+    """Whether a parameter ("decoder/layers/norm1/scale") is in one of the named parts."""
     return any(name == part or name.startswith(f"{part}/") for part in frozen)
 
 

@@ -107,14 +107,14 @@ def write_overviews(workdir: AnyPath, run: RunConfig, params: Mapping, mixture_t
 def measured(
     clock: Clock, totals: Mapping[str, float], watch: NonFiniteWatch, earlier: Mapping
 ) -> dict:
-    """What was measured so far, earlier parts of an interrupted run included.
+    """Measurements so far, including earlier parts of an interrupted run.
 
     Args:
         clock: of this part.
         totals: rates of this part, empty before its second step.
         watch: losses of this part.
-        earlier: what this function gave when the checkpoint was saved that this part started
-            from; empty for a fresh run.
+        earlier: the result of this function in the checkpoint that this part resumed from; empty
+            for a fresh run.
     """
     first = (watch.first or {}).get("loss")
     return {
@@ -175,7 +175,7 @@ def _rounded(value: float | None, digits: int) -> float | None:
 
 
 def finished_summary(workdir: AnyPath) -> dict | None:
-    """The summary that an earlier start of a run left; None if there is none."""
+    """The summary of a finished run; None if there is none."""
     try:
         return json.loads((workdir / "summary.json").read_text())
     except (OSError, ValueError):

@@ -42,13 +42,13 @@ def new_state(params: dict, tx: optax.GradientTransformation, has_ema: bool) -> 
 def abstract_state(
     shapes: Mapping, tx: optax.GradientTransformation, has_ema: bool, mesh: Mesh
 ) -> TrainState:
-    """Returns a state as shapes that lie on a mesh, without a single array behind them.
+    """Returns a state as shapes with shardings, without arrays.
 
     Args:
         shapes: of the parameters.
         tx: optimiser of the run.
         has_ema: whether the run averages its parameters.
-        mesh: may be of absent devices.
+        mesh: its devices need not exist.
     """
     state = jax.eval_shape(lambda tree: new_state(tree, tx, has_ema), dict(shapes))
     return jax.tree.map(
@@ -61,7 +61,7 @@ def abstract_state(
 def shard_state(
     params: Mapping, tx: optax.GradientTransformation, has_ema: bool, mesh: Mesh
 ) -> TrainState:
-    """Starts optimiser state and average where the parameters lie.
+    """Creates optimiser state and average with the sharding of the parameters.
 
     Args:
         params: NumPy arrays, which are placed on the mesh, or arrays that lie there.
@@ -76,7 +76,7 @@ def shard_state(
 
 
 def place(params: Mapping, shardings: Mapping) -> dict:
-    """Puts host arrays on their devices, each process its own pieces; others stay."""
+    """Puts host arrays on their devices, each process its own shards; device arrays are kept."""
     return jax.tree.map(
         lambda value, sharding: (
             value

@@ -44,7 +44,7 @@ from semsam_jax.train.state import TrainState
 @typing.no_type_check
 @struct.dataclass
 class TextInputs:
-    """Class names as the step takes them: a frozen table, token ids to encode, or neither.
+    """Class names for a step: a frozen table, token ids to encode, or neither.
 
     Attributes:
         table: TextTable or None.
@@ -162,7 +162,7 @@ class TrainStep:
         )
 
     def _in_use(self) -> contextlib.AbstractContextManager:
-        """Tells the mesh to kernels, which are split over it by hand; one device needs none."""
+        """Sets the mesh for kernels, which are sharded explicitly; one device needs none."""
         if self.mesh.size == 1:
             return contextlib.nullcontext()
         return jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
@@ -170,7 +170,7 @@ class TrainStep:
     def _forward(self, params: dict, draw: jax.Array, batch: StreamBatch, text: TextInputs):
         keys = _streams(self._key, draw, 4)
         run = partial(self._run_model, batch=batch, text=text, keys=keys)
-        # A policy out here would overrule those of the layers, which know what to recompute.
+        # A policy here would override those of the layers.
         if self._model.remat == "none":
             run = jax.checkpoint(run, policy=_is_no_constant, prevent_cse=False)
         with self._in_use():
@@ -242,9 +242,9 @@ class TrainStep:
         return outputs
 
     def _encode_names(self, params: dict, token_ids: jax.Array) -> jax.Array:
-        """Embeds the vocabulary, every device its share of the names."""
+        """Embeds the vocabulary, with the names sharded over the devices."""
         num_names, shards = token_ids.shape[0], num_batch_shards(self.mesh)
-        # A name of zeros is a text that ends at once; its embedding is cut off again.
+        # A row of zeros is an empty text; its embedding is removed again.
         ids = jnp.pad(token_ids, ((0, -num_names % shards), (0, 0)))
         ids = jax.lax.with_sharding_constraint(ids, batch_sharding(self.mesh))
         embeddings = self._model.apply({"params": params}, ids, method=SemanticSAM.encode_text)
@@ -298,7 +298,7 @@ class TrainStep:
         def loss_of(outputs):
             return total_loss(outputs, batch, assignment, key, self._criterion)
 
-        # Which slot repeats which instance is an integer output and has no gradient.
+        # The slots' instances are an integer output without gradient.
         value_and_grad = jax.value_and_grad(loss_of, has_aux=True, allow_int=True)
         with jax.named_scope("losses"):
             (_, metrics), gradient = value_and_grad(outputs)
@@ -311,14 +311,14 @@ class TrainStep:
     def _update(self, state: TrainState, grads: dict, metrics: dict) -> tuple[TrainState, dict]:
         norms = {f"grad_norm/{top}": optax.tree.norm(tree) for top, tree in grads.items()}
         norm = jnp.sqrt(sum(jnp.square(value) for value in norms.values()))
-        # Without finite costs the assignment means nothing, and so does the loss.
+        # Without finite costs the assignment and the loss are meaningless.
         is_finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
         is_finite &= metrics["nonfinite_costs"] == 0
         updates, opt_state = self._tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = state.ema_params
         if average is not None:
-            # Not the sum of both, weighted: what is frozen would drift by its rounding.
+            # Not the weighted sum of both, whose rounding would change frozen parameters.
             average = jax.tree.map(lambda a, p: a + (1.0 - self._ema) * (p - a), average, params)
         new = TrainState(params, opt_state, state.step, average)
         # A non-finite step changes nothing, so that the last good state can be saved.
@@ -328,12 +328,12 @@ class TrainStep:
 
 
 def _is_no_constant(primitive, *_, **__) -> bool:
-    """Keeps for the backward program all but constant arrays and copies in another dtype."""
+    """Keeps everything for the backward program except constants and casts."""
     return primitive.name not in ("broadcast_in_dim", "convert_element_type", "iota")
 
 
 def _streams(key: jax.Array, step: jax.Array, count: int) -> list[jax.Array]:
-    """One key per use and step; nothing random is kept in the state."""
+    """One key per use and step; the state holds no random key."""
     return [jax.random.fold_in(jax.random.fold_in(key, use), step) for use in range(count)]
 
 
@@ -341,7 +341,7 @@ def _join(rows: list[Batch | None], shards: int) -> tuple[jax.Array, jax.Array, 
     """Joins the images of both streams so that every batch shard keeps its own rows.
 
     Returns:
-        (images, sizes, place of each row were the streams simply one behind the other).
+        (images, sizes, position of each row in the concatenation of the streams).
     """
     present = [part for part in rows if part is not None]
     counts = [part.image.shape[0] for part in present]

@@ -16,11 +16,11 @@ from semsam_jax.train.step import TextInputs
 
 
 class TextSource:
-    """Gives `TextInputs` for each step.
+    """Returns `TextInputs` for each step.
 
     Attributes:
         class_mask: bool [v], names that have an embedding; the others are never trained.
-        meta: what the checkpoint says about its text.
+        meta: metadata of the text source.
     """
 
     def __init__(
@@ -64,8 +64,8 @@ def _table_text(
             f"{run.model.preset!r} wants {config.decoder.text_dim}; choose a table of that size "
             f"or text.source=encoder."
         )
-    # A name without an embedding is never scored, but a denoising query may start from it:
-    # the mean name keeps it away from zero, where layer norms blow gradients up.
+    # A name without an embedding is never scored, but a denoising query may start from it: the mean
+    # embedding avoids zero vectors, whose gradients explode in layer norms.
     mean = embeddings[found].mean(0) if found.any() else np.ones(embeddings.shape[1], np.float32)
     embeddings = np.where(found[:, None], embeddings, mean / np.linalg.norm(mean))
     unit = np.asarray(embeddings, np.float32)
@@ -76,7 +76,6 @@ def _table_text(
 def _everywhere(array: np.ndarray, mesh: Mesh) -> jax.Array:
     """The whole array on every device.
 
-    `jax.device_put` would first compare the arrays of all processes, which waits until their
-    devices are idle.
+    `jax.device_put` would compare the arrays of all processes first, which waits for their devices.
     """
     return jax.make_array_from_callback(array.shape, replicated(mesh), lambda index: array[index])

@@ -1,9 +1,8 @@
-"""The parameters that a run starts from: pretrained parts, a checkpoint, or random ones.
+"""Initial parameters of a run: pretrained parts, a checkpoint, or random ones.
 
-Nothing starts at random in silence: where pretrained weights exist for a part that trains at a
-tenth of the rate, a run without them has to say `random`, and every run says where each part
-of its parameters came from. What no file gives is drawn where it will lie, so that no host and
-no device ever holds all parameters of a run that splits them.
+A run without pretrained weights for a part that trains at a tenth of the rate must say `random`,
+and every run logs the origin of each part. Random parameters are created on the mesh, so that no
+host or device holds all parameters of a run that shards them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,21 +28,21 @@ PRETRAINED = {
     "swin_t": f"{_SWIN}swin_tiny_patch4_window7_224.pth",
     "swin_l": f"{_SWIN}swin_large_patch4_window12_384_22k.pth",
 }
-"""ImageNet weights of the backbones of presets, those that the authors start from."""
+"""ImageNet weights of the presets' backbones that the authors start from."""
 
 TEXT_TOWER = "https://huggingface.co/openai/clip-vit-base-patch32"
 """A text tower of the right size: CLIP's of ViT-B/32."""
 
-# Drawing numbers once needs no optimised program: this compiles in a third of the time.
+# Random numbers are drawn once, and an unoptimised program compiles in a third of the time.
 _QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def check_start(run: RunConfig) -> None:
-    """Checks that a fresh run says where its pretrained parts come from.
+    """Checks that a fresh run states where its pretrained parts come from.
 
     Raises:
         ConfigError: a recipe without the checkpoint that it continues from, or a Swin backbone
-            or a text tower that would start at random without being told to.
+            or a text tower that would silently start at random.
     """
     choice, preset = run.model, run.model.preset
     if choice.warm_start == REQUIRED:
@@ -65,7 +64,7 @@ def check_start(run: RunConfig) -> None:
 
 
 def initial_params(run: RunConfig, model: SemanticSAM, mesh: Mesh) -> dict:
-    """Returns the start parameters on the mesh, float32, and says where they came from.
+    """Returns the initial parameters on the mesh, float32, and reports their origins.
 
     Raises:
         ConfigError: weights of the wrong kind for the backbone, a text tower that is missing or
@@ -98,7 +97,7 @@ def parameter_shapes(run: RunConfig, model: SemanticSAM) -> dict:
 
 
 def given_params(run: RunConfig, model: SemanticSAM, shapes: Mapping) -> dict:
-    """The parts that files give, NumPy float32, and a note about them; others start at random."""
+    """The parts from files, NumPy float32, and their origins; others start at random."""
     origins = {part: "random" for part in shapes if part != lora.GROUP}
     choice, scale, given = run.model, None, {}
     if choice.init == "similarity":
@@ -129,7 +128,7 @@ def given_params(run: RunConfig, model: SemanticSAM, shapes: Mapping) -> dict:
         if not meta.get("class_heads_trained"):
             notes.append(f"the class heads in {choice.warm_start} were never trained")
         elif scale is not None:
-            scale = None  # theirs is learned
+            scale = None  # those have a trained scale
     if scale is not None:
         if "decoder" not in given:
             given["decoder"] = random_params(model, run.seed, ["decoder"])["decoder"]
@@ -142,7 +141,7 @@ def given_params(run: RunConfig, model: SemanticSAM, shapes: Mapping) -> dict:
 
 
 def say_origins(origins: Mapping[str, str], notes: list[str]) -> None:
-    """Prints which parts of the parameters came from where."""
+    """Prints the origin of each part of the parameters."""
     for origin in dict.fromkeys(origins.values()):
         parts = ", ".join(part for part, own in origins.items() if own == origin)
         log_info(f"start, {'at random' if origin == 'random' else f'from {origin}'}: {parts}")
@@ -151,7 +150,7 @@ def say_origins(origins: Mapping[str, str], notes: list[str]) -> None:
 
 
 def _known_parts(run: RunConfig, start: dict, meta: Mapping) -> dict:
-    """Leaves out a text tower that its checkpoint never used: it is a random one."""
+    """Drops a text tower that its checkpoint never used, which is random."""
     choice = run.model
     has_tower = "text_encoder" in start and (meta.get("text") or {}).get("source") == "encoder"
     if has_tower and choice.text_weights not in ("", RANDOM):
@@ -175,7 +174,7 @@ def _no_tower() -> ConfigError:
 
 
 def random_params(model: SemanticSAM, seed: int, parts: Sequence[str] | None = None) -> dict:
-    """Random parameters of some parts (None: of all), made and kept on the host."""
+    """Random parameters of some parts (None: of all) on the host."""
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         params = jax.jit(lambda: _random(model, seed, parts), compiler_options=_QUICKLY)()
     return jax.tree.map(np.asarray, params)
@@ -187,12 +186,12 @@ def _random(model: SemanticSAM, seed: int, parts: Sequence[str] | None) -> dict:
 
 
 def merge(params: Mapping, start: dict, where: str) -> dict:
-    """Takes from `start` whole top-level parts that fit; parts absent there stay as they are.
+    """Takes whole top-level parts from `start`; parts absent there are kept.
 
     Args:
         params: parameters of the model, or their shapes.
         start: NumPy parameters.
-        where: how messages call the start.
+        where: name of the start in messages.
 
     Raises:
         CheckpointError: a part is there but differs in structure or shapes.
@@ -221,7 +220,9 @@ def merge(params: Mapping, start: dict, where: str) -> dict:
 
 
 def _with_owner(params: Mapping, start: dict) -> dict:
-    """Gives a decoder without the owner projection the one that said it so far: the objects'."""
+    """Initialises a missing owner projection with the object projection, which predicted owners so
+    far.
+    """
     own, given = params.get("decoder", {}), start.get("decoder", {})
     decoder = {k: v for k, v in given.items() if k != "owner_embed" or "owner_embed" in own}
     if "owner_embed" in own and "object_embed" in given:
@@ -244,7 +245,7 @@ def _backbone(weights: str, model: SemanticSAM, seed: int) -> dict:
         )
     from semsam_jax.convert.from_torch import load_backbone
 
-    # Norms that an ImageNet file lacks keep their fresh values.
+    # Norms that an ImageNet file lacks keep their initial values.
     fresh = random_params(model, seed, ["backbone"])["backbone"]
     return load_backbone(weights, model.config, fresh)
 

@@ -22,8 +22,8 @@ _METRICS = "metrics.jsonl"
 class MetricWriter:
     """Writes to WORKDIR/metrics.jsonl and WORKDIR/tensorboard.
 
-    Only process 0 writes; the others are silent. In a bucket files cannot grow: there they are
-    kept on this machine and copied whole by `flush`.
+    Only process 0 writes; the others are silent. In a bucket files cannot be appended to: they are
+    kept locally and copied by `flush`.
     """
 
     def __init__(self, workdir: str | os.PathLike):
@@ -52,7 +52,7 @@ class MetricWriter:
             self._board.add_scalar(name, value, step)
 
     def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Writes uint8 [h,w,3] pictures to TensorBoard."""
+        """Writes uint8 [h,w,3] images to TensorBoard."""
         if self._is_writer:
             for name, image in images.items():
                 self._board.add_image(name, image, step, dataformats="HWC")
