@@ -1,6 +1,6 @@
 r"""What single rules of a recipe are worth: the same run with each of them taken back, by seed.
 
-    python -m benchmarks.ablation --workdir DIR --seeds 0 1 -- --config=configs/joint.py \
+    python -m benchmarks.ablation --workdir DIR --seeds 0 1 -- --config=configs/joint.py:scratch \
         --config.data.root=DATA --config.data.custom=FOLDER --config.data.datasets.custom=2 \
         --config.data.generic_datasets.custom=2 --config.eval_dataset=custom \
         --config.eval_images=100
@@ -37,6 +37,7 @@ COLUMNS = {
     "object mask AP": "eval/generic/mask_ap/ap",
     "object AP50": "eval/generic/mask_ap/ap50",
     "PQ": "eval/generic/panoptic/pq",
+    "name accuracy": "eval/names/accuracy",
     "part mask AP": "eval/part/part_mask_ap/ap",
     "part AP50": "eval/part/part_mask_ap/ap50",
 }
@@ -47,7 +48,7 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--suites", default="one_click,generic,part", help="(%(default)s)")
+    parser.add_argument("--suites", default="one_click,generic,names,part", help="(%(default)s)")
     parser.add_argument("flags", nargs="+", help="flags of the quickstart, after --")
     args = parser.parse_args()
     found = {}
