@@ -115,4 +115,4 @@ def _name_masks(
 
 
 def _rounded(value: float, top: float) -> float:
-    return float(np.clip(np.floor(value / _STEP) * _STEP, _STEP, top))
+    return round(float(np.clip(np.floor(value / _STEP) * _STEP, _STEP, top)), 2)
