@@ -13,6 +13,7 @@ with the temporary arrays of the fuller of the two programs. Nothing is run.
 import argparse
 
 import jax
+import jax.extend
 
 from configs import finetune
 from semsam_jax import config as config_lib
@@ -71,8 +72,7 @@ def measure(run: config_lib.RunConfig, is_traced: bool) -> tuple[int, int, int |
     state = size_of((inputs.state, inputs.batch, inputs.text))
     ((name, part, times),) = step.parts(inputs.batch)
     forward = aot.trace_forward(step, name, inputs.state, part, inputs.text, times)
-    # Parameters go through the first program as they are.
-    kept = size_of(forward.traced.out_info) - size_of(inputs.state.params)
+    kept = size_of_new(forward.traced.jaxpr.jaxpr)
     if is_traced:
         return state, kept, None
     compiled = forward.traced.lower().compile()
@@ -82,6 +82,13 @@ def measure(run: config_lib.RunConfig, is_traced: bool) -> tuple[int, int, int |
         aot.trace_backward(step, name, inputs.state, given, part, times).traced.lower().compile()
     )
     return state, kept, state + max(first.outputs + first.temporary, second.peak - state)
+
+
+def size_of_new(jaxpr: jax.extend.core.Jaxpr) -> int:
+    """Bytes of the results that are none of the arguments, as parameters are, each once."""
+    given = set(jaxpr.invars)
+    new = {var for var in jaxpr.outvars if isinstance(var, jax.extend.core.Var)} - given
+    return size_of([var.aval for var in new])
 
 
 def size_of(tree: object) -> int:
