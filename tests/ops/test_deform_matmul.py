@@ -126,6 +126,24 @@ def test_images_are_split_over_a_mesh_also_when_recomputed() -> None:
         assert worst(some, one[:3]) < 3e-6
 
 
+@pytest.mark.parametrize("images", [4, 3])
+def test_a_program_for_several_tpus_says_what_each_of_them_does(images: int) -> None:
+    """No TPU splits a kernel by itself, which the interpreter does not notice."""
+    shapes = ((5, 4),)
+    args = make_args(shapes, batch=images)
+    mesh = Mesh(np.asarray(jax.devices()[:4]), ("data",), axis_types=(AxisType.Auto,))
+    whole = NamedSharding(mesh, PartitionSpec())
+    run = jax.jit(
+        functools.partial(both_ways.__wrapped__, SMALL, shapes), in_shardings=(whole,) * 4
+    )
+    with compiling_for("tpu", "TPU v5 lite"):
+        with jax.set_mesh(mesh):
+            program = run.trace(*args).lower(lowering_platforms=("tpu",)).as_text()
+        with pytest.raises(NotImplementedError, match="shard_map"):
+            run.trace(*args).lower(lowering_platforms=("tpu",))
+    assert program.count("@tpu_custom_call") == 2
+
+
 @pytest.mark.parametrize(
     ("backend", "kind", "side", "want"),
     [

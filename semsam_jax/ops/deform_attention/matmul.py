@@ -45,9 +45,10 @@ def matmul(
 ) -> Float[Array, "b q h*e"]:
     """See `deform_attention`. Interpreted, slowly, where the program is not for a TPU.
 
-    The compiler cannot split a kernel: left alone, every device would do all images. Under
-    `jax.set_mesh` each device does its own, split over all automatic axes of the mesh. Without a
-    mesh, or where their number does not divide the images, every device does all of them.
+    The compiler cannot split a kernel. Under `jax.set_mesh` each device does its own images, split
+    over all automatic axes of the mesh; where their number does not divide the images, every device
+    does all of them. Without a mesh in use JAX refuses a program for several devices, with
+    NotImplementedError.
 
     Args:
         value: as there.
@@ -67,10 +68,9 @@ def matmul(
     extra = ((0, 0), (0, 0), (0, 0), (0, -q % plan.queries))
     places = jnp.pad(places.reshape(b, h, -1, q), extra, constant_values=-9.0)
     weights = jnp.pad(weights.reshape(b, h, -1, q), extra)
-    axes = _split_axes(b)
     run = functools.partial(_sample, plan)
-    if axes:
-        rows = PartitionSpec(axes)
+    if _free_axes():
+        rows = PartitionSpec(_split_axes(b) or None)
         run = jax.shard_map(run, in_specs=(rows,) * 3, out_specs=rows, check_vma=False)
     out = run(table, places, weights)[..., :q]
     return out.transpose(0, 3, 1, 2).reshape(b, q, -1)
@@ -108,16 +108,21 @@ def matmul_fits(
     return fits(make_plan(spatial_shapes, points), value, q, devices, target_device_kind())
 
 
-def _split_axes(images: int) -> tuple[str, ...]:
-    """Axes of the mesh in use over which images are split; none where they do not divide."""
+def _free_axes() -> tuple[str, ...]:
+    """Axes of the mesh in use that the compiler would split over; none of a single device."""
     mesh = jax.sharding.get_abstract_mesh()
     axes = tuple(
         name
         for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
         if kind == AxisType.Auto
     )
-    devices = math.prod(mesh.shape[axis] for axis in axes)
-    return () if devices == 1 or images % devices else axes
+    return axes if math.prod(mesh.shape[axis] for axis in axes) > 1 else ()
+
+
+def _split_axes(images: int) -> tuple[str, ...]:
+    """Axes of the mesh in use over which images are split; none where they do not divide."""
+    mesh, axes = jax.sharding.get_abstract_mesh(), _free_axes()
+    return () if images % math.prod(mesh.shape[axis] for axis in axes) else axes
 
 
 def _pad_levels(value: Float[Array, "b h e s"], plan: Plan) -> Float[Array, "b h e pixels"]:
