@@ -33,6 +33,22 @@ def decode(rle: Mapping) -> Bool[np.ndarray, "h w"]:
     return np.ascontiguousarray(flat.reshape((height, width), order="F"))
 
 
+def decode_window(rle: Mapping, x0: int, y0: int, x1: int, y1: int) -> Bool[np.ndarray, "h w"]:
+    """A window of a mask, without the rest: what is decoded are its columns only."""
+    height, width = _size(rle)
+    if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+        raise DataError(f"RLE: no window {x0},{y0},{x1},{y1} in a mask of {width}x{height}.")
+    runs = runs_of(rle)
+    ends = np.cumsum(runs)
+    low, high = x0 * height, x1 * height
+    first, last = np.searchsorted(ends, [low, high - 1], side="right")
+    lengths = runs[first : last + 1].copy()
+    lengths[-1] -= ends[last] - high
+    lengths[0] -= low - (ends[first] - runs[first])
+    flat = np.repeat(np.arange(first, last + 1) % 2 == 1, lengths)
+    return np.ascontiguousarray(flat.reshape((height, x1 - x0), order="F")[y0:y1])
+
+
 def runs_of(rle: Mapping) -> Int[np.ndarray, " m"]:
     """Run lengths of an RLE, checked; see `decode`."""
     height, width = _size(rle)
@@ -65,18 +81,34 @@ def run_lengths(
         top_left: row and column of the window in the image.
         image_hw: height and width of the whole mask.
     """
-    height = image_hw[0]
+    return runs_of_edges(run_edges(window, top_left, image_hw[0]), image_hw)
+
+
+def run_edges(
+    window: Bool[np.ndarray, "h w"], top_left: tuple[int, int], height: int
+) -> Int[np.ndarray, " e"]:
+    """Where runs of ones start and end in each column: positions down the columns of the image.
+
+    Args:
+        window: a part of the mask, all of its rows that are not empty.
+        top_left: row and column of the window in the image.
+        height: of the image.
+    """
     columns = np.zeros((window.shape[1], window.shape[0] + 2), bool)
     columns[:, 1:-1] = window.T
     column, row = np.nonzero(columns[:, 1:] != columns[:, :-1])
-    edges = (column + top_left[1]) * height + row + top_left[0]
+    return (column + top_left[1]) * height + row + top_left[0]
+
+
+def runs_of_edges(edges: Int[np.ndarray, " e"], image_hw: tuple[int, int]) -> Int[np.ndarray, " m"]:
+    """Run lengths from starts and ends, in the order of their positions."""
     starts, ends = edges[::2], edges[1::2]
     # A run that reaches the last row continues in the first row of the next column.
     is_cut = starts[1:] != ends[:-1]
     bounds = np.empty(2 * (int(is_cut.sum()) + bool(len(starts))), np.int64)
     bounds[::2] = starts[np.concatenate([np.ones(len(starts[:1]), bool), is_cut])]
     bounds[1::2] = ends[np.concatenate([is_cut, np.ones(len(ends[:1]), bool)])]
-    runs = np.diff(np.concatenate([[0], bounds, [height * image_hw[1]]]))
+    runs = np.diff(np.concatenate([[0], bounds, [image_hw[0] * image_hw[1]]]))
     return runs[:-1] if runs[-1] == 0 else runs
 
 

@@ -16,6 +16,8 @@ from semsam_jax.inference import arguments
 
 _MAX_LISTED = 10
 _AS_STORED = "what suits the checkpoint"
+_OVERVIEW_PX = 1024
+_MAX_DRAWN = 500
 _SETTINGS = (
     ("points_per_side", int, 32, "clicks along each side of the grid"),
     ("points_per_batch", int, 1024, "clicks decoded together; bounds the memory"),
@@ -24,6 +26,8 @@ _SETTINGS = (
     ("box_nms_thresh", float, 0.7, "box IoU above which the worse mask goes"),
     ("crop_n_layers", int, 0, "also look at 4**i crops in each layer i"),
     ("min_mask_region_area", int, 10, "smaller holes and islands are removed, pixels"),
+    ("tile", int, None, "look at square tiles of this side, for images of any size"),
+    ("tile_overlap", int, 128, "what neighbouring tiles share, pixels"),
 )
 
 
@@ -36,11 +40,14 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "that the folder is training data, and overlays/NAME.jpg. An interrupted folder goes on "
         "where it stopped: an image is finished if its content was segmented with the same "
         "settings. Two images of one name get results of their own. Broken files are skipped and "
-        "reported, files of other kinds and subfolders are named.",
+        "reported, files of other kinds and subfolders are named. With --tile, images of any size: "
+        "those above 178 million pixels get no copy, and a georeferenced TIFF also gives "
+        "NAME.geojson if rasterio is installed (the extra geo).",
     )
     parser.add_argument("image", metavar="IMAGE|FOLDER", help="an image, or a folder of images")
     for name, kind, default, text in _SETTINGS:
         shown = _AS_STORED if default is None else default
+        shown = "the whole image" if name == "tile" else shown
         parser.add_argument(
             "--" + name.replace("_", "-"), type=kind, default=default, help=f"{text} ({shown})"
         )
@@ -159,30 +166,39 @@ def _segment_all(model, images: list, out: Path, settings: dict, labels, overwri
 
 
 def _segment_one(generator, path: Path, image_id: int, target: Path, stamp: dict) -> int:
-    from semsam_jax.inference import convert_results, files, visualize
-    from semsam_jax.inference.images import load_image
+    from semsam_jax.inference import files
+    from semsam_jax.inference.geojson import to_geojson
+    from semsam_jax.inference.images import MAX_PIXELS, load_image
+    from semsam_jax.inference.large_images import RasterImage, open_large
 
-    image = load_image(path)
+    copy = target.with_name(f"{target.name.removesuffix('.json')}.jpg")
+    geojson = None
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "no mask reached")  # said once for all, at the end
-        records = generator.generate(image)
-    small = visualize.display_size(image)
-    masks = [visualize.shrink_mask(rle.decode(r["segmentation"]), small) for r in records]
-    colours = visualize.distinct_colours(len(masks))
-    names = [convert_results.record_caption(record) for record in records]
-    overlay = visualize.overlay_masks(small, masks, colours)
-    overlay = visualize.write_labels(overlay, masks, names, colours)
-    copy = target.with_name(f"{target.name.removesuffix('.json')}.jpg")
+        if generator.tile is None:
+            image = load_image(path)
+            records, (height, width) = generator.generate(image), image.shape[:2]
+            overlay = _overlay(image, records)
+        else:
+            with open_large(path) as source:
+                records, (height, width) = generator.generate(source), source.image_hw
+                overlay = _small_overlay(source.overview(_OVERVIEW_PX), records)
+                if isinstance(source, RasterImage) and source.is_georeferenced:
+                    dataset = source.dataset
+                    geojson = to_geojson(records, dataset.transform, dataset.crs)
+            image = load_image(path) if height * width <= MAX_PIXELS else None
     files.write_picture(target.parent / "overlays" / copy.name, overlay)
-    files.write_bytes(copy, files.jpeg_copy(path, image))
+    if image is not None:
+        files.write_bytes(copy, files.jpeg_copy(path, image))
+    if geojson is not None:
+        files.write_json(target.with_suffix(".geojson"), geojson)
     annotations = [{"id": i, **_by_id(record)} for i, record in enumerate(records, start=1)]
-    height, width = image.shape[:2]
     content = {
         "image": {
             "image_id": image_id,
             "width": width,
             "height": height,
-            "file_name": copy.name,
+            "file_name": path.name if image is None else copy.name,
             "source": path.name,
         },
         "annotations": annotations,
@@ -190,6 +206,44 @@ def _segment_one(generator, path: Path, image_id: int, target: Path, stamp: dict
     }
     files.write_json(target, content)  # last: its presence says that the image is finished
     return len(records)
+
+
+def _overlay(image, records):
+    from semsam_jax.inference import convert_results, visualize
+
+    small = visualize.display_size(image)
+    masks = [visualize.shrink_mask(rle.decode(r["segmentation"]), small) for r in records]
+    colours = visualize.distinct_colours(len(masks))
+    overlay = visualize.overlay_masks(small, masks, colours)
+    names = [convert_results.record_caption(record) for record in records]
+    return visualize.write_labels(overlay, masks, names, colours)
+
+
+def _small_overlay(small, records):
+    """The largest masks over a small copy; each is decoded within its box only."""
+    import cv2
+    import numpy as np
+
+    from semsam_jax.inference import convert_results, visualize
+
+    shown = sorted(records, key=lambda record: -record["area"])[:_MAX_DRAWN]
+    masks = []
+    for record in shown:
+        height, width = record["segmentation"]["size"]
+        fx, fy = small.shape[1] / width, small.shape[0] / height
+        x, y, w, h = (int(v) for v in record["bbox"])
+        window = rle.decode_window(record["segmentation"], x, y, x + w + 1, y + h + 1)
+        x0, y0 = int(x * fx), int(y * fy)
+        size = (max(1, round(window.shape[1] * fx)), max(1, round(window.shape[0] * fy)))
+        part = cv2.resize(window.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
+        mask = np.zeros(small.shape[:2], bool)
+        part = part[: mask.shape[0] - y0, : mask.shape[1] - x0]
+        mask[y0 : y0 + part.shape[0], x0 : x0 + part.shape[1]] = part
+        masks.append(mask)
+    colours = visualize.distinct_colours(len(masks))
+    names = [convert_results.record_caption(record) for record in shown]
+    overlay = visualize.overlay_masks(small, masks, colours)
+    return visualize.write_labels(overlay, masks, names, colours)
 
 
 def _by_id(record: dict) -> dict:

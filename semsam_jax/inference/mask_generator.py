@@ -5,6 +5,7 @@ decides first, the device then measures small chunks of masks, and a survivor is
 (its mask embedding) until the very end, when it becomes an RLE at the image's own size.
 """
 
+import contextlib
 import dataclasses
 import math
 import warnings
@@ -17,12 +18,14 @@ from semsam_jax.core import rle
 from semsam_jax.core.errors import PromptError
 from semsam_jax.core.structs import Prompts
 from semsam_jax.inference.decoding import check_finite
+from semsam_jax.inference.found import FoundMask, different
 from semsam_jax.inference.granularity import Level, parse_levels, tokens_of_levels
 from semsam_jax.inference.grid import crop_boxes, point_grid
 from semsam_jax.inference.guided import GuidedUpsampler
 from semsam_jax.inference.hierarchy import depths, parents, without_overlap
 from semsam_jax.inference.images import ImageLike, load_image
 from semsam_jax.inference.labels import Labels, LabelSet, label_set, object_logits
+from semsam_jax.inference.large_images import LargeImage, open_large
 from semsam_jax.inference.loading import LoadedModel, check_model, low_res_logits
 from semsam_jax.inference.mask_selection import (
     Filters,
@@ -38,6 +41,7 @@ from semsam_jax.inference.mask_selection import (
 from semsam_jax.inference.preprocess import Frame, Size, check_size, fit_image
 from semsam_jax.inference.requests import check_flag, check_number, check_whole
 from semsam_jax.inference.results import Records, ScoredName
+from semsam_jax.inference.tiles import SeamMerger, check_tiles, join_pieces, tile_boxes
 from semsam_jax.inference.upsample import chunk_size, upsample_masks
 from semsam_jax.ops.nms import nms
 
@@ -46,24 +50,7 @@ OVERLAPS = ("all", "none")
 _MAX_POINTS_PER_SIDE = 256
 _MEASURE_CHUNK = 64
 _MAX_OVERLAP = 0.99
-
-
-@dataclasses.dataclass(frozen=True)
-class _Found:
-    """A mask that is kept, in image pixels."""
-
-    runs: Int[np.ndarray, " m"]  # run lengths down the columns, after cleaning
-    area: int
-    clean_box: Int[np.ndarray, "4"]  # x0, y0, x1, y1 inclusive, after cleaning
-    changed: bool  # by cleaning
-    box: Int[np.ndarray, "4"]  # before cleaning
-    iou: float
-    stability: float
-    point: tuple[float, float]
-    token: int
-    crop: tuple[int, int, int, int]  # x0, y0, x1, y1
-    object: ScoredName | None
-    part: ScoredName | None
+_MAX_BINARY_BYTES = 4 << 30
 
 
 class MaskGenerator:
@@ -95,6 +82,9 @@ class MaskGenerator:
         tree: records say which mask each one is a part of: `parent`, the position of the smallest
             mask that contains it, or None, and `depth`, the steps to its root.
         isolate: False reproduces the reference, where the clicks of a batch interact.
+        tile: side of square tiles in pixels, for images of any size: each is looked at by itself,
+            and masks are joined across the seams (`inference.tiles`); None looks at the whole.
+        tile_overlap: what neighbouring tiles share, pixels.
 
     Raises:
         PromptError: an argument without meaning.
@@ -123,7 +113,10 @@ class MaskGenerator:
         min_visible: float = 0.2,
         tree: bool = False,
         isolate: bool = True,
+        tile: int | None = None,
+        tile_overlap: int = 128,
     ) -> None:
+        check_tiles(tile, tile_overlap)
         for name, value, top in (
             ("points_per_side", points_per_side, _MAX_POINTS_PER_SIDE),
             ("points_per_batch", points_per_batch, _MAX_POINTS_PER_SIDE**2),
@@ -169,8 +162,9 @@ class MaskGenerator:
         self.overlap, self.min_visible, self.tree = overlap, min_visible, tree
         self.size = size
         self.isolate = isolate
+        self.tile, self.tile_overlap = tile, tile_overlap
 
-    def generate(self, image: ImageLike) -> Records:
+    def generate(self, image: ImageLike | LargeImage) -> Records:
         """Returns one record for each mask, as a list with ways into other formats.
 
         Keys are SAM's: `segmentation` (bool [h, w] or RLE by `output_mode`), `area`, `bbox`
@@ -180,8 +174,46 @@ class MaskGenerator:
         and with labels `object` and `part` ({"name", "score", "is_sure"}). No mask is empty and
         no two are equal, whatever the thresholds.
         """
-        pixels = load_image(image)
-        found: list[_Found] = []
+        if isinstance(image, LargeImage) or self.tile is not None:
+            found, image_hw = self._find_in_tiles(image)
+        else:
+            pixels = load_image(image)
+            found, image_hw = self._find(pixels), pixels.shape[:2]
+        if not found:
+            warnings.warn(
+                f"no mask reached pred_iou_thresh {self.filters.pred_iou_thresh:g} and "
+                f"stability_score_thresh {self.filters.stability_score_thresh:g}; a model that was "
+                f"trained for minutes is less sure of itself: try 0.15 and 0.5.",
+                stacklevel=2,
+            )
+        return Records(self._records(found, image_hw), image_hw)
+
+    def _find_in_tiles(
+        self, image: ImageLike | LargeImage
+    ) -> tuple[list[FoundMask], tuple[int, int]]:
+        is_open = isinstance(image, LargeImage)
+        with contextlib.nullcontext(image) if is_open else open_large(image) as source:
+            height, width = source.image_hw
+            merger = SeamMerger()
+            for box in tile_boxes(
+                (height, width), self.tile or max(height, width), self.tile_overlap
+            ):
+                merger.add(box, self._find(source.read(*box)))
+        found = [join_pieces(group, (height, width)) for group in merger.groups()]
+        if self.output_mode == "binary_mask" and len(found) * height * width > _MAX_BINARY_BYTES:
+            raise PromptError(
+                f"output_mode: {len(found)} binary masks of {width}x{height} pixels need "
+                f"{len(found) * height * width / 2**30:.0f} GiB; use coco_rle."
+            )
+        if not found:
+            return [], (height, width)
+        boxes, scores = np.stack([f.box for f in found]), np.array([f.iou for f in found])
+        # Best first, as without tiles; two ways to one object leave nearly the same box.
+        kept = nms(boxes, scores, self.filters.crop_nms_thresh)
+        return different([found[i] for i in kept]), (height, width)
+
+    def _find(self, pixels: UInt8[np.ndarray, "h w 3"]) -> list[FoundMask]:
+        found: list[FoundMask] = []
         for crop, layer in crop_boxes(
             pixels.shape[:2], self.crop_n_layers, self.crop_overlap_ratio
         ):
@@ -198,17 +230,9 @@ class MaskGenerator:
             boxes = np.stack([f.clean_box for f in found])
             changed = np.array([f.changed for f in found])
             found = [found[i] for i in suppress_cleaned(boxes, changed, self.filters)]
-        found = _different(found)
-        if not found:
-            warnings.warn(
-                f"no mask reached pred_iou_thresh {self.filters.pred_iou_thresh:g} and "
-                f"stability_score_thresh {self.filters.stability_score_thresh:g}; a model that was "
-                f"trained for minutes is less sure of itself: try 0.15 and 0.5.",
-                stacklevel=2,
-            )
-        return Records(self._records(found, pixels.shape[:2]), pixels.shape[:2])
+        return different(found)
 
-    def _records(self, found: list[_Found], image_hw: tuple[int, int]) -> list[dict]:
+    def _records(self, found: list[FoundMask], image_hw: tuple[int, int]) -> list[dict]:
         packed = [rle.compress(mask.runs, image_hw) for mask in found]
         extras: list[dict] = [{} for _ in found]
         kept = list(range(len(found)))
@@ -236,7 +260,7 @@ class MaskGenerator:
 
     def _masks_of_crop(
         self, pixels: UInt8[np.ndarray, "h w 3"], crop: tuple[int, int, int, int], layer: int
-    ) -> list[_Found]:
+    ) -> list[FoundMask]:
         x0, y0, x1, y1 = crop
         part = pixels[y0:y1, x0:x1]
         frame = self.model.frame(part.shape[:2], self.size)
@@ -255,7 +279,7 @@ class MaskGenerator:
         for i, mask in enumerate(self._render(embeds, pyramid.mask_features[0], frame, part)):
             row, level = divmod(int(kept.rows[i]), len(self.tokens))
             found.append(
-                _Found(
+                FoundMask(
                     **self._cleaned(mask, crop, pixels.shape[:2]),
                     iou=float(kept.ious[i]),
                     stability=float(kept.stability[i]),
@@ -368,7 +392,7 @@ class MaskGenerator:
             else:
                 yield from guide.masks(np.asarray(logits)[: len(part)])
 
-    def _record(self, found: _Found, image_hw: tuple[int, int]) -> dict:
+    def _record(self, found: FoundMask, image_hw: tuple[int, int]) -> dict:
         segmentation: object = rle.compress(found.runs, image_hw)
         if self.output_mode == "binary_mask":
             segmentation = rle.decode(segmentation)
@@ -397,18 +421,6 @@ def mask_thresholds(meta: Mapping) -> tuple[float, float]:
     """Predicted IoU and stability that suit a checkpoint, as it says."""
     stored = meta.get("mask_thresholds") or {}
     return float(stored.get("pred_iou", 0.88)), float(stored.get("stability", 0.92))
-
-
-def _different(found: list[_Found]) -> list[_Found]:
-    """Leaves out empty masks and all but the first of equal ones."""
-    seen: set[bytes] = set()
-    kept = []
-    for mask in found:
-        key = mask.runs.tobytes()
-        if mask.area and key not in seen:
-            seen.add(key)
-            kept.append(mask)
-    return kept
 
 
 def _names(

@@ -69,3 +69,15 @@ def test_any_text_gives_a_mask_that_pycocotools_gives_too_or_an_error(counts, si
     except DataError:
         return
     np.testing.assert_array_equal(found, coco_mask.decode({**packed, "counts": counts.encode()}))
+
+
+def test_a_window_is_decoded_without_the_rest():
+    rng = np.random.default_rng(1)
+    for mask in list(random_masks())[:60]:
+        height, width = mask.shape
+        x0, y0 = (int(rng.integers(0, side)) for side in (width, height))
+        x1, y1 = int(rng.integers(x0 + 1, width + 1)), int(rng.integers(y0 + 1, height + 1))
+        window = rle.decode_window(rle.encode(mask), x0, y0, x1, y1)
+        assert (window == mask[y0:y1, x0:x1]).all()
+    with pytest.raises(DataError, match="window"):
+        rle.decode_window(rle.encode(np.ones((3, 4), bool)), 0, 0, 5, 3)

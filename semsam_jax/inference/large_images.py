@@ -1,0 +1,168 @@
+"""Images that are read window by window: arrays, files, and TIFF files of any size."""
+
+import abc
+import os
+import warnings
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from semsam_jax.core.errors import DataError
+from semsam_jax.inference.images import ImageLike, load_image
+from semsam_jax.inference.visualize import display_size
+
+if TYPE_CHECKING:
+    from rasterio.io import DatasetReader
+
+_TIFF = (".tif", ".tiff")
+MAX_LARGE_PIXELS = 1 << 31  # what an RLE can count
+
+
+class LargeImage(abc.ABC):
+    """An image of which windows are read; a context manager.
+
+    Attributes:
+        image_hw: height and width.
+    """
+
+    image_hw: tuple[int, int]
+
+    @abc.abstractmethod
+    def read(self, x0: int, y0: int, x1: int, y1: int) -> UInt8[np.ndarray, "h w 3"]:
+        """Pixels of a window as RGB."""
+
+    @abc.abstractmethod
+    def overview(self, max_side: int) -> UInt8[np.ndarray, "h w 3"]:
+        """The whole image, no side longer than this."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Lets the file go."""
+
+    def __enter__(self) -> "LargeImage":
+        return self
+
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_large(image: ImageLike) -> LargeImage:
+    """Opens an image of any size.
+
+    A TIFF file is read window by window where `rasterio` is installed (the extra `geo`), and keeps
+    its georeference. Everything else is decoded as a whole, three bytes for each pixel.
+
+    Raises:
+        DataError: not readable, or more than 2**31 pixels.
+    """
+    if isinstance(image, str | os.PathLike) and Path(image).suffix.lower() in _TIFF:
+        dataset = _open_raster(Path(image))
+        if dataset is not None:
+            return RasterImage(dataset)
+    return _WholeImage(image)
+
+
+class RasterImage(LargeImage):
+    """A TIFF file through rasterio.
+
+    Args:
+        dataset: an open one, with one band (grey), three (RGB) or more (the first three).
+    """
+
+    def __init__(self, dataset: "DatasetReader"):
+        self.dataset = dataset
+        self.image_hw = (dataset.height, dataset.width)
+        if dataset.height * dataset.width >= MAX_LARGE_PIXELS:
+            raise DataError(f"{dataset.name}: more than 2**31 pixels; cut it into pieces.")
+        if dataset.dtypes[0] not in ("uint8", "uint16"):
+            raise DataError(
+                f"{dataset.name}: values are {dataset.dtypes[0]}; wanted 8 or 16 bits, so scale "
+                f"them first."
+            )
+        self._bands = [1, 1, 1] if dataset.count < 3 else [1, 2, 3]
+
+    @property
+    def is_georeferenced(self) -> bool:
+        """Whether pixels have places on the ground."""
+        return self.dataset.crs is not None and not self.dataset.transform.is_identity
+
+    def read(self, x0: int, y0: int, x1: int, y1: int) -> UInt8[np.ndarray, "h w 3"]:
+        """Pixels of a window; of 16 bits the high ones."""
+        import rasterio
+
+        try:
+            bands = self.dataset.read(self._bands, window=((y0, y1), (x0, x1)))
+        except rasterio.errors.RasterioError as error:
+            raise DataError(f"{self.dataset.name}: cannot be read ({error}).") from error
+        return np.ascontiguousarray(_eight_bits(bands).transpose(1, 2, 0))
+
+    def overview(self, max_side: int) -> UInt8[np.ndarray, "h w 3"]:
+        """A small copy, decoded at its size where the file has overviews."""
+        scale = min(1.0, max_side / max(self.image_hw))
+        shape = [max(1, round(side * scale)) for side in self.image_hw]
+        bands = self.dataset.read(self._bands, out_shape=(3, *shape))
+        return np.ascontiguousarray(_eight_bits(bands).transpose(1, 2, 0))
+
+    def close(self) -> None:
+        """Closes the file."""
+        self.dataset.close()
+
+
+class _WholeImage(LargeImage):
+    """An image in memory."""
+
+    def __init__(self, image: ImageLike):
+        self._pixels = _decode(image)
+        self.image_hw = self._pixels.shape[:2]
+
+    def read(self, x0: int, y0: int, x1: int, y1: int) -> UInt8[np.ndarray, "h w 3"]:
+        return np.ascontiguousarray(self._pixels[y0:y1, x0:x1])
+
+    def overview(self, max_side: int) -> UInt8[np.ndarray, "h w 3"]:
+        return display_size(self._pixels, max_side)
+
+    def close(self) -> None:
+        self._pixels = np.zeros((0, 0, 3), np.uint8)
+
+
+def _eight_bits(bands: np.ndarray) -> UInt8[np.ndarray, "3 h w"]:
+    """Of 16 bits the high ones."""
+    return bands if bands.dtype == np.uint8 else (bands >> 8).astype(np.uint8)
+
+
+def _decode(image: ImageLike) -> UInt8[np.ndarray, "h w 3"]:
+    if isinstance(image, np.ndarray):
+        is_plain = image.ndim == 3 and image.shape[-1] == 3 and image.dtype == np.uint8
+        if not is_plain:
+            return load_image(image)
+        if image.shape[0] * image.shape[1] >= MAX_LARGE_PIXELS:
+            raise DataError("image: more than 2**31 pixels; cut it into pieces.")
+        return image
+    if not isinstance(image, str | os.PathLike):
+        return load_image(image)
+    # The user has asked for tiles, and so for an image of this size: no bomb.
+    limit = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        return load_image(image, max_pixels=MAX_LARGE_PIXELS)
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def _open_raster(path: Path) -> "DatasetReader | None":
+    try:
+        import rasterio
+    except ImportError:
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            return rasterio.open(path)
+    except rasterio.errors.RasterioError as error:
+        raise DataError(f"{path}: not a readable TIFF file ({error}).") from error
