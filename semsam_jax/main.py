@@ -1,10 +1,10 @@
 """Trains a model: semsam train --config=configs/joint.py --workdir=runs/first
 
 Started again, the same command resumes; Ctrl-C saves first. Any key of the configuration is an
-option, such as --config.steps=2000 or --config.data.datasets.sa1b=2; semsam_jax/config.py documents
-every key, configs/README.md lists the configurations. --data.root=DIR, the folder of all datasets,
-is short for --config.data.root. Errors that you can fix are one line and exit code 2. `python -m
-semsam_jax.main` is the same command.
+option, such as --config.steps=2000 or --config.data.datasets.sa1b=2; semsam_jax/config/fields.py
+documents every key, configs/README.md lists the configurations. --data.root=DIR, the folder of all
+datasets, is short for --config.data.root. Errors that you can fix are one line and exit code 2.
+`python -m semsam_jax.main` is the same command.
 """
 
 import errno

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from semsam_jax import __main__ as command_line
-from semsam_jax import config
+from semsam_jax.config import fields
 from tests.packaging.conftest import ROOT
 
 GROUPS = ("model", "text", "data", "optimizer", "loss")  # of keys; each is a class of its own
@@ -84,10 +84,10 @@ def test_help_of_training_names_its_flags_and_how_to_set_keys():
 
 
 def test_the_page_of_keys_explains_every_key():
-    """`--help` sends the reader to config.py: each field is in a docstring there."""
-    for name, kind in vars(config).items():
+    """`--help` sends the reader to config/fields.py: each field is in a docstring there."""
+    for name, kind in vars(fields).items():
         if isinstance(kind, type) and hasattr(kind, "__dataclass_fields__"):
-            if kind.__module__ != config.__name__:
+            if kind.__module__ != fields.__name__:
                 continue
             # What a class inherits is explained where it comes from.
             explained = "".join(base.__doc__ or "" for base in kind.__mro__[:-1])

@@ -1,20 +1,10 @@
-"""Configuration: a ConfigDict in, checked frozen dataclasses out.
-
-`main` and the command line call `build`; nothing below them sees a ConfigDict. Every key
-of a config file is a field here; an unknown key is an error that names the nearest one.
-"""
+"""Every key of a configuration, with its meaning and default."""
 
 import dataclasses
 from collections.abc import Mapping
 
-from ml_collections import ConfigDict
-
-from semsam_jax.core.config_values import build_dataclass, one_of
-from semsam_jax.core.errors import ConfigError
 from semsam_jax.criterion.terms import LossConfig
-from semsam_jax.evals.options import SUITE_NAMES, EvalOptions
-from semsam_jax.models import presets, similarity_init
-from semsam_jax.models.layers import REMAT_POLICIES
+from semsam_jax.models import presets
 
 CHECKPOINT = "checkpoint"
 """Value of a key that is taken from the checkpoint that the run starts from."""
@@ -258,42 +248,6 @@ class RunConfig:
         return dataclasses.asdict(self)
 
 
-def build(config: Mapping | ConfigDict) -> RunConfig:
-    """Builds a checked RunConfig from a (possibly partial) nested mapping.
-
-    Raises:
-        ConfigError: unknown key, wrong type, or inconsistent values.
-    """
-    values = config.to_dict() if isinstance(config, ConfigDict) else config
-    run = build_dataclass(RunConfig, values, "config")
-    if run.model.warm_start == RANDOM:
-        run = dataclasses.replace(run, model=dataclasses.replace(run.model, warm_start=""))
-    if not needs_checkpoint(run):
-        _check(run)
-    elif not run.model.warm_start:
-        raise ConfigError(
-            "model.warm_start: this recipe starts from a checkpoint; give its folder with "
-            "--config.model.warm_start=DIR (a workdir, or the --out of semsam_jax convert)."
-        )
-    return run
-
-
-def build_evaluation(config: Mapping | ConfigDict, out: str) -> EvalOptions:
-    """Builds checked options from a config with the single group `evaluate` (configs/eval_only.py).
-
-    Raises:
-        ConfigError: unknown key, wrong type, or inconsistent values.
-    """
-    values = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
-    group = values.pop("evaluate")
-    if values:
-        raise ConfigError(
-            f"config.{next(iter(values))}: an evaluation has only the group evaluate; training "
-            f"is another config."
-        )
-    return dataclasses.replace(build_dataclass(EvalOptions, group, "config.evaluate"), out=out)
-
-
 def model_config(choice: ModelChoice) -> presets.ModelConfig:
     """Sizes of the network of a run."""
     config = presets.model_config(choice.preset)
@@ -304,146 +258,3 @@ def model_config(choice: ModelChoice) -> presets.ModelConfig:
         logit_scale=choice.logit_scale or config.decoder.logit_scale,
     )
     return dataclasses.replace(config, decoder=decoder)
-
-
-def inherit_from_checkpoint(run: RunConfig, meta: Mapping) -> RunConfig:
-    """Fills in the values that a run takes from the checkpoint that it starts from.
-
-    Args:
-        run: with `model.preset`, `text.source` or `eval_suites` "checkpoint", `data.image_size`
-            0 or `loss.from_checkpoint`; everything else stays.
-        meta: of the checkpoint.
-
-    Raises:
-        ConfigError: the checkpoint does not fit the rest of the configuration.
-    """
-    model, data, text = run.model, run.data, run.text
-    if model.preset == CHECKPOINT:
-        tokens = meta["model_config"]["decoder"]["num_tokens"]
-        preset = presets.model_config(meta["preset"])
-        changed = 0 if tokens == preset.decoder.num_tokens else tokens
-        model = dataclasses.replace(model, preset=meta["preset"], num_tokens=changed)
-    if data.image_size == 0:
-        data = dataclasses.replace(data, image_size=int(meta.get("image_size") or 1024))
-    if text.source == CHECKPOINT:
-        known = (meta.get("class_heads_trained") and meta.get("text")) or {"source": "none"}
-        text = dataclasses.replace(text, source=known["source"], table=known.get("table") or "")
-        if text.source == "none":
-            # Such a checkpoint has no names: rows of the generic stream become interactive.
-            rows = data.interactive_batch + data.generic_batch
-            data = dataclasses.replace(data, interactive_batch=rows, generic_batch=0)
-    suites = run.eval_suites
-    if suites == (CHECKPOINT,):
-        has_names = text.source != "none" and run.eval_dataset != "sa1b"
-        named = ("generic", "names") if data.generic_batch else ("names",)
-        suites = ("one_click", *named) if has_names else ("one_click",)
-    loss = _inherit_loss(run.loss, meta) if run.loss.from_checkpoint else run.loss
-    run = dataclasses.replace(run, model=model, data=data, text=text, loss=loss, eval_suites=suites)
-    _check(run)
-    return run
-
-
-def _inherit_loss(loss: LossChoice, meta: Mapping) -> LossChoice:
-    """The loss that a checkpoint was trained with; converted checkpoints do not state it."""
-    trained = (meta.get("config") or {}).get("loss", {})
-    free = (f for f in dataclasses.fields(loss) if getattr(loss, f.name) == f.default)
-    taken = {f.name: trained[f.name] for f in free if f.name in trained}
-    return dataclasses.replace(loss, **taken | {"from_checkpoint": False})
-
-
-def needs_checkpoint(run: RunConfig) -> bool:
-    """Whether `inherit_from_checkpoint` has values to fill in."""
-    choices = run.model.preset, run.text.source, *run.eval_suites
-    return CHECKPOINT in choices or run.data.image_size == 0 or run.loss.from_checkpoint
-
-
-def check_batch(run: RunConfig, num_shards: int) -> None:
-    """Checks that both quotas are divisible by the devices; ConfigError names the fix."""
-    pieces = num_shards * run.accumulate
-    for name in ("interactive_batch", "generic_batch"):
-        rows = getattr(run.data, name)
-        if rows % pieces:
-            times = f" x {run.accumulate} micro-batches" if run.accumulate > 1 else ""
-            raise ConfigError(
-                f"data.{name}: {rows} is not divisible by the {num_shards} batch shards "
-                f"(devices){times}; use a multiple of {pieces}."
-            )
-
-
-def _check(run: RunConfig) -> None:
-    model = model_config(run.model)
-    one_of("model.init", run.model.init, ("random", "similarity"))
-    if run.model.init == "similarity":
-        similarity_init.check_fits(model)
-    one_of("model.dtype", run.model.dtype, ("float32", "bfloat16"))
-    one_of("model.remat", run.model.remat, tuple(REMAT_POLICIES))
-    one_of("text.source", run.text.source, ("table", "encoder", "none"))
-    one_of("optimizer.schedule", run.optimizer.schedule, ("step", "cosine"))
-    data = run.data
-    if run.text.source == "encoder" and model.text is None:
-        raise ConfigError(
-            f"text.source: preset {run.model.preset!r} has no text tower; use text.source=table."
-        )
-    if run.text.source == "none" and data.generic_batch:
-        raise ConfigError(
-            "text.source: the generic stream names things, so it needs names; set "
-            "data.generic_batch=0, or text.source to table or encoder."
-        )
-    if data.image_size < 32 or data.image_size % 32:
-        raise ConfigError(f"data.image_size: {data.image_size} is not a multiple of 32.")
-    if data.mask_stride < 1 or data.image_size % (8 * data.mask_stride):
-        raise ConfigError(
-            f"data.mask_stride: {data.mask_stride} does not fit image_size {data.image_size}; "
-            f"image_size must be a multiple of 8 * mask_stride."
-        )
-    for name in ("steps", "log_every", "save_every", "keep", "accumulate"):
-        if getattr(run, name) < 1:
-            raise ConfigError(f"{name}: {getattr(run, name)}; must be at least 1.")
-    for name in ("save_every_sec", "time_limit_sec", "max_skipped_in_a_row", "max_skipped"):
-        if getattr(run, name) < 0:
-            raise ConfigError(f"{name}: {getattr(run, name)}; must not be negative.")
-    for name in run.eval_suites:
-        one_of("eval_suites", name, SUITE_NAMES)
-    if run.loss.many_to_one and data.max_targets != 1:
-        raise ConfigError(
-            f"loss.many_to_one: wants one target per prompt, got data.max_targets "
-            f"{data.max_targets}; set data.max_targets=1."
-        )
-    if not 1 <= data.max_targets <= model.decoder.num_tokens:
-        raise ConfigError(
-            f"data.max_targets: {data.max_targets}; a prompt has 1 to "
-            f"{model.decoder.num_tokens} tokens to give to targets."
-        )
-    one_of("loss.iou_target", run.loss.iou_target, ("best", "expected"))
-    if run.loss.iou_target != "best" and not run.loss.score_all_tokens:
-        raise ConfigError(
-            f"loss.iou_target: {run.loss.iou_target!r} is what loss.score_all_tokens teaches, and "
-            f"that is off; set loss.score_all_tokens=True."
-        )
-    if not 0 <= run.loss.prompt_point_ratio < 1:
-        raise ConfigError(
-            f"loss.prompt_point_ratio: {run.loss.prompt_point_ratio}; must lie in 0..1, below 1."
-        )
-    if run.slices < 0:
-        raise ConfigError(f"slices: {run.slices}; must not be negative (0: as the devices say).")
-    for name in ("interactive_batch", "generic_batch"):
-        if getattr(data, name) < 0:
-            raise ConfigError(f"data.{name}: {getattr(data, name)}; must not be negative.")
-    if data.interactive_batch + data.generic_batch == 0:
-        raise ConfigError("data.interactive_batch, data.generic_batch: both are 0.")
-    for name in ("datasets", "granularity", "generic_datasets", "prompt_shares"):
-        for key, share in getattr(data, name).items():
-            if share < 0:
-                raise ConfigError(f"data.{name}.{key}: {share}; a share is not negative.")
-    for name in ("box_share", "flip", "granularity_balance", "center_clicks"):
-        if not 0 <= getattr(data, name) <= 1:
-            raise ConfigError(f"data.{name}: {getattr(data, name)}; must lie in 0..1.")
-    for name, share in data.subsets.items():
-        if not 0 < share <= 1:
-            raise ConfigError(f"data.subsets.{name}: {share}; must lie in 0..1, above 0.")
-    for kind in data.prompt_shares:
-        one_of("data.prompt_shares", kind, PROMPT_KINDS)
-    for name in ("scale_jitter", "sa1b_jitter", "ade20k_jitter"):
-        low, high = getattr(data, name)
-        if not 0 < low <= high:
-            raise ConfigError(f"data.{name}: {(low, high)}; wanted 0 < low <= high.")

@@ -1,0 +1,105 @@
+"""Checks of a configuration that its types do not make."""
+
+from semsam_jax.config.fields import PROMPT_KINDS, RunConfig, model_config
+from semsam_jax.core.config_values import one_of
+from semsam_jax.core.errors import ConfigError
+from semsam_jax.evals.options import SUITE_NAMES
+from semsam_jax.models import similarity_init
+from semsam_jax.models.layers import REMAT_POLICIES
+
+
+def check(run: RunConfig) -> None:
+    """Checks everything that involves several keys, or the allowed values of one.
+
+    Raises:
+        ConfigError: names the key and what to do.
+    """
+    model = model_config(run.model)
+    one_of("model.init", run.model.init, ("random", "similarity"))
+    if run.model.init == "similarity":
+        similarity_init.check_fits(model)
+    one_of("model.dtype", run.model.dtype, ("float32", "bfloat16"))
+    one_of("model.remat", run.model.remat, tuple(REMAT_POLICIES))
+    one_of("text.source", run.text.source, ("table", "encoder", "none"))
+    one_of("optimizer.schedule", run.optimizer.schedule, ("step", "cosine"))
+    data = run.data
+    if run.text.source == "encoder" and model.text is None:
+        raise ConfigError(
+            f"text.source: preset {run.model.preset!r} has no text tower; use text.source=table."
+        )
+    if run.text.source == "none" and data.generic_batch:
+        raise ConfigError(
+            "text.source: the generic stream names things, so it needs names; set "
+            "data.generic_batch=0, or text.source to table or encoder."
+        )
+    if data.image_size < 32 or data.image_size % 32:
+        raise ConfigError(f"data.image_size: {data.image_size} is not a multiple of 32.")
+    if data.mask_stride < 1 or data.image_size % (8 * data.mask_stride):
+        raise ConfigError(
+            f"data.mask_stride: {data.mask_stride} does not fit image_size {data.image_size}; "
+            f"image_size must be a multiple of 8 * mask_stride."
+        )
+    for name in ("steps", "log_every", "save_every", "keep", "accumulate"):
+        if getattr(run, name) < 1:
+            raise ConfigError(f"{name}: {getattr(run, name)}; must be at least 1.")
+    for name in ("save_every_sec", "time_limit_sec", "max_skipped_in_a_row", "max_skipped"):
+        if getattr(run, name) < 0:
+            raise ConfigError(f"{name}: {getattr(run, name)}; must not be negative.")
+    for name in run.eval_suites:
+        one_of("eval_suites", name, SUITE_NAMES)
+    if run.loss.many_to_one and data.max_targets != 1:
+        raise ConfigError(
+            f"loss.many_to_one: wants one target per prompt, got data.max_targets "
+            f"{data.max_targets}; set data.max_targets=1."
+        )
+    if not 1 <= data.max_targets <= model.decoder.num_tokens:
+        raise ConfigError(
+            f"data.max_targets: {data.max_targets}; a prompt has 1 to "
+            f"{model.decoder.num_tokens} tokens to give to targets."
+        )
+    one_of("loss.iou_target", run.loss.iou_target, ("best", "expected"))
+    if run.loss.iou_target != "best" and not run.loss.score_all_tokens:
+        raise ConfigError(
+            f"loss.iou_target: {run.loss.iou_target!r} is what loss.score_all_tokens teaches, and "
+            f"that is off; set loss.score_all_tokens=True."
+        )
+    if not 0 <= run.loss.prompt_point_ratio < 1:
+        raise ConfigError(
+            f"loss.prompt_point_ratio: {run.loss.prompt_point_ratio}; must lie in 0..1, below 1."
+        )
+    if run.slices < 0:
+        raise ConfigError(f"slices: {run.slices}; must not be negative (0: as the devices say).")
+    for name in ("interactive_batch", "generic_batch"):
+        if getattr(data, name) < 0:
+            raise ConfigError(f"data.{name}: {getattr(data, name)}; must not be negative.")
+    if data.interactive_batch + data.generic_batch == 0:
+        raise ConfigError("data.interactive_batch, data.generic_batch: both are 0.")
+    for name in ("datasets", "granularity", "generic_datasets", "prompt_shares"):
+        for key, share in getattr(data, name).items():
+            if share < 0:
+                raise ConfigError(f"data.{name}.{key}: {share}; a share is not negative.")
+    for name in ("box_share", "flip", "granularity_balance", "center_clicks"):
+        if not 0 <= getattr(data, name) <= 1:
+            raise ConfigError(f"data.{name}: {getattr(data, name)}; must lie in 0..1.")
+    for name, share in data.subsets.items():
+        if not 0 < share <= 1:
+            raise ConfigError(f"data.subsets.{name}: {share}; must lie in 0..1, above 0.")
+    for kind in data.prompt_shares:
+        one_of("data.prompt_shares", kind, PROMPT_KINDS)
+    for name in ("scale_jitter", "sa1b_jitter", "ade20k_jitter"):
+        low, high = getattr(data, name)
+        if not 0 < low <= high:
+            raise ConfigError(f"data.{name}: {(low, high)}; wanted 0 < low <= high.")
+
+
+def check_batch(run: RunConfig, num_shards: int) -> None:
+    """Checks that both quotas are divisible by the devices; ConfigError names the fix."""
+    pieces = num_shards * run.accumulate
+    for name in ("interactive_batch", "generic_batch"):
+        rows = getattr(run.data, name)
+        if rows % pieces:
+            times = f" x {run.accumulate} micro-batches" if run.accumulate > 1 else ""
+            raise ConfigError(
+                f"data.{name}: {rows} is not divisible by the {num_shards} batch shards "
+                f"(devices){times}; use a multiple of {pieces}."
+            )
