@@ -97,11 +97,14 @@ def test_segment_after_the_run_finds_its_programs(finished, cache, tmp_path):
     assert not {name for name in missed if name.startswith("jit__")} - {"jit__above_zero"}
 
 
-def test_interrupted_again_and_again_it_ends_bitwise_equal(finished, cache, tmp_path):
-    """Killed twice and preempted once, it loses nothing that matters."""
+@pytest.mark.parametrize(
+    "kills", [pytest.param((4,), id="once"), pytest.param((3, 5), marks=pytest.mark.nightly)]
+)
+def test_interrupted_again_and_again_it_ends_bitwise_equal(kills, finished, cache, tmp_path):
+    """Killed and then preempted, it loses nothing that matters."""
     straight, _ = finished
     workdir = tmp_path / "interrupted"
-    for step in (3, 5):
+    for step in kills:
         process = runs.start(workdir, cache, save_every=2)
         runs.read_until(process, step)
         process.kill()
