@@ -2,6 +2,7 @@
 refused.
 """
 
+import functools
 import os
 import pathlib
 from collections.abc import Sequence
@@ -210,11 +211,18 @@ class ExampleBuilder:
 
 def _similar_name(missing: pathlib.Path) -> str:
     """Names a file that differs from the missing one in capitals or suffix only, for its error."""
-    try:
-        names = sorted(os.listdir(missing.parent))
-    except (OSError, ValueError):
-        return ""
+    names = _names_in(missing.parent)
     wanted = missing.name.casefold()
-    same = [name for name in names if name.casefold() == wanted]
-    same += [name for name in names if pathlib.Path(name).stem == pathlib.Path(wanted).stem]
-    return f"; the folder has {same[0]}: write the name as the file has it" if same else ""
+    found = names.get(wanted) or names.get(pathlib.PurePath(wanted).stem)
+    return f"; the folder has {found}: write the name as the file has it" if found else ""
+
+
+@functools.lru_cache(maxsize=8)
+def _names_in(folder: pathlib.Path) -> dict[str, str]:
+    """Files of a folder by lower-case name and stem; listed once: thousands may be missing."""
+    try:
+        names = sorted(os.listdir(folder))
+    except (OSError, ValueError):
+        return {}
+    by_stem = {pathlib.PurePath(name.casefold()).stem: name for name in reversed(names)}
+    return by_stem | {name.casefold(): name for name in names}

@@ -81,7 +81,8 @@ def test_the_outline_moves_to_the_edge_of_the_image():
     upsampler = GuidedUpsampler(image, frame_of(64, 64))
     logits = disc(64, (33.5, 31.5), 16)[None]
     plain = upsample_masks(logits, frame_of(64, 64), (64, 64))[0]
-    wrong = [(m != truth).sum() for m in (plain, *(upsampler.masks(logits, d)[0] for d in (1.0, 0.0)))]
+    moved = [upsampler.masks(logits, detail)[0] for detail in (1.0, 0.0)]
+    wrong = [(mask != truth).sum() for mask in (plain, *moved)]
     assert wrong[0] > wrong[1] > wrong[2]
     assert wrong[2] < 0.3 * wrong[0]
 
