@@ -5,7 +5,6 @@ says which labels are human, machine-made or stand-ins; `data/ATTRIBUTION.csv` h
 every image.
 """
 
-import csv
 import pathlib
 
 from data_pipelines.schema import DATASETS
@@ -19,12 +18,3 @@ _DATA = pathlib.Path(__file__).parent / "data"
 def roots() -> dict[str, pathlib.Path]:
     """Returns dataset -> folder in its native layout, ready for `sources.open_source`."""
     return {dataset: _DATA / dataset for dataset in DATASETS}
-
-
-def attribution() -> list[dict[str, str]]:
-    """Returns one row for each image file.
-
-    Keys: file, split, coco_id, license, license_url, flickr_url, changes.
-    """
-    with (_DATA / "ATTRIBUTION.csv").open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))

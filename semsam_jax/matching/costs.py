@@ -104,20 +104,6 @@ def query_costs(
     return jnp.moveaxis(costs, 0, 1)
 
 
-def layer_query_costs(
-    predictions: Predictions,
-    mask_features: Float[Array, "b h w d"],
-    rows: Batch,
-    points: Float[Array, "b j 2"],
-    weights: CostWeights,
-    precision: jax.lax.Precision = jax.lax.Precision.HIGHEST,
-) -> Float[Array, "b q n"]:
-    """`query_costs` of one layer, leading axes [b, q]."""
-    features = sample_points(mask_features, points)
-    truth = sample_bits(rows.mask_bits, points)
-    return _layer_costs(predictions, features, truth, rows, weights, precision)
-
-
 def _layer_costs(
     predictions: Predictions,
     features: Float[Array, "b j d"],

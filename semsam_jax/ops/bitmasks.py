@@ -24,11 +24,6 @@ def pack_masks(masks: Bool[Array, "*n h w"]) -> UInt8[Array, "*n h w8"]:
     return jnp.packbits(masks, axis=-1, bitorder="big")
 
 
-def unpack_masks(mask_bits: UInt8[Array, "*n h w8"]) -> Bool[Array, "*n h w"]:
-    """Inverse of `pack_masks`."""
-    return jnp.unpackbits(mask_bits, axis=-1, bitorder="big").astype(bool)
-
-
 def sample_bits(
     mask_bits: UInt8[Array, "b n h w8"], points: Float[Array, "b j 2"]
 ) -> Float[Array, "b n j"]:

@@ -16,12 +16,6 @@ def cxcywh_to_xyxy(boxes: Float[Array, "*n 4"]) -> Float[Array, "*n 4"]:
     return jnp.concatenate([centre - half, centre + half], axis=-1)
 
 
-def xyxy_to_cxcywh(boxes: Float[Array, "*n 4"]) -> Float[Array, "*n 4"]:
-    """Corners to centre and size, in whatever unit the boxes have."""
-    low, high = boxes[..., :2], boxes[..., 2:]
-    return jnp.concatenate([(low + high) / 2, high - low], axis=-1)
-
-
 def inverse_sigmoid(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """Logit of x clamped to [0, 1], with both odds kept above 1e-5.
 

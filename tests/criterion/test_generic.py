@@ -11,7 +11,7 @@ from semsam_jax.core.structs import DenoisingQueries, GenericPredictions, Predic
 from semsam_jax.criterion.generic import generic_losses
 from semsam_jax.criterion.terms import CriterionConfig, LossWeights
 from semsam_jax.criterion.total import weighted_sum
-from semsam_jax.matching.costs import layer_query_costs, query_costs
+from semsam_jax.matching.costs import query_costs
 from semsam_jax.matching.solvers import solve_queries
 from tests.criterion import recorded
 from tests.golden.table import compare, golden
@@ -41,13 +41,19 @@ def layer_of(predictions, name):
     return jax.tree.map(lambda x: x[recorded.GENERIC_LAYERS.index(name)], predictions.layers)
 
 
+def costs_of_layer(one, features, rows, points):
+    """Costs [b, q, n] of one layer's predictions by themselves."""
+    alone = recorded.generic_predictions()[0].replace(
+        layers=jax.tree.map(lambda x: x[None][:0], one), proposals=one
+    )
+    return query_costs(alone, features, rows, points, LossWeights())[:, 0]
+
+
 def test_costs_and_assignments_golden():
     predictions, features = recorded.generic_predictions()
     match, _ = recorded.generic_points()
     rows, want = recorded.generic_rows(), recorded_assignment()
-    cost_of = jax.jit(
-        lambda one, points: layer_query_costs(one, features, rows, points, LossWeights())
-    )
+    cost_of = jax.jit(lambda one, points: costs_of_layer(one, features, rows, points))
     costs = [cost_of(layer_of(predictions, name), match[name]) for name in ORDER]
     for name, cost in zip(ORDER, costs, strict=True):
         compare("generic_openseed", f"crit/cost/{name}", cost[0], 1e-4)
@@ -63,9 +69,7 @@ def test_all_layers_at_once_equal_one_by_one():
     costs = query_costs(predictions, features, rows, match["final"], LossWeights())
     assert costs.shape == (1, 5, 20, 5)
     for layer, name in enumerate(ORDER):
-        one = layer_query_costs(
-            layer_of(predictions, name), features, rows, match["final"], LossWeights()
-        )
+        one = costs_of_layer(layer_of(predictions, name), features, rows, match["final"])
         np.testing.assert_allclose(costs[:, layer], one, atol=1e-5)
 
 

@@ -41,10 +41,11 @@ def test_pairwise_takes_leading_axes(golden):
     np.testing.assert_allclose(out[0], golden["giou/out"], atol=1e-6)
 
 
-def test_notations_invert_each_other():
+def test_corners_of_centres_and_sizes():
     cxcywh = jax.random.uniform(jax.random.key(0), (5, 4))
     xyxy = boxes.cxcywh_to_xyxy(cxcywh)
-    np.testing.assert_allclose(boxes.xyxy_to_cxcywh(xyxy), cxcywh, atol=1e-6)
+    np.testing.assert_allclose((xyxy[:, :2] + xyxy[:, 2:]) / 2, cxcywh[:, :2], atol=1e-6)
+    np.testing.assert_allclose(xyxy[:, 2:] - xyxy[:, :2], cxcywh[:, 2:], atol=1e-6)
     np.testing.assert_allclose(boxes.box_area(xyxy), cxcywh[:, 2] * cxcywh[:, 3], atol=1e-6)
     half = boxes.cxcywh_to_xyxy(jnp.array([0.5, 0.4, 0.2, 0.6]))
     np.testing.assert_allclose(half, [0.4, 0.1, 0.6, 0.7], atol=1e-6)
