@@ -28,7 +28,7 @@ _COMMANDS = {
     "convert": ("semsam_jax.convert.cli", "convert released PyTorch weights, and back"),
     "push": ("semsam_jax.convert.push", "upload a model to a Hugging Face repository"),
     "export": ("semsam_jax.inference.export", "export a model as self-contained programs"),
-    "demo": ("semsam_jax.demo.cli", "interactive web demo"),
+    "demo": ("semsam_jax.demo.cli", "web page, HTTP API and backend of annotation tools"),
     "env": ("semsam_jax.core.environment", "print versions and devices for bug reports"),
 }
 _TRAIN = "train a model or resume a run"

@@ -18,6 +18,7 @@ LAYERS = {
     "convert": 3,
     "criterion": 4,
     "inference": 5,
+    "adapters": 6,
     "evals": 6,
     "config": 7,
     "train": 8,

@@ -21,7 +21,7 @@ _PACKAGES = (
     "safetensors",
     "grain",
     "tensorflow-datasets",
-    "gradio",
+    "fastapi",
 )
 _PREFIXES = ("SEMSAM_", "JAX_", "XLA_", "TPU_", "CUDA_VISIBLE_DEVICES")
 

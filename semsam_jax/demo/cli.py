@@ -1,4 +1,4 @@
-"""python -m semsam_jax demo: the web page, on this machine or for a network."""
+"""python -m semsam_jax demo: the page, the HTTP API and annotation tools' doors on one port."""
 
 import argparse
 import ipaddress
@@ -18,8 +18,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the parser of `demo`."""
     parser = commands.add_parser(
         "demo",
-        help="interactive web demo",
-        description="Opens a web page on this machine. Needs `pip install 'semsam_jax[demo]'`.",
+        help="web page, HTTP API and backend of annotation tools",
+        description="Serves a web page, an HTTP API (described at /docs) and the backends of Label "
+        "Studio (/label-studio) and X-AnyLabeling on one port of this machine. Needs `pip install "
+        "'semsam_jax[demo]'`.",
     )
     parser.add_argument(
         "--host",
@@ -44,30 +46,55 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="where visitors see the page if a proxy stands in front of it, with its path, such as "
         "https://lab.example/tools/semsam",
     )
+    parser.add_argument(
+        "--token",
+        help="what every visitor and program has to know, 16 letters or more; better in the "
+        "variable SEMSAM_TOKEN (default: none)",
+    )
+    parser.add_argument(
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="another site whose pages may use the API, such as https://tool.example",
+    )
+    parser.add_argument(
+        "--label-studio-url",
+        metavar="URL",
+        help="where Label Studio is, to fetch the images of its tasks; the token of a user there "
+        "is read from LABEL_STUDIO_API_KEY",
+    )
     arguments.add_model_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Serves the page until Ctrl-C."""
     limits = _limits(args)
-    public_url = _checked_url(args.public_url)
+    public_url = _checked_url("--public-url", args.public_url)
+    label_studio_url = _checked_url("--label-studio-url", args.label_studio_url)
+    token = _checked_token(args.token or os.environ.get("SEMSAM_TOKEN"))
     listener = _listen(args.host, args.port)
     with listener:
-        # Before Gradio is imported: it reads these once, and must not report to anybody.
-        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-        os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
         try:
             import uvicorn
 
-            from semsam_jax.demo.server import build_app
+            from semsam_jax.demo.server import ServerSettings, build_app
         except ImportError as error:
             raise ConfigError(
                 f"demo: {error.name} is not installed; run `pip install 'semsam_jax[demo]'`."
             ) from error
         model = arguments.load_from_args(args)
         print("preparing the model ...", file=sys.stderr, flush=True)
-        is_local = _is_loopback(args.host)
-        app = build_app(model, limits, is_local=is_local, public_url=public_url)
+        settings = ServerSettings(
+            is_local=_is_loopback(args.host),
+            public_url=public_url,
+            token=token,
+            origins=tuple(_checked_origin(origin) for origin in args.allow_origin),
+            label_studio_url=label_studio_url,
+            label_studio_token=os.environ.get("LABEL_STUDIO_API_KEY"),
+            title=_title(args.checkpoint, model.meta.get("preset")),
+        )
+        app = build_app(model, limits, settings)
         config = uvicorn.Config(
             app,
             log_level="warning",
@@ -81,7 +108,8 @@ def run(args: argparse.Namespace) -> int:
         )
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        print(f"semsam_jax demo: http://{shown}:{port}   (Ctrl-C stops it)", flush=True)
+        key = f"/?token={token}" if token else ""
+        print(f"semsam_jax demo: http://{shown}:{port}{key}   (Ctrl-C stops it)", flush=True)
         uvicorn.Server(config).run(sockets=[listener])
     return 0
 
@@ -101,7 +129,7 @@ def _limits(args: argparse.Namespace):
     )
 
 
-def _checked_url(url: str | None) -> str | None:
+def _checked_url(flag: str, url: str | None) -> str | None:
     if url is None:
         return None
     try:
@@ -116,10 +144,30 @@ def _checked_url(url: str | None) -> str | None:
         or not re.fullmatch("[-A-Za-z0-9._~/%]*", parts.path)
     ):
         raise ConfigError(
-            f"--public-url: got {url!r}; wanted the whole address of the page, such as "
+            f"{flag}: got {url!r}; wanted a whole address, such as "
             f"https://lab.example/tools/semsam."
         )
     return url
+
+
+def _checked_origin(url: str) -> str:
+    whole = _checked_url("--allow-origin", url) or ""
+    parts = urlsplit(whole)
+    if parts.path not in ("", "/"):
+        raise ConfigError(f"--allow-origin: got {url!r}; wanted a site without a path.")
+    return f"{parts.scheme}://{parts.netloc}".lower()
+
+
+def _checked_token(token: str | None) -> str | None:
+    if token is None or re.fullmatch("[-A-Za-z0-9._~]{16,200}", token):
+        return token
+    raise ConfigError("--token: wanted 16 to 200 letters, digits, or any of -._~ in it.")
+
+
+def _title(checkpoint: str | None, preset: object) -> str:
+    """The model as the page shows it: the end of the path that the user gave, and its sizes."""
+    name = "/".join(str(checkpoint or "lite").rstrip("/").split("/")[-2:])
+    return name if preset in (None, name) else f"{name} ({preset})"
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -1,10 +1,11 @@
 """Builds downloads of the chosen masks in memory, at the size of the image."""
 
+import dataclasses
 import io
 import json
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -14,42 +15,62 @@ from semsam_jax.demo.limits import HTTPError, Limits
 from semsam_jax.demo.sessions import ImageSession
 from semsam_jax.inference import visualize
 from semsam_jax.inference.convert_results import (
+    record_caption,
     record_mask,
     record_name,
+    record_score,
     scale_record,
     to_coco,
     to_label_map,
     to_labelme,
+    to_yolo,
 )
 
-_TYPES = {
-    "coco": ("masks.json", "application/json"),
-    "labelme": ("labelme.json", "application/json"),
-    "masks": ("masks.zip", "application/zip"),
-    "overlay": ("overlay.png", "image/png"),
-}
+_JSON, _ZIP, _PNG = "application/json", "application/zip", "image/png"
 _MAX_LABEL_MAP = 65535
 
 
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """A mask of a download.
+
+    Attributes:
+        number: under which the session remembers it.
+        name: that the visitor gave it, "object" or "object / part"; empty for none; None keeps
+            what the model found.
+    """
+
+    number: int
+    name: str | None = None
+
+
 def make_download(
-    session: ImageSession, kind: str, numbers: Sequence[int], file_name: str, limits: Limits
+    session: ImageSession, kind: str, masks: Sequence[Wanted], file_name: str, limits: Limits
 ) -> tuple[str, str, bytes]:
-    """Returns name, media type and content of a file.
+    """Returns name, media type and content of a file; its name starts like the image's.
 
     Args:
         session: the image and its masks.
-        kind: `coco`, `labelme`, `masks` (PNG files in a zip) or `overlay`.
-        numbers: of the masks.
-        file_name: how the visitor calls the image; only written into the JSON files.
+        kind: `coco`, `labelme`, `yolo`, `masks` (PNG files in a zip), `panoptic` or `overlay`.
+        masks: which, and how they are called.
+        file_name: how the visitor calls the image.
         limits: see `Limits`.
     """
-    if kind not in _TYPES:
+    if kind not in _KINDS:
         raise HTTPError(400, f"There is no download called {kind[:20]!r}.")
-    records = session.recall(numbers)
+    records = [
+        _named(record, one.name)
+        for record, one in zip(session.recall([m.number for m in masks]), masks, strict=True)
+    ]
     if not records:
         raise HTTPError(400, "There are no masks yet. Click on something first.")
+    image = re.sub(r"[^\w.\- ]", "_", file_name)[-80:] or "image.jpg"
+    # Headers are ASCII; the name inside the files keeps its letters.
+    stem = re.sub(r"[^A-Za-z0-9._\- ]", "_", image.rpartition(".")[0] or image).lstrip(".")
+    stem = stem or "image"
+    ending, media_type, make = _KINDS[kind]
     if kind == "overlay":
-        return *_TYPES[kind], _overlay(session, records)
+        return stem + ending, media_type, _overlay(session, records)
     height, width = session.upload.original_hw
     if height * width * len(records) > limits.download_pixels:
         most = max(1, limits.download_pixels // (height * width))
@@ -57,11 +78,86 @@ def make_download(
             413, f"At most {most} masks of an image this large can be downloaded at once."
         )
     scaled = [scale_record(record, height, width) for record in records]
-    name = re.sub(r"[^\w.\- ]", "_", file_name)[-80:] or "image.jpg"
-    if kind == "masks":
-        return *_TYPES[kind], _zip(scaled, height, width)
-    make = to_coco if kind == "coco" else to_labelme
-    return *_TYPES[kind], json.dumps(make(scaled, name, height, width), allow_nan=False).encode()
+    return stem + ending, media_type, make(scaled, image, height, width)
+
+
+def _named(record: dict, name: str | None) -> dict:
+    if name is None:
+        return record
+    rest = {key: value for key, value in record.items() if key not in ("object", "part")}
+    found, slash, part = (text.strip() for text in name.partition(" / "))
+    kinds = {"object": found} | ({"part": part} if slash else {})
+    return rest | {key: {"name": text} for key, text in kinds.items() if text}
+
+
+def _coco(records: list[dict], image: str, height: int, width: int) -> bytes:
+    return _dump(to_coco(records, image, height, width))
+
+
+def _labelme(records: list[dict], image: str, height: int, width: int) -> bytes:
+    return _dump(to_labelme(records, image, height, width))
+
+
+def _yolo(records: list[dict], image: str, height: int, width: int) -> bytes:
+    """A label file beside the list of classes, as a folder for training has them."""
+    classes = list(dict.fromkeys(record_name(record) or "thing" for record in records))
+    stem = image.rpartition(".")[0] or image
+    lines = "".join(f"  {number}: {json.dumps(name)}\n" for number, name in enumerate(classes))
+    return _archive(
+        {
+            f"labels/{stem}.txt": to_yolo(records, height, width, classes).encode(),
+            "data.yaml": f"names:\n{lines}".encode(),
+        }
+    )
+
+
+def _panoptic(records: list[dict], image: str, height: int, width: int) -> bytes:
+    """COCO panoptic: a PNG with the id of a segment at each pixel, and the segments."""
+    numbers = to_label_map(records, height, width)
+    categories: dict[str, int] = {}
+    segments = []
+    for number, record in enumerate(records, start=1):
+        rows, columns = np.nonzero(numbers == number)
+        if not len(rows):
+            continue  # hidden below smaller ones
+        x, y = int(columns.min()), int(rows.min())
+        name = record_name(record) or "thing"
+        segments.append(
+            {
+                "id": number,
+                "category_id": categories.setdefault(name, len(categories) + 1),
+                "area": len(rows),
+                "bbox": [x, y, int(columns.max()) - x + 1, int(rows.max()) - y + 1],
+                "iscrowd": 0,
+                "score": record_score(record),
+            }
+        )
+    stem = image.rpartition(".")[0] or image
+    about = {"id": 1, "file_name": image, "height": height, "width": width}
+    content = {
+        "images": [about],
+        "annotations": [{"image_id": 1, "file_name": f"{stem}.png", "segments_info": segments}],
+        "categories": [
+            {"id": i, "name": name, "supercategory": name, "isthing": 1}
+            for name, i in categories.items()
+        ],
+    }
+    colours = np.stack([numbers >> shift & 255 for shift in (0, 8, 16)], -1).astype(np.uint8)
+    return _archive({f"{stem}.png": png(colours), "panoptic.json": _dump(content)})
+
+
+def _masks(records: list[dict], image: str, height: int, width: int) -> bytes:
+    del image
+    files = {}
+    for i, record in enumerate(records, start=1):
+        words = re.sub(r"\W+", "-", record_name(record) or "").strip("-")[:40]
+        level = f"_level{record['level']}" if record.get("level") else ""
+        name = f"mask_{i:03d}{level}{'_' + words if words else ''}.png"
+        files[name] = png(record_mask(record).astype(np.uint8) * 255)
+    label_map = to_label_map(records, height, width)
+    assert label_map.max() <= _MAX_LABEL_MAP
+    files["label_map.png"] = png(label_map.astype(np.uint16))
+    return _archive(files)
 
 
 def _overlay(session: ImageSession, records: list[dict]) -> bytes:
@@ -69,28 +165,37 @@ def _overlay(session: ImageSession, records: list[dict]) -> bytes:
     masks = [record_mask(record) for record in records]
     colours = visualize.distinct_colours(len(masks))
     picture = visualize.overlay_masks(image, masks, colours)
-    texts = [record_name(record) or "" for record in records]
-    return _png(visualize.write_labels(picture, masks, texts, colours))
+    texts = [record_caption(record) for record in records]
+    return png(visualize.write_labels(picture, masks, texts, colours))
 
 
-def _zip(records: list[dict], height: int, width: int) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for i, record in enumerate(records, start=1):
-            words = re.sub(r"\W+", "-", record_name(record) or "").strip("-")[:40]
-            level = f"_level{record['level']}" if record.get("level") else ""
-            name = f"mask_{i:03d}{level}{'_' + words if words else ''}.png"
-            archive.writestr(name, _png(record_mask(record).astype(np.uint8) * 255))
-        label_map = to_label_map(records, height, width)
-        assert label_map.max() <= _MAX_LABEL_MAP
-        archive.writestr("label_map.png", _png(label_map.astype(np.uint16)))
-    return buffer.getvalue()
-
-
-def _png(picture: np.ndarray) -> bytes:
+def png(picture: np.ndarray) -> bytes:
+    """A PNG file, packed quickly."""
     if picture.ndim == 2:
         # OpenCV writes large grey pictures several times faster.
         return cv2.imencode(".png", picture, [cv2.IMWRITE_PNG_COMPRESSION, 3])[1].tobytes()
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "PNG", compress_level=3)
     return buffer.getvalue()
+
+
+def _dump(content: dict) -> bytes:
+    return json.dumps(content, allow_nan=False).encode()
+
+
+def _archive(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+_KINDS: dict[str, tuple[str, str, Callable[[list[dict], str, int, int], bytes]]] = {
+    "coco": ("_coco.json", _JSON, _coco),
+    "labelme": (".json", _JSON, _labelme),  # LabelMe finds a file by the stem of its image
+    "yolo": ("_yolo.zip", _ZIP, _yolo),
+    "masks": ("_masks.zip", _ZIP, _masks),
+    "panoptic": ("_panoptic.zip", _ZIP, _panoptic),
+    "overlay": ("_overlay.png", _PNG, _masks),
+}

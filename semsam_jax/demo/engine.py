@@ -1,37 +1,39 @@
-"""Answers requests of the page with the model: numbers, names and one small mask image.
+"""Answers requests with the model: masks of clicks and boxes, of everything, of names.
 
-The masks of an answer travel as a single 8-bit PNG: six levels of a click as six bits of a
-pixel, the segments of a whole image as the number of the segment. The page colours them, so
-changing the level needs no further request.
+For the page the masks of an answer travel as a single 8-bit PNG: six levels of a click as six bits
+of a pixel, the segments of a whole image as the number of the segment. The page colours them, so
+changing the level needs no further request. For the API they are records in pixels of the file.
 """
 
-import base64
-import io
+import dataclasses
+import functools
 import logging
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-import cv2
 import jax
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from semsam_jax.core import rle
 from semsam_jax.core.errors import SemSamError
 from semsam_jax.demo.limits import HTTPError, Limits
+from semsam_jax.demo.pictures import picture_answer
 from semsam_jax.demo.sessions import ImageSession, SessionStore
+from semsam_jax.inference.convert_results import scale_record
+from semsam_jax.inference.granularity import parse_levels
 from semsam_jax.inference.labels import label_set, parse_labels
 from semsam_jax.inference.loading import LoadedModel
 from semsam_jax.inference.mask_generator import MaskGenerator
 from semsam_jax.inference.predictor import Predictor
-from semsam_jax.inference.requests import POSITIVE, Request
-from semsam_jax.inference.results import UnknownName
+from semsam_jax.inference.requests import POSITIVE, Request, check_request
+from semsam_jax.inference.results import Segments, UnknownName
 from semsam_jax.inference.segment import prompt_records
-from semsam_jax.inference.visualize import innermost_point
 from semsam_jax.inference.whole_image import ask_generic, panoptic_segments, work_size
+from semsam_jax.text.tables import TextEmbeddings, normalise
 
 MAX_SEGMENTS = 250  # numbers that fit into the 8 bits of the picture, with room for none
 GRIDS = (8, 16, 24, 32)
@@ -49,10 +51,14 @@ class Engine:
         model: from `load_model`.
         limits: see `Limits`.
         sessions: where encoded images are kept.
+        title: which model this is, in a few words; None for the preset.
     """
 
-    def __init__(self, model: LoadedModel, limits: Limits, sessions: SessionStore):
+    def __init__(
+        self, model: LoadedModel, limits: Limits, sessions: SessionStore, title: str | None = None
+    ):
         self.model = model
+        self.title = title or str(model.meta.get("preset") or "own model")
         self.suggested_quality = 0.5
         self._limits = limits
         self._sessions = sessions
@@ -112,12 +118,33 @@ class Engine:
 
         _explained(learn)
 
+    @property
+    def name_source(self) -> str:
+        """Where names come from: `table` (stored ones only), `model` (any name) or `none`."""
+        if not self.knows_names:
+            return "none"
+        return "table" if self.model.meta["text"]["source"] == "table" else "model"
+
+    @functools.cached_property
+    def _table(self) -> TextEmbeddings:
+        return TextEmbeddings.load(self.model.meta["text"].get("table") or None)
+
+    def similar_names(self, text: str, count: int = 8) -> list[str]:
+        """Known names that start with a text, then the ones most like it; for a table only."""
+        if self.name_source != "table":
+            return []
+        start = normalise(text)
+        found = [name for name in self._table.names if normalise(name).startswith(start)]
+        near = self._table.nearest_names(text, count) if start else []
+        return list(dict.fromkeys([*sorted(found, key=len), *near]))[:count]
+
     def click(
         self,
         session: ImageSession,
         points: Sequence[Sequence[float]],
         box: Sequence[float],
         names: str,
+        is_kept: bool = True,
     ) -> dict:
         """Masks of one object at all levels.
 
@@ -126,6 +153,7 @@ class Engine:
             points: x, y and 1 (on the object) or 0 (beside it), in pixels of the image.
             box: x0, y0, x1, y1, or empty.
             names: see `inference.labels`; empty for none.
+            is_kept: whether the session remembers the masks, for downloads.
         """
         predictor = self._predictor(session)
         request = Request(
@@ -140,16 +168,53 @@ class Engine:
         decode_sec = time.perf_counter() - start
         planes = sum((mask.astype(np.uint8) << i for i, mask in enumerate(answer.masks)))
         records = prompt_records([request], [answer])
-        return self._answer(session, records, answer.masks, np.asarray(planes, np.uint8)) | {
+        numbers = (
+            session.remember(records, self._limits.record_bytes) if is_kept else [0] * len(records)
+        )
+        return picture_answer(numbers, records, answer.masks, np.asarray(planes, np.uint8)) | {
             "unknown": _unknown(answer.unknown),
             "decode_sec": decode_sec,
             "encode_sec": session.encode_sec,
         }
 
-    def everything(
+    def prompts(
+        self, session: ImageSession, requests: Sequence[Request], level: int | str, names: str
+    ) -> tuple[list[list[dict]], list[dict]]:
+        """Masks of several objects, for the API.
+
+        Args:
+            session: the image.
+            requests: clicks and boxes in pixels of the file.
+            level: 1..6, `all`, or `best`: the one with the highest predicted IoU.
+            names: see `inference.labels`; empty for none.
+
+        Returns:
+            For each request its records in pixels of the file, and the names that are not known.
+        """
+        original_hw, seen_hw = session.upload.original_hw, session.upload.pixels.shape[:2]
+        levels = level if isinstance(level, int) else None
+
+        def answer() -> list[Segments]:
+            shown = []
+            for request in requests:
+                request = dataclasses.replace(request, level=levels)
+                check_request(request, original_hw)
+                parse_levels(levels, self.num_levels)
+                shown.append(_as_seen(request, original_hw, seen_hw))
+            # The image is encoded after the checks: a wrong click costs nothing.
+            predictor = self._predictor(session)
+            return predictor.predict_many(shown, level != "best", labels=names or None)
+
+        answers = _explained(answer)
+        records = [
+            [scale_record(record, *original_hw) for record in one.records()] for one in answers
+        ]
+        return records, _unknown(answers[0].unknown)
+
+    def find_everything(
         self, session: ImageSession, names: str, level: int | None, quality: float, grid: int
-    ) -> dict:
-        """All masks of the image, the best first.
+    ) -> tuple[list[dict], list[dict]]:
+        """Records of all masks of the image, the best first, and the names that are not known.
 
         Args:
             session: the image.
@@ -160,7 +225,6 @@ class Engine:
         """
         if grid not in GRIDS or not 0 <= quality <= 1:
             raise HTTPError(400, "Invalid settings.")
-        start = time.perf_counter()
         generator = _explained(
             lambda: MaskGenerator(
                 self.model,
@@ -173,17 +237,28 @@ class Engine:
                 min_mask_region_area=64,
             )
         )
-        found = _explained(lambda: generator.generate(session.upload.pixels))
-        found = sorted(found, key=lambda record: -record["predicted_iou"])[:MAX_SEGMENTS]
-        for number, record in enumerate(found, start=1):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "no mask reached")  # the answer says so
+            found = _explained(lambda: generator.generate(session.upload.pixels))
+        records = sorted(found, key=lambda record: -record["predicted_iou"])[:MAX_SEGMENTS]
+        for number, record in enumerate(records, start=1):
             record |= {"id": number, "image_id": 1, "category_id": record["level"]}
             record["score"] = record["predicted_iou"]
+        return records, _unknown(generator.names.unknown if generator.names else ())
+
+    def everything(
+        self, session: ImageSession, names: str, level: int | None, quality: float, grid: int
+    ) -> dict:
+        """All masks of the image for the page; see `find_everything`."""
+        start = time.perf_counter()
+        found, unknown = self.find_everything(session, names, level, quality, grid)
         masks = [rle.decode(record["segmentation"]) for record in found]
         picture = np.zeros(session.upload.pixels.shape[:2], np.uint8)
         for i in sorted(range(len(found)), key=lambda i: -found[i]["area"]):
             picture[masks[i]] = i + 1
-        return self._answer(session, found, masks, picture) | {
-            "unknown": _unknown(generator.names.unknown if generator.names else ()),
+        numbers = session.remember(found, self._limits.record_bytes)
+        return picture_answer(numbers, found, masks, picture) | {
+            "unknown": unknown,
             "decode_sec": time.perf_counter() - start,
         }
 
@@ -199,7 +274,8 @@ class Engine:
         masks = [segments == record["id"] for record in records]
         for number, mask in enumerate(masks, start=1):
             picture[mask] = number
-        return self._answer(session, records, masks, picture) | {
+        numbers = session.remember(records, self._limits.record_bytes)
+        return picture_answer(numbers, records, masks, picture) | {
             "unknown": _unknown(generic.names.unknown),
             "decode_sec": time.perf_counter() - start,
         }
@@ -216,60 +292,20 @@ class Engine:
             self._sessions.put_features_away(sum(x.nbytes for x in jax.tree.leaves(pyramid)))
         return predictor
 
-    def _answer(
-        self,
-        session: ImageSession,
-        records: list[dict],
-        masks: Sequence[np.ndarray],
-        picture: UInt8[np.ndarray, "h w"],
-    ) -> dict:
-        numbers = session.remember(records, self._limits.record_bytes)
-        total = picture.shape[0] * picture.shape[1]
-        return {
-            "masks": [
-                {
-                    "number": number,
-                    "score": round(record["score"], 4),
-                    "area": round(record["area"] / total, 5),
-                    "level": record.get("level"),
-                    "object": record.get("object"),
-                    "part": record.get("part"),
-                    "place": _place(mask),
-                }
-                for number, record, mask in zip(numbers, records, masks, strict=True)
-            ],
-            "picture": png_url(picture),
-        }
+
+def _as_seen(request: Request, original_hw: tuple[int, int], seen_hw: tuple[int, int]) -> Request:
+    """A checked request in pixels of the image that the model works on."""
+    fx, fy = seen_hw[1] / original_hw[1], seen_hw[0] / original_hw[0]
+    points = [
+        [min(x * fx, seen_hw[1]), min(y * fy, seen_hw[0])] for x, y in request.point_coords or []
+    ]
+    box = [min(v * (fx, fy)[i % 2], seen_hw[1 - i % 2]) for i, v in enumerate(request.box or [])]
+    return dataclasses.replace(request, point_coords=points or None, box=box or None)
 
 
 def _unknown(names: Sequence[UnknownName]) -> list[dict]:
     """Names that were left out, for the page."""
     return [name._asdict() for name in names]
-
-
-def png_url(picture: UInt8[np.ndarray, "h w"]) -> str:
-    """Grey picture as a data URL; the values arrive unchanged."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG", compress_level=1)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def jpeg_url(picture: UInt8[np.ndarray, "h w 3"]) -> str:
-    """Image as a data URL."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", quality=88)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def _place(mask: np.ndarray) -> list[float] | None:
-    """Innermost point as fractions of width and height, found on a small copy."""
-    scale = min(1.0, 256 / max(mask.shape))
-    size = (max(1, round(mask.shape[1] * scale)), max(1, round(mask.shape[0] * scale)))
-    small = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
-    point = innermost_point(small)
-    if point is None:
-        return None
-    return [round((point[0] + 0.5) / size[0], 4), round((point[1] + 0.5) / size[1], 4)]
 
 
 def _explained(work: Callable[[], T]) -> T:

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from semsam_jax.core.errors import DataError
-from semsam_jax.demo.limits import HTTPError, Limits
+from semsam_jax.demo.limits import HTTPError, Limits, too_many_bytes
 from semsam_jax.inference.images import load_image
 from semsam_jax.inference.visualize import display_size
 
@@ -83,11 +83,6 @@ def read_upload(content: bytes, limits: Limits) -> Upload:
             "Save it as JPEG and try again.",
         ) from error
     return Upload(np.ascontiguousarray(pixels), (original_wh[1], original_wh[0]))
-
-
-def too_many_bytes(limits: Limits) -> str:
-    """Message for a file that is too large."""
-    return f"The file is larger than {limits.upload_bytes >> 20} MB. Use a smaller copy."
 
 
 def _check_size(size: tuple[int, int], limits: Limits) -> tuple[int, int]:

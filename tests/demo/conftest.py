@@ -93,6 +93,22 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def client(checkpoint):
+    """The application in this process, without sockets."""
+    from starlette.testclient import TestClient
+
+    from semsam_jax import load_model
+    from semsam_jax.demo.limits import Limits
+    from semsam_jax.demo.server import ServerSettings, build_app
+
+    limits = Limits(upload_bytes=8 << 20)
+    settings = ServerSettings(title="tiny model")
+    app = build_app(load_model(checkpoint), limits, settings, warm=False)
+    with TestClient(app, "http://127.0.0.1", raise_server_exceptions=False) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
 def server(checkpoint, tmp_path_factory):
     """`python -m semsam_jax demo` in a process of its own, on a free port."""
     folder = tmp_path_factory.mktemp("demo_server")

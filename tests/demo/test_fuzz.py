@@ -41,6 +41,8 @@ ROUTES = {
     "everything": ("names", "level", "quality", "grid"),
     "panoptic": ("names",),
     "download": ("kind", "masks", "file_name"),
+    "masks": ("masks",),
+    "edit": ("picture", "level", "score"),
     "forget": (),
 }
 GOOD = {
@@ -53,6 +55,8 @@ GOOD = {
     "kind": "coco",
     "masks": [0],
     "file_name": "a.jpg",
+    "picture": "data:image/png;base64,iVBORw0KGgo=",
+    "score": 0.5,
 }
 
 

@@ -63,10 +63,13 @@ def screenshots(tmp_path_factory):
 class Page:
     """A visitor: opens the page and does what a hand would do."""
 
-    def __init__(self, browser, server, size):
+    def __init__(self, browser, server, size, scheme="light"):
         self.requests, self.problems = [], []
         context = browser.new_context(
-            viewport=SIZES[size], has_touch=size == "phone", accept_downloads=True
+            viewport=SIZES[size],
+            has_touch=size == "phone",
+            accept_downloads=True,
+            color_scheme=scheme,
         )
         self.page = context.new_page()
         self.page.set_default_timeout(120_000)
@@ -74,7 +77,8 @@ class Page:
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
         self.page.on("console", self._listen)
         self.page.goto(server.url)
-        self.page.wait_for_selector(".ss-stage[data-ready=yes]")
+        self.page.wait_for_selector("#app[data-ready=yes]")
+        self.page.evaluate("document.querySelector('#preview').checked = false")
 
     def _listen(self, message):
         if message.type == "error":
@@ -82,44 +86,47 @@ class Page:
 
     def choose(self, content, name="image.jpg"):
         file = {"name": name, "mimeType": "image/jpeg", "buffer": content}
-        self.page.set_input_files(".ss-file", file)
+        self.page.set_input_files("#file", file)
         self.wait("Ready")
 
     def wait(self, start):
         self.page.wait_for_function(
-            "start => document.querySelector('.ss-status').textContent.startsWith(start)"
-            " && !document.querySelector('.ss-stage').dataset.busy",
+            "start => document.querySelector('#status').textContent.startsWith(start)"
+            " && !document.querySelector('#app').hasAttribute('data-busy')",
             arg=start,
         )
 
     @property
     def status(self):
-        return self.page.inner_text(".ss-status")
+        return self.page.inner_text("#status")
 
     def at(self, fx, fy):
-        box = self.page.locator(".ss-view").bounding_box()
+        box = self.page.locator("#view").bounding_box()
         return box["x"] + fx * box["width"], box["y"] + fy * box["height"]
 
+    def hush(self):
+        self.page.evaluate("document.querySelector('#status').textContent = ''")
+
     def click(self, fx, fy, **options):
-        self.page.evaluate("document.querySelector('.ss-status').textContent = ''")
+        self.hush()
         self.page.mouse.click(*self.at(fx, fy), **options)
         self.wait("Answered")
 
-    def drag(self, start, stop):
-        self.page.evaluate("document.querySelector('.ss-status').textContent = ''")
+    def drag(self, start, stop, status):
+        self.hush()
         self.page.mouse.move(*self.at(*start))
         self.page.mouse.down()
         self.page.mouse.move(*self.at(*stop), steps=4)
         self.page.mouse.up()
-        self.wait("Answered")
+        self.wait(status)
 
-    def press(self, text, status):
-        self.page.evaluate("document.querySelector('.ss-status').textContent = ''")
-        self.page.get_by_role("button", name=text, exact=True).click()
+    def press(self, selector, status):
+        self.hush()
+        self.page.click(selector)
         self.wait(status)
 
     def canvas(self):
-        url = self.page.evaluate("document.querySelector('.ss-view').toDataURL()")
+        url = self.page.evaluate("document.querySelector('#view').toDataURL()")
         content = base64.b64decode(url.split(",")[1])
         # The canvas follows the page's width, which may settle late: compare at one size.
         image = Image.open(io.BytesIO(content)).convert("RGB").resize((400, 300))
@@ -127,17 +134,19 @@ class Page:
 
     def download(self, kind):
         with self.page.expect_download() as waiting:
-            self.page.click(f"#ss-get-{kind}")
+            self.page.click(f"[data-get={kind}]")
         return waiting.value.suggested_filename, Path(waiting.value.path()).read_bytes()
 
     def captions(self):
-        return self.page.locator(".ss-level span").all_inner_texts()
+        return self.page.locator(".level span").all_inner_texts()
 
-    def chosen_level(self):
-        pressed = self.page.locator(".ss-level[aria-pressed=true]").get_attribute("data-level")
-        slider = self.page.input_value("#ss-level input[type=number]")
-        assert pressed == slider
+    def level(self):
+        pressed = self.page.locator(".level[aria-pressed=true]").get_attribute("data-level")
+        assert pressed == self.page.input_value("#level")
         return int(pressed)
+
+    def kept(self):
+        return self.page.locator("#kept-list li").count()
 
     def finish(self, server):
         assert self.problems == []
@@ -150,126 +159,191 @@ def changed_pixels(first, second):
     return int((np.abs(first - second).max(-1) > 12).sum())
 
 
-def test_click_level_names_and_downloads_on_a_desktop(browser, server, screenshots, tmp_path):
+def keep_two(visitor):
+    """Two objects, at the level that each starts with."""
+    for place in ((0.35, 0.5), (0.75, 0.4)):
+        visitor.click(*place)
+        if visitor.page.is_disabled("[data-do=keep]"):
+            pytest.fail(f"no level has pixels: {visitor.captions()}")
+        visitor.press("[data-do=keep]", "")
+
+
+def test_levels_names_and_downloads(browser, server, screenshots, tmp_path):
     visitor = Page(browser, server, "desktop")
+    assert visitor.page.inner_text("#model")
     visitor.page.screenshot(path=screenshots / "desktop_start.png")
     visitor.choose(encoded(picture(*IMAGE_HW), quality=95), "my image.jpg")
     before = visitor.canvas()
-
     visitor.click(0.35, 0.5)
-    assert len(visitor.captions()) == 6
-    level_1 = visitor.canvas()
-    assert changed_pixels(level_1, before) > 50
-
-    visitor.page.fill("#ss-level input[type=number]", "4")
-    visitor.page.keyboard.press("Tab")
-    visitor.page.wait_for_selector(".ss-level[data-level='4'][aria-pressed=true]")
-    assert visitor.chosen_level() == 4
-    assert changed_pixels(visitor.canvas(), level_1) > 50
-    visitor.page.click(".ss-level[data-level='2']")
-    visitor.page.wait_for_timeout(300)
-    assert visitor.chosen_level() == 2
-
-    visitor.page.fill("#ss-names input, #ss-names textarea", "dog, cat; head, leg")
-    visitor.page.evaluate("document.querySelector('.ss-status').textContent = ''")
+    captions = visitor.captions()
+    assert len(captions) == 6
+    scores = [-1 if "empty" in c else float(re.search(r"IoU (-?[\d.]+)", c)[1]) for c in captions]
+    assert scores[visitor.level() - 1] == max(scores)  # starts with the best that has pixels
+    assert changed_pixels(visitor.canvas(), before) > 50
+    other = next(i for i in (1, 2, 3, 4, 5, 6) if i != visitor.level())
+    visitor.page.keyboard.press(str(other))
+    assert visitor.level() == other
+    assert visitor.status.startswith(f"Level {other}")
+    visitor.hush()
+    visitor.page.fill("#names", "dog, cat; head, leg")
     visitor.page.keyboard.press("Enter")
     visitor.wait("Answered")
     for caption in visitor.captions():
         # The names that the model is sure of with their scores, or that it is sure of none.
-        named = re.search(r"(dog|cat|head|leg) \d+ %", caption)
-        assert named or "none of these" in caption or "nothing" in caption, caption
+        named = re.search(r"(dog|cat|head|leg) [\d.]+", caption)
+        assert named or "none of these" in caption or "empty" in caption, caption
     visitor.page.screenshot(path=screenshots / "desktop_click.png")
-
-    name, content = visitor.download("coco")
-    assert name == "masks.json"
-    (tmp_path / name).write_bytes(content)
-    data = COCO(str(tmp_path / name))
-    assert len(data.anns) == 6
-    assert data.imgs[1]["file_name"] == "my image.jpg"
-    for annotation in data.anns.values():
+    visitor.page.click(".level >> nth=0")
+    if not visitor.page.is_disabled("[data-get=coco]"):
+        name, content = visitor.download("coco")
+        assert name == "my image_coco.json"
+        (tmp_path / name).write_bytes(content)
+        data = COCO(str(tmp_path / name))
+        assert len(data.anns) == 1  # what is shown, not what was found
+        assert data.imgs[1]["file_name"] == "my image.jpg"
+        (annotation,) = data.anns.values()
         mask = data.annToMask(annotation)
         assert mask.shape == IMAGE_HW
         assert mask.sum() == annotation["area"] == coco_mask.area(annotation["segmentation"])
-    name, content = visitor.download("masks")
-    archive = zipfile.ZipFile(io.BytesIO(content))
-    assert name == "masks.zip"
-    assert len(archive.namelist()) == 7
-    for member in archive.namelist():
-        assert Image.open(io.BytesIO(archive.read(member))).size == IMAGE_HW[::-1]
-    assert Image.open(io.BytesIO(visitor.download("overlay")[1])).size == IMAGE_HW[::-1]
-    assert json.loads(visitor.download("labelme")[1])["imageWidth"] == IMAGE_HW[1]
     visitor.finish(server)
 
 
-def test_several_clicks_box_undo_and_keep(browser, server, screenshots):
+def test_kept_masks_are_a_list_that_survives(browser, server, screenshots):
     visitor = Page(browser, server, "desktop")
-    visitor.choose(encoded(picture(*IMAGE_HW)))
-    plain = visitor.canvas()
-    visitor.click(0.35, 0.5)
-    one = visitor.canvas()
-    visitor.click(0.75, 0.4)
-    visitor.click(0.1, 0.9, button="right")
-    assert changed_pixels(visitor.canvas(), one) > 50
-    for _ in range(2):
-        visitor.press("Undo", "Answered")
-    assert np.abs(visitor.canvas() - one).mean() < 0.1  # only the resampling differs
-    visitor.press("Undo", "Click on something")
-    assert np.abs(visitor.canvas() - plain).mean() < np.abs(one - plain).mean() / 3
-    visitor.drag((0.2, 0.2), (0.5, 0.8))
-    visitor.press("Keep", "1 kept")
-    visitor.click(0.75, 0.4)
-    visitor.page.screenshot(path=screenshots / "desktop_kept.png")
-    data = json.loads(visitor.download("coco")[1])
+    visitor.choose(encoded(picture(*IMAGE_HW)), "photo.jpg")
+    keep_two(visitor)
+    page = visitor.page
+    assert visitor.kept() == 2
+    page.fill("#kept-list li:nth-child(2) input[type=text]", "dog / head")
+    page.keyboard.press("Enter")
+    page.click("#kept-list li:nth-child(2) [title='move up']")
+    names = page.locator("#kept-list input[type=text]")
+    assert names.nth(0).input_value() == "dog / head"
+    visitor.drag((0.2, 0.2), (0.5, 0.8), "Answered")
+    page.keyboard.press("Escape")
+    assert visitor.kept() == 2  # only the current click goes
+    page.screenshot(path=screenshots / "desktop_kept.png")
+    name, content = visitor.download("coco")
+    data = json.loads(content)
+    assert data["categories"][0]["name"] == "dog:head"
     assert len(data["annotations"]) == 2
-    assert len(data["annotations"][0]["box"]) == 4
-    visitor.press("Clear", "Click on something")
-    assert np.abs(visitor.canvas() - plain).mean() < np.abs(one - plain).mean() / 3
+    name, content = visitor.download("labelme")
+    assert (name, json.loads(content)["imagePath"]) == ("photo.json", "photo.jpg")
+    archive = zipfile.ZipFile(io.BytesIO(visitor.download("yolo")[1]))
+    assert archive.read("labels/photo.txt").count(b"\n") == 2
+    archive = zipfile.ZipFile(io.BytesIO(visitor.download("masks")[1]))
+    assert len(archive.namelist()) == 3
+    cut = Image.open(io.BytesIO(visitor.download("cutout")[1]))
+    assert (cut.size, cut.mode) == (IMAGE_HW[::-1], "RGBA")
+    alpha = np.asarray(cut)[..., 3] > 127
+    masks = [coco_mask.decode(a["segmentation"]) for a in data["annotations"]]
+    assert (alpha == (masks[0] | masks[1]).astype(bool)).mean() > 0.99
+    visitor.press("#clear-all", "All kept masks removed")
+    assert visitor.kept() == 0
+    page.keyboard.press("z")
+    assert visitor.kept() == 2
+    page.click("#kept-list li:nth-child(1) [title='delete']")
+    assert visitor.kept() == 1
     visitor.finish(server)
 
 
-def test_everything_and_panoptic(browser, server, screenshots):
+def test_brush_eraser_zoom_and_undo(browser, server, screenshots):
     visitor = Page(browser, server, "desktop")
     visitor.choose(encoded(picture(*IMAGE_HW)))
     plain = visitor.canvas()
-    visitor.page.click("text=Settings of segment everything")
-    visitor.page.get_by_label("8", exact=True).check()
-    visitor.page.fill("#ss-quality input[type=number]", "0")
-    visitor.page.keyboard.press("Tab")
-    visitor.page.fill("#ss-names input, #ss-names textarea", "dog, cat")
-    visitor.press("Segment everything", "")
-    visitor.page.wait_for_selector(".ss-list li")
-    number = visitor.page.locator(".ss-list li").count()
-    assert f"{number} masks in" in visitor.status
+    keep_two(visitor)
+    kept = visitor.canvas()
+    page = visitor.page
+
+    def area():
+        return json.loads(visitor.download("coco")[1])["annotations"][1]["area"]
+
+    before = area()
+    page.keyboard.press("p")
+    visitor.drag((0.05, 0.05), (0.3, 0.08), "Painted")
+    page.wait_for_function("!document.querySelector('#app').hasAttribute('data-busy')")
+    assert area() > before + 500
+    page.keyboard.press("e")
+    visitor.drag((0.0, 0.05), (0.35, 0.08), "Painted")
+    page.wait_for_function("!document.querySelector('#app').hasAttribute('data-busy')")
+    page.screenshot(path=screenshots / "desktop_brush.png")
+    assert area() <= before + 500
+    for _ in range(2):
+        page.keyboard.press("z")
+    assert area() == before
+    page.keyboard.press("a")
+    page.mouse.move(*visitor.at(0.9, 0.9))
+    page.mouse.wheel(0, -800)
+    assert int(page.inner_text("#zoom").rstrip(" %")) > 200
+    assert changed_pixels(visitor.canvas(), kept) > 5000
+    page.keyboard.press("0")
+    page.mouse.move(1, 1)
+    assert changed_pixels(visitor.canvas(), kept) < 500
+    assert changed_pixels(kept, plain) > 50
+    visitor.finish(server)
+
+
+def test_masks_of_everything_can_be_kept(browser, server, screenshots):
+    visitor = Page(browser, server, "desktop", "dark")
+    visitor.choose(encoded(picture(*IMAGE_HW)))
+    page = visitor.page
+    plain = visitor.canvas()
+    page.evaluate("document.querySelector('#preview').checked = true")
+    page.mouse.move(*visitor.at(0.35, 0.5))
+    page.mouse.move(*visitor.at(0.36, 0.5))
+    page.wait_for_function("!document.querySelector('#app').hasAttribute('data-busy')")
+    page.click("summary")
+    page.select_option("#grid", "8")
+    page.select_option("#which", "one")
+    page.evaluate("document.querySelector('#min-score').value = 0")
+    visitor.hush()
+    page.click("#everything")
+    page.wait_for_selector("#result .list li")
+    number = page.locator("#result .list li").count()
+    visitor.wait(f"{number} masks in")
     assert changed_pixels(visitor.canvas(), plain) > 50
-    assert len(json.loads(visitor.download("coco")[1])["annotations"]) == number
-    visitor.page.hover(".ss-list li >> nth=0")
-    visitor.page.screenshot(path=screenshots / "desktop_everything.png")
-    visitor.press("Panoptic view", "")
-    visitor.page.wait_for_function(
-        "/segments in|sure enough/.test(document.querySelector('.ss-status').textContent)"
+    page.hover("#result .list li >> nth=0")
+    page.screenshot(path=screenshots / "desktop_everything.png")
+    visitor.press("#result .list li >> nth=0 >> text=Keep", "1 kept")
+    page.wait_for_selector("#result .list li")  # the others stay to be picked
+    page.click("#result .head button")
+    page.wait_for_function("n => document.querySelectorAll('#kept-list li').length === n + 1",
+                           arg=number)  # fmt: skip
+    assert len(json.loads(visitor.download("coco")[1])["annotations"]) == number + 1
+    visitor.hush()
+    page.click("#panoptic")
+    page.wait_for_function(
+        "/segments in|sure enough/.test(document.querySelector('#status').textContent)"
     )
-    visitor.page.screenshot(path=screenshots / "desktop_panoptic.png")
+    assert visitor.kept() == number + 1
     visitor.finish(server)
 
 
 def test_phone_and_messages(browser, server, screenshots):
     visitor = Page(browser, server, "phone")
-    visitor.page.screenshot(path=screenshots / "phone_start.png", full_page=True)
-    visitor.page.set_input_files(
-        ".ss-file", {"name": "a.svg", "mimeType": "image/svg+xml", "buffer": b"<svg/>"}
+    page = visitor.page
+    page.screenshot(path=screenshots / "phone_start.png", full_page=True)
+    page.set_input_files(
+        "#file", {"name": "a.svg", "mimeType": "image/svg+xml", "buffer": b"<svg/>"}
     )
     visitor.wait("This is not a complete JPEG")
     visitor.problems.clear()  # the browser reports the refused request, as it should
-    visitor.page.click(".ss-example >> nth=0")
+    page.click(".example >> nth=0")
     visitor.wait("Ready")
-    visitor.page.locator(".ss-view").scroll_into_view_if_needed()
-    visitor.page.touchscreen.tap(*visitor.at(0.5, 0.5))
+    page.locator("#view").scroll_into_view_if_needed()
+    page.touchscreen.tap(*visitor.at(0.5, 0.5))
     visitor.wait("Answered")
-    visitor.page.screenshot(path=screenshots / "phone_click.png", full_page=True)
-    wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-    assert visitor.page.evaluate(wide) <= 0
-    visitor.press("New image", "")
-    assert visitor.page.is_visible(".ss-choose")
+    page.screenshot(path=screenshots / "phone_click.png", full_page=True)
+    ends = "[...document.querySelectorAll('section, header, #tools, .level')]"
+    ends += ".map((e) => e.getBoundingClientRect().right - innerWidth)"
+    assert max(page.evaluate(ends)) <= 0  # nothing is cut off at the right
+    under = page.locator("#levels").bounding_box()["y"]
+    image = page.locator("#frame").bounding_box()
+    assert 0 < under - image["y"] - image["height"] < 80  # the levels come right below the image
+    page.click("[data-do=close]")
+    assert page.is_visible("#choose")
+    page.click("#help")
+    assert page.is_visible("#keys kbd >> nth=0")
     visitor.finish(server)
 
 
@@ -277,7 +351,9 @@ def test_an_image_that_was_put_away_is_sent_again(browser, server):
     visitor = Page(browser, server, "desktop")
     with visitor.page.expect_response("**/api/image") as waiting:
         visitor.choose(encoded(picture(*IMAGE_HW)))
+    keep_two(visitor)
     server.post("forget", {"image": waiting.value.json()["image"]})
+    assert len(json.loads(visitor.download("coco")[1])["annotations"]) == 2  # the page has them
     visitor.click(0.5, 0.5)
     assert len(visitor.captions()) == 6
     visitor.problems.clear()  # the browser reports the first, refused request

@@ -1,6 +1,7 @@
 """The parts of the demo without a server: executors, sessions, middleware, uploads."""
 
 import asyncio
+import base64
 import threading
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 from semsam_jax.core.errors import ConfigError
 from semsam_jax.demo import cli
 from semsam_jax.demo.executors import Executors
-from semsam_jax.demo.limits import HTTPError, Limits, SecurityMiddleware
+from semsam_jax.demo.gate import Gate
+from semsam_jax.demo.limits import HTTPError, Limits
 from semsam_jax.demo.sessions import SessionStore
 from semsam_jax.demo.uploads import WORK_SIDE, Upload, read_upload
 from tests.demo.conftest import encoded, picture
@@ -101,20 +103,22 @@ def test_encoded_images_are_put_away_beyond_the_limit():
     assert [session.predictor is not None for session in opened] == [False, False, True, True]
 
 
-def send(middleware, path="/", method="GET", headers=(), client="1.2.3.4"):
-    """One request to a middleware; returns its status."""
+def send(gate, path="/", method="GET", headers=(), client="1.2.3.4", query=b""):
+    """One request to a gate; returns its status and headers."""
     scope = {"type": "http", "path": path, "method": method, "client": (client, 1)}
-    scope |= {"headers": list(headers), "server": ("127.0.0.1", 7860)}
+    scope |= {"headers": list(headers), "server": ("127.0.0.1", 7860), "query_string": query}
+    if method == "POST":
+        scope["headers"].append((b"content-length", b"0"))
     sent = []
 
     async def run():
         async def receive():
-            return {"type": "http.request"}
+            return {"type": "http.request", "body": b"", "more_body": False}
 
         async def keep(message):
             sent.append(message)
 
-        await middleware(scope, receive, keep)
+        await gate(scope, receive, keep)
 
     asyncio.run(run())
     return sent[0]["status"], {k.decode(): v.decode() for k, v in sent[0]["headers"]}
@@ -132,9 +136,7 @@ def test_the_gate_behind_a_proxy_with_a_name_and_a_path():
         seen.append(scope["path"])
         await hello(scope, receive, send)
 
-    middleware = SecurityMiddleware(
-        app, LIMITS, is_local=True, public_url="https://Lab.example:81/tools/x/"
-    )
+    middleware = Gate(app, LIMITS, is_local=True, public_url="https://Lab.example:81/tools/x/")
     public, site = (b"host", b"lab.example:81"), (b"origin", b"https://lab.example:81")
     own = (b"host", b"127.0.0.1:7860")  # a proxy may put its own name for the server there
     for host in (public, own):
@@ -154,21 +156,18 @@ def test_the_gate_behind_a_proxy_with_a_name_and_a_path():
 @pytest.mark.parametrize("url", ["lab.example", "ftp://x", "http://", "http://a/b?c", "http://a:b"])
 def test_public_urls_that_are_none(url):
     with pytest.raises(ConfigError, match="--public-url"):
-        cli._checked_url(url)
+        cli._checked_url("--public-url", url)
 
 
 def test_the_gate_knows_its_paths_names_and_origins():
-    middleware = SecurityMiddleware(hello, LIMITS, is_local=True)
+    middleware = Gate(hello, LIMITS, is_local=True)
     home = (b"host", b"127.0.0.1:7860")
     assert send(middleware, headers=[home])[0] == 200
     assert "default-src 'self'" in send(middleware, headers=[home])[1]["content-security-policy"]
     assert send(middleware, headers=[(b"host", b"LOCALHOST:7860")])[0] == 200
     assert send(middleware, headers=[(b"host", b"evil.example:7860")])[0] == 403
     assert send(middleware)[0] == 403
-    assert (
-        send(SecurityMiddleware(hello, LIMITS, is_local=False), headers=[(b"host", b"my.lab")])[0]
-        == 200
-    )
+    assert send(Gate(hello, LIMITS, is_local=False), headers=[(b"host", b"my.lab")])[0] == 200
     post = {"path": "/api/click", "method": "POST"}
     assert send(middleware, **post, headers=[home])[0] == 200
     assert send(middleware, **post, headers=[home, (b"origin", b"http://127.0.0.1:7860")])[0] == 200
@@ -184,6 +183,55 @@ def test_the_gate_knows_its_paths_names_and_origins():
     assert send(middleware, "/", "DELETE", headers=[home])[0] == 405
 
 
+def test_a_proxy_may_drop_the_port_and_default_ports_do_not_count():
+    gate = Gate(hello, LIMITS, is_local=True, public_url="https://lab.example:8443")
+    site = (b"origin", b"https://lab.example:8443")
+    for host in (b"lab.example", b"lab.example:8443"):
+        assert send(gate, "/", headers=[(b"host", host)])[0] == 200
+        assert send(gate, "/api/click", "POST", headers=[(b"host", host), site])[0] == 200
+    other = (b"origin", b"https://lab.example:9")
+    own = (b"host", b"lab.example")
+    assert send(gate, "/api/click", "POST", headers=[own, other])[0] == 403
+    assert send(gate, "/", headers=[(b"host", b"lab.example.evil.example")])[0] == 403
+    plain = Gate(hello, LIMITS, is_local=True, public_url="https://lab.example:443/x")
+    site = (b"origin", b"https://lab.example")
+    assert send(plain, "/api/click", "POST", headers=[own, site])[0] == 200
+
+
+def test_a_token_is_asked_for_everywhere_but_for_the_health():
+    token = "a-long-secret-token"
+    gate = Gate(hello, LIMITS, is_local=False, token=token, public_url="https://lab.example/x")
+    for path in ("/", "/docs", "/static/app.js", "/v1/names", "/label-studio/versions"):
+        assert send(gate, path)[0] == 401
+    assert send(gate, "/v1/predict", "POST")[0] == 401
+    assert send(gate, "/health")[0] == 200
+    for wrong in (b"Bearer a-long-secret-toke", b"Basic !!!", b"Basic eDp5", b"Bearer \xff"):
+        assert send(gate, "/docs", headers=[(b"authorization", wrong)])[0] == 401
+    right = [b"Bearer " + token.encode(), b"Token " + token.encode()]
+    right.append(b"Basic " + base64.b64encode(b"anybody:" + token.encode()))
+    for header in right:
+        assert send(gate, "/docs", headers=[(b"authorization", header)])[0] == 200
+    assert send(gate, "/docs", headers=[(b"token", token.encode())])[0] == 200
+    assert send(gate, "/", query=b"token=wrong")[0] == 401
+    status, headers = send(gate, "/", query=b"token=" + token.encode())
+    assert (status, headers["location"]) == (307, "/x/")
+    assert "HttpOnly" in headers["set-cookie"]
+    cookie = headers["set-cookie"].partition(";")[0].encode()
+    assert send(gate, "/", headers=[(b"cookie", cookie)])[0] == 200
+
+
+def test_other_sites_may_use_the_api_if_they_are_named():
+    gate = Gate(hello, LIMITS, is_local=True, origins=("https://tool.example",))
+    home, site = (b"host", b"127.0.0.1:7860"), (b"origin", b"https://tool.example")
+    assert send(gate, "/v1/segment", "POST", headers=[home, site])[0] == 200
+    assert send(gate, "/v1/segment", "OPTIONS", headers=[home, site])[0] == 200
+    evil = (b"origin", b"https://evil.example")
+    assert send(gate, "/v1/segment", "POST", headers=[home, evil])[0] == 403
+    assert send(gate, "/v1/segment", "OPTIONS", headers=[home, evil])[0] == 403
+    closed = Gate(hello, LIMITS, is_local=True)
+    assert send(closed, "/v1/segment", "OPTIONS", headers=[home])[0] == 405
+
+
 def test_the_gate_counts_requests_of_each_address():
     async def scenario():
         release, answers = asyncio.Event(), []
@@ -192,17 +240,20 @@ def test_the_gate_counts_requests_of_each_address():
             await release.wait()
             await hello(scope, receive, send)
 
-        middleware = SecurityMiddleware(slow, Limits(requests_per_client=2), is_local=False)
+        middleware = Gate(slow, Limits(requests_per_client=2), is_local=False)
 
         async def ask(client):
             scope = {"type": "http", "path": "/api/click", "method": "POST", "headers": []}
             scope |= {"client": (client, 1), "server": ("x", 1)}
 
+            async def receive():
+                return {"type": "http.request", "body": b"", "more_body": False}
+
             async def keep(message):
                 if message["type"] == "http.response.start":
                     answers.append((client, message["status"]))
 
-            await middleware(scope, None, keep)
+            await middleware(scope, receive, keep)
 
         waiting = [asyncio.create_task(ask("a")) for _ in range(2)]
         await asyncio.sleep(0.01)

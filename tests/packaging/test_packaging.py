@@ -29,7 +29,7 @@ def test_the_wheel_holds_code_types_sample_page_and_recipes(wheel_names):
     for name in (
         "semsam_jax/py.typed",
         "semsam_jax/text/templates.txt",
-        "semsam_jax/demo/static/canvas.js",
+        "semsam_jax/demo/static/app.js",
         "data_pipelines/vocabularies/coco.json",
         "data_pipelines/sample/README.md",
         "data_pipelines/sample/data/ATTRIBUTION.csv",

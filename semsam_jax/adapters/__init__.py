@@ -1,0 +1,1 @@
+"""Translations between semsam_jax and annotation tools."""

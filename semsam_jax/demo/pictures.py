@@ -1,0 +1,71 @@
+"""Masks and images as the page gets them: numbers, and small pictures in data URLs."""
+
+import base64
+import io
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, UInt8
+from PIL import Image
+
+from semsam_jax.inference.visualize import innermost_point
+
+
+def picture_answer(
+    numbers: Sequence[int],
+    records: Sequence[dict],
+    masks: Sequence[np.ndarray],
+    picture: UInt8[np.ndarray, "h w"],
+) -> dict:
+    """All masks of an answer as one grey picture, and what is known of each.
+
+    Args:
+        numbers: under which the session remembers the masks.
+        records: of the masks.
+        masks: the masks, [h, w] each.
+        picture: bits of a pixel, or the number of a segment.
+    """
+    rows = zip(numbers, records, masks, strict=True)
+    return {
+        "masks": [mask_entry(number, record, mask) for number, record, mask in rows],
+        "picture": png_url(picture),
+    }
+
+
+def mask_entry(number: int, record: dict, mask: Bool[np.ndarray, "h w"]) -> dict:
+    """What the page is told about a mask."""
+    return {
+        "number": number,
+        "score": round(record["score"], 4),
+        "area": round(record["area"] / mask.size, 5),
+        "level": record.get("level"),
+        "object": record.get("object"),
+        "part": record.get("part"),
+        "place": _place(mask),
+    }
+
+
+def png_url(picture: UInt8[np.ndarray, "h w"]) -> str:
+    """Grey picture as a data URL; the values arrive unchanged."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG", compress_level=1)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def jpeg_url(picture: UInt8[np.ndarray, "h w 3"]) -> str:
+    """Image as a data URL."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "JPEG", quality=88)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _place(mask: np.ndarray) -> list[float] | None:
+    """Innermost point as fractions of width and height, found on a small copy."""
+    scale = min(1.0, 256 / max(mask.shape))
+    size = (max(1, round(mask.shape[1] * scale)), max(1, round(mask.shape[0] * scale)))
+    small = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
+    point = innermost_point(small)
+    if point is None:
+        return None
+    return [round((point[0] + 0.5) / size[0], 4), round((point[1] + 0.5) / size[1], 4)]

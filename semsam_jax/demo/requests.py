@@ -1,0 +1,78 @@
+"""Reads what the page's script sends: JSON whose every value is checked."""
+
+import json
+import math
+
+from fastapi import Request
+
+from semsam_jax.demo.downloads import Wanted
+from semsam_jax.demo.limits import HTTPError, Limits
+
+_INVALID = "Invalid request."
+_NAME_LENGTH = 100
+
+
+async def read_body(request: Request) -> dict:
+    """The JSON object of a request; its size was checked at the gate."""
+    try:
+        body = json.loads(await request.body())
+    except (ValueError, RecursionError) as error:
+        raise HTTPError(400, _INVALID) from error
+    if not isinstance(body, dict):
+        raise HTTPError(400, _INVALID)
+    return body
+
+
+def read_text(body: dict, key: str, top: int, what: str = "") -> str:
+    """A text of at most `top` characters; empty if it is not there."""
+    value = body.get(key, "")
+    if not isinstance(value, str):
+        raise HTTPError(400, _INVALID)
+    if len(value) > top:
+        raise HTTPError(400, f"The {what or key} may have at most {top} characters.")
+    return value
+
+
+def read_number(body: dict, key: str) -> float:
+    """A finite number."""
+    return read_numbers([body.get(key)], 1)[0]
+
+
+def read_numbers(values: object, count: int) -> list[float]:
+    """A list of `count` finite numbers."""
+    is_list = isinstance(values, list) and len(values) == count
+    if not is_list or not all(_is_number(value) for value in values):
+        raise HTTPError(400, _INVALID)
+    return [float(value) for value in values]
+
+
+def read_points(body: dict, limits: Limits) -> list[list[float]]:
+    """Clicks: x, y and 1 or 0."""
+    points = body.get("points") or []
+    if not isinstance(points, list):
+        raise HTTPError(400, _INVALID)
+    if len(points) > limits.points:
+        raise HTTPError(400, f"At most {limits.points} clicks on one object.")
+    return [read_numbers(point, 3) for point in points]
+
+
+def read_masks(body: dict, top: int) -> list[Wanted]:
+    """Numbers of masks, or mappings with a number and the name that the visitor gave."""
+    rows = body.get("masks")
+    if not isinstance(rows, list):
+        raise HTTPError(400, _INVALID)
+    found = []
+    for row in rows[:top]:
+        row = row if isinstance(row, dict) else {"number": row}
+        number = row.get("number")
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise HTTPError(400, _INVALID)
+        name = row.get("name")
+        if not (name is None or isinstance(name, str)):
+            raise HTTPError(400, _INVALID)
+        found.append(Wanted(number, None if name is None else name[:_NAME_LENGTH].strip()))
+    return found
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) < 1e9 and math.isfinite(value)

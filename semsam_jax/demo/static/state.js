@@ -1,0 +1,63 @@
+// What the page knows, and the changes that Undo takes back.
+import { colourOf } from "./draw.js";
+
+export const state = {
+  info: null,        // of the server
+  image: null,       // {key, width, height, file, name, element}
+  points: [], box: null,
+  answer: null,      // {kind: "click", masks, bits} or {kind: "whole", masks, map}
+  level: 1, isChosen: false,
+  kept: [],          // {id, number, key (of the image that knows the number), name, level, score, colour, bits, place}; never changed in place
+  selected: null,    // id of a kept mask
+  picked: -1,        // index of the mask of a whole answer under the pointer
+  preview: null,     // {bits, level, score}
+  mode: "add", names: "", unknown: [], isSaved: true,
+};
+const history = [];
+let nextId = 1;
+
+const now = () => ({ points: [...state.points], box: state.box, answer: state.answer, level: state.level, kept: state.kept, selected: state.selected });
+export function remember() { history.push(now()); if (history.length > 100) history.shift(); }
+export const canUndo = () => history.length > 0;
+export function undo() { if (history.length) Object.assign(state, history.pop(), { preview: null, picked: -1 }); }
+export function forget() { history.length = 0; }
+
+export function dropPrompt() { Object.assign(state, { points: [], box: null, answer: null, picked: -1, preview: null, isChosen: false }); }
+
+export function keepMask(mask, bits, key) {
+  const one = { id: nextId, number: mask.number, key, name: sureName(mask), level: mask.level, score: mask.score, colour: colourOf(nextId - 1), bits, place: mask.place, area: mask.area };
+  nextId++;
+  Object.assign(state, { kept: [...state.kept, one], selected: one.id, isSaved: false });
+  return one;
+}
+
+export function changeKept(id, changes) {
+  state.kept = state.kept.map((one) => (one.id === id ? { ...one, ...changes, canvas: undefined } : one));
+  state.isSaved = false;
+}
+
+export const isEmpty = (mask) => !mask.place;
+
+// The names that the model is sure of, "object / part".
+export const sureName = (mask) => [mask.object, mask.part].filter((n) => n && n.is_sure !== false).map((n) => n.name).join(" / ");
+export const label = (mask) => {
+  const names = [mask.object, mask.part].filter(Boolean), sure = names.filter((n) => n.is_sure !== false);
+  return sure.map((n) => `${n.name} ${(n.score ?? 1).toFixed(2)}`).join(" / ") || (names.length ? "none of these" : "");
+};
+
+// The level to start with: the best predicted IoU among those that have pixels.
+export function bestLevel(masks) {
+  let best = -1;
+  masks.forEach((mask, i) => { if (!isEmpty(mask) && (best < 0 || mask.score > masks[best].score)) best = i; });
+  return Math.max(0, best) + 1;
+}
+
+// What a download holds: kept masks, else what is shown.
+export function wanted() {
+  if (state.kept.length) return { rows: state.kept, text: `${state.kept.length} kept` };
+  const answer = state.answer;
+  if (!answer) return { rows: [], text: "" };
+  if (answer.kind === "whole") return { rows: answer.masks.map((mask) => ({ ...mask, key: answer.key })), text: `${answer.masks.length} found` };
+  const mask = answer.masks[state.level - 1];
+  return isEmpty(mask) ? { rows: [], text: "" } : { rows: [{ ...mask, key: answer.key, bits: answer.bits(state.level - 1) }], text: `level ${state.level}` };
+}

@@ -1,0 +1,3 @@
+from tests.demo.conftest import checkpoint, client
+
+__all__ = ["checkpoint", "client"]

@@ -1,0 +1,207 @@
+"""The HTTP API and the page's routes, in one application with a tiny model."""
+
+import base64
+import dataclasses
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from semsam_jax import load_model
+from semsam_jax.core import rle
+from semsam_jax.demo.engine import Engine, _unknown
+from semsam_jax.demo.limits import Limits
+from semsam_jax.demo.sessions import SessionStore
+from semsam_jax.inference.outlines import polygon_mask
+from semsam_jax.inference.results import UnknownName
+from tests.demo.conftest import encoded, picture
+
+HW = (120, 160)
+IMAGE = base64.b64encode(encoded(picture(*HW), "PNG")).decode()
+CLICK = {"image": IMAGE, "points": [[56, 60]]}
+
+
+def masks_of(answer):
+    assert answer.status_code == 200, answer.text
+    return answer.json()["masks"]
+
+
+def test_health_says_which_model(client):
+    found = client.get("/health").json()
+    assert (found["status"], found["levels"], found["knows_names"]) == ("healthy", 6, True)
+    assert found["model"] == "tiny model"
+
+
+def test_one_click_gives_the_best_level_or_all_of_them(client):
+    best = client.post("/v1/segment", json=CLICK).json()
+    assert (best["width"], best["height"]) == HW[::-1]
+    assert len(best["masks"]) == 1
+    everything = client.post("/v1/segment", json=CLICK | {"level": "all"}).json()["masks"]
+    assert [mask["level"] for mask in everything] == [1, 2, 3, 4, 5, 6]
+    assert best["masks"][0]["score"] == max(mask["score"] for mask in everything)
+    three = masks_of(client.post("/v1/segment", json=CLICK | {"level": 3}))
+    assert three[0]["segmentation"] == everything[2]["segmentation"]
+    assert rle.decode(three[0]["segmentation"]).sum() == three[0]["area"]
+
+
+def test_an_image_is_sent_once(client):
+    key = client.post("/v1/image", json={"image": f"data:image/png;base64,{IMAGE}"}).json()
+    again = client.post("/v1/segment", json={"image_id": key["image_id"], "points": [[56, 60]]})
+    assert again.json()["masks"] == masks_of(client.post("/v1/segment", json=CLICK))
+    assert again.json()["image_id"] == key["image_id"]  # the same file is the same image
+
+
+def test_formats_describe_the_same_mask(client):
+    body = CLICK | {"level": 1}
+    found = {
+        kind: masks_of(client.post("/v1/segment", json=body | {"format": kind}))[0]["segmentation"]
+        for kind in ("rle", "polygons", "png")
+    }
+    mask = rle.decode(found["rle"])
+    png = Image.open(io.BytesIO(base64.b64decode(found["png"].partition(",")[2])))
+    assert ((np.asarray(png) > 0) == mask).all()
+    drawn = np.zeros(HW, bool)
+    for polygon in found["polygons"]:
+        drawn |= polygon_mask(polygon, *HW)
+    assert (drawn & ~mask).mean() + (mask & ~drawn).mean() < 0.02 + (~mask).mean() * 0.5
+
+
+def test_boxes_are_one_object_each_and_names_come_along(client):
+    boxes = [[20, 20, 90, 100], [100, 25, 140, 70]]
+    body = {"image": IMAGE, "boxes": boxes, "labels": "dog, cat; head", "level": 2}
+    answer = client.post("/v1/segment", json=body).json()
+    assert [mask["prompt"] for mask in answer["masks"]] == [0, 1]
+    assert answer["masks"][0]["object"]["name"] in ("dog", "cat")
+    assert answer["masks"][0]["part"]["name"] == "head"
+    assert answer["unknown"] == []  # this model has a text tower
+
+
+def test_everything_has_masks_in_pixels_of_the_file(client):
+    large = base64.b64encode(encoded(picture(1400, 1800))).decode()
+    body = {"image": large, "min_score": 0.0, "grid": 8}
+    masks = masks_of(client.post("/v1/everything", json=body))
+    assert masks
+    assert {tuple(mask["segmentation"]["size"]) for mask in masks} == {(1400, 1800)}
+
+
+def test_names_like_a_text(client, checkpoint):
+    assert client.get("/v1/names", params={"like": "dog"}).json() == {
+        "source": "model",
+        "names": [],
+    }
+    model = load_model(checkpoint)
+    model = dataclasses.replace(model, meta=model.meta | {"text": {"source": "table"}})
+    engine = Engine(model, Limits(), SessionStore(Limits()))
+    assert engine.name_source == "table"
+    assert engine.similar_names("dog")[0] == "dog"
+    assert engine.similar_names("zebrra")[0] == "zebra"
+    assert _unknown((UnknownName("gras", ("glass",)),)) == [{"name": "gras", "nearest": ("glass",)}]
+
+
+BAD = {
+    "no image": ({"points": [[1, 1]]}, 400, "image"),
+    "two images": (CLICK | {"image_id": "x"}, 400, "either"),
+    "not base64": (CLICK | {"image": "$$$"}, 400, "base64"),
+    "not an image": (CLICK | {"image": "aGVsbG8="}, 415, "JPEG"),
+    "unknown key": (CLICK | {"pionts": []}, 400, "pionts"),
+    "outside": (CLICK | {"points": [[161, 5]]}, 400, "160x120"),
+    "NaN": (CLICK | {"points": [[float("nan"), 5]]}, 400, "finite"),
+    "infinity": (CLICK | {"boxes": [[0, 0, float("inf"), 5]]}, 400, "finite"),
+    "level": (CLICK | {"level": 9}, 400, "9"),
+    "level text": (CLICK | {"level": "finest"}, 400, "level"),
+    "labels": (CLICK | {"labels": ","}, 400, "No names"),
+    "too many clicks": (CLICK | {"points": [[1, 1]] * 17}, 400, "16"),
+    "too many boxes": (CLICK | {"points": [], "boxes": [[1, 1, 2, 2]] * 65}, 400, "64"),
+    "forgotten": ({"image_id": "x" * 32, "points": [[1, 1]]}, 410, "no longer"),
+    "nothing": ({"image": IMAGE}, 400, "points or boxes"),
+    "negative only": (CLICK | {"point_labels": [0]}, 400, "positive"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_requests_are_refused_in_a_sentence(client, name):
+    body, status, word = BAD[name]
+    content = json.dumps(body)  # NaN and Infinity as Python writes them
+    answer = client.post("/v1/segment", content=content, headers={"content-type": JSON})
+    assert answer.status_code == status, answer.text
+    assert word in answer.json()["error"]
+    assert answer.json()["error"].endswith(".")
+
+
+JSON = "application/json"
+
+
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"[" * 60_000, b"\xff\xfe", b"", b'"x"'])
+@pytest.mark.parametrize("path", ["/v1/segment", "/v1/predict", "/label-studio/predict"])
+def test_bodies_that_are_no_request(client, path, content):
+    answer = client.post(path, content=content, headers={"content-type": JSON})
+    assert answer.status_code == 400
+    assert answer.json()["error"].endswith(".")
+
+
+def test_a_body_that_is_too_large_is_not_read(client):
+    answer = client.post("/v1/segment", content=b"x" * (12 << 20), headers={"content-type": JSON})
+    assert answer.status_code == 413
+    chunked = client.post("/v1/segment", content=iter([b"x"] * 3), headers={"content-type": JSON})
+    assert chunked.status_code == 411
+
+
+def test_a_body_of_another_kind_is_no_json(client):
+    """Forms of other sites cannot send JSON without asking the browser first."""
+    answer = client.post(
+        "/v1/segment", content=json.dumps(CLICK), headers={"content-type": "text/plain"}
+    )
+    assert answer.status_code == 400
+
+
+def test_the_api_describes_itself(client):
+    schema = client.get("/openapi.json").json()
+    assert {"/v1/segment", "/v1/everything", "/v1/names", "/health"} <= set(schema["paths"])
+    assert not [path for path in schema["paths"] if path.startswith("/api/")]
+    page = client.get("/docs").text
+    assert "/v1/segment" in page
+    assert "point_labels" in page
+    assert "<script" not in page
+
+
+def test_edited_masks_names_and_every_kind_of_file(client):
+    upload = client.post("/api/image", content=encoded(picture(*HW))).json()
+    drawn = np.zeros(HW, np.uint8)
+    drawn[10:30, 20:60] = 255
+    url = "data:image/png;base64," + base64.b64encode(encoded(drawn, "PNG")).decode()
+    body = {"image": upload["image"], "picture": url, "level": 2, "score": 0.5}
+    edit = client.post("/api/edit", json=body).json()
+    assert edit["area"] == pytest.approx(20 * 40 / (HW[0] * HW[1]), abs=1e-4)
+    shown = client.post("/api/masks", json={"image": upload["image"], "masks": [edit["number"]]})
+    content = base64.b64decode(shown.json()["masks"][0]["picture"].partition(",")[2])
+    assert (np.asarray(Image.open(io.BytesIO(content))) == drawn).all()
+    wrong = client.post("/api/edit", json=body | {"picture": url[:-30]})
+    assert wrong.status_code == 400
+    ask = {"image": upload["image"], "file_name": "my café.jpg"}
+    ask["masks"] = [{"number": edit["number"], "name": "dog / head"}]
+    names = {}
+    for kind in ("coco", "labelme", "yolo", "masks", "panoptic", "overlay"):
+        answer = client.post("/api/download", json=ask | {"kind": kind})
+        assert answer.status_code == 200, answer.text
+        names[kind] = answer.headers["content-disposition"].partition('"')[2].rstrip('"')
+        if kind == "coco":
+            assert answer.json()["categories"][0]["name"] == "dog:head"
+            assert answer.json()["images"][0]["file_name"] == "my café.jpg"
+        if kind == "panoptic":
+            import zipfile
+
+            archive = zipfile.ZipFile(io.BytesIO(answer.content))
+            segments = json.loads(archive.read("panoptic.json"))["annotations"][0]["segments_info"]
+            assert segments[0]["area"] == 800
+            ids = np.asarray(Image.open(io.BytesIO(archive.read("my café.png")))).astype(int)
+            assert ((ids[..., 0] + 256 * ids[..., 1]) == (drawn > 0)).all()
+    assert names == {
+        "coco": "my caf__coco.json",
+        "labelme": "my caf_.json",
+        "yolo": "my caf__yolo.zip",
+        "masks": "my caf__masks.zip",
+        "panoptic": "my caf__panoptic.zip",
+        "overlay": "my caf__overlay.png",
+    }
