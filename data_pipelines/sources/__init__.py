@@ -11,7 +11,8 @@ from data_pipelines.sources.ade20k import ADE20k
 from data_pipelines.sources.base import Source
 from data_pipelines.sources.coco import Coco
 from data_pipelines.sources.coco_folder import CocoFolder
-from data_pipelines.sources.layouts import COCO, LABELME, YOLO, find_layout
+from data_pipelines.sources.cocotree import CocoTree
+from data_pipelines.sources.layouts import COCO, COCOTREE, LABELME, YOLO, find_layout
 from data_pipelines.sources.objects365 import Objects365
 from data_pipelines.sources.paco import Paco
 from data_pipelines.sources.part_imagenet import PartImageNet
@@ -28,6 +29,7 @@ __all__ = [
     "ADE20k",
     "Coco",
     "CocoFolder",
+    "CocoTree",
     "LabelMeFolder",
     "Objects365",
     "Paco",
@@ -93,7 +95,8 @@ def own_reader(root: str | os.PathLike, split: str, options: Mapping[str, Any]) 
     is_stated = options.get("annotations") is not None
     layout = None if is_stated or not folder.is_dir() else find_layout(folder, split)
     kind = COCO if layout is None else layout.kind
-    return {COCO: CocoFolder, YOLO: YoloFolder, LABELME: LabelMeFolder}[kind]
+    readers = {COCO: CocoFolder, YOLO: YoloFolder, LABELME: LabelMeFolder, COCOTREE: CocoTree}
+    return readers[kind]
 
 
 def open_native(

@@ -14,7 +14,7 @@ import yaml
 from data_pipelines.sources.values import plain_name
 from semsam_jax.core.errors import DataError
 
-COCO, YOLO, LABELME = "coco", "yolo", "labelme"
+COCO, YOLO, LABELME, COCOTREE = "coco", "yolo", "labelme", "cocotree"
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -38,7 +38,8 @@ WANTED = (
     "annotations/{split}.json with images/ (COCO); {split}/_annotations.coco.json (Roboflow); "
     "annotations/instances_{split}.json or instances_default.json with images/ (CVAT); "
     "result.json with images/ (Label Studio); {split}/labels.json with {split}/data/ (FiftyOne); "
-    "data.yaml with labels/{split}/*.txt (YOLO); {split}/*.json beside the images (LabelMe)"
+    "data.yaml with labels/{split}/*.txt (YOLO); {split}/*.json beside the images (LabelMe); "
+    "annotations/instance_nodes.jsonl (COCOTree)"
 )
 
 
@@ -47,10 +48,11 @@ class Layout:
     """One split of a custom dataset.
 
     Attributes:
-        kind: `COCO`, `YOLO` or `LABELME`.
-        file: the annotation file (COCO), `data.yaml` (YOLO, None where there is none); None for
-            LabelMe.
-        folders: where its images may be, the likeliest first.
+        kind: `COCO`, `YOLO`, `LABELME` or `COCOTREE`.
+        file: the annotation file (COCO, COCOTree), `data.yaml` (YOLO, None where there is none);
+            None for LabelMe.
+        folders: where its images may be, the likeliest first; COCOTree: the list of the images
+            that are no training images, if it is there.
         is_whole: the folder has no splits, this is all of it.
     """
 
@@ -104,6 +106,12 @@ def find_layout(
     if annotations is not None:
         file = root / annotations
         return Layout(COCO, file, _folders(root, file, split, images)) if file.is_file() else None
+    nodes = root / "annotations" / "instance_nodes.jsonl"
+    if nodes.is_file():
+        listed = root / "splits" / "cocotree_1k_v1.jsonl"
+        if split == "train" or (split == "val" and listed.is_file()):
+            return Layout(COCOTREE, nodes, (listed,) if listed.is_file() else ())
+        return None
     for place in annotation_places(split):
         file = root / place
         if file.is_file():

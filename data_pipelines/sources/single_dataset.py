@@ -8,7 +8,8 @@ from typing import Any
 from data_pipelines.schema import DATASETS
 from data_pipelines.sources import Source, open_native, open_source
 from data_pipelines.sources.coco_folder import read_class_names
-from data_pipelines.sources.layouts import COCO, find_layout, layout_error
+from data_pipelines.sources.cocotree import read_labels
+from data_pipelines.sources.layouts import COCO, COCOTREE, find_layout, layout_error
 from data_pipelines.sources.records import find_records, read_classes, read_options
 from data_pipelines.sources.shapes import own_names
 from data_pipelines.vocabulary import build_vocabulary
@@ -102,4 +103,6 @@ def custom_classes(
     layout = find_layout(folder, split, annotations=annotations)
     if layout is None:
         raise layout_error(dataset, folder, split)
+    if layout.kind == COCOTREE:
+        return read_labels(layout.file)
     return read_class_names(layout.file) if layout.kind == COCO else own_names(layout)
