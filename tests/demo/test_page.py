@@ -261,11 +261,11 @@ def test_brush_eraser_zoom_and_undo(browser, server, screenshots):
     before = area()
     page.keyboard.press("p")
     visitor.drag((0.05, 0.05), (0.3, 0.08), "Painted")
-    page.wait_for_function("!document.querySelector('#app').hasAttribute('data-busy')")
+    page.wait_for_function("() => !document.querySelector('#app').hasAttribute('data-busy')")
     assert area() > before + 500
     page.keyboard.press("e")
     visitor.drag((0.0, 0.05), (0.35, 0.08), "Painted")
-    page.wait_for_function("!document.querySelector('#app').hasAttribute('data-busy')")
+    page.wait_for_function("() => !document.querySelector('#app').hasAttribute('data-busy')")
     page.screenshot(path=screenshots / "desktop_brush.png")
     assert area() <= before + 500
     for _ in range(2):
@@ -291,7 +291,7 @@ def test_masks_of_everything_can_be_kept(browser, server, screenshots):
     page.evaluate("document.querySelector('#preview').checked = true")
     page.mouse.move(*visitor.at(0.35, 0.5))
     page.mouse.move(*visitor.at(0.36, 0.5))
-    page.wait_for_function("!document.querySelector('#app').hasAttribute('data-busy')")
+    page.wait_for_function("() => !document.querySelector('#app').hasAttribute('data-busy')")
     page.click("summary")
     page.select_option("#grid", "8")
     page.select_option("#which", "one")
@@ -313,7 +313,7 @@ def test_masks_of_everything_can_be_kept(browser, server, screenshots):
     visitor.hush()
     page.click("#panoptic")
     page.wait_for_function(
-        "/segments in|sure enough/.test(document.querySelector('#status').textContent)"
+        "() => /segments in|sure enough/.test(document.querySelector('#status').textContent)"
     )
     assert visitor.kept() == number + 1
     visitor.finish(server)
