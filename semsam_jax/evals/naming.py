@@ -25,6 +25,7 @@ from semsam_jax.evals.evaluator import Evaluator
 from semsam_jax.evals.one_click import clicks_of, scored_masks
 from semsam_jax.evals.part_ap import ClassList
 from semsam_jax.evals.samples import EvalSample
+from semsam_jax.inference.labels import object_logits
 from semsam_jax.parallel.mesh import batch_sharding, build_mesh, replicated
 
 
@@ -190,10 +191,7 @@ def _names(
             return jnp.zeros(logits.shape[:2], jnp.int32)
         return jnp.take_along_axis(logits, token, axis=2)[:, :, 0].argmax(-1)
 
-    objects = last.object_logits
-    if last.owner_logits is not None:
-        objects = jnp.maximum(objects, last.owner_logits)
-    return jnp.stack([best(objects), best(last.part_logits)], axis=-1)
+    return jnp.stack([best(object_logits(last)), best(last.part_logits)], axis=-1)
 
 
 def evaluate_names(

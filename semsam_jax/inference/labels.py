@@ -6,8 +6,9 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from semsam_jax.core.errors import CheckpointError, PromptError
 from semsam_jax.core.structs import Predictions, TextTable
@@ -134,10 +135,17 @@ def name_thresholds(meta: Mapping) -> tuple[float, float]:
     return tuple(float(stored.get(kind, DEFAULT_NAME_THRESH)) for kind in ("object", "part"))
 
 
-def object_logits(found: Predictions) -> Float[np.ndarray, "*q v"]:
-    """How well each object name fits each token: as what it is, or as what it is a part of."""
-    whole = np.asarray(found.object_logits)
-    return whole if found.owner_logits is None else np.maximum(whole, found.owner_logits)
+def object_logits(found: Predictions) -> Float[Array | np.ndarray, "*q v"]:
+    """How well each object name fits each token: as what it is, or as what it is a part of.
+
+    A token is a part of something only as far as it is one of the parts that are asked for: the
+    owner's projection learns from parts alone, and says nothing of anything else.
+    """
+    whole, owner, part = found.object_logits, found.owner_logits, found.part_logits
+    if owner is None or part is None or not part.shape[-1]:
+        return whole
+    xp = np if isinstance(whole, np.ndarray) else jnp
+    return xp.maximum(whole, xp.minimum(owner, part.max(-1, keepdims=True)))
 
 
 def parse_labels(labels: Labels) -> LabelNames:

@@ -1,11 +1,20 @@
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from semsam_jax.core.errors import CheckpointError, PromptError
+from semsam_jax.core.structs import Predictions
 from semsam_jax.inference.convert_results import record_name
-from semsam_jax.inference.labels import VOCABULARIES, built_in_vocabulary, label_set, parse_labels
+from semsam_jax.inference.labels import (
+    VOCABULARIES,
+    built_in_vocabulary,
+    label_set,
+    object_logits,
+    parse_labels,
+)
 from semsam_jax.inference.mask_generator import MaskGenerator
 from semsam_jax.inference.predictor import Predictor
 from semsam_jax.inference.results import ScoredName
@@ -180,3 +189,20 @@ def test_a_weak_name_says_so(tiny_model, image_a):
 def test_a_table_of_another_size_is_an_error(tiny_model):
     with pytest.raises(CheckpointError, match="1024"):
         label_set(with_table(tiny_model), "dog")
+
+
+def test_an_owner_counts_only_as_far_as_the_mask_is_a_part():
+    """Objects dog and car; the part heads know a head. Rows: a head, and a whole cow."""
+    found = Predictions(
+        mask_embed=np.zeros((2, 1)),
+        boxes=np.zeros((2, 4)),
+        object_logits=np.array([[-3.0, -4.0], [-2.0, -5.0]]),
+        part_logits=np.array([[2.0], [-6.0]]),
+        owner_logits=np.array([[3.0, -7.0], [1.0, 4.0]]),
+    )
+    np.testing.assert_array_equal(object_logits(found), [[2.0, -4.0], [-2.0, -5.0]])
+    on_device = jax.tree.map(jnp.asarray, found)
+    np.testing.assert_array_equal(object_logits(on_device), object_logits(found))
+    # Without part names nothing says that it is a part.
+    alone = found.replace(part_logits=np.zeros((2, 0)))
+    np.testing.assert_array_equal(object_logits(alone), found.object_logits)
