@@ -45,8 +45,10 @@ def get_config(suites: str = "one_click,baselines") -> ConfigDict:
                 "images_per_device": 1,
                 # Grid of the suite `proposals`.
                 "points_per_side": 32,
-                # Write the measured order of levels into the checkpoint.
+                # Write the measured order of levels and all thresholds into the checkpoint.
                 "write_levels": False,
+                # Write the thresholds of names alone.
+                "write_names": False,
             }
         }
     )

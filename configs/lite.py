@@ -12,7 +12,9 @@ DATA/sa1b holds images and masks in the layout of SA-1B, all masks of an image t
 learns all masks under it. Images may occur more often than once; docs/lite.md says how to mix
 sources. The first stage has a constant rate: it may be stopped at any time, continued for as long
 as it pays, and finished from any of its checkpoints. NAMED is a folder in COCO's format whose
-categories are the names.
+categories are the names; of names that the stored table of embeddings lacks, the embeddings are
+learned and stored with the model. That stage trains the class heads alone: nothing else has a
+gradient.
 
 Hardware: CPUs or one small card. Hours: docs/lite.md.
 """
@@ -70,6 +72,9 @@ def get_config(stage: str = "masks") -> ConfigDict:
         config.steps = 350
         return config
     config.data.datasets = ConfigDict({**dict.fromkeys(SHARES, 0.0), "custom": 1.0})
+    config.data.box_share = 0.5
+    config.text.learn_missing = True
+    config.loss.class_balance = 0.5
     config.optimizer.frozen = _ALL_BUT_NAMES
     config.optimizer.ema = 0.98
     config.steps = 600

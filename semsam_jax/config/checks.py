@@ -27,6 +27,11 @@ def check(run: RunConfig) -> None:
         raise ConfigError(
             f"text.source: preset {run.model.preset!r} has no text tower; use text.source=table."
         )
+    if run.text.learn_missing and run.text.source != "table":
+        raise ConfigError(
+            f"text.learn_missing: text.source is {run.text.source!r}, and only a table lacks "
+            f"names; set text.source=table or text.learn_missing=False."
+        )
     if run.text.source == "none" and data.generic_batch:
         raise ConfigError(
             "text.source: the generic stream names things, so it needs names; set "

@@ -138,10 +138,14 @@ class TextChoice:
             random template per class and step, trained), "none" (no class names), or
             "checkpoint" (as `model.warm_start` was trained).
         table: file of the stored table, "" for the embedded one.
+        learn_missing: names that the table lacks get an embedding that is learned and stored
+            with the model; without it they are left out. Names that a warm start has learned
+            are kept in any case.
     """
 
     source: str = "table"
     table: str = ""
+    learn_missing: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,10 +24,12 @@ def model_card(repository: str, meta: Mapping, licence: str) -> str:
     preset = str(meta.get("preset", "unnamed"))
     source = str(meta.get("source", "")).replace("\n", " ")
     names = "yes" if meta.get("class_heads_trained") else "no"
+    learned = (meta.get("text") or {}).get("learned") or ()
     facts = [
         f"- preset: `{preset}`",
         f"- levels: {len(meta.get('level_order', ()))}, from the whole object to its finest part",
         f"- names of objects and parts: {names}",
+        *([f"- names whose vectors were learned with it: {', '.join(learned)}"] if learned else []),
         *([f"- made from: {source}"] if source else []),
     ]
     use = [

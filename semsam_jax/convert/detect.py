@@ -84,7 +84,8 @@ def with_branches_of(state: Mapping[str, np.ndarray], config: ModelConfig) -> Mo
     if tokens is not None and tokens.ndim == 2:
         decoder = dataclasses.replace(decoder, num_tokens=tokens.shape[0])
     has_owner = f"{_PREDICTOR}.class_embed_owner" in state
-    decoder = dataclasses.replace(decoder, part_owner=has_owner)
+    has_pooled = f"{_PREDICTOR}.class_object_pooled_embed" in state
+    decoder = dataclasses.replace(decoder, part_owner=has_owner, pooled_names=has_pooled)
     return dataclasses.replace(
         config,
         decoder=decoder,

@@ -233,6 +233,11 @@ def _decoder_rules(model: ModelConfig) -> list[Rule]:
     ]
     if config.part_owner:  # Not in the original.
         head_rows += tensor("class_embed_owner", "owner_embed", dim, config.text_dim)
+    if config.pooled_names:
+        kinds = ("object", "part", "owner") if config.part_owner else ("object", "part")
+        for kind in kinds:
+            name = f"{kind}_pooled_embed"
+            head_rows += tensor(f"class_{name}", name, model.pooled_dim, config.text_dim)
     # The reference shares one norm and one box head and saves them under every name.
     shared_norm = [f"{_PREDICTOR}.decoder.norm"]
     shared_boxes = [f"{_PREDICTOR}._bbox_embed"]

@@ -23,19 +23,23 @@ def check_tree(params: Mapping, config: ModelConfig, where: str) -> None:
     rules = backbone_rules(config.backbone, prefix="backbone.") if is_swin else []
     rules += rules_without_backbone(config)
     wanted = {rule.path: rule for rule in rules}
-    compared = {path.split("/", 1)[0] for path in wanted}
+    shapes = {path: rule.our_shape for path, rule in wanted.items()}
+    if config.learned_names:  # Ours alone, and no file of the original can hold them.
+        shapes["learned_names/rows"] = (config.learned_names, config.decoder.text_dim)
+    compared = {path.split("/", 1)[0] for path in shapes} | {"learned_names"}
     found = {
         path: np.shape(leaf)
         for path, leaf in flatten(params).items()
         if path.split("/", 1)[0] in compared
     }
     problems = [
-        f"{path} is {found[path]}, wanted {rule.our_shape}"
-        for path, rule in wanted.items()
-        if path in found and found[path] != rule.our_shape
+        f"{path} is {found[path]}, wanted {shape}"
+        for path, shape in shapes.items()
+        if path in found and found[path] != shape
     ]
-    problems += [f"no {p}" for p, rule in wanted.items() if rule.is_required and p not in found]
-    problems += [f"unknown {path}" for path in found if path not in wanted]
+    optional = {path for path, rule in wanted.items() if not rule.is_required}
+    problems += [f"no {path}" for path in shapes if path not in found and path not in optional]
+    problems += [f"unknown {path}" for path in found if path not in shapes]
     if problems:
         more = len(problems) - _MAX_PROBLEMS
         raise CheckpointError(

@@ -46,10 +46,13 @@ class Pyramid:
 
     `levels` are the refined maps, high to low resolution: strides 8, 16, 32, 64, each
     [b, ceil(h/s), ceil(w/s), d]. `mask_features` is [b, h/4, w/4, mask_dim] in float32.
+    `name_maps` are the backbone's maps at strides 16 and 32 for models that average them under
+    masks (`models.mask_pooling`), else empty.
     """
 
     levels: tuple
     mask_features: Array
+    name_maps: tuple = ()
 
 
 @typing.no_type_check

@@ -30,6 +30,7 @@ def interactive_losses(
     token_of_target: Int[Array, "b p t"] | None,
     points: Float[Array, "s b g j 2"],
     config: CriterionConfig,
+    class_weights: Float[Array, " v"] | None = None,
 ) -> dict[str, Float[Array, " l"]]:
     """Unweighted loss terms of every layer.
 
@@ -45,6 +46,8 @@ def interactive_losses(
         points: candidates, then fresh points (`PointPlan.draw`). s is 1 or l; g is 1 or
             the number of slots: p*t pairs, or p*k tokens under the many-to-one rule.
         config: settings.
+        class_weights: how much a labelled pair counts in the mean of a class head, by its class;
+            all alike by default.
 
     Raises:
         ShapeError: many-to-one with more than one target per prompt, or an assignment that is
@@ -114,6 +117,8 @@ def interactive_losses(
             is_taught = jnp.take_along_axis(head.teaches, instance, axis=1)
             terms[head.name] = class_term(head, label, jnp.ones((1, 1), bool))
             weights[head.name] = weight * ((label >= 0) & is_taught)
+            if class_weights is not None:
+                weights[head.name] *= class_weights[head.first + jnp.maximum(label, 0)]
         return {name: mean_over(terms[name], weights[name]) for name in terms}
 
     terms = over_layers(

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from semsam_jax.core.structs import Batch, Predictions
@@ -62,6 +63,8 @@ class LossConfig(LossWeights):
             full size.
         prompt_point_ratio: fraction of an image's points that are drawn near its prompts
             (`prompt_points`), for the losses and matching costs of prompts. 0 in the paper.
+        class_balance: weight the names of prompts by the frequency of their class to the power of
+            minus this (0: equal weights, 0.5: inverse square root), see `balanced_weights`.
         interactive, generic: weights of the streams.
     """
 
@@ -76,6 +79,7 @@ class LossConfig(LossWeights):
     iou_every_layer: bool = True
     denoising_by_slots: bool = True
     prompt_point_ratio: float = 0.0
+    class_balance: float = 0.0
     interactive: float = 1.0
     generic: float = 1.0
 
@@ -117,6 +121,7 @@ class ClassHead:
         teaches: bool [b, n] instances that train the head.
         valid: bool [b, v] classes that count for every prediction.
         owned: bool [b, v] classes that count for predictions matched to an instance.
+        first: index of its first class in the vocabulary.
         learns_unowned: whether unmatched predictions are negatives of this head.
     """
 
@@ -126,6 +131,7 @@ class ClassHead:
     teaches: Array
     valid: Array
     owned: Array
+    first: int = 0
     learns_unowned: bool = True
 
 
@@ -166,6 +172,7 @@ def class_heads(predictions: Predictions, rows: Batch) -> list[ClassHead]:
                 teaches=teaches,
                 valid=valid,
                 owned=valid | (partly > 1),
+                first=first,
                 learns_unowned=name != "owner_class",
             )
         )
@@ -186,6 +193,27 @@ def class_term(
     counts = jnp.where(is_owned[..., None], head.owned[:, None], head.valid[:, None])
     counts = counts | (truth > 0)
     return jnp.sum(sigmoid_focal(head.logits, truth) * counts, axis=-1)
+
+
+MAX_CLASS_WEIGHT = 10.0
+"""Of a rare class, in units of the mean over instances."""
+
+
+def balanced_weights(counts: np.ndarray, power: float) -> np.ndarray:
+    """Weights of classes whose mean over all instances is about 1, and which are at most 10.
+
+    Args:
+        counts: int [v] instances of each class.
+        power: 0 for equal weights, 1 for as much weight on each class.
+
+    Returns:
+        float32 [v]; 1 for a class without instances.
+    """
+    counts = np.asarray(counts, np.float64)
+    raw = np.where(counts > 0, np.maximum(counts, 1.0) ** -power, 0.0)
+    mean = (raw * counts).sum() / max(counts.sum(), 1.0)
+    scaled = np.minimum(raw / max(mean, 1e-12), MAX_CLASS_WEIGHT)
+    return np.where(counts > 0, scaled, 1.0).astype(np.float32)
 
 
 def box_terms(

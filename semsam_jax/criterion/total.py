@@ -19,6 +19,7 @@ def total_loss(
     assignment: Assignment,
     key: PRNGKeyArray,
     config: CriterionConfig,
+    class_weights: Float[Array, " v"] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Weighted sum of all terms of both streams and all layers.
 
@@ -28,6 +29,7 @@ def total_loss(
         assignment: of targets to tokens and of instances to queries.
         key: for the loss points.
         config: settings.
+        class_weights: of the names of prompts, see `interactive_losses`.
 
     Returns:
         (loss, metrics). Metrics are unweighted terms of the last layer
@@ -49,6 +51,7 @@ def total_loss(
             assignment.token_of_target,
             points[None, :, None],
             config,
+            class_weights,
         )
         own = weighted_sum(terms, config.weights)
         total += config.interactive * own

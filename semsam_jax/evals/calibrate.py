@@ -18,12 +18,19 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "count as sure.",
     )
     parser.add_argument(
+        "--names",
+        action="store_true",
+        help="only the scores from which names count as sure, on images with names: prints top-1, "
+        "top-5 and how reliable the scores are, and leaves levels and masks as they are",
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="only report, do not change the checkpoint"
     )
     cli.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures and writes the order into the checkpoint; returns 0."""
-    options = cli.options_of(args, suites=("levels",), write_levels=not args.dry_run)
-    return cli.run_options(options)
+    """Measures, writes what was measured into the checkpoint; returns 0."""
+    written = {"write_names" if args.names else "write_levels": not args.dry_run}
+    suites = ("name_scores",) if args.names else ("levels",)
+    return cli.run_options(cli.options_of(args, suites=suites, **written))

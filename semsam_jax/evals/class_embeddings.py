@@ -10,7 +10,7 @@ from flax import linen as nn
 from semsam_jax.core.errors import CheckpointError
 from semsam_jax.core.structs import TextTable
 from semsam_jax.evals.part_ap import ClassList, PairVocabulary
-from semsam_jax.text.tables import TextEmbeddings
+from semsam_jax.text.tables import table_of
 from semsam_jax.text.templates import embed_names
 from semsam_jax.text.tokenizer import Tokenizer
 
@@ -40,7 +40,7 @@ def embed_classes(
     text = meta.get("text") or {}
     source = text.get("source")
     if source == "table":
-        return TextEmbeddings.load(text.get("table") or None).lookup(names)
+        return table_of(text, params).lookup(names)
     if source == "encoder":
         params = jax.device_put(params)
         encode = jax.jit(lambda p, ids: model.apply({"params": p}, ids, method="encode_text"))

@@ -92,7 +92,7 @@ class GenericEvaluator(Evaluator):
     def process(self, sample: EvalSample, answer: GenericAnswer) -> None:
         """Scores one image."""
         if "panoptic" in self._tasks:
-            segments = self._true_segments(sample, answer.size_hw)
+            segments = true_segments(sample, self._classes, answer.size_hw)
             self._parts["panoptic"].process(segments, self._predicted_segments(answer))
         if "semantic" in self._tasks:
             truth = self._true_semantic(sample, answer.size_hw)
@@ -138,20 +138,6 @@ class GenericEvaluator(Evaluator):
         self._parts[mask_name].process(image, answer.size_hw, *with_masks)
         self._parts[box_name].process(image, answer.size_hw, *with_boxes)
 
-    def _true_segments(self, sample: EvalSample, size_hw: tuple[int, int]) -> PanopticSegments:
-        pixels, classes, crowd = np.zeros(size_hw, np.int32), {}, set()
-        is_crowd = sample.flags("is_crowd", False)
-        for index, local in self._objects(sample):
-            mask = sample.truth_mask(index)
-            if mask.any():
-                pixels[mask] = index + 1
-                classes[index + 1] = local
-                if is_crowd[index]:
-                    crowd.add(index + 1)
-        present = set(np.unique(pixels).tolist())
-        classes = {segment: c for segment, c in classes.items() if segment in present}
-        return PanopticSegments(pixels, classes, frozenset(crowd & present))
-
     def _true_semantic(self, sample: EvalSample, size_hw: tuple[int, int]) -> np.ndarray:
         pixels = np.full(size_hw, -1, np.int64)
         for index, local in self._objects(sample):
@@ -175,13 +161,7 @@ class GenericEvaluator(Evaluator):
         return self._truth_set(sample, list(zip(rows, pairs.tolist(), strict=True)))
 
     def _objects(self, sample: EvalSample) -> list[tuple[int, int]]:
-        """(index, local class) of the instances that are whole objects of the dataset."""
-        objects, parts = sample.classes("object_ids"), sample.classes("part_ids")
-        return [
-            (i, self._object_index[int(objects[i])])
-            for i in range(len(sample.masks))
-            if parts[i] < 0 and int(objects[i]) in self._object_index
-        ]
+        return _whole_objects(sample, self._object_index)
 
     def _truth_set(self, sample: EvalSample, rows: list[tuple[int, int]]) -> InstanceSet:
         masks = [sample.truth_mask(index) for index, _ in rows]
@@ -242,6 +222,35 @@ class GenericEvaluator(Evaluator):
             self._classes.pairs,
         )
         return _detections(answer, *top_pairs(scores, self._limit))
+
+
+def true_segments(
+    sample: EvalSample, classes: ClassList, size_hw: tuple[int, int]
+) -> PanopticSegments:
+    """The whole objects of an image as a panoptic map of a size; later masks lie on top."""
+    pixels, of_segment, crowd = np.zeros(size_hw, np.int32), {}, set()
+    is_crowd = sample.flags("is_crowd", False)
+    local_index = {int(u): i for i, u in enumerate(classes.object_ids)}
+    for index, local in _whole_objects(sample, local_index):
+        mask = sample.truth_mask(index)
+        if mask.any():
+            pixels[mask] = index + 1
+            of_segment[index + 1] = local
+            if is_crowd[index]:
+                crowd.add(index + 1)
+    present = set(np.unique(pixels).tolist())
+    of_segment = {segment: c for segment, c in of_segment.items() if segment in present}
+    return PanopticSegments(pixels, of_segment, frozenset(crowd & present))
+
+
+def _whole_objects(sample: EvalSample, local_index: Mapping[int, int]) -> list[tuple[int, int]]:
+    """(index, local class) of the instances that are whole objects of the dataset."""
+    objects, parts = sample.classes("object_ids"), sample.classes("part_ids")
+    return [
+        (i, local_index[int(objects[i])])
+        for i in range(len(sample.masks))
+        if parts[i] < 0 and int(objects[i]) in local_index
+    ]
 
 
 def _detections(

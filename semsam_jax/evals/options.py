@@ -12,7 +12,9 @@ SUITE_NAMES = (
     "interactive",
     "generic",
     "names",
+    "name_scores",
     "part",
+    "everything",
     "proposals",
     "baselines",
 )
@@ -47,7 +49,9 @@ class EvalOptions:
         prompts_per_call: prompts of an image decoded together; changes no result.
         images_per_device: images that a device works on at a time; changes no result.
         points_per_side: grid of the suite `proposals`.
-        write_levels: write the measured order of levels into the checkpoint's meta.
+        write_levels: write the measured order of levels into the checkpoint's meta, and the
+            thresholds that suit it.
+        write_names: write the thresholds of names alone.
     """
 
     checkpoint: str = ""
@@ -67,6 +71,7 @@ class EvalOptions:
     images_per_device: int = 1
     points_per_side: int = 32
     write_levels: bool = False
+    write_names: bool = False
 
     def __post_init__(self):
         """Checks everything that needs no data and no checkpoint."""

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from semsam_jax.evals.instance_ap import InstanceResult
 from semsam_jax.evals.interactive import InteractiveResult
+from semsam_jax.evals.name_scores import Reliability
 from semsam_jax.evals.one_click import ClickTable
 from semsam_jax.evals.panoptic import PanopticResult
 
@@ -68,17 +69,35 @@ def plot_reliability(path: Path, table: ClickTable) -> None:
     true = table.iou.ravel()
     which = np.minimum((predicted * _NUM_BINS).astype(int), _NUM_BINS - 1)
     counts = np.bincount(which, minlength=_NUM_BINS)
+    sums = (np.bincount(which, values, _NUM_BINS) for values in (predicted, true))
+    mean_pred, mean_true = (total / np.maximum(counts, 1) for total in sums)
+    error = float(np.abs(mean_true - mean_pred) @ counts / counts.sum())
+    title = f"Reliability of the predicted IoU\nmean gap {error:.3f}"
+    _plot_bins(path, mean_pred, mean_true, counts, title, ("predicted IoU", "mean true IoU"))
+
+
+def plot_name_reliability(path: Path, found: Reliability, kind: str) -> None:
+    """How often the best name is right, over its score."""
+    title = f"Reliability of {kind} names\nexpected calibration error {found.error:.3f}"
+    _plot_bins(path, found.score, found.right, found.count, title, ("score", "share that is right"))
+
+
+def _plot_bins(
+    path: Path,
+    predicted: np.ndarray,
+    true: np.ndarray,
+    counts: np.ndarray,
+    title: str,
+    labels: tuple[str, str],
+) -> None:
+    """What is true over what is predicted, in bins of equal width, and the counts below."""
     with_any = counts > 0
-    mean_true = np.bincount(which, true, _NUM_BINS)[with_any] / counts[with_any]
-    mean_pred = np.bincount(which, predicted, _NUM_BINS)[with_any] / counts[with_any]
-    error = float(np.abs(mean_true - mean_pred) @ counts[with_any] / counts.sum())
     figure, (top, bottom) = _figure(2, heights=(3, 1), size=(5, 6))
     top.plot([0, 1], [0, 1], "--", color=_GREY)
-    top.plot(mean_pred, mean_true, "o-", color=_BLUE)
-    top.set(xlim=(0, 1), ylim=(0, 1), ylabel="mean true IoU")
-    top.set_title(f"Reliability of the predicted IoU\nmean gap {error:.3f}")
+    top.plot(predicted[with_any], true[with_any], "o-", color=_BLUE)
+    top.set(xlim=(0, 1), ylim=(0, 1), ylabel=labels[1], title=title)
     bottom.bar((np.arange(_NUM_BINS) + 0.5) / _NUM_BINS, counts, 0.9 / _NUM_BINS, color=_GREY)
-    bottom.set(xlim=(0, 1), xlabel="predicted IoU", ylabel="masks")
+    bottom.set(xlim=(0, 1), xlabel=labels[0], ylabel="masks")
     _save(figure, path)
 
 

@@ -14,12 +14,15 @@ from semsam_jax.convert import zoo
 from semsam_jax.core import checkpoint_io
 from semsam_jax.core.console import hides_progress
 from semsam_jax.core.errors import DataError
-from semsam_jax.evals import report, sources
+from semsam_jax.core.paths import AnyPath
+from semsam_jax.evals import plots, report, sources
 from semsam_jax.evals.dataset_samples import EvalDataset, EvalFrame, open_dataset
 from semsam_jax.evals.eval_loop import EvalLoop
+from semsam_jax.evals.name_scores import calibrations
 from semsam_jax.evals.options import EvalOptions
-from semsam_jax.evals.suitable import measure_thresholds
-from semsam_jax.evals.suites import SUITES, EvalContext, SuiteResult
+from semsam_jax.evals.suitable import mask_thresholds, name_thresholds
+from semsam_jax.evals.suite_context import EvalContext, SuiteResult
+from semsam_jax.evals.suites import SUITES
 from semsam_jax.inference.loading import model_from_params
 from semsam_jax.models.presets import from_json
 from semsam_jax.models.semantic_sam import SemanticSAM
@@ -80,7 +83,8 @@ def _evaluate(options: EvalOptions) -> dict[str, SuiteResult]:
         order = context.levels().level_order
         checkpoint_io.write_level_order(checkpoint, list(order))
         print(f"wrote the order of levels {list(order)} into {checkpoint}")
-        _write_thresholds(checkpoint, dataset)
+    if options.write_levels or options.write_names:
+        _write_thresholds(options, checkpoint, dataset, context)
     if jax.process_index() == 0:
         print(f"results in {out}")
     return outcomes
@@ -118,18 +122,21 @@ def evaluate_folder(options: EvalOptions) -> dict[str, sources.MaskScores]:
     return scores
 
 
-def _write_thresholds(checkpoint: object, dataset: EvalDataset) -> None:
+def _write_thresholds(
+    options: EvalOptions, checkpoint: AnyPath, dataset: EvalDataset, context: EvalContext
+) -> None:
     """Measures the thresholds that suit the checkpoint, with its new order of levels."""
-    params, meta = checkpoint_io.read_model(checkpoint)
-    names: list[dict[int, str]] = [{}, {}]
-    if meta.get("class_heads_trained"):
-        vocabulary = dataset.source.vocabulary
-        slices = vocabulary.object_slice(dataset.name), vocabulary.part_slice(dataset.name)
-        every = range(len(vocabulary))
-        names = [{i: vocabulary.entry(i).text for i in every[part]} for part in slices]
-    found = measure_thresholds(
-        model_from_params(params, meta), dataset.canvas_samples(), names[0], names[1]
-    )
+    found: dict[str, dict] = {}
+    if dataset.has_classes and context.meta.get("class_heads_trained"):
+        table, _ = context.name_table
+        found |= name_thresholds(table)
+        for kind, bins in calibrations(table).items() if context.draws else ():
+            plots.plot_name_reliability(context.out / f"names_{kind}.png", bins, kind)
+    if jax.process_index() != 0:
+        return
+    if options.write_levels:
+        model = model_from_params(*checkpoint_io.read_model(checkpoint))
+        found |= mask_thresholds(model, dataset.canvas_samples())
     if found:
         checkpoint_io.update_meta(checkpoint, found)
         print(f"wrote the thresholds that suit it: {json.dumps(found)}")

@@ -14,7 +14,7 @@ from semsam_jax.core.errors import CheckpointError, PromptError
 from semsam_jax.core.structs import Predictions, TextTable
 from semsam_jax.inference.loading import LoadedModel
 from semsam_jax.inference.results import ScoredName, UnknownName
-from semsam_jax.text.tables import TextEmbeddings
+from semsam_jax.text.tables import table_of
 from semsam_jax.text.templates import embed_names
 from semsam_jax.text.tokenizer import Tokenizer
 
@@ -197,7 +197,7 @@ def _embed(model: LoadedModel, names: LabelNames) -> dict[str, np.ndarray]:
     known = model.name_embeddings
     new = [name for name in dict.fromkeys(names.objects + names.parts) if name not in known]
     if model.meta["text"]["source"] == "table":
-        table = TextEmbeddings.load(model.meta["text"].get("table") or None)
+        table = table_of(model.meta["text"], model.params)
         wanted = model.module.config.decoder.text_dim
         if table.dim != wanted:
             raise CheckpointError(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
-from semsam_jax.core.structs import Predictions, TextTable
+from semsam_jax.core.structs import Predictions, Pyramid, TextTable
 from semsam_jax.models.deformable import DeformableAttention
 from semsam_jax.models.heads import Heads
 from semsam_jax.models.layers import (
@@ -149,6 +149,7 @@ class Decoder(nn.Module):
         config: sizes.
         mask_dim: channels of the mask features.
         num_levels: levels of the memory.
+        pooled_dim: see `Heads`.
         dtype: compute dtype of layers; boxes are refined in float32.
         remat: key of `layers.REMAT_POLICIES`, for each layer.
     """
@@ -156,13 +157,14 @@ class Decoder(nn.Module):
     config: DecoderConfig
     mask_dim: int
     num_levels: int = 4
+    pooled_dim: int = 0
     dtype: Any = jnp.float32
     remat: str = "none"
 
     def setup(self) -> None:
         """Declares the stacked layers and everything that all layers share."""
         config, num_levels = self.config, self.num_levels
-        self.heads = Heads(config, self.mask_dim, dtype=self.dtype)
+        self.heads = Heads(config, self.mask_dim, self.pooled_dim, dtype=self.dtype)
         nn.share_scope(self, self.heads)
         self.ref_point_head = MLP(config.dim, config.dim, 2, dtype=self.dtype)
         tokens = jax.ShapeDtypeStruct((1, 2, config.dim), self.dtype)
@@ -228,7 +230,13 @@ class Decoder(nn.Module):
         return states
 
     def predict(
-        self, states: DecoderStates, text: TextTable | None, *, is_generic: bool
+        self,
+        states: DecoderStates,
+        text: TextTable | None,
+        pyramid: Pyramid | None = None,
+        limits: Float[Array, "b q 4"] | None = None,
+        *,
+        is_generic: bool,
     ) -> Predictions:
         """Heads of all layers at once; the leading axis of `states` stays.
 
@@ -239,15 +247,21 @@ class Decoder(nn.Module):
         Args:
             states: outputs of the layers.
             text: names to score, or None.
+            pyramid: the encoded images; read only where names look under masks.
+            limits: of the masks of all layers, see `Heads.predict`.
             is_generic: generic queries; they have no predicted IoU.
         """
         once = self.heads.norm(states.outputs)
         twice = self.heads.norm(once)
         boxes = self.heads.refine_boxes(once if is_generic else twice, states.references[:-1])
-        return self.heads.predict(twice, boxes, text, has_ious=not is_generic)
+        return self.heads.predict(twice, boxes, text, pyramid, limits, has_ious=not is_generic)
 
     def predict_first(
-        self, content: Float[Array, "*q c"], references: Float[Array, "*q 4"], text: TextTable
+        self,
+        content: Float[Array, "b q c"],
+        references: Float[Array, "b q 4"],
+        text: TextTable,
+        pyramid: Pyramid,
     ) -> Predictions:
         """Heads on tokens that no layer has touched: normed once, boxes as they are.
 
@@ -255,9 +269,10 @@ class Decoder(nn.Module):
             content: tokens.
             references: their boxes in logit space.
             text: names to compare with.
+            pyramid: the encoded images.
         """
         boxes = jax.nn.sigmoid(references)
-        return self.heads.predict(self.heads.norm(content), boxes, text, has_ious=False)
+        return self.heads.predict(self.heads.norm(content), boxes, text, pyramid, has_ious=False)
 
     def refine_anchors(
         self, content: Float[Array, "b q c"], anchors: Float[Array, "b q 4"]

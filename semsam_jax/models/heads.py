@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from semsam_jax.core.structs import Predictions, TextTable
+from semsam_jax.core.structs import Predictions, Pyramid, TextTable
 from semsam_jax.models import mask_window
 from semsam_jax.models.layers import MLP, Dense, LayerNorm, parameter
+from semsam_jax.models.mask_pooling import pool_under_masks
 from semsam_jax.models.presets import DecoderConfig
 from semsam_jax.ops.boxes import OUTSIDE_LOGIT, cells_within, inverse_sigmoid
 
@@ -88,12 +89,15 @@ class Heads(nn.Module):
         config: sizes.
         mask_dim: channels of the pixel decoder's mask features; with `config.mask_window`,
             embeddings have those of the window behind them.
+        pooled_dim: channels that are averaged under masks for names, with
+            `config.pooled_names`.
         dtype: compute dtype of the mask and quality heads; boxes, windows and names are
             float32.
     """
 
     config: DecoderConfig
     mask_dim: int
+    pooled_dim: int = 0
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
@@ -115,6 +119,13 @@ class Heads(nn.Module):
         self.part_embed = parameter(self, "part_embed", names_init, (dim, text_dim))
         if self.config.part_owner:
             self.owner_embed = parameter(self, "owner_embed", names_init, (dim, text_dim))
+        if self.config.pooled_names:
+            # At zero the names are those of the token alone.
+            kinds = ("object", "part", "owner") if self.config.part_owner else ("object", "part")
+            shape, zeros = (self.pooled_dim, text_dim), nn.initializers.zeros
+            self.pooled_embeds = {
+                kind: parameter(self, f"{kind}_pooled_embed", zeros, shape) for kind in kinds
+            }
         scale_init = nn.initializers.constant(self.config.logit_scale)
         self.logit_scale = parameter(self, "logit_scale", scale_init, ())
 
@@ -129,27 +140,79 @@ class Heads(nn.Module):
         return self.bbox_embed(content.astype(jnp.float32))
 
     def name_logits(
-        self, content: Float[Array, "*q c"], text: TextTable
+        self,
+        content: Float[Array, "*q c"],
+        text: TextTable,
+        pooled: Float[Array, "*q d"] | None = None,
     ) -> tuple[Float[Array, "*q v1"], Float[Array, "*q v2"]]:
-        """Object and part logits of already normalised content."""
+        """Object and part logits of already normalised content.
+
+        Args:
+            content: decoder tokens.
+            text: names to compare with.
+            pooled: what lies under their masks (`pool`); without it, of the tokens alone.
+        """
         return (
-            cosine_logits(content, self.object_embed, text.objects, self.logit_scale),
-            cosine_logits(content, self.part_embed, text.parts, self.logit_scale),
+            self._cosines("object", self.object_embed, content, text.objects, pooled),
+            self._cosines("part", self.part_embed, content, text.parts, pooled),
         )
 
     def owner_logits(
-        self, content: Float[Array, "*q c"], text: TextTable
+        self,
+        content: Float[Array, "*q c"],
+        text: TextTable,
+        pooled: Float[Array, "*q d"] | None = None,
     ) -> Float[Array, "*q v1"] | None:
         """Owner logits of already normalised content; None without the projection."""
         if not self.config.part_owner:
             return None
-        return cosine_logits(content, self.owner_embed, text.objects, self.logit_scale)
+        return self._cosines("owner", self.owner_embed, content, text.objects, pooled)
+
+    def _cosines(
+        self,
+        kind: str,
+        projection: Float[Array, "c t"],
+        content: Float[Array, "*q c"],
+        names: Float[Array, "v t"],
+        pooled: Float[Array, "*q d"] | None,
+    ) -> Float[Array, "*q v"]:
+        if pooled is not None:
+            content = jnp.concatenate([content.astype(jnp.float32), pooled], axis=-1)
+            projection = jnp.concatenate([projection, self.pooled_embeds[kind]])
+        return cosine_logits(content, projection, names, self.logit_scale)
+
+    def pool(
+        self,
+        mask_embed: Float[Array, "*q m"],
+        pyramid: Pyramid | None,
+        limits: Float[Array, "b q 4"] | None,
+    ) -> Float[Array, "*q d"] | None:
+        """Backbone features under the masks of tokens; None for a model that reads none.
+
+        Args:
+            mask_embed: [b, q, m], or [l, b, q, m] of several layers.
+            pyramid: the encoded images; not needed by such a model.
+            limits: of the masks, see `Predictions.mask_limits`.
+        """
+        if not self.config.pooled_names:
+            return None
+
+        def of_layer(embed: Float[Array, "b q m"]) -> Float[Array, "b q d"]:
+            logits = mask_logits(embed, pyramid.mask_features, limits)
+            return pool_under_masks(logits, pyramid.name_maps)
+
+        if mask_embed.ndim == 3:
+            return of_layer(mask_embed)
+        # One layer after the other: the masks of all at once would be large.
+        return jax.lax.map(of_layer, mask_embed)
 
     def predict(
         self,
         content: Float[Array, "*q c"],
         boxes: Float[Array, "*q 4"],
         text: TextTable | None,
+        pyramid: Pyramid | None = None,
+        limits: Float[Array, "b q 4"] | None = None,
         *,
         has_ious: bool,
     ) -> Predictions:
@@ -160,23 +223,31 @@ class Heads(nn.Module):
                 the place demands, see `Decoder`).
             boxes: predicted boxes, passed through.
             text: names to compare with, or None for no logits.
+            pyramid: the encoded images; read only where names look under masks.
+            limits: outside which the masks are empty, (x0, y0, x1, y1) in fractions of the canvas,
+                or None; passed through for every layer.
             has_ious: whether to predict mask quality (prompt tokens only).
 
         Returns:
             Predictions with the leading axes of `content`, float32.
         """
-        object_logits, part_logits = (
-            (None, None) if text is None else self.name_logits(content, text)
-        )
         mask_embed = self.mask_embed(content).astype(jnp.float32)
         if self.config.mask_window:
             shape = self.mask_window(content.astype(jnp.float32))
             mask_embed = jnp.concatenate([mask_embed, mask_window.window_embed(shape, boxes)], -1)
+        object_logits = part_logits = owner_logits = None
+        if text is not None:
+            pooled = self.pool(mask_embed, pyramid, limits)
+            object_logits, part_logits = self.name_logits(content, text, pooled)
+            owner_logits = self.owner_logits(content, text, pooled)
         return Predictions(
             mask_embed=mask_embed,
             boxes=boxes,
             pred_ious=self.iou_head(content)[..., 0].astype(jnp.float32) if has_ious else None,
             object_logits=object_logits,
             part_logits=part_logits,
-            owner_logits=None if text is None else self.owner_logits(content, text),
+            owner_logits=owner_logits,
+            mask_limits=(
+                None if limits is None else jnp.broadcast_to(limits, (*mask_embed.shape[:-1], 4))
+            ),
         )

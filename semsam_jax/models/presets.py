@@ -97,6 +97,8 @@ class DecoderConfig:
             (`models.mask_window`). Not in the paper.
         box_margin: the mask of a box prompt is empty outside the box times this factor, in training
             and inference (`Predictions.mask_limits`); 0 for no limit, as in the paper.
+        pooled_names: class embeddings come from a token and from the backbone's maps at strides
+            16 and 32, averaged under the token's mask (`models.mask_pooling`). Not in the paper.
     """
 
     dim: int = 256
@@ -114,6 +116,7 @@ class DecoderConfig:
     part_owner: bool = False
     mask_window: bool = False
     box_margin: float = 0.0
+    pooled_names: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +136,7 @@ class ModelConfig:
 
     `has_generic` adds the two-stage query branch and denoising. With `guided_upsampling` masks of
     clicks follow the image's edges when they are brought to its size (`inference.guided`).
+    `learned_names` is the number of names whose embedding is a parameter (`models.learned_names`).
     """
 
     backbone: SwinConfig | EfficientNetLiteConfig
@@ -141,8 +145,14 @@ class ModelConfig:
     text: TextConfig | None = None
     has_generic: bool = True
     guided_upsampling: bool = False
+    learned_names: int = 0
     pixel_mean: tuple[float, ...] = IMAGENET_MEAN
     pixel_std: tuple[float, ...] = IMAGENET_STD
+
+    @property
+    def pooled_dim(self) -> int:
+        """Channels that are averaged under masks for names, 0 without `decoder.pooled_names`."""
+        return sum(self.backbone.channels[-2:]) if self.decoder.pooled_names else 0
 
 
 PRESETS: dict[str, ModelConfig] = {
@@ -171,6 +181,7 @@ PRESETS: dict[str, ModelConfig] = {
             num_denoising=40,
             mask_window=True,
             box_margin=1.05,
+            pooled_names=True,
         ),
         guided_upsampling=True,
         pixel_mean=(127.0, 127.0, 127.0),

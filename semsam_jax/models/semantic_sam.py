@@ -28,6 +28,7 @@ from semsam_jax.models.decoder import (
 )
 from semsam_jax.models.denoising import Denoising, DenoisingTargets, attention_mask
 from semsam_jax.models.efficientnet_lite import EfficientNetLite
+from semsam_jax.models.learned_names import LearnedNames
 from semsam_jax.models.mask_window import window_features
 from semsam_jax.models.pixel_decoder import PixelDecoder
 from semsam_jax.models.presets import EfficientNetLiteConfig, ModelConfig
@@ -66,7 +67,8 @@ class SemanticSAM(nn.Module):
             decoder.dim, decoder.num_tokens, decoder.noise_scale, decoder.point_noise_factor
         )
         pixel_decoder = config.pixel_decoder
-        self.decoder = Decoder(decoder, pixel_decoder.mask_dim, pixel_decoder.num_levels, **common)
+        sizes = pixel_decoder.mask_dim, pixel_decoder.num_levels, config.pooled_dim
+        self.decoder = Decoder(decoder, *sizes, **common)
         if pixel_decoder.dim != decoder.dim:
             self.memory_projection = MemoryProjection(decoder.dim, dtype=self.dtype)
         if config.has_generic:
@@ -74,6 +76,8 @@ class SemanticSAM(nn.Module):
             self.denoising = Denoising(decoder.dim, decoder.text_dim, decoder.noise_scale)
         if config.text is not None:
             self.text_encoder = TextEncoder(config.text, decoder.text_dim, **common)
+        if config.learned_names:
+            self.learned_names = LearnedNames(config.learned_names, decoder.text_dim)
 
     def encode_image(
         self,
@@ -111,6 +115,8 @@ class SemanticSAM(nn.Module):
         self.sow("intermediates", "pixels", pixels)
         maps = self.backbone(pixels.astype(self.dtype), train=train, draw=draw)
         pyramid = self.pixel_decoder(maps)
+        if self.config.decoder.pooled_names:
+            pyramid = pyramid.replace(name_maps=tuple(maps[-2:]))
         return self._with_window(pyramid) if self.config.decoder.mask_window else pyramid
 
     def decode_prompts(
@@ -154,14 +160,12 @@ class SemanticSAM(nn.Module):
         )
         if not all_layers:
             states = DecoderStates(outputs=states.outputs[-1:], references=states.references[-2:])
-        out = self.decoder.predict(states, text, is_generic=False)
-        out = jax.tree.map(lambda x: x.reshape(x.shape[0], b, p, k, *x.shape[3:]), out)
-        margin = self.config.decoder.box_margin
-        if not margin:
-            return out
-        limits = box_limits(prompts.boxes, prompts.type_index == BOX_TYPE, margin)
-        limits = jnp.broadcast_to(limits[None, :, :, None], (*out.pred_ious.shape, 4))
-        return out.replace(mask_limits=limits)
+        limits, margin = None, self.config.decoder.box_margin
+        if margin:
+            limits = box_limits(prompts.boxes, prompts.type_index == BOX_TYPE, margin)
+            limits = jnp.repeat(limits, k, axis=1)
+        out = self.decoder.predict(states, text, pyramid, limits, is_generic=False)
+        return jax.tree.map(lambda x: x.reshape(x.shape[0], b, p, k, *x.shape[3:]), out)
 
     def decode_generic(
         self,
@@ -199,7 +203,7 @@ class SemanticSAM(nn.Module):
         )
         self.sow("intermediates", "selected", selected.index)
         anchors = self.decoder.refine_anchors(selected.content, selected.anchors)
-        proposals = self.decoder.predict_first(selected.content, anchors, text)
+        proposals = self.decoder.predict_first(selected.content, anchors, text, pyramid)
         # No gradient from the decoder into the proposals.
         content, references = jax.lax.stop_gradient((selected.content, anchors))
         blocked, slots, num_slots = None, None, 0
@@ -209,9 +213,9 @@ class SemanticSAM(nn.Module):
             blocked = attention_mask(slots, content.shape[1])
             content = _one_behind_the_other(noised.content.astype(content.dtype), content)
             references = _one_behind_the_other(noised.references, references)
-        first = self.decoder.predict_first(content, references, text)
+        first = self.decoder.predict_first(content, references, text, pyramid)
         states = self.decoder(content, references, memory, blocked=blocked)
-        rest = self.decoder.predict(states, text, is_generic=True)
+        rest = self.decoder.predict(states, text, pyramid, is_generic=True)
         layers = jax.tree.map(lambda a, z: jnp.concatenate([a[None], z]), first, rest)
         return GenericPredictions(
             layers=jax.tree.map(lambda x: x[:, :, num_slots:], layers),
@@ -234,6 +238,10 @@ class SemanticSAM(nn.Module):
                 "None); choose a preset with one, or pass a stored table of names."
             )
         return self.text_encoder(token_ids)
+
+    def with_learned_names(self, table: TextTable, index: Int[Array, " v"]) -> TextTable:
+        """Puts the embeddings that the model learned in their places of a table of names."""
+        return self.learned_names(table, index)
 
     def _with_window(self, pyramid: Pyramid) -> Pyramid:
         features = pyramid.mask_features
@@ -264,6 +272,9 @@ class SemanticSAM(nn.Module):
             self.decode_generic(pyramid, text, denoising=targets)
         if self.config.text is not None:
             self.encode_text(jnp.zeros((1, self.config.text.context_length), jnp.int32))
+        if self.config.learned_names:
+            empty = TextTable(*[jnp.zeros((1, decoder.text_dim))] * 2)
+            self.with_learned_names(empty, jnp.zeros(2, jnp.int32))
 
 
 def _one_behind_the_other(

@@ -17,7 +17,7 @@ import os
 import re
 import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -50,8 +50,9 @@ class TextEmbeddings:
 
     Attributes:
         names: normalised names (see `normalise`), all different.
-        rows: float16 [len(names), d], not normalised.
-        meta: where the rows come from; `derived` lists the names that are means.
+        rows: float16 or float32 [len(names), d], not normalised.
+        meta: where the rows come from; `derived` lists the names that are means, `learned` those
+            that a model learned (`with_learned`).
     """
 
     names: tuple[str, ...]
@@ -109,12 +110,28 @@ class TextEmbeddings:
             float32 [n, d] unit rows (zero where not found) and bool [n], found.
         """
         embeddings = np.zeros((len(names), self.dim), np.float32)
-        found = np.zeros(len(names), np.bool_)
-        for number, name in enumerate(names):
-            row = self._find(name)
-            if row is not None:
-                embeddings[number], found[number] = unit(self.rows[row]), True
-        return embeddings, found
+        index = self.find(names)
+        for number in np.flatnonzero(index >= 0):
+            embeddings[number] = unit(self.rows[index[number]])
+        return embeddings, index >= 0
+
+    def find(self, names: Sequence[str]) -> np.ndarray:
+        """int64 [n]: row of each name, read as `lookup` reads it, or -1."""
+        found = [self._find(name) for name in names]
+        return np.array([-1 if row is None else row for row in found], np.int64)
+
+    def with_learned(self, names: Sequence[str], rows: np.ndarray) -> "TextEmbeddings":
+        """The table with names that a model learned behind its own, which come first.
+
+        Args:
+            names: one for each row.
+            rows: float [len(names), d].
+        """
+        if not len(names):
+            return self
+        meta = {**self.meta, "learned": list(names)}
+        rows = np.concatenate([self.rows, np.asarray(rows, np.float32)])
+        return TextEmbeddings(self.names + tuple(map(normalise, names)), rows, meta)
 
     def nearest_names(self, name: str, count: int = 3) -> list[str]:
         """Names of the table that are spelled most like `name`, best first."""
@@ -134,6 +151,24 @@ class TextEmbeddings:
             for row, name in enumerate(self.names):
                 index.setdefault(_compact(spelling(name)), row)
         return index
+
+
+def table_of(text: Mapping, params: Mapping | None) -> TextEmbeddings:
+    """The table of names of a checkpoint, those that it learned included.
+
+    Args:
+        text: the entry `text` of its meta, with "table" and "learned".
+        params: its parameters; None if only the names matter.
+
+    Raises:
+        ConfigError: no such table.
+    """
+    table = TextEmbeddings.load(text.get("table") or None)
+    learned = text.get("learned") or ()
+    rows = np.zeros((len(learned), table.dim), np.float32)
+    if learned and params is not None:
+        rows = np.asarray(params["learned_names"]["rows"])
+    return table.with_learned(learned, rows)
 
 
 def normalise(name: str) -> str:

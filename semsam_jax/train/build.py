@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -25,9 +26,9 @@ from semsam_jax.train.step import TrainStep
 from semsam_jax.train.warm_start import initial_params, parameter_shapes
 
 
-def build_model(run: RunConfig) -> SemanticSAM:
-    """The network of a run."""
-    config = config_lib.model_config(run.model)
+def build_model(run: RunConfig, num_learned: int = 0) -> SemanticSAM:
+    """The network of a run; `num_learned` is the number of `train.text.learned_names`."""
+    config = dataclasses.replace(config_lib.model_config(run.model), learned_names=num_learned)
     return SemanticSAM(config, dtype=jnp.dtype(run.model.dtype), remat=run.model.remat)
 
 
@@ -42,8 +43,9 @@ def build_step(
     tx: optax.GradientTransformation,
     mesh: Mesh,
     num_objects: int,
+    class_weights: np.ndarray | None = None,
 ) -> TrainStep:
-    """The compiled step of a run."""
+    """The compiled step of a run; see `TrainStep` for the arguments."""
     return TrainStep(
         model=model,
         tx=tx,
@@ -54,6 +56,7 @@ def build_step(
         ema=run.optimizer.ema,
         micro=MicroBatches(run.accumulate, run.accumulate_per_stream),
         frozen=frozen_groups(model.config, run),
+        class_weights=class_weights,
     )
 
 
@@ -128,8 +131,13 @@ def trained_answers(run: RunConfig, vocabulary: Vocabulary) -> dict[str, bool]:
 
 
 def default_match() -> dict:
-    """The entries of `must_match` for keys at their defaults."""
-    return _match(RunConfig())
+    """The entries of `must_match` for keys at their defaults.
+
+    Sizes that a release added are at their defaults in models of earlier ones.
+    """
+    sizes = dataclasses.asdict(presets.ModelConfig(backbone=presets.SwinConfig()))
+    del sizes["backbone"], sizes["text"]  # of these there are several kinds
+    return {"model_config": sizes, **_match(RunConfig())}
 
 
 def _match(run: RunConfig) -> dict:
@@ -151,9 +159,18 @@ def start_or_resume(
     tx: optax.GradientTransformation,
     mesh: Mesh,
     checkpoints: Checkpoints,
+    learned: Sequence[str] = (),
 ) -> tuple[TrainState, tuple[dict, dict] | None]:
     """Restores the newest step of a run, or creates its initial state; no parameter is created to
     be replaced.
+
+    Args:
+        run: the run.
+        model: its network.
+        tx: its optimiser.
+        mesh: where everything lies.
+        checkpoints: of its workdir.
+        learned: `train.text.learned_names`.
 
     Returns:
         (state, None for a fresh run or (data position, meta) of the step that is resumed).
@@ -163,7 +180,7 @@ def start_or_resume(
         shapes = parameter_shapes(run, model)
         state, *resumed = checkpoints.restore(abstract_state(shapes, tx, has_ema, mesh))
         return state, tuple(resumed)
-    return shard_state(initial_params(run, model, mesh), tx, has_ema, mesh), None
+    return shard_state(initial_params(run, model, mesh, learned), tx, has_ema, mesh), None
 
 
 def first_level_order(run: RunConfig, model: SemanticSAM) -> list[int]:

@@ -9,7 +9,6 @@ from flax import linen as nn
 from jax.experimental import multihost_utils
 
 from semsam_jax.core import lora
-from semsam_jax.evals.class_embeddings import embed_classes
 from semsam_jax.evals.dataset_samples import EvalDataset
 from semsam_jax.evals.eval_loop import EvalLoop
 from semsam_jax.evals.extra import load_suites
@@ -17,6 +16,7 @@ from semsam_jax.evals.levels import calibrate_levels
 from semsam_jax.evals.one_click import OneClickResult, evaluate_one_click
 from semsam_jax.evals.suitable import measure_thresholds
 from semsam_jax.inference.loading import model_from_params
+from semsam_jax.text.tables import table_of
 from semsam_jax.train.state import TrainState
 from semsam_jax.train.writers import MetricWriter
 
@@ -120,7 +120,7 @@ class HeldOutEvaluation:
         classes, objects, parts = self._data.class_list()
         known = [True] * (len(objects) + len(parts))
         if source == "table":
-            known = embed_classes(None, {}, self._meta, [*objects, *parts])[1].tolist()
+            known = (table_of(self._meta["text"], None).find([*objects, *parts]) >= 0).tolist()
         ids = [*classes.object_ids.tolist(), *classes.part_ids.tolist()]
         rows = list(zip(ids, [*objects, *parts], known, strict=True))
         split = len(objects)

@@ -26,6 +26,7 @@ from semsam_jax.config import RunConfig
 from semsam_jax.core.checkpoint_io import cache_dir
 from semsam_jax.core.errors import DataError
 from semsam_jax.core.structs import Batch, StreamBatch
+from semsam_jax.criterion.terms import balanced_weights
 from semsam_jax.evals.dataset_samples import EvalDataset, EvalFrame
 from semsam_jax.parallel.distributed import processes_on_this_host
 from semsam_jax.parallel.mesh import batch_sharding
@@ -41,7 +42,10 @@ class Input:
         tables: mixture text of each stream.
         mixture: the same as plain values, for the checkpoint's meta.
         notes: what a user should know of the datasets, and what is not used; a sentence each.
+        class_weights: float32 [v] for `loss.class_balance`, None where all classes are alike.
     """
+
+    class_weights: np.ndarray | None = None
 
     def __init__(self, rows: InputIterator, mesh: Mesh):
         self._rows = rows
@@ -181,8 +185,34 @@ def build_input(
     rows.start_prefetch()
     data = Input(rows, mesh)
     used = {row.dataset: row for table in rows.tables.values() for row in table.rows}
+    if run.loss.class_balance:
+        data.class_weights = balanced_weights(
+            count_classes(sources, vocabulary), run.loss.class_balance
+        )
     data.notes = [_own_text(used[n], vocabulary) for n in names if n not in DATASETS] + data.notes
     return data
+
+
+def count_classes(sources: Mapping[str, Source], vocabulary: Vocabulary) -> np.ndarray:
+    """int64 [v]: instances of each class, as the indexes of the datasets tell.
+
+    A part counts for its word and for what it is a part of.
+    """
+    counts = np.zeros(len(vocabulary), np.int64)
+    for name, source in sources.items():
+        index = open_index(source, name, cache=index_cache(), num_threads=8)
+        number = {
+            vocabulary.entry(i).text: i
+            for span in (vocabulary.part_slice(name), vocabulary.object_slice(name))
+            for i in range(span.start, span.stop)
+        }
+        parts = range(*vocabulary.part_slice(name).indices(len(vocabulary)))
+        words = {vocabulary.entry(i).text: i for i in parts}
+        for text, (instances, _) in index.report.classes.items():
+            whole, is_part, part = text.partition(": ")
+            found = [number.get(whole)] + ([words.get(part)] if is_part else [])
+            counts[[i for i in found if i is not None]] += instances
+    return counts
 
 
 def _own_text(row: MixtureRow, vocabulary: Vocabulary) -> str:

@@ -30,7 +30,7 @@ from semsam_jax.train.checkpoints import Checkpoints, check_same_run
 from semsam_jax.train.evaluation import HeldOutEvaluation, inference_params
 from semsam_jax.train.optimizer import schedule
 from semsam_jax.train.state import TrainState
-from semsam_jax.train.text import build_text
+from semsam_jax.train.text import build_text, learned_names
 from semsam_jax.train.warm_start import check_start
 from semsam_jax.train.writers import MetricWriter, ProgressLine
 
@@ -65,16 +65,18 @@ def train(
         saved = checkpoints.latest_meta()
         if config_lib.needs_checkpoint(run):
             # Values taken from the warm start are in the run's own checkpoints, too.
-            run = config_lib.inherit_from_checkpoint(
-                run, saved or checkpoint_io.read_meta(zoo.resolve(run.model.warm_start))
-            )
+            run = config_lib.inherit_from_checkpoint(run, saved or _start_meta(run))
         if saved is None:
             check_start(run)
         config_lib.check_batch(run, num_batch_shards(mesh))
 
         vocabulary = input_lib.open_vocabulary(run, input_lib.used_datasets(run))
-        model, best = build.build_model(run), BestCheckpoint(workdir, run.keep_best)
-        text = build_text(run, model.config, vocabulary.names, vocabulary.num_objects, mesh)
+        learned = learned_names(run, vocabulary.names, saved or _start_meta(run))
+        model = build.build_model(run, len(learned))
+        best = BestCheckpoint(workdir, run.keep_best)
+        text = build_text(
+            run, model.config, vocabulary.names, vocabulary.num_objects, mesh, learned
+        )
         meta, changes = build.build_meta(run, model, vocabulary, text.meta), []
         if saved is not None:
             changes = check_same_run(saved, meta, build.default_match(), allow_change)
@@ -91,7 +93,7 @@ def train(
         report.log_start(run, data, held_out, mesh, workdir)
 
         tx = build.build_tx(run, model)
-        state, resumed = build.start_or_resume(run, model, tx, mesh, checkpoints)
+        state, resumed = build.start_or_resume(run, model, tx, mesh, checkpoints, learned)
         if resumed is None:
             meta["level_order"] = build.first_level_order(run, model)
             meta |= build.trained_answers(run, vocabulary)
@@ -106,7 +108,9 @@ def train(
             report.log_info("".join(f"changed: {change}\n" for change in changes), end="")
         report.write_overviews(workdir, run, state.params, data.text)
 
-        train_step = build.build_step(run, model, tx, mesh, vocabulary.num_objects)
+        train_step = build.build_step(
+            run, model, tx, mesh, vocabulary.num_objects, data.class_weights
+        )
         learning_rate = schedule(run.optimizer, run.steps)
         writer = MetricWriter(workdir)
         stack.callback(writer.close)
@@ -186,6 +190,12 @@ def train(
             checkpoint_io.remember_last_run(workdir)
         report.log_summary(summary, workdir, best)
         return summary
+
+
+def _start_meta(run: RunConfig) -> dict | None:
+    """What the warm start of a run says about itself, None without one."""
+    start = run.model.warm_start
+    return checkpoint_io.read_meta(zoo.resolve(start)) if start else None
 
 
 def _evaluate(

@@ -49,10 +49,13 @@ class TextInputs:
     Attributes:
         table: TextTable or None.
         token_ids: int32 [v, context] or None; objects first, then parts.
+        learned: int32 [v] beside a table: the row of `learned_names` that stands for a name, -1
+            where the table has it; None for a model without learned names.
     """
 
     table: TextTable | None = None
     token_ids: jax.Array | None = None
+    learned: jax.Array | None = None
 
 
 class TrainStep:
@@ -71,6 +74,7 @@ class TrainStep:
         ema: decay of the averaged parameters, 0 for none.
         micro: how a batch is cut into micro-batches.
         frozen: parts of the parameters that never change, as the optimiser has them.
+        class_weights: float32 [v] of `criterion.terms.balanced_weights`, or None.
     """
 
     def __init__(
@@ -84,12 +88,13 @@ class TrainStep:
         ema: float = 0.0,
         micro: MicroBatches = WHOLE,
         frozen: tuple[str, ...] = (),
+        class_weights: np.ndarray | None = None,
     ):
         self._model, self._tx, self._criterion = model, tx, criterion
         self.mesh = mesh
         self._num_objects, self._ema = num_objects, ema
         self._key = jax.random.key(seed)
-        self._micro, self._frozen = micro, frozen
+        self._micro, self._frozen, self._class_weights = micro, frozen, class_weights
         self.forward = jax.jit(self._forward)
         self.backward = jax.jit(self._backward, donate_argnums=0)
         self.accumulate = jax.jit(self._accumulate, donate_argnums=0)
@@ -204,6 +209,8 @@ class TrainStep:
         if text.token_ids is not None:
             embeddings = self._encode_names(params, text.token_ids)
             table = TextTable(embeddings[: self._num_objects], embeddings[self._num_objects :])
+        elif text.learned is not None:
+            table = call(SemanticSAM.with_learned_names, table, text.learned)
         outputs = StreamOutputs(None, None, None, None, *jax.tree.leaves(said))
         if interactive is not None:
             prompts = Prompts(
@@ -296,7 +303,8 @@ class TrainStep:
         key = _streams(self._key, draw, 5)[4]
 
         def loss_of(outputs):
-            return total_loss(outputs, batch, assignment, key, self._criterion)
+            weights = None if self._class_weights is None else jnp.asarray(self._class_weights)
+            return total_loss(outputs, batch, assignment, key, self._criterion, weights)
 
         # The slots' instances are an integer output without gradient.
         value_and_grad = jax.value_and_grad(loss_of, has_aux=True, allow_int=True)

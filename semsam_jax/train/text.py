@@ -1,4 +1,6 @@
-"""Class names for a training step: a frozen table, or token ids to encode."""
+"""Class names for a training step: a table, frozen or learned in part, or token ids to encode."""
+
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -9,10 +11,12 @@ from semsam_jax.core.errors import ConfigError
 from semsam_jax.core.structs import TextTable
 from semsam_jax.models.presets import ModelConfig
 from semsam_jax.parallel.mesh import replicated
-from semsam_jax.text.tables import TextEmbeddings
-from semsam_jax.text.templates import training_prompts
+from semsam_jax.text.tables import TextEmbeddings, normalise
+from semsam_jax.text.templates import training_prompts, unit
 from semsam_jax.text.tokenizer import Tokenizer
 from semsam_jax.train.step import TextInputs
+
+_INITIAL_SPREAD = 0.7
 
 
 class TextSource:
@@ -24,13 +28,23 @@ class TextSource:
     """
 
     def __init__(
-        self, run: RunConfig, config: ModelConfig, names: tuple[str, ...], num_objects, mesh
+        self,
+        run: RunConfig,
+        config: ModelConfig,
+        names: tuple[str, ...],
+        num_objects: int,
+        mesh: Mesh,
+        learned: Sequence[str] = (),
     ):
         self._names, self._seed = names, run.seed
         self._mesh = mesh
         self.meta = {"source": run.text.source, "table": run.text.table}
+        if learned:
+            self.meta["learned"] = list(learned)
         if run.text.source == "table":
-            self._text, self.class_mask = _table_text(run, config, names, num_objects, mesh)
+            self._text, self.class_mask = _table_text(
+                run, config, names, num_objects, mesh, learned
+            )
         elif run.text.source == "none":
             self._text, self.class_mask = TextInputs(), np.zeros(len(names), bool)
         else:
@@ -47,30 +61,105 @@ class TextSource:
 
 
 def build_text(
-    run: RunConfig, config: ModelConfig, names: tuple[str, ...], num_objects: int, mesh: Mesh
+    run: RunConfig,
+    config: ModelConfig,
+    names: tuple[str, ...],
+    num_objects: int,
+    mesh: Mesh,
+    learned: Sequence[str] = (),
 ) -> TextSource:
-    """Builds the text source that the config names; see `config.TextChoice`."""
-    return TextSource(run, config, names, num_objects, mesh)
+    """Builds the text source that the config names; see `config.TextChoice`.
+
+    Args:
+        run: the run.
+        config: sizes of its network.
+        names: the vocabulary, objects first.
+        num_objects: how many of them are objects.
+        mesh: where the inputs go.
+        learned: what `learned_names` gives.
+    """
+    return TextSource(run, config, names, num_objects, mesh, learned)
+
+
+def learned_names(run: RunConfig, names: Sequence[str], start: Mapping | None) -> tuple[str, ...]:
+    """Names whose embedding is a parameter of the run's model, in the order of their rows.
+
+    Args:
+        run: the run.
+        names: its vocabulary.
+        start: meta of the checkpoint that it resumes or starts from, or None.
+    """
+    if run.text.source != "table":
+        return ()
+    known = tuple(((start or {}).get("text") or {}).get("learned") or ())
+    if not run.text.learn_missing:
+        return known
+    table = TextEmbeddings.load(run.text.table or None)
+    table = table.with_learned(known, np.zeros((len(known), table.dim)))
+    missing = [name for name, row in zip(names, table.find(names), strict=True) if row < 0]
+    # Of "whole:part" the part is the name, as for names that the table has.
+    return (*known, *dict.fromkeys(normalise(name.rsplit(":", 1)[-1]) for name in missing))
+
+
+def initial_rows(
+    run: RunConfig, names: Sequence[str], meta: Mapping | None, params: Mapping | None
+) -> np.ndarray:
+    """Where learned embeddings start: as a checkpoint has them, others near the mean name.
+
+    All names of a text space share a direction; a row at random in it is none of them.
+
+    Args:
+        run: the run.
+        names: of the rows.
+        meta: of the checkpoint that the run starts from, or None.
+        params: its parameters.
+
+    Returns:
+        float32 [len(names), d] unit rows.
+    """
+    table = TextEmbeddings.load(run.text.table or None)
+    rng = np.random.default_rng(run.seed)
+    mean = np.mean([unit(row) for row in np.asarray(table.rows, np.float32)], axis=0)
+    noise = rng.normal(size=(len(names), table.dim)) * table.dim**-0.5
+    rows = unit(mean) + _INITIAL_SPREAD * noise
+    known = list(((meta or {}).get("text") or {}).get("learned") or ())
+    for row, name in enumerate(names):
+        if name in known:
+            rows[row] = params["learned_names"]["rows"][known.index(name)]
+    return np.stack([unit(row) for row in rows]).astype(np.float32)
 
 
 def _table_text(
-    run: RunConfig, config: ModelConfig, names: tuple[str, ...], num_objects: int, mesh: Mesh
+    run: RunConfig,
+    config: ModelConfig,
+    names: tuple[str, ...],
+    num_objects: int,
+    mesh: Mesh,
+    learned: Sequence[str],
 ) -> tuple[TextInputs, np.ndarray]:
-    table = TextEmbeddings.load(run.text.table or None)
-    embeddings, found = table.lookup(names)
-    if embeddings.shape[1] != config.decoder.text_dim:
+    stored = TextEmbeddings.load(run.text.table or None)
+    if stored.dim != config.decoder.text_dim:
         raise ConfigError(
-            f"text.table: embeddings have {embeddings.shape[1]} dimensions, preset "
+            f"text.table: embeddings have {stored.dim} dimensions, preset "
             f"{run.model.preset!r} wants {config.decoder.text_dim}; choose a table of that size "
             f"or text.source=encoder."
         )
+    table = stored.with_learned(learned, np.zeros((len(learned), stored.dim)))
+    index, (embeddings, found) = table.find(names), table.lookup(names)
+    is_learned = index >= len(stored.names)
     # A name without an embedding is never scored, but a denoising query may start from it: the mean
     # embedding avoids zero vectors, whose gradients explode in layer norms.
-    mean = embeddings[found].mean(0) if found.any() else np.ones(embeddings.shape[1], np.float32)
-    embeddings = np.where(found[:, None], embeddings, mean / np.linalg.norm(mean))
-    unit = np.asarray(embeddings, np.float32)
-    table = TextTable(*(_everywhere(part, mesh) for part in np.split(unit, [num_objects])))
-    return TextInputs(table=table), np.asarray(found)
+    is_stored = found & ~is_learned
+    mean = embeddings[is_stored].mean(0) if is_stored.any() else np.ones(stored.dim, np.float32)
+    embeddings = np.where(is_stored[:, None], embeddings, mean / np.linalg.norm(mean))
+    rows = np.asarray(embeddings, np.float32)
+    text = TextInputs(
+        table=TextTable(*(_everywhere(x, mesh) for x in np.split(rows, [num_objects])))
+    )
+    if learned:
+        places = np.where(is_learned, index - len(stored.names), -1).astype(np.int32)
+        text = text.replace(learned=_everywhere(places, mesh))
+    return text, np.asarray(found)
 
 
 def _everywhere(array: np.ndarray, mesh: Mesh) -> jax.Array:

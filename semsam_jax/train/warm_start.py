@@ -22,6 +22,7 @@ from semsam_jax.models.similarity_init import align
 from semsam_jax.parallel.sharding import state_shardings
 from semsam_jax.train.report import log_info
 from semsam_jax.train.state import place
+from semsam_jax.train.text import initial_rows
 
 _SWIN = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0/"
 PRETRAINED = {
@@ -63,8 +64,16 @@ def check_start(run: RunConfig) -> None:
         raise _no_tower()
 
 
-def initial_params(run: RunConfig, model: SemanticSAM, mesh: Mesh) -> dict:
+def initial_params(
+    run: RunConfig, model: SemanticSAM, mesh: Mesh, learned: Sequence[str] = ()
+) -> dict:
     """Returns the initial parameters on the mesh, float32, and reports their origins.
+
+    Args:
+        run: the run.
+        model: its network.
+        mesh: where they lie.
+        learned: `train.text.learned_names`.
 
     Raises:
         ConfigError: weights of the wrong kind for the backbone, a text tower that is missing or
@@ -73,7 +82,7 @@ def initial_params(run: RunConfig, model: SemanticSAM, mesh: Mesh) -> dict:
         ConversionError: an unreadable weight file.
     """
     shapes = parameter_shapes(run, model)
-    given = given_params(run, model, shapes)
+    given = given_params(run, model, shapes, learned)
     shardings = state_shardings(mesh, shapes)
     missing = [part for part in shapes if part not in given]
     params = place(given, {part: shardings[part] for part in given})
@@ -96,7 +105,9 @@ def parameter_shapes(run: RunConfig, model: SemanticSAM) -> dict:
     return lora.add(shapes, run.model.lora_rank, run.seed, empty=jax.ShapeDtypeStruct)
 
 
-def given_params(run: RunConfig, model: SemanticSAM, shapes: Mapping) -> dict:
+def given_params(
+    run: RunConfig, model: SemanticSAM, shapes: Mapping, learned: Sequence[str] = ()
+) -> dict:
     """The parts from files, NumPy float32, and their origins; others start at random."""
     origins = {part: "random" for part in shapes if part != lora.GROUP}
     choice, scale, given = run.model, None, {}
@@ -117,9 +128,14 @@ def given_params(run: RunConfig, model: SemanticSAM, shapes: Mapping) -> dict:
         state, where = read_text_tower(choice.text_weights), f"text tower {choice.text_weights}"
         given["text_encoder"] = convert_text_tower(state, model.config, where)
         origins["text_encoder"], scale = choice.text_weights, text_logit_scale(state)
-    notes = []
+    notes, start, meta = [], None, None
     if choice.warm_start:
         start, meta = checkpoint_io.read_model(zoo.resolve(choice.warm_start))
+    if learned:
+        given["learned_names"] = {"rows": initial_rows(run, learned, meta, start)}
+        origins["learned_names"] = "the mean name"
+        notes.append(f"names without an embedding, learned: {', '.join(learned)}")
+    if start is not None:
         start = _known_parts(run, start, meta)
         taken = origins.keys() & start.keys()
         merged = merge(shapes, start, choice.warm_start)
@@ -152,6 +168,7 @@ def say_origins(origins: Mapping[str, str], notes: list[str]) -> None:
 def _known_parts(run: RunConfig, start: dict, meta: Mapping) -> dict:
     """Drops a text tower that its checkpoint never used, which is random."""
     choice = run.model
+    start = {part: tree for part, tree in start.items() if part != "learned_names"}
     has_tower = "text_encoder" in start and (meta.get("text") or {}).get("source") == "encoder"
     if has_tower and choice.text_weights not in ("", RANDOM):
         raise ConfigError(
@@ -197,7 +214,7 @@ def merge(params: Mapping, start: dict, where: str) -> dict:
         CheckpointError: a part is there but differs in structure or shapes.
     """
     problems, merged = [], dict(params)
-    start = _with_owner(params, start)
+    start = _with_pooled(params, _with_owner(params, start))
     for top, tree in params.items():
         if top not in start:
             continue
@@ -217,6 +234,17 @@ def merge(params: Mapping, start: dict, where: str) -> dict:
             f"of the checkpoint with --config.model.preset."
         )
     return merged
+
+
+def _with_pooled(params: Mapping, start: dict) -> dict:
+    """Gives a decoder whose names looked at tokens alone the maps of the pooled features: zero."""
+    own, given = params.get("decoder", {}), start.get("decoder", {})
+    added = {
+        key: np.zeros(own[key].shape, np.float32)
+        for key in own
+        if key.endswith("_pooled_embed") and key not in given
+    }
+    return {**start, "decoder": {**given, **added}} if given and added else start
 
 
 def _with_owner(params: Mapping, start: dict) -> dict:

@@ -25,9 +25,10 @@ def test_lite_learns_masks_first_and_names_on_frozen_masks():
         for key in traverse_util.flatten_dict(params)
         if not any("/".join(key).startswith(part) for part in names.optimizer.frozen)
     }
-    heads = {"object_embed", "part_embed", "owner_embed", "logit_scale"}
-    assert learned <= {f"decoder/{name}" for name in heads}
-    assert "decoder/object_embed" in learned
+    kinds = ("object", "part", "owner")
+    heads = {"logit_scale"} | {f"{kind}{of}_embed" for kind in kinds for of in ("", "_pooled")}
+    assert learned == {f"decoder/{name}" for name in heads}
+    assert names.text.learn_missing
     with pytest.raises(ValueError, match="masks, finish or names"):
         lite.get_config("both")
 

@@ -11,7 +11,12 @@ import pytest
 from semsam_jax.core.structs import Batch, DenoisingQueries, GenericPredictions, Predictions
 from semsam_jax.criterion.generic import generic_losses
 from semsam_jax.criterion.interactive import interactive_losses
-from semsam_jax.criterion.terms import CriterionConfig, LossWeights
+from semsam_jax.criterion.terms import (
+    MAX_CLASS_WEIGHT,
+    CriterionConfig,
+    LossWeights,
+    balanced_weights,
+)
 from semsam_jax.matching.costs import query_costs
 
 POSITIVE, NEGATIVE = 0.25 * 0.25 * np.log(2), 0.75 * 0.25 * np.log(2)
@@ -181,3 +186,37 @@ def test_parts_are_matched_by_part_and_owner():
     )  # fmt: skip
     best = np.asarray(costs[0, 0]).argmin(axis=0)
     assert best.tolist() == [0, 1]
+
+
+def test_balanced_weights_are_one_on_the_mean_instance_and_capped():
+    """Counts 100, 25 and 4 to the power of -1/2: 0.1, 0.2, 0.5; over all instances 17 / 129."""
+    mean = (100 * 0.1 + 25 * 0.2 + 4 * 0.5) / 129
+    got = balanced_weights(np.array([100, 25, 4, 0]), 0.5)
+    np.testing.assert_allclose(got, [0.1 / mean, 0.2 / mean, 0.5 / mean, 1.0], rtol=1e-6)
+    np.testing.assert_array_equal(balanced_weights(np.array([100, 25, 4, 0]), 0.0), 1.0)
+    assert balanced_weights(np.array([100_000, 1]), 1.0)[1] == MAX_CLASS_WEIGHT
+
+
+def test_a_class_of_twice_the_weight_counts_as_two_prompts():
+    """Two prompts of one token each: a dog that costs one positive, a car told by its logit."""
+    batch = rows([DOG, CAR], [-1, -1])
+    batch = batch.replace(
+        prompt_box=jnp.full((1, 2, 4), 0.5),
+        prompt_is_box=jnp.zeros((1, 2), bool),
+        prompt_valid=jnp.ones((1, 2), bool),
+        prompt_targets=jnp.array([[[0], [1]]]),
+    )
+    found = predictions(1, 1, 2, 1)
+    logits = jnp.zeros((1, 1, 2, 1, OBJECTS)).at[0, 0, 1].set(-50.0).at[0, 0, 1, 0, CAR].set(50.0)
+    found = found.replace(object_logits=logits)
+    points = jnp.full((1, 1, 1, CONFIG.plan.num_candidates + CONFIG.plan.num_fresh, 2), 0.5)
+
+    def term(weights):
+        inputs = found, jnp.zeros((1, 4, 4, 4)), batch, jnp.zeros((1, 2, 1), jnp.int32), points
+        terms = interactive_losses(*inputs, CONFIG, weights)
+        return float(terms["object_class"][0])
+
+    dog = POSITIVE + 2 * NEGATIVE
+    np.testing.assert_allclose(term(None), dog / 2, rtol=1e-5)
+    np.testing.assert_allclose(term(jnp.array([1.0, 9.0, 2.0, 9.0, 9.0])), dog / 3, rtol=1e-5)
+    np.testing.assert_allclose(term(jnp.array([2.0, 9.0, 1.0, 9.0, 9.0])), 2 * dog / 3, rtol=1e-5)

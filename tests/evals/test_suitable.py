@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from semsam_jax.evals.suitable import best_threshold
@@ -10,7 +11,9 @@ from semsam_jax.evals.suitable import best_threshold
         ([(0.9, True), (0.5, False), (0.4, True), (0.3, True)], 0.3),  # F1 0.75, 0.4 at 0.9
         ([(0.9, False), (0.8, False)], 1.0),  # never right: never sure
         ([(0.5, True)], 0.5),
+        ([(0.5, True), (0.5, False), (0.5, False)], 0.5),  # all of one score, or none of them
     ],
 )
 def test_the_threshold_of_names_has_the_best_f1(rows, wanted):
-    assert best_threshold(rows) == wanted
+    scores, is_right = map(np.array, zip(*rows, strict=True))
+    assert best_threshold(scores, is_right) == wanted

@@ -18,6 +18,7 @@ from semsam_jax.inference.labels import (
 from semsam_jax.inference.mask_generator import MaskGenerator
 from semsam_jax.inference.predictor import Predictor
 from semsam_jax.inference.results import ScoredName
+from semsam_jax.text.tables import TextEmbeddings
 
 
 def with_encoder(model):
@@ -206,3 +207,23 @@ def test_an_owner_counts_only_as_far_as_the_mask_is_a_part():
     # Without part names nothing says that it is a part.
     alone = found.replace(part_logits=np.zeros((2, 0)))
     np.testing.assert_array_equal(object_logits(alone), found.object_logits)
+
+
+def test_names_that_a_model_learned_are_names_like_any_other(tiny_model):
+    """Their vectors lie with the parameters; nothing but the checkpoint is needed."""
+    dim = tiny_model.module.config.decoder.text_dim
+    rows = np.eye(2, dim, dtype=np.float32)
+    table = TextEmbeddings(("dog", "leg"), np.ones((2, dim), np.float32), {})
+    text = {"source": "table", "table": "", "learned": ["sky", "skin"]}
+    meta = tiny_model.meta | {"class_heads_trained": True, "text": text}
+    params = {**tiny_model.params, "learned_names": {"rows": 2 * rows}}
+    model = dataclasses.replace(
+        tiny_model, meta=meta, params=params, name_embeddings={}, unknown_names={}
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TextEmbeddings, "load", lambda path=None: table)
+        found = label_set(model, "sky,dog,tree;skin")
+    assert (found.objects, found.parts) == (("sky", "dog"), ("skin",))
+    assert [name.name for name in found.unknown] == ["tree"]
+    np.testing.assert_allclose(found.exact.objects[0], rows[0])
+    np.testing.assert_allclose(found.exact.parts[0], rows[1])

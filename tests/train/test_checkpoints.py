@@ -1,5 +1,6 @@
 """Checkpoints that were truncated, left half-written, or cannot be written."""
 
+import json
 import logging
 import resource
 import shutil
@@ -12,7 +13,9 @@ import optax
 import pytest
 
 from semsam_jax.core.errors import CheckpointError, ConfigError, TrainingError
+from semsam_jax.models import presets
 from semsam_jax.parallel.mesh import build_mesh
+from semsam_jax.train import build
 from semsam_jax.train.checkpoints import Checkpoints, check_same_run
 from semsam_jax.train.state import shard_state
 
@@ -106,6 +109,18 @@ def test_of_another_configuration_the_keys_that_differ_are_named():
         _check(other)
     assert "preset: checkpoint 'x', this run 'y'" in str(caught.value)
     assert "flip" not in str(caught.value)
+
+
+def test_a_size_that_an_earlier_release_did_not_have_is_at_its_default():
+    sizes = json.loads(presets.to_json(presets.PRESETS["swin_t"]))
+    wanted = {"model_config": sizes}
+    older = {key: value for key, value in sizes.items() if key != "learned_names"}
+    older["decoder"] = {k: v for k, v in sizes["decoder"].items() if k != "pooled_names"}
+    saved = META["must_match"] | {"model_config": older}
+    assert _check(wanted, saved=saved, defaults=build.default_match()) == []
+    sizes["decoder"]["pooled_names"] = True
+    with pytest.raises(CheckpointError, match=r"pooled_names: checkpoint False, this run True"):
+        _check(wanted, saved=saved, defaults=build.default_match())
 
 
 def test_what_may_change_is_named_by_the_user():

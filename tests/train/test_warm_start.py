@@ -200,3 +200,14 @@ def test_the_owner_projection_is_there_unless_it_is_switched_off(fresh):
     plain = config.model_config(dataclasses.replace(tiny().model, part_owner=False))
     shapes = jax.eval_shape(lambda key: init_params(SemanticSAM(plain), key), jax.random.key(0))
     assert "owner_embed" not in shapes["decoder"]
+
+
+def test_a_warm_start_that_read_tokens_alone_starts_the_rest_at_zero(fresh):
+    pooled = {"object_pooled_embed": np.full((4, 3), 7.0, np.float32)}
+    own = {**fresh[1], "decoder": {**fresh[1]["decoder"], **pooled}}
+    merged = merge(own, fresh[1], "an older model")
+    assert not merged["decoder"]["object_pooled_embed"].any()
+    again = merge(own, own, "a model of today")
+    assert (again["decoder"]["object_pooled_embed"] == 7.0).all()
+    with pytest.raises(CheckpointError, match="object_pooled_embed: unknown"):
+        merge(fresh[1], own, "another preset")

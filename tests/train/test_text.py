@@ -1,0 +1,75 @@
+"""Names that the table lacks: which they are, where they start, and how a step sees them."""
+
+import numpy as np
+import pytest
+
+from semsam_jax import config
+from semsam_jax.core.errors import ConfigError
+from semsam_jax.models.presets import PRESETS
+from semsam_jax.parallel.mesh import build_mesh
+from semsam_jax.text.tables import TextEmbeddings, table_of
+from semsam_jax.train.text import build_text, initial_rows, learned_names
+
+NAMES = ("dog", "sky", "tofu", "wheel", "car:tailgate")
+"""Three objects, two parts; sky, tofu and tailgate are in no list of the table."""
+
+
+def run_with(**text):
+    data = {"generic_batch": 0}
+    return config.build({"model": {"preset": "lite"}, "text": text, "data": data})
+
+
+def test_missing_names_are_learned_behind_those_of_the_checkpoint():
+    run = run_with(learn_missing=True)
+    assert learned_names(run, NAMES, None) == ("sky", "tofu", "tailgate")
+    start = {"text": {"learned": ["skin", "tofu"]}}
+    assert learned_names(run, NAMES, start) == ("skin", "tofu", "sky", "tailgate")
+    assert learned_names(run_with(), NAMES, start) == ("skin", "tofu")
+    assert learned_names(run_with(), NAMES, None) == ()
+    assert learned_names(run_with(source="none"), NAMES, start) == ()
+    with pytest.raises(ConfigError, match=r"only a table lacks names"):
+        run_with(source="none", learn_missing=True)
+
+
+def test_rows_start_near_the_mean_name_or_as_the_checkpoint_has_them():
+    run = run_with(learn_missing=True)
+    trained = np.eye(2, 1024, dtype=np.float32)
+    params = {"learned_names": {"rows": 5 * trained}}
+    meta = {"text": {"learned": ["skin", "tofu"]}}
+    rows = initial_rows(run, ("skin", "tofu", "sky", "tailgate"), meta, params)
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(rows[:2], trained)
+    table = TextEmbeddings.load()
+    known, _ = table.lookup(table.names)
+    mean = known.mean(0) / np.linalg.norm(known.mean(0))
+    # As close to the mean as names of the table are, and different from each other.
+    assert (rows[2:] @ mean > 0.6).all()
+    assert rows[2] @ rows[3] < 0.9
+
+
+def test_a_step_sees_which_rows_stand_for_which_names():
+    run, sizes, mesh = run_with(learn_missing=True), PRESETS["lite"], build_mesh(1)
+    text = build_text(run, sizes, NAMES, 3, mesh, ("skin", "tofu", "sky", "tailgate"))
+    assert text.class_mask.all()
+    assert text.meta["learned"] == ["skin", "tofu", "sky", "tailgate"]
+    inputs = text.inputs(0)
+    np.testing.assert_array_equal(inputs.learned, [-1, 2, 1, -1, 3])
+    stored, _ = TextEmbeddings.load().lookup(["dog", "wheel"])
+    np.testing.assert_allclose(inputs.table.objects[0], stored[0])
+    np.testing.assert_allclose(inputs.table.parts[0], stored[1])
+    plain = build_text(run_with(), sizes, NAMES, 3, mesh)
+    assert plain.inputs(0).learned is None
+    np.testing.assert_array_equal(plain.class_mask, [True, False, False, True, False])
+
+
+def test_a_checkpoint_finds_what_it_learned_in_every_spelling():
+    rows = np.eye(2, 1024, dtype=np.float32)
+    text = {"table": "", "learned": ["sky", "balcony railing"]}
+    table = table_of(text, {"learned_names": {"rows": 3 * rows}})
+    asked = ["Sky", "skies", "building:balcony_railing", "dog", "tofu"]
+    found, is_known = table.lookup(asked)
+    np.testing.assert_array_equal(is_known, [True, True, True, True, False])
+    np.testing.assert_allclose(found[:3], rows[[0, 0, 1]])
+    np.testing.assert_array_equal(found[3], TextEmbeddings.load().lookup(["dog"])[0][0])
+    assert table.meta["learned"] == ["sky", "balcony railing"]
+    assert "sky" in table.nearest_names("skyy")
