@@ -250,7 +250,7 @@ def _name_masks(
     logits = np.concatenate(list(prompt_logits(pyramid.mask_features[0], found, [1] * len(boxes))))
     iou = _ious(logits > 0, masks * len(PROMPTS))
     token, every = iou.argmax(1), np.arange(len(boxes))
-    whole = object_logits(found)[every, token, : len(labels.objects)]
+    whole = object_logits(found, len(labels.parts))[every, token, : len(labels.objects)]
     part = np.asarray(found.part_logits)[every, token, : len(labels.parts)]
     kind, truth = np.tile(kinds, len(PROMPTS)), np.tile(truths, len(PROMPTS))
     rank, best = np.zeros(len(boxes), np.int64), np.zeros(len(boxes))

@@ -191,7 +191,9 @@ def _names(
             return jnp.zeros(logits.shape[:2], jnp.int32)
         return jnp.take_along_axis(logits, token, axis=2)[:, :, 0].argmax(-1)
 
-    return jnp.stack([best(object_logits(last)), best(last.part_logits)], axis=-1)
+    return jnp.stack(
+        [best(object_logits(last, last.part_logits.shape[-1])), best(last.part_logits)], axis=-1
+    )
 
 
 def evaluate_names(

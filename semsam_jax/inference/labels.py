@@ -135,17 +135,22 @@ def name_thresholds(meta: Mapping) -> tuple[float, float]:
     return tuple(float(stored.get(kind, DEFAULT_NAME_THRESH)) for kind in ("object", "part"))
 
 
-def object_logits(found: Predictions) -> Float[Array | np.ndarray, "*q v"]:
+def object_logits(found: Predictions, num_parts: int) -> Float[Array | np.ndarray, "*q v"]:
     """How well each object name fits each token: as what it is, or as what it is a part of.
 
     A token is a part of something only as far as it is one of the parts that are asked for: the
     owner's projection learns from parts alone, and says nothing of anything else.
+
+    Args:
+        found: predictions with names.
+        num_parts: names of parts; what lies behind them in the logits is padding.
     """
-    whole, owner, part = found.object_logits, found.owner_logits, found.part_logits
-    if owner is None or part is None or not part.shape[-1]:
+    whole, owner = found.object_logits, found.owner_logits
+    if owner is None or not num_parts:
         return whole
     xp = np if isinstance(whole, np.ndarray) else jnp
-    return xp.maximum(whole, xp.minimum(owner, part.max(-1, keepdims=True)))
+    part = found.part_logits[..., :num_parts].max(-1, keepdims=True)
+    return xp.maximum(whole, xp.minimum(owner, part))
 
 
 def parse_labels(labels: Labels) -> LabelNames:

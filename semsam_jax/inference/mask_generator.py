@@ -429,6 +429,6 @@ def _names(
     if names is None or names.is_empty:
         return [(None, None)] * len(rows)
     where = (0, rows // len(tokens), tokens[rows % len(tokens)])
-    objects = np.asarray(object_logits(answer))[where]
+    objects = np.asarray(object_logits(answer, len(names.parts)))[where]
     parts = np.asarray(answer.part_logits)[where]
     return [(names.best_object(o), names.best_part(p)) for o, p in zip(objects, parts, strict=True)]

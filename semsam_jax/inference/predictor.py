@@ -334,7 +334,9 @@ class Predictor:
         parts: list = [None] * len(chosen)
         if names is not None and not names.is_empty:
             for i, mask in enumerate(chosen):
-                objects[i] = names.best_object(object_logits(found)[mask.prompt, mask.token])
+                objects[i] = names.best_object(
+                    object_logits(found, len(names.parts))[mask.prompt, mask.token]
+                )
                 parts[i] = names.best_part(found.part_logits[mask.prompt, mask.token])
         scores = np.array([mask.score for mask in chosen], np.float32)
         is_empty = ~(masks > 0 if return_logits else masks).any((1, 2))

@@ -198,15 +198,14 @@ def test_an_owner_counts_only_as_far_as_the_mask_is_a_part():
         mask_embed=np.zeros((2, 1)),
         boxes=np.zeros((2, 4)),
         object_logits=np.array([[-3.0, -4.0], [-2.0, -5.0]]),
-        part_logits=np.array([[2.0], [-6.0]]),
+        part_logits=np.array([[2.0, 9.0], [-6.0, 9.0]]),  # one name, and padding
         owner_logits=np.array([[3.0, -7.0], [1.0, 4.0]]),
     )
-    np.testing.assert_array_equal(object_logits(found), [[2.0, -4.0], [-2.0, -5.0]])
+    np.testing.assert_array_equal(object_logits(found, 1), [[2.0, -4.0], [-2.0, -5.0]])
     on_device = jax.tree.map(jnp.asarray, found)
-    np.testing.assert_array_equal(object_logits(on_device), object_logits(found))
+    np.testing.assert_array_equal(object_logits(on_device, 1), object_logits(found, 1))
     # Without part names nothing says that it is a part.
-    alone = found.replace(part_logits=np.zeros((2, 0)))
-    np.testing.assert_array_equal(object_logits(alone), found.object_logits)
+    np.testing.assert_array_equal(object_logits(found, 0), found.object_logits)
 
 
 def test_names_that_a_model_learned_are_names_like_any_other(tiny_model):
