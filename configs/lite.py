@@ -6,7 +6,7 @@ r"""Preset `lite` on as many masks as there are: masks, a finish at a higher res
     python -m semsam_jax.main --config=configs/lite.py:names \
         --config.model.warm_start=runs/lite_finish --config.data.custom=NAMED \
         --workdir=runs/lite_names
-    python -m semsam_jax convert runs/lite_names --out lite --dtype bfloat16
+    python -m semsam_jax convert runs/lite_names --out lite --dtype float16
 
 DATA/sa1b holds images and masks in the layout of SA-1B, all masks of an image together: a click
 learns all masks under it. Images may occur more often than once; docs/lite.md says how to mix
