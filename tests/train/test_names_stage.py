@@ -47,6 +47,8 @@ def make(frozen):
         class_weights=np.ones(small.NUM_NAMES, np.float32),
     )
     rows = jax.tree.map(lambda x: jnp.asarray(x[:2]), small.batch().interactive)
+    # Of four instances two are parts and two are whole objects.
+    rows = rows.replace(part_id=rows.part_id.at[:, ::2].set(-1), object_id=rows.object_id.clip(0))
     rng = np.random.default_rng(0)
     names = rng.normal(size=(small.NUM_NAMES, MODEL.decoder.text_dim)).astype(np.float32)
     names /= np.linalg.norm(names, axis=1, keepdims=True)
