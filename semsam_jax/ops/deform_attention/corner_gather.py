@@ -16,8 +16,6 @@ from semsam_jax.ops.deform_attention.geometry import (
     samples_of,
 )
 
-_UNROLL = 16  # channels that one loop over the samples adds up
-
 Indices = tuple[Int[Array, "b q k"], ...]
 Shares = tuple[Float[Array, "b q k"], ...]
 
@@ -83,42 +81,14 @@ def _forward(table: Array, indices: Indices, shares: Shares) -> tuple[Array, tup
 
 
 def _backward(saved: tuple, grad: Float[Array, "b q e"]) -> tuple[Array, None, Shares]:
-    # One image at a time, one corner at a time: what is scattered stays in the cache, too.
-    images = (*saved, grad)
-    grad_table, grad_shares = jax.lax.map(lambda image: _backward_of_image(*image), images)
-    return grad_table, None, grad_shares
-
-
-def _backward_of_image(
-    table: Float[Array, "s e"],
-    indices: tuple[Int[Array, "q k"], ...],
-    shares: tuple[Float[Array, "q k"], ...],
-    grad: Float[Array, "q e"],
-) -> tuple[Float[Array, "s e"], tuple[Float[Array, "q k"], ...]]:
-    # Numbers of one channel, not rows: their products add up without an array [q, k, e], and the
-    # compiler does several neighbours at once.
-    channels, grads = table.T, grad.T[..., None]
-
-    def add_channel(c: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
-        return tuple(
-            total + _take_numbers(channels[c], index) * grads[c]
-            for total, index in zip(sums, indices, strict=True)
-        )
-
-    zeros = tuple(jnp.zeros_like(share) for share in shares)
-    grad_shares = jax.lax.fori_loop(0, table.shape[-1], add_channel, zeros, unroll=_UNROLL)
-    grad_table = jnp.zeros_like(table)
-    for index, share in zip(indices, shares, strict=True):
-        updates = share[..., None] * grad[:, None]
-        grad_table = grad_table.at[index].add(updates, mode="promise_in_bounds")
-    return grad_table, grad_shares
-
-
-def _take_numbers(table: Float[Array, " s"], index: Int[Array, "q k"]) -> Float[Array, "q k"]:
-    dimensions = jax.lax.GatherDimensionNumbers(
-        offset_dims=(), collapsed_slice_dims=(0,), start_index_map=(0,)
+    table, indices, shares = saved
+    grad_shares = tuple(
+        jnp.einsum("bqke,bqe->bqk", _take(table, index[..., None]), grad) for index in indices
     )
-    return jax.lax.gather(table, index[..., None], dimensions, (1,), mode="promise_in_bounds")
+    index, share = jnp.concatenate(indices, axis=-1), jnp.concatenate(shares, axis=-1)
+    updates = share[..., None] * grad[:, :, None]
+    add = jax.vmap(lambda i, u: jnp.zeros(table.shape[1:]).at[i].add(u, mode="promise_in_bounds"))
+    return add(index, updates), None, grad_shares
 
 
 _sum_rows.defvjp(_forward, _backward)
