@@ -23,7 +23,7 @@ ImageLike = str | os.PathLike | Image.Image | np.ndarray
 _DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 
 
-def load_image(image: ImageLike, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "h w 3"]:
+def load_image(image: ImageLike, max_pixels: int | None = None) -> UInt8[np.ndarray, "h w 3"]:
     """Returns an image as uint8 RGB [h, w, 3] the way a viewer displays it.
 
     EXIF rotation is applied, so pixel coordinates are those of the displayed image.
@@ -33,7 +33,7 @@ def load_image(image: ImageLike, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarr
     Args:
         image: a path, a PIL image, or an array: uint8 or uint16 [h, w], [h, w, 1|3|4],
             or floating point in 0..1 of the same shapes.
-        max_pixels: a file or PIL image with more is refused.
+        max_pixels: a file or PIL image with more is refused; `MAX_PIXELS` by default.
 
     Raises:
         DataError: the file is missing, broken, too large, or the array cannot be an image.
@@ -49,7 +49,7 @@ def load_image(image: ImageLike, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarr
     return _from_path(Path(image), max_pixels)
 
 
-def _from_path(path: Path, max_pixels: int) -> np.ndarray:
+def _from_path(path: Path, max_pixels: int | None) -> np.ndarray:
     if not path.exists():
         raise DataError(f"{path}: no such file; check the path of the image.")
     if path.is_dir():
@@ -71,8 +71,8 @@ def _from_path(path: Path, max_pixels: int) -> np.ndarray:
         ) from error
 
 
-def _from_pil(image: Image.Image, where: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    if image.width * image.height > max_pixels:
+def _from_pil(image: Image.Image, where: str, max_pixels: int | None = None) -> np.ndarray:
+    if image.width * image.height > (MAX_PIXELS if max_pixels is None else max_pixels):
         raise DataError(_too_large(where))
     if min(image.size) < 1:
         raise DataError(f"{where}: the image has no pixels, size {image.width}x{image.height}.")

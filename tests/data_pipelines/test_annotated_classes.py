@@ -11,7 +11,7 @@ from PIL import Image
 from data_pipelines.schema import BatchShape, RawExample, RawInstance
 from data_pipelines.sources import open_source
 from data_pipelines.sources import records as records_module
-from data_pipelines.sources.base import encode_mask
+from data_pipelines.sources.outlines import encode_mask
 from data_pipelines.transforms.geometry import Augment
 from data_pipelines.transforms.prompts import PromptPolicy
 from data_pipelines.transforms.row import RowMaker

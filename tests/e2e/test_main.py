@@ -97,9 +97,8 @@ def test_segment_after_the_run_finds_its_programs(finished, cache, tmp_path):
     assert not {name for name in missed if name.startswith("jit__")} - {"jit__above_zero"}
 
 
-@pytest.mark.parametrize(
-    "kills", [pytest.param((4,), id="once"), pytest.param((3, 5), marks=pytest.mark.nightly)]
-)
+@pytest.mark.nightly  # five processes, two to six minutes
+@pytest.mark.parametrize("kills", [(4,), (3, 5)], ids=["once", "twice"])
 def test_interrupted_again_and_again_it_ends_bitwise_equal(kills, finished, cache, tmp_path):
     """Killed and then preempted, it loses nothing that matters."""
     straight, _ = finished
