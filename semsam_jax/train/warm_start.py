@@ -133,8 +133,11 @@ def given_params(
         start, meta = checkpoint_io.read_model(zoo.resolve(choice.warm_start))
     if learned:
         given["learned_names"] = {"rows": initial_rows(run, learned, meta, start)}
-        origins["learned_names"] = "the mean name"
-        notes.append(f"names without an embedding, learned: {', '.join(learned)}")
+        stored = ((meta or {}).get("text") or {}).get("learned") or ()
+        new = [name for name in learned if name not in stored]
+        origins["learned_names"] = "the mean name" if new else choice.warm_start
+        if new:
+            notes.append(f"names without an embedding, learned: {', '.join(new)}")
     if start is not None:
         start = _known_parts(run, start, meta)
         taken = origins.keys() & start.keys()
