@@ -60,7 +60,7 @@ def _lite(config: ConfigDict, is_scratch: bool) -> ConfigDict:
         config.model.init = "similarity"
     else:
         config.model.warm_start = "lite"
-        config.optimizer.learning_rate = 1e-4
+        config.optimizer.learning_rate = 3e-5
     config.data.datasets = ConfigDict(
         {**SHARES, "sa1b": 8.0, "coco": 6.0, "objects365": 0.0, "ade20k": 2.0}
     )
