@@ -70,7 +70,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if path in ("/drops", "/no_ranges") and server.failures > 0:
             server.failures -= 1
             stop = min(stop, 100_000)
-        return self.send(206 if start else 200, body, headers, stop if has_body else 0)
+        return self.send(206 if start else 200, body, headers, stop if has_body else None)
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
