@@ -70,7 +70,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if path in ("/drops", "/no_ranges") and server.failures > 0:
             server.failures -= 1
             stop = min(stop, 100_000)
-        return self.send(206 if start else 200, body, headers, stop if has_body else None)
+        return self.send(206 if start else 200, body, headers, stop if has_body else 0)
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -101,14 +101,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def send(self, status, body, headers, stop=None):
         self.send_response(status)
-        headers = {"Content-Type": "application/octet-stream"} | headers
+        # No connection is kept: a client may not meet a kept one while it is being closed.
+        headers = {"Content-Type": "application/octet-stream", "Connection": "close"} | headers
         for name, value in (headers | {"Content-Length": str(len(body))}).items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body[:stop])
-        if stop is not None and stop < len(body):
-            self.close_connection = True
 
 
 class Server:
