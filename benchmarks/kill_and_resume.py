@@ -107,21 +107,31 @@ def compare(first: Path, second: Path) -> None:
     Raises:
         RuntimeError: they are not bitwise equal.
     """
+    one, two = (_losses(run) for run in (first, second))
+    for step in sorted(one.keys() | two.keys()):
+        if step in two and two[step] != one.get(step):
+            raise RuntimeError(
+                f"logged losses of {first} and {second} differ from step {step} on: "
+                f"{one.get(step)} | {two[step]}"
+            )
+    if one.keys() != two.keys():
+        raise RuntimeError(f"{first} and {second} logged other steps: {set(one) ^ set(two)}")
+    one, two = (_arrays(run) for run in (first, second))
+    differing = [name for name in one if not np.array_equal(one[name], two.get(name))]
+    if differing or one.keys() != two.keys():
+        raise RuntimeError(f"{first} and {second} differ in {len(differing)}: {differing[:5]}")
     for name in ("data", "meta"):
         one, two = (_json(run, name) for run in (first, second))
         for meta in (one, two):
             # How often to save may differ, and seconds do; what matters is in the rest.
             for key in ("config", "measured"):
                 meta.pop(key, None)
-        if one != two:
-            raise RuntimeError(f"{name} of {first} and {second} differ: {one} | {two}")
-    one, two = (_arrays(run) for run in (first, second))
-    differing = [name for name in one if not np.array_equal(one[name], two.get(name))]
-    if differing or one.keys() != two.keys():
-        raise RuntimeError(f"{first} and {second} differ in {len(differing)}: {differing[:5]}")
-    one, two = (_losses(run) for run in (first, second))
-    if any(losses != one[step] for step, losses in two.items()) or one.keys() != two.keys():
-        raise RuntimeError(f"logged losses of {first} and {second} differ: {one} | {two}")
+        keys = [key for key in one.keys() | two.keys() if one.get(key) != two.get(key)]
+        if keys:
+            raise RuntimeError(
+                f"{name} of {first} and {second} differ although all parameters are equal: "
+                + "; ".join(f"{key}: {one.get(key)} | {two.get(key)}" for key in keys)
+            )
 
 
 class _Run:

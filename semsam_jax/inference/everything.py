@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from semsam_jax.core import rle
-from semsam_jax.ops.panoptic import PanopticMap, Segment
+from semsam_jax.ops.panoptic import PanopticBuilder, PanopticMap
 
 MIN_VISIBLE = 0.5
 """Share of a mask that better ones must leave."""
@@ -42,21 +42,10 @@ def panoptic_of_masks(
             score = name["score"] * float(np.clip(record["predicted_iou"], 0.0, 1.0))
             rows.append((score, category[name["name"]], record["segmentation"]))
     rows.sort(key=lambda row: -row[0])
-    segment_map = np.zeros(image_hw, np.int32)
-    segments: list[Segment] = []
-    stuff_ids: dict[int, int] = {}
+    builder = PanopticBuilder(image_hw, things)
     for score, index, segmentation in rows:
         mask = rle.decode(segmentation)
-        visible = mask & (segment_map == 0)
-        if not visible.any() or visible.sum() < min_visible * mask.sum():
-            continue
-        is_thing = index in things
-        if not is_thing and index in stuff_ids:
-            segment_map[visible] = stuff_ids[index]
-            continue
-        number = len(segments) + 1
-        if not is_thing:
-            stuff_ids[index] = number
-        segment_map[visible] = number
-        segments.append(Segment(number, index, is_thing, float(score)))
-    return PanopticMap(segment_map, tuple(segments))
+        visible = mask & (builder.segment_map == 0)
+        if visible.any() and visible.sum() >= min_visible * mask.sum():
+            builder.add(visible, index, float(score))
+    return builder.result()

@@ -36,6 +36,37 @@ class PanopticMap:
     segments: tuple[Segment, ...]
 
 
+class PanopticBuilder:
+    """Builds a map mask by mask; all stuff of one category becomes one segment.
+
+    Args:
+        image_hw: size of the map.
+        things: categories whose masks stay apart; other categories are merged.
+    """
+
+    def __init__(self, image_hw: tuple[int, int], things: Collection[int]) -> None:
+        self.segment_map = np.zeros(image_hw, np.int32)
+        self._things = things
+        self._segments: list[Segment] = []
+        self._stuff_ids: dict[int, int] = {}
+
+    def add(self, mask: Bool[np.ndarray, "h w"], category: int, score: float) -> None:
+        """Paints pixels that no segment has yet."""
+        is_thing = category in self._things
+        if not is_thing and category in self._stuff_ids:
+            self.segment_map[mask] = self._stuff_ids[category]
+            return
+        number = len(self._segments) + 1
+        if not is_thing:
+            self._stuff_ids[category] = number
+        self.segment_map[mask] = number
+        self._segments.append(Segment(number, category, is_thing, score))
+
+    def result(self) -> PanopticMap:
+        """The map so far."""
+        return PanopticMap(self.segment_map, tuple(self._segments))
+
+
 @dataclasses.dataclass(frozen=True)
 class Instances:
     """Instances, best score first.
@@ -127,25 +158,14 @@ def segments_of(
         things: see `panoptic_map`.
         overlap_threshold: see `panoptic_map`.
     """
-    segment_map = np.zeros(winner.shape, np.int32)
-    segments: list[Segment] = []
-    stuff_ids: dict[int, int] = {}
+    builder = PanopticBuilder(winner.shape, things)
     for i, category in enumerate(categories.tolist()):
         present = masks[i]
         won = winner == i
         mask = won & present
-        if not mask.any() or won.sum() / present.sum() < overlap_threshold:
-            continue
-        is_thing = category in things
-        if not is_thing and category in stuff_ids:
-            segment_map[mask] = stuff_ids[category]
-            continue
-        segment_id = len(segments) + 1
-        if not is_thing:
-            stuff_ids[category] = segment_id
-        segment_map[mask] = segment_id
-        segments.append(Segment(segment_id, category, is_thing, float(scores[i])))
-    return PanopticMap(segment_map, tuple(segments))
+        if mask.any() and won.sum() / present.sum() >= overlap_threshold:
+            builder.add(mask, category, float(scores[i]))
+    return builder.result()
 
 
 def top_instances(

@@ -1,5 +1,7 @@
 """The guided filter against ridge regressions window by window, and what it does to a mask."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from semsam_jax.core.structs import Pyramid
 from semsam_jax.inference import guided
 from semsam_jax.inference.encoded_image import EncodedImage
 from semsam_jax.inference.guided import GuidedUpsampler
+from semsam_jax.inference.predictor import Predictor
 from semsam_jax.inference.preprocess import Frame
 from semsam_jax.inference.requests import CheckedRequest
 from semsam_jax.inference.upsample import upsample_masks
@@ -147,3 +150,24 @@ def test_the_mask_of_a_box_ends_at_the_box(half):
     (mask,) = encoded.masks(logits, box)
     assert mask[:, 30].all()
     assert not mask[:, 35:].any()
+
+
+def test_a_model_that_wants_it_gives_guided_masks(tiny_model):
+    """Of a click the filter's own, of a box within the box; logits stay as they are."""
+    config = dataclasses.replace(tiny_model.module.config, guided_upsampling=True)
+    model = dataclasses.replace(tiny_model, module=tiny_model.module.clone(config=config))
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    answers = []
+    for one in (model, tiny_model):
+        predictor = Predictor(one)
+        predictor.set_image(image)
+        answers.append(predictor.predict([[20, 20]]))
+    guided_answer, plain = answers
+    np.testing.assert_allclose(guided_answer.low_res_logits, plain.low_res_logits, atol=1e-4)
+    upsampler = GuidedUpsampler(image, model.frame((48, 64)))
+    wanted = upsampler.masks(plain.low_res_logits)
+    is_same = (guided_answer.masks == wanted).mean((1, 2)) > 0.99
+    is_plain = (guided_answer.masks == plain.masks).all((1, 2))  # where the click would be lost
+    assert (is_same | is_plain).all()
+    assert not (guided_answer.masks == plain.masks).all()
