@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from data_pipelines.transforms.geometry import Placement
 from semsam_jax.core.errors import DataError
@@ -190,6 +190,8 @@ def _opened(data: bytes, where: str) -> Iterator[Image.Image]:
     # Decoders of damaged files raise struct.error, zlib.error, SyntaxError, IndexError ...
     except Exception as error:
         detail = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            detail = f"it begins with {bytes(data[:12])!r}" if data else "the file is empty"
         raise DataError(
             f"{prefix}the image cannot be decoded ({detail}); got {len(data)} bytes, not a "
             "readable image; wanted a whole JPEG or PNG. Replace or remove the file and rebuild "

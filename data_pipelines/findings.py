@@ -20,20 +20,24 @@ EMPTY_SEGMENT = "no pixel of this segment in the PNG"
 UNLISTED_SEGMENT = "an id in the PNG that no segment lists"
 OTHER_CLASS = "class outside the dataset's list"
 LOW_QUALITY = "below the quality that was asked for"
-NO_IMAGE_FILE = "no image of the same name beside it"
+NO_IMAGE_FILE = "no JPEG or PNG of the same name beside it"
 NO_AREA_SHAPE = "shape without area"
 LOST_WHOLE = "part whose whole is not known"
 DOUBLED_ID = "annotation id that appears twice in its image"
+DOUBLED_FILE = "several for one file"
 
 _SUBJECTS = {
     NO_IMAGE_ID: "image record",
     NO_RECORD: "image record",
+    DOUBLED_FILE: "image record",
     NO_IMAGE_FILE: "annotation file",
 }
-_USED = (LOST_WHOLE, DOUBLED_ID)
+_USED = (LOST_WHOLE, DOUBLED_ID, DOUBLED_FILE)
 _ADVICE = {
     NO_OUTLINE: "the reader's option boxes_only trains on boxes instead, "
-    "--config.data.custom_boxes_only=True in a run"
+    "--config.data.custom_boxes_only=True in a run",
+    DOUBLED_FILE: "each is an example without the annotations of the others, and one of them may "
+    "be held out while another is trained on; give each file one record",
 }
 
 

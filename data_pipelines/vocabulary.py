@@ -231,6 +231,26 @@ def clean_name(name: str) -> str:
     return cleaned or name.strip() or "unnamed"
 
 
+def _texts(names: Sequence[str]) -> list[str]:
+    """Cleaned names of a custom dataset; the whole name where cleaning makes two classes one.
+
+    Classes with one text have one embedding, and no model can tell them apart: `screw (new)` and
+    `screw (worn)` are no synonyms.
+    """
+    texts = [clean_name(name) for name in names]
+    spellings: dict[str, set[str]] = {}
+    for name, text in zip(names, texts, strict=True):
+        spellings.setdefault(text, set()).add(_words(name))
+    return [
+        text if len(spellings[text]) == 1 else _words(name) or text
+        for name, text in zip(names, texts, strict=True)
+    ]
+
+
+def _words(name: str) -> str:
+    return " ".join(re.sub(r"[()_,;/-]+", " ", name).lower().split())
+
+
 _PASCAL_FILES = {"merged": "pascal_part", "full": "pascal_part_full"}
 
 
@@ -290,7 +310,7 @@ def build_vocabulary(
     for dataset, (object_names, part_names) in extra.items():
         for names, entries in ((object_names, objects), (part_names, parts)):
             entries.extend(
-                VocabularyEntry(dataset, name, clean_name(name), position)
-                for position, name in enumerate(names)
+                VocabularyEntry(dataset, name, text, position)
+                for position, (name, text) in enumerate(zip(names, _texts(names), strict=True))
             )
     return Vocabulary(objects, parts)

@@ -128,7 +128,7 @@ class _SceneParsing(_Layout):
         self._images = images
         self._classes = source.root / "annotations" / folder
         self._instances = source.root / "annotations_instance" / folder
-        self.example_ids = StringTable.of(sorted(p.stem for p in self._classes.glob("*.png")))
+        self.example_ids = StringTable.of(sorted(p.stem for p in self._classes.glob("[!.]*.png")))
         self.annotation_files = (self._classes, self._instances)
         if not self._instances.is_dir():
             raise DataError(

@@ -197,16 +197,17 @@ class ExampleBuilder:
 
     def _read_image(self) -> bytes:
         try:
-            if self._path.exists() and not self._path.is_file():
-                # A folder, if the record has no file_name, or a device, which never ends.
-                raise self.broken("cannot read the image: this is not a file")
-            return self._path.read_bytes()
+            # A folder, if the record has no file_name, or a device, which never ends.
+            if self._path.is_file() or not self._path.exists():
+                return self._path.read_bytes()
         except FileNotFoundError as error:
-            hint = _similar_name(self._path)
+            hint = "; this is a link that leads nowhere"
+            hint = hint if self._path.is_symlink() else _similar_name(self._path)
             raise self.broken(f"cannot read the image: {error.strerror}{hint}") from error
         except (OSError, ValueError) as error:  # ValueError: a name with a null byte
             detail = getattr(error, "strerror", None) or error
             raise self.broken(f"cannot read the image: {detail}") from error
+        raise self.broken("cannot read the image: this is not a file")
 
 
 def _similar_name(missing: pathlib.Path) -> str:

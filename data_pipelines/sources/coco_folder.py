@@ -8,12 +8,15 @@ A category `whole:part` names a part of a whole; an annotation of a part may ref
     source = CocoFolder("my", "train", vocabulary, dataset="mine")
 """
 
+import collections
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from data_pipelines import findings
+from data_pipelines.findings import Unused
 from data_pipelines.schema import DATASETS, RawExample
 from data_pipelines.sources.base import Source
 from data_pipelines.sources.builder import ExampleBuilder
@@ -27,7 +30,7 @@ from data_pipelines.sources.coco_json import (
 from data_pipelines.sources.json_stream import read_elements
 from data_pipelines.sources.layouts import ImagePlaces, find_layout, layout_error
 from data_pipelines.sources.paco import whole_part_labels
-from data_pipelines.sources.values import IdCodes
+from data_pipelines.sources.values import IdCodes, short
 from data_pipelines.vocabulary import Vocabulary
 from semsam_jax.core.errors import ConfigError, DataError
 
@@ -70,7 +73,18 @@ class CocoFolder(Source):
         self._table = load_table(file, dataset, with_outlines=not boxes_only)
         self._labels = own_labels(self._table, dataset, vocabulary)
         self._places = ImagePlaces(self._table.file_names, layout.folders)
-        self.example_ids, self.unused = self._table.image_ids, self._table.unused
+        self.example_ids = self._table.image_ids
+        self.unused = (*self._table.unused, *self._doubled_files())
+
+    def _doubled_files(self) -> tuple[Unused, ...]:
+        """Records of one image: each is trained on without the annotations of the others."""
+        counts = collections.Counter(self._table.file_names)
+        doubled = [name for name, count in counts.items() if count > 1 and name]
+        if not doubled:
+            return ()
+        named = tuple(f"{short(name)}, {counts[name]} records" for name in doubled)
+        number = sum(counts[name] for name in doubled)
+        return (Unused(findings.DOUBLED_FILE, named[: findings.NAMED], number),)
 
     def _files(self, position: int) -> tuple[pathlib.Path, ...]:
         return (self._places.path(self._table.file_names[position]),)

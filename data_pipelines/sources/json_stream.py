@@ -5,6 +5,7 @@ every process that reads them. Here the arrays of the file's outermost object ar
 at a time.
 """
 
+import codecs
 import json
 import pathlib
 import re
@@ -33,7 +34,7 @@ def read_elements(
             keys is missing, appears twice or is no array.
     """
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with path.open(encoding=_encoding(path)) as file:
             found = _Parser(file).run(path, dataset, wanted)
     except OSError as error:
         raise DataError(
@@ -44,7 +45,12 @@ def read_elements(
             f"{dataset}: {path} has lists or objects nested too deeply; wanted a COCO-style "
             "annotation file"
         ) from error
-    except ValueError as error:  # of the parser: cut off, no UTF-8, a number of 5,000 digits
+    except UnicodeError as error:
+        raise DataError(
+            f"{dataset}: {path} is not complete JSON in UTF-8 ({error}); unpack it, save it in "
+            "this encoding, or download it again"
+        ) from error
+    except ValueError as error:  # of the parser: cut off, a number of 5,000 digits
         if isinstance(error, DataError):
             raise
         raise DataError(
@@ -62,6 +68,13 @@ def read_elements(
             f"{dataset}: {path} has no {lacking}; found keys {sorted(found)[:12]}; wanted a "
             "COCO-style annotation file"
         )
+
+
+def _encoding(path: pathlib.Path) -> str:
+    """UTF-8, unless the file begins with the mark of UTF-16, as PowerShell writes it."""
+    with path.open("rb") as file:
+        start = file.read(2)
+    return "utf-16" if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
 class _Parser:

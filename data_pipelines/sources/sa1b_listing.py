@@ -167,7 +167,7 @@ def _scan(folder: pathlib.Path) -> tuple[Listing, dict[str, list[int]]]:
 
 
 def _archives(folder: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(folder.glob("*.tar"), key=lambda path: by_number(path.stem))
+    return sorted(folder.glob("[!.]*.tar"), key=lambda path: by_number(path.stem))
 
 
 def _members(number: int, archive: pathlib.Path) -> tuple[StringTable, np.ndarray]:
@@ -207,7 +207,8 @@ def _loose(folder: pathlib.Path, seen: list[str], alone: list[str]) -> Iterator[
     Collects the folders, and JSON files of SA-1B without an image.
     """
     for parent, below, names in os.walk(folder):
-        below.sort(key=by_number)
+        below[:] = sorted((name for name in below if name[0] != "."), key=by_number)
+        names = [name for name in names if name[0] != "."]  # a Mac writes ._NAME beside NAME
         above = pathlib.Path(parent).relative_to(folder).as_posix()
         seen.append(above)
         prefix = "" if above == "." else f"{above}/"

@@ -37,8 +37,9 @@ from data_pipelines.sources.layouts import (
     LABELME,
     YOLO,
     Layout,
+    files_below,
     find_layout,
-    image_files,
+    json_files,
     label_folder,
     layout_error,
     read_yaml,
@@ -119,7 +120,7 @@ class YoloFolder(_ShapeFolder):
         (self._folder,) = layout.folders
         self._label_folder = label_folder(self._folder)
         self._names = yolo_names(layout)
-        images = list(image_files(self._folder))
+        images = files_below(self._folder, IMAGE_SUFFIXES)
         self._images = images
         stems = {image.relative_to(self._folder).with_suffix("").as_posix() for image in images}
         if len(stems) != len(images):
@@ -127,7 +128,8 @@ class YoloFolder(_ShapeFolder):
                 f"{self.dataset}: {self._folder} has images of one name with different endings; "
                 "wanted one image for each label file"
             )
-        texts = (path.relative_to(self._label_folder) for path in self._label_folder.rglob("*.txt"))
+        files = files_below(self._label_folder, (".txt",))
+        texts = (path.relative_to(self._label_folder) for path in files)
         alone = [t.as_posix() for t in texts if t.with_suffix("").as_posix() not in stems]
         alone = sorted(name for name in alone if name != "classes.txt")
         if alone:
@@ -143,7 +145,7 @@ class YoloFolder(_ShapeFolder):
     def _read(self, position: int) -> RawExample:
         builder = ExampleBuilder(self, position, self._images[position])
         file = self._label_file(position)
-        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        lines = file.read_text(encoding="utf-8-sig").splitlines() if file.is_file() else []
         for number, line in enumerate(lines, start=1):
             if line.split():
                 self._add_line(builder, line.split(), f"line {number} of {file.name}")
@@ -178,14 +180,20 @@ def yolo_names(layout: Layout) -> dict[int, str]:
     """Class number -> name, out of `data.yaml`.
 
     Raises:
-        DataError: there is no such file, or it has no names.
+        DataError: there is no such file, it has no names, or it describes poses.
     """
     if layout.file is None:
         raise DataError(
             f"{layout.folders[0].parent}: YOLO labels without data.yaml; wanted the file with the "
             "names of the classes, such as names: [cat, dog]"
         )
-    names = read_yaml(layout.file).get("names")
+    content = read_yaml(layout.file)
+    if "kpt_shape" in content:
+        raise DataError(
+            f"{layout.file}: describes poses (kpt_shape), whose lines are boxes and keypoints; "
+            "wanted YOLO segments, whose lines are outlines"
+        )
+    names = content.get("names")
     pairs = list(enumerate(names)) if isinstance(names, list) else []
     pairs = list(names.items()) if isinstance(names, Mapping) else pairs
     found = {whole(number): clean_text(name) for number, name in pairs}
@@ -306,7 +314,7 @@ class LabelMeFolder(_ShapeFolder):
 
 def labelme_files(folder: pathlib.Path) -> list[pathlib.Path]:
     """LabelMe's JSON files in a folder."""
-    return sorted(path for path in folder.glob("*.json") if path.name != "PROVENANCE.json")
+    return [path for path in json_files(folder) if path.name != "PROVENANCE.json"]
 
 
 def labelme_names(layout: Layout) -> list[str]:

@@ -101,7 +101,7 @@ class TextEmbeddings:
     def lookup(self, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Embeddings of names.
 
-        A name is tried as it is, then without a bracketed qualifier, then each of its
+        A name is tried as it is, with and without a bracketed qualifier, then each of its
         synonyms ("a, b", "a or b", "a/b"), then without a plural s; case, underscores,
         hyphens and spaces never matter. Of "object:part" with an unknown object, the part alone
         is taken.
@@ -245,7 +245,7 @@ def _read_list(root: Path, list_name: str) -> list[tuple[str, np.ndarray]]:
 
 def _spellings(name: str) -> list[str]:
     plain = normalise(name)
-    whole = [plain, _without_brackets(plain)]
+    whole = [plain, plain.replace("(", "").replace(")", ""), _without_brackets(plain)]
     for separator in (",", "/", " or "):
         if separator in plain:
             whole += [_without_brackets(piece) for piece in plain.split(separator)]

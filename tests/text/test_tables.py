@@ -70,6 +70,7 @@ def test_related_names_are_close(table):
         ("car:wing mirror", "car_(automobile):wing_mirror"),
         ("zebra:head", "head"),
         ("bird head", "Bird Head"),
+        ("bird (head)", "bird head"),
     ],
 )
 def test_spellings(tmp_path, name, same):
