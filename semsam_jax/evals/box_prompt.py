@@ -61,14 +61,18 @@ def evaluate_box_prompt(
 def box_all(sample: EvalSample, protocol: BoxProtocol) -> PromptWork:
     """Gives the rows of one image and the number of its masks that were not scored."""
     rows, masks = scored_masks(sample, protocol.skip_crowd)
+    types = np.full(len(rows), protocol.box_type)
+    clicks_xy, boxes = clicks_of(sample, rows, masks), box_prompts(sample, masks)
+    table = yield from tabulate(sample, rows, masks, clicks_xy, boxes, types)
+    return table, len(sample.masks) - len(rows)
+
+
+def box_prompts(sample: EvalSample, masks: list[np.ndarray]) -> np.ndarray:
+    """Tight boxes of masks of the scored frame: float32 [n, 4] cxcywh, fractions of the canvas."""
     boxes = np.asarray([tight_box(mask) for mask in masks], np.float64).reshape(-1, 4)
     # Pixels of the scored frame, to pixels of the valid canvas, to fractions of the canvas.
     share = np.asarray(sample.size_hw) / sample.frame_hw / sample.image.shape[:2]
-    boxes = (boxes * np.tile(share[::-1], 2)).astype(np.float32)
-    types = np.full(len(rows), protocol.box_type)
-    clicks_xy = clicks_of(sample, rows, masks)
-    table = yield from tabulate(sample, rows, masks, clicks_xy, boxes, types)
-    return table, len(sample.masks) - len(rows)
+    return (boxes * np.tile(share[::-1], 2)).astype(np.float32)
 
 
 def tight_box(mask: np.ndarray) -> tuple[float, float, float, float]:

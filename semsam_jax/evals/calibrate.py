@@ -32,5 +32,5 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measures, writes what was measured into the checkpoint; returns 0."""
     written = {"write_names" if args.names else "write_levels": not args.dry_run}
-    suites = ("name_scores",) if args.names else ("levels",)
+    suites = ("names",) if args.names else ("levels",)
     return cli.run_options(cli.options_of(args, suites=suites, **written))

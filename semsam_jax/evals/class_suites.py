@@ -8,8 +8,7 @@ from semsam_jax.evals import plots
 from semsam_jax.evals.class_embeddings import KnownClasses, known_classes
 from semsam_jax.evals.everything import evaluate_everything
 from semsam_jax.evals.generic import evaluate_generic
-from semsam_jax.evals.name_scores import calibrations, score_rows
-from semsam_jax.evals.naming import evaluate_names
+from semsam_jax.evals.names import KINDS, calibrations, score_rows, unique_names
 from semsam_jax.evals.panoptic import PanopticResult
 from semsam_jax.evals.part_ap import ClassList
 from semsam_jax.evals.report import TableRow
@@ -53,30 +52,20 @@ def generic(context: EvalContext) -> SuiteResult:
 
 
 def names(context: EvalContext) -> SuiteResult:
-    """How often the best name of a clicked mask is right, among the dataset's own names."""
-    classes, object_names, part_names = context.class_list()
-    found = _with_text(context, classes, object_names, part_names)
-    if not found.names:
-        return _nothing_known(found)
-    result = evaluate_names(
-        context.model,
-        context.params,
-        found.text,
-        context.clicked,
-        found.classes,
-        found.names,
-        prompts_per_call=context.prompts_per_call,
-        eval_loop=context.eval_loop,
-    )
-    note = f"{result.total.sum()} masks, {len(found.names)} names"
-    rows = [TableRow("name accuracy of clicks, %", 100 * result.accuracy, "", note)]
-    return SuiteResult(
-        rows,
-        prefixed("names", result.scalars()),
-        found.notes,
-        found.is_complete,
-        _by_class(found.names, name_accuracy=result.class_accuracy),
-    )
+    """Whether the best names of true masks are right, for boxes and clicks, and how sure."""
+    table, known = context.name_table, context.known_names
+    if context.draws:
+        for kind, found in calibrations(table).items():
+            plots.plot_name_reliability(context.out / f"names_{kind}.png", found, kind)
+    rows, scalars = score_rows(table)
+    notes = dict(known.notes)
+    if not rows:
+        notes["nothing to score"] = "no masks with known names among these images"
+    by_class: dict[str, dict[str, float]] = {}
+    for kind, own in zip(KINDS, unique_names(known), strict=True):
+        accuracy = table.class_accuracy(kind, len(own.texts))
+        by_class |= _by_class(own.texts, name_accuracy=accuracy)
+    return SuiteResult(rows, prefixed("names", scalars), notes, known.is_complete, by_class)
 
 
 def _panoptic_rows(result: PanopticResult, published: str = "") -> list[TableRow]:
@@ -133,19 +122,6 @@ def everything(context: EvalContext) -> SuiteResult:
     )
     scalars = prefixed("everything", result.scalars())
     return SuiteResult(_panoptic_rows(result), scalars, found.notes, found.is_complete)
-
-
-def name_scores(context: EvalContext) -> SuiteResult:
-    """Top-1 and top-5 of the names of true masks, for boxes and for clicks, and calibration."""
-    table, left_out = context.name_table
-    rows, scalars = score_rows(table)
-    if context.draws:
-        for kind, found in calibrations(table).items():
-            plots.plot_name_reliability(context.out / f"names_{kind}.png", found, kind)
-    notes = {"left out, no embedding of the name": ", ".join(left_out)} if left_out else {}
-    if not rows:
-        notes["nothing to score"] = "no masks with known names among these images"
-    return SuiteResult(rows, prefixed("name_scores", scalars), notes, not left_out)
 
 
 def _with_text(

@@ -12,7 +12,6 @@ SUITE_NAMES = (
     "interactive",
     "generic",
     "names",
-    "name_scores",
     "part",
     "everything",
     "proposals",

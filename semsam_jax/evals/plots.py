@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from semsam_jax.evals.instance_ap import InstanceResult
 from semsam_jax.evals.interactive import InteractiveResult
-from semsam_jax.evals.name_scores import Reliability
+from semsam_jax.evals.names import Reliability
 from semsam_jax.evals.one_click import ClickTable
 from semsam_jax.evals.panoptic import PanopticResult
 

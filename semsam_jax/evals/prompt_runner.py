@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from semsam_jax.core.structs import Prompts, Pyramid
+from semsam_jax.core.structs import Prompts, Pyramid, TextTable
 from semsam_jax.evals import prompt_scores
 from semsam_jax.evals.eval_loop import EvalLoop
 from semsam_jax.evals.prompt_scores import PromptMasks, PromptScores, ScorePlan
@@ -82,6 +82,7 @@ class PromptRunner:
         isolate: whether prompts of an image do not see each other (False: the released demo).
         devices: of this process; its first one by default.
         images_per_device: images that a device works on at a time.
+        text: names that each token is scored with; None scores masks alone.
     """
 
     def __init__(
@@ -93,11 +94,12 @@ class PromptRunner:
         isolate: bool = True,
         devices: Sequence[jax.Device] | None = None,
         images_per_device: int = 1,
+        text: TextTable | None = None,
     ):
         devices = jax.local_devices()[:1] if devices is None else list(devices)
         mesh = build_mesh(devices=devices)
         self._model, self._rows = model, batch_sharding(mesh)
-        self._params = jax.device_put(params, replicated(mesh))
+        self._params, self._text = jax.device_put((params, text), replicated(mesh))
         self._whole = replicated(mesh)
         self._size, self._isolate = prompts_per_call, isolate
         limit = min(masks_per_chunk, prompts_per_call)
@@ -112,6 +114,7 @@ class PromptRunner:
         params: dict,
         prompts_per_call: int,
         isolate: bool,
+        text: TextTable | None = None,
     ) -> "PromptRunner":
         """A runner on the devices of an evaluation loop."""
         return cls(
@@ -121,6 +124,7 @@ class PromptRunner:
             isolate=isolate,
             devices=eval_loop.devices,
             images_per_device=eval_loop.images_per_device,
+            text=text,
         )
 
     def scorer(self, work: Callable[[EvalSample], PromptWork]) -> "PromptScorer":
@@ -177,11 +181,12 @@ class PromptRunner:
                 width = _padded(max(len(masks) for one in targets for masks in one))
                 bits = self._bits(queries, rows, width, frame_hw or canvas_hw)
                 bits = jax.device_put(bits, self._rows)
-                parts.append(prompt_scores.count_pixels(*common, bits, plan))
+                parts.append(prompt_scores.count_pixels(*common, bits, self._text, plan))
             else:
                 parts.append(prompt_scores.draw_masks(*common, plan))
         # Everything is dispatched before the first result is waited for.
-        arrays = [np.concatenate(part, axis=1) for part in zip(*jax.device_get(parts), strict=True)]
+        parts = jax.device_get(parts)
+        arrays = jax.tree.map(lambda *part: np.concatenate(part, axis=1), *parts)
         make = _scores if has_targets else _masks
         return [
             None if query is None else make(row, query, pending[row].sample, arrays)
@@ -259,18 +264,14 @@ def _one_question(query: PromptQuery) -> PromptWork:
     return (answer,)
 
 
-def _scores(
-    row: int, query: PromptQuery, sample: EvalSample, arrays: list[np.ndarray]
-) -> PromptScores:
+def _scores(row: int, query: PromptQuery, sample: EvalSample, arrays: tuple) -> PromptScores:
     count, width = len(query.boxes), max((len(masks) for masks in query.targets), default=0)
-    pred_ious, inter, pred, target = (array[row, :count] for array in arrays)
+    pred_ious, inter, pred, target, names = jax.tree.map(lambda x: x[row, :count], arrays)
     counts = (inter[..., :width], pred, target[..., :width])
-    return PromptScores(pred_ious, *(x.astype(np.float64) for x in counts))
+    return PromptScores(pred_ious, *(x.astype(np.float64) for x in counts), names)
 
 
-def _masks(
-    row: int, query: PromptQuery, sample: EvalSample, arrays: list[np.ndarray]
-) -> PromptMasks:
+def _masks(row: int, query: PromptQuery, sample: EvalSample, arrays: tuple) -> PromptMasks:
     h, w = sample.frame_hw
     pred_ious, bits = (array[row, : len(query.boxes)] for array in arrays)
     masks = np.unpackbits(bits[:, :, :h], axis=-1)[..., :w].astype(bool)

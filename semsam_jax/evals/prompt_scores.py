@@ -3,8 +3,9 @@
 Masks stay on the device: only pixel counts per prompt and token are transferred or, if an
 evaluation needs the masks themselves, bit-packed masks.
 
-Axis letters: `b` images, `p` prompts of an image, `k` tokens, `t` targets of a prompt, `h w`
-canvas, `y x` the frame that is scored: the canvas, or a bucket that holds the stored image.
+Axis letters: `b` images, `p` prompts of an image, `k` tokens, `t` targets of a prompt, `o` names
+of objects, `r` names of parts, `h w` canvas, `y x` the frame that is scored: the canvas, or a
+bucket that holds the stored image.
 """
 
 import dataclasses
@@ -18,7 +19,8 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from semsam_jax.core.structs import Predictions, Prompts, Pyramid
+from semsam_jax.core.structs import Predictions, Prompts, Pyramid, TextTable
+from semsam_jax.inference.labels import object_logits
 from semsam_jax.models.heads import mask_logits
 
 MASK_STRIDE = 4
@@ -34,12 +36,15 @@ class PromptScores:
         intersection: float64 [p, k, t] pixels shared by token's mask and target.
         pred_area: float64 [p, k] pixels of each token's mask.
         target_area: float64 [p, t] pixels of each target.
+        name_logits: float32 [p, k, o] and [p, k, r], how well each name of an object and of a part
+            fits each token; None without names.
     """
 
     pred_ious: np.ndarray
     intersection: np.ndarray
     pred_area: np.ndarray
     target_area: np.ndarray
+    name_logits: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def iou(self) -> np.ndarray:
@@ -115,7 +120,7 @@ class ScorePlan:
     frame_hw: tuple[int, int] | None
 
 
-@functools.partial(jax.jit, static_argnums=(0, 6))
+@functools.partial(jax.jit, static_argnums=(0, 7))
 def count_pixels(
     model: nn.Module,
     params: dict,
@@ -123,11 +128,16 @@ def count_pixels(
     prompts: Prompts,
     sizes: Int[Array, "2 b 2"],
     bits: UInt8[Array, "b p t y x8"],
+    text: TextTable | None,
     plan: ScorePlan,
 ) -> tuple[
-    Float[Array, "b p k"], Float[Array, "b p k t"], Float[Array, "b p k"], Float[Array, "b p t"]
+    Float[Array, "b p k"],
+    Float[Array, "b p k t"],
+    Float[Array, "b p k"],
+    Float[Array, "b p t"],
+    tuple[Float[Array, "b p k o"], Float[Array, "b p k r"]] | None,
 ]:
-    """Pixels of every token's mask, of its targets and of what they share.
+    """Pixels of every token's mask, of its targets and of what they share; and its names.
 
     Args:
         model: `SemanticSAM`.
@@ -136,12 +146,13 @@ def count_pixels(
         prompts: [b, p].
         sizes: valid pixels of the canvas, and of the scored frame.
         bits: targets packed along x, zero outside the image.
+        text: names, or None.
         plan: static arguments.
 
     Returns:
-        Predicted quality, intersections, areas of masks, areas of targets.
+        Predicted quality, intersections, areas of masks, areas of targets, logits of names.
     """
-    answers = _decode(model, params, pyramid, prompts, plan.isolate)
+    answers, names = _decode(model, params, pyramid, prompts, text, plan.isolate)
 
     def count(block):
         answers, bits = block
@@ -157,7 +168,7 @@ def count_pixels(
         return jax.tree.map(lambda *parts: sum(parts), *counts)
 
     counts = jax.lax.map(count, (_in_chunks(answers, plan.chunk), _in_chunks(bits, plan.chunk)))
-    return answers.pred_ious, *(_from_chunks(x) for x in counts)
+    return answers.pred_ious, *(_from_chunks(x) for x in counts), names
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))
@@ -170,7 +181,7 @@ def draw_masks(
     plan: ScorePlan,
 ) -> tuple[Float[Array, "b p k"], UInt8[Array, "b p k y x8"]]:
     """Predicted quality and masks, packed along x; arguments as `count_pixels`."""
-    answers = _decode(model, params, pyramid, prompts, plan.isolate)
+    answers, _ = _decode(model, params, pyramid, prompts, None, plan.isolate)
 
     def draw(answers):
         return jnp.packbits(_thresholded(answers, pyramid, sizes, plan.frame_hw), axis=-1)
@@ -192,15 +203,24 @@ def _from_chunks(x: Array) -> Array:
 
 
 def _decode(
-    model: nn.Module, params: dict, pyramid: Pyramid, prompts: Prompts, isolate: bool
-) -> Predictions:
-    """The parts of the last layer that masks and scores need, leading axes [b, p, k]."""
+    model: nn.Module,
+    params: dict,
+    pyramid: Pyramid,
+    prompts: Prompts,
+    text: TextTable | None,
+    isolate: bool,
+) -> tuple[Predictions, tuple[Float[Array, "b p k o"], Float[Array, "b p k r"]] | None]:
+    """What masks need of the last layer, leading axes [b, p, k], and the logits of names."""
     answers = model.apply(
-        {"params": params}, pyramid, prompts, isolate=isolate, method="decode_prompts"
+        {"params": params}, pyramid, prompts, text, isolate=isolate, method="decode_prompts"
     )
     last = jax.tree.map(lambda x: x[-1], answers)
+    names = None
+    if text is not None:
+        objects, parts = object_logits(last, len(text.parts)), last.part_logits
+        names = objects.astype(jnp.float32), parts.astype(jnp.float32)
     pred_ious = last.pred_ious.astype(jnp.float32)
-    return last.replace(pred_ious=pred_ious, object_logits=None, part_logits=None)
+    return Predictions(last.mask_embed, last.boxes, pred_ious, mask_limits=last.mask_limits), names
 
 
 def _thresholded(

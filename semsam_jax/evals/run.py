@@ -18,7 +18,7 @@ from semsam_jax.core.paths import AnyPath
 from semsam_jax.evals import plots, report, sources
 from semsam_jax.evals.dataset_samples import EvalDataset, EvalFrame, open_dataset
 from semsam_jax.evals.eval_loop import EvalLoop
-from semsam_jax.evals.name_scores import calibrations
+from semsam_jax.evals.names import calibrations
 from semsam_jax.evals.options import EvalOptions
 from semsam_jax.evals.suitable import mask_thresholds, name_thresholds
 from semsam_jax.evals.suite_context import EvalContext, SuiteResult
@@ -128,9 +128,8 @@ def _write_thresholds(
     """Measures the thresholds that suit the checkpoint, with its new order of levels."""
     found: dict[str, dict] = {}
     if dataset.has_classes and context.meta.get("class_heads_trained"):
-        table, _ = context.name_table
-        found |= name_thresholds(table)
-        for kind, bins in calibrations(table).items() if context.draws else ():
+        found |= name_thresholds(context.name_table)
+        for kind, bins in calibrations(context.name_table).items() if context.draws else ():
             plots.plot_name_reliability(context.out / f"names_{kind}.png", bins, kind)
     if jax.process_index() != 0:
         return

@@ -9,8 +9,10 @@ from itertools import islice
 
 import numpy as np
 
+from semsam_jax.evals.class_embeddings import known_classes
 from semsam_jax.evals.eval_loop import EvalLoop
-from semsam_jax.evals.name_scores import MIN_IOU, NameTable, calibrations, evaluate_name_scores
+from semsam_jax.evals.names import MIN_IOU, NameTable, calibrations, evaluate_names
+from semsam_jax.evals.part_ap import ClassList
 from semsam_jax.evals.samples import EvalSample
 from semsam_jax.inference.loading import LoadedModel
 from semsam_jax.inference.predictor import Predictor
@@ -39,10 +41,27 @@ def measure_thresholds(
         max_images: how many of the images are used, from the first on.
     """
     found: dict[str, dict] = dict(mask_thresholds(model, samples, max_images))
-    names = dict(object_names or {}), dict(part_names or {})
-    if model.meta.get("class_heads_trained") and any(names):
-        alone = EvalLoop(process_index=0, process_count=1)
-        table, _ = evaluate_name_scores(model, islice(samples, max_images), *names, alone)
+    objects, parts = dict(object_names or {}), dict(part_names or {})
+    if not model.meta.get("parts_trained", True):
+        parts = {}
+    if model.meta.get("class_heads_trained") and (objects or parts):
+        ids = [np.array(list(names), np.int64) for names in (objects, parts)]
+        known = known_classes(
+            model.module,
+            model.params,
+            model.meta,
+            ClassList(ids[0], np.ones(len(objects), bool), ids[1]),
+            list(objects.values()),
+            list(parts.values()),
+        )
+        table = evaluate_names(
+            model.module,
+            model.params,
+            known,
+            islice(samples, max_images),
+            box_type=0 if model.prompt_preset == "released_v1" else 1,
+            eval_loop=EvalLoop(process_index=0, process_count=1),
+        )
         found |= name_thresholds(table)
     return found
 
@@ -87,7 +106,7 @@ def name_thresholds(table: NameTable) -> dict[str, dict]:
     expected calibration error. A kind of names that nothing could be measured for is left out.
 
     Args:
-        table: of `name_scores.evaluate_name_scores`.
+        table: of `names.evaluate_names`.
     """
     thresholds, measured = {}, {}
     for kind, bins in calibrations(table).items():

@@ -8,14 +8,14 @@ from pathlib import Path
 import jax
 from flax import linen as nn
 
+from semsam_jax.evals.class_embeddings import KnownClasses, known_classes
 from semsam_jax.evals.dataset_samples import ImageSet
 from semsam_jax.evals.eval_loop import EvalLoop
 from semsam_jax.evals.levels import LevelCalibration, calibrate_levels
-from semsam_jax.evals.name_scores import NameTable, evaluate_name_scores
+from semsam_jax.evals.names import NameTable, evaluate_names
 from semsam_jax.evals.one_click import OneClickResult, evaluate_one_click
 from semsam_jax.evals.part_ap import ClassList
 from semsam_jax.evals.report import TableRow
-from semsam_jax.inference.loading import model_from_params
 
 
 @dataclasses.dataclass
@@ -62,15 +62,23 @@ class EvalContext:
         return calibrate_levels(self.clicks.table)
 
     @functools.cached_property
-    def name_table(self) -> tuple[NameTable, tuple[str, ...]]:
-        """Names of true masks (`name_scores.evaluate_name_scores`); measured once."""
-        classes, object_names, part_names = self.class_list()
-        return evaluate_name_scores(
-            model_from_params(self.params, self.meta),
-            self.whole,
-            dict(zip(classes.object_ids.tolist(), object_names, strict=True)),
-            dict(zip(classes.part_ids.tolist(), part_names, strict=True)),
-            self.eval_loop,
+    def known_names(self) -> KnownClasses:
+        """The dataset's names of objects, and of parts if the model has learned any."""
+        classes, objects, parts = self.class_list()
+        parts = parts if self.meta.get("parts_trained", True) else []
+        return known_classes(self.model, self.params, self.meta, classes, objects, parts)
+
+    @functools.cached_property
+    def name_table(self) -> NameTable:
+        """Names of true masks (`names.evaluate_names`); measured once."""
+        return evaluate_names(
+            self.model,
+            self.params,
+            self.known_names,
+            self.clicked,
+            box_type=0 if self.is_released else 1,
+            prompts_per_call=self.prompts_per_call,
+            eval_loop=self.eval_loop,
         )
 
     @property

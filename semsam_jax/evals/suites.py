@@ -8,7 +8,7 @@ import numpy as np
 from semsam_jax.evals import gallery, plots, report
 from semsam_jax.evals.baselines import evaluate_baseline
 from semsam_jax.evals.box_prompt import BoxProtocol, evaluate_box_prompt
-from semsam_jax.evals.class_suites import everything, generic, name_scores, names, part
+from semsam_jax.evals.class_suites import everything, generic, names, part
 from semsam_jax.evals.granularity import GranularityProtocol, evaluate_granularity
 from semsam_jax.evals.interactive import InteractiveProtocol, evaluate_interactive
 from semsam_jax.evals.levels import LevelCalibration
@@ -171,7 +171,6 @@ SUITES: dict[str, Callable[[EvalContext], SuiteResult]] = {
     "interactive": interactive,
     "generic": generic,
     "names": names,
-    "name_scores": name_scores,
     "part": part,
     "everything": everything,
     "proposals": proposals,
