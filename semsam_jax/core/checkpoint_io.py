@@ -29,25 +29,38 @@ LAST_RUN = "last"
 SHIPPED = Path(__file__).parents[1] / "weights" / "lite"
 """The model that comes with the package."""
 
-_COMPLETE = ("state/_METADATA", "state/manifest.ocdbt", "meta/metadata", "_CHECKPOINT_METADATA")
+META_FILE = "metadata"
+"""File in DIR/checkpoints/STEP/meta; the name that Orbax is told to write it under."""
 
 
 def is_complete(step_dir: AnyPath) -> bool:
-    """Whether a step folder has all files of a finished save."""
-    return all((step_dir / name).exists() for name in _COMPLETE)
+    """Whether Orbax has finished writing a step, and its state and meta are there.
+
+    Whether they can be read shows when they are.
+    """
+    if not (step_dir / "meta" / META_FILE).exists():
+        return False
+    import orbax.checkpoint as ocp  # a second, which a model without steps does not need
+
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        found = checkpointer.metadata(step_dir)
+    return found.commit_timestamp_nsecs is not None and "state" in found.item_metadata
 
 
 def complete_steps(path: str | os.PathLike) -> list[AnyPath]:
     """Returns the complete step folders below `path`, oldest first."""
-    root = as_path(path)
+    return [step for step in _steps(as_path(path)) if is_complete(step)]
+
+
+def _steps(root: AnyPath) -> list[AnyPath]:
+    """The step folders below `root`, complete or not, oldest first."""
     if (root / "state").is_dir():
-        return [root] if is_complete(root) else []
+        return [root]
     if (root / FOLDER).is_dir():
         root = root / FOLDER
     if not root.is_dir():
         return []
-    steps = [p for p in root.iterdir() if p.name.isdigit() and is_complete(p)]
-    return sorted(steps, key=lambda p: int(p.name))
+    return sorted((p for p in root.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
 
 
 def find_model(path: str | os.PathLike) -> AnyPath:
@@ -64,13 +77,16 @@ def find_model(path: str | os.PathLike) -> AnyPath:
         root = root.parent
     if model_files.has_model(root):
         return root
-    steps = complete_steps(root)
+    trained = -1
     if model_files.has_model(root / MODEL):
         trained = model_files.read_config(root / MODEL).get("step", 0)
-        if not steps or trained >= int(steps[-1].name):
-            return root / MODEL
-    if steps:
-        return steps[-1].resolve()
+    for step in reversed(_steps(root)):
+        if step.name.isdigit() and int(step.name) <= trained:
+            break
+        if is_complete(step):
+            return step.resolve()
+    if trained >= 0:
+        return root / MODEL
     if not root.exists():
         raise CheckpointError(
             f"checkpoint {root}: no such folder; give the --workdir of a training run or the "
@@ -89,7 +105,7 @@ def read_meta(path: str | os.PathLike) -> dict:
     folder = find_model(path)
     if model_files.has_model(folder):
         return model_files.read_config(folder)
-    return model_files.read_versioned(folder / "meta" / "metadata")
+    return model_files.read_versioned(folder / "meta" / META_FILE)
 
 
 def read_model(path: str | os.PathLike) -> tuple[dict, dict]:
@@ -104,7 +120,7 @@ def read_model(path: str | os.PathLike) -> tuple[dict, dict]:
     folder = find_model(path)
     if model_files.has_model(folder):
         return model_files.load_model_files(folder)
-    meta = model_files.read_versioned(folder / "meta" / "metadata")
+    meta = model_files.read_versioned(folder / "meta" / META_FILE)
     params = _restore(folder / "state", "ema_params" if meta.get("has_ema") else "params")
     return lora.merged(params), meta
 
@@ -128,7 +144,7 @@ def update_meta(path: str | os.PathLike, changes: dict) -> None:
     if model_files.has_model(folder):
         model_files.write_config(folder, meta)
         return
-    file = folder / "meta" / "metadata"
+    file = folder / "meta" / META_FILE
     partial = file.with_name(".metadata.partial")
     try:
         partial.write_text(json.dumps(meta))
@@ -195,7 +211,7 @@ def last_run() -> AnyPath | None:
     if not file.is_file():
         return None
     workdir = as_path(file.read_text().strip())
-    is_there = complete_steps(workdir) or model_files.has_model(workdir / MODEL)
+    is_there = model_files.has_model(workdir / MODEL) or complete_steps(workdir)
     return workdir if is_there else None
 
 

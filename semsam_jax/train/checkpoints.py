@@ -71,7 +71,7 @@ class Checkpoints:
                 # Uncompressed: compressing float32 weights takes twice as long as writing them.
                 "state": ocp.PyTreeCheckpointHandler(use_compression=False),
                 "data": ocp.JsonCheckpointHandler(),
-                "meta": ocp.JsonCheckpointHandler(),
+                "meta": ocp.JsonCheckpointHandler(checkpoint_io.META_FILE),
             },
         )
 

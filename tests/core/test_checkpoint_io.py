@@ -124,10 +124,12 @@ def test_of_a_run_the_newer_of_model_and_steps_counts(tmp_path):
     assert checkpoint_io.find_model(run).name == "9"
 
 
-def test_a_half_deleted_step_is_passed_over(tmp_path):
+@pytest.mark.parametrize("missing", ["_CHECKPOINT_METADATA", "meta/metadata", "state"])
+def test_a_half_written_step_is_passed_over(tmp_path, missing):
     run = run_with_steps(tmp_path / "run", 5, 7)
-    (run / "checkpoints" / "7" / "state" / "manifest.ocdbt").unlink()
+    (run / "checkpoints" / "7" / missing).rename(tmp_path / "away")
     assert checkpoint_io.find_model(run).name == "5"
+    assert [step.name for step in checkpoint_io.complete_steps(run)] == ["5"]
 
 
 @pytest.mark.parametrize("name", ["_METADATA", "manifest.ocdbt", "d"])
