@@ -8,7 +8,6 @@ where a row is computed, not which or how, and the position is the step number.
 import dataclasses
 import json
 import pathlib
-import zlib
 from collections.abc import Mapping
 
 import cv2
@@ -16,10 +15,11 @@ import grain
 import numpy as np
 from absl import flags
 
-from data_pipelines.index import ExampleSource, Index, Views, open_index
+from data_pipelines.index import ExampleSource, Index, open_index
 from data_pipelines.index.subset import IndexShare
 from data_pipelines.mixture import Mixture, MixtureTable, build_mixture, epoch_warnings
-from data_pipelines.schema import DATASETS, BatchShape, RawExample
+from data_pipelines.schema import DATASETS, BatchShape
+from data_pipelines.streams import ProcessRows, derived_seed, stream_examples
 from data_pipelines.transforms import geometry
 from data_pipelines.transforms.evaluation import evaluation_rows
 from data_pipelines.transforms.geometry import Augment
@@ -39,7 +39,6 @@ __all__ = [
 
 STREAMS = ("interactive", "generic")
 _STATE_FORMAT = 1
-_ENDLESS = 2**62  # length of an endless stream; grain needs a number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,8 +156,8 @@ def make_iterator(
         tables[name] = build_mixture(
             stream.mixture, built, total_rows=total_rows, where=f"{name} stream"
         )
-        examples[name] = _examples(name, tables[name], sources, built, seed)
-        streams[name] = examples[name].random_map(rows, seed=_derived_seed(seed, name, "rows"))
+        examples[name] = stream_examples(name, tables[name], sources, built, seed)
+        streams[name] = examples[name].random_map(rows, seed=derived_seed(seed, name, "rows"))
     if not streams:
         raise ConfigError("pipeline: both streams have batch_size 0; give one of them rows.")
     iterator = InputIterator(config, examples, streams, tables, process_index, process_count, seed)
@@ -231,7 +230,7 @@ class InputIterator:
         names = {}
         for stream, examples in self._examples.items():
             own_rows = getattr(self._config, stream).batch_size // count
-            rows = _ProcessRows(step, own_rows * count, own_rows, index)
+            rows = ProcessRows(step, own_rows * count, own_rows, index)
             drawn = [examples[rows[number][1]][0] for number in range(own_rows)]
             names[stream] = [f"{example.dataset}/{example.example_id}" for example in drawn]
         return names
@@ -283,7 +282,7 @@ class InputIterator:
         process_index, process_count = self._process
         batch_size = getattr(config, name).batch_size
         own_rows = batch_size // process_count
-        part = _ProcessRows(self._step, batch_size, own_rows, process_index)
+        part = ProcessRows(self._step, batch_size, own_rows, process_index)
         mine = grain.MapDataset.select_from_datasets([self._streams[name]], part)
         options = grain.ReadOptions(
             num_threads=config.num_threads, prefetch_buffer_size=2 * config.num_threads
@@ -306,77 +305,6 @@ def dataset_numbers(names: tuple[str, ...]) -> dict[str, int]:
     """Number of each dataset in a batch: `DATASETS` first, then custom ones by name."""
     own = sorted(name for name in names if name not in DATASETS)
     return {name: number for number, name in enumerate((*DATASETS, *own))}
-
-
-class _ViewSource:
-    """Examples of one view of one dataset, for grain."""
-
-    def __init__(self, source: ExampleSource, index: Views, view: str):
-        self._source, self._index, self._view = source, index, view
-
-    def __len__(self) -> int:
-        return len(self._index.view(self._view))
-
-    def __getitem__(self, number: int) -> tuple[RawExample, str]:
-        return self._source[int(self._index.view(self._view)[number])], self._view
-
-
-class _Schedule(grain.transforms.DatasetSelectionMap):
-    """Row number to (view, number of earlier rows of that view)."""
-
-    def __init__(self, schedule: np.ndarray):
-        self._view = schedule
-        self._in_cycle = np.bincount(schedule)
-        turns = [np.flatnonzero(schedule == v) for v in range(len(self._in_cycle))]
-        self._turn = np.zeros(len(schedule), np.int64)
-        for places in turns:
-            self._turn[places] = np.arange(len(places))
-
-    def __len__(self) -> int:
-        return _ENDLESS
-
-    def __getitem__(self, index: int) -> tuple[int, int]:
-        cycle, place = divmod(index, len(self._view))
-        view = int(self._view[place])
-        return view, cycle * int(self._in_cycle[view]) + int(self._turn[place])
-
-
-class _ProcessRows(grain.transforms.DatasetSelectionMap):
-    """Row number of this process, from a first step on, to row number of the stream."""
-
-    def __init__(self, first_step: int, batch_size: int, own_rows: int, process_index: int):
-        self._first_step, self._batch_size = first_step, batch_size
-        self._own_rows, self._offset = own_rows, process_index * own_rows
-
-    def __len__(self) -> int:
-        return _ENDLESS // self._batch_size * self._own_rows
-
-    def __getitem__(self, index: int) -> tuple[int, int]:
-        step, row = divmod(index, self._own_rows)
-        return 0, (self._first_step + step) * self._batch_size + self._offset + row
-
-
-def _examples(
-    name: str,
-    table: MixtureTable,
-    sources: Mapping[str, ExampleSource],
-    indexes: Mapping[str, Views],
-    seed: int,
-) -> grain.MapDataset:
-    """(example, view) of every row of a stream."""
-    views = [
-        grain.MapDataset.source(_ViewSource(sources[r.dataset], indexes[r.dataset], r.view))
-        .shuffle(seed=_derived_seed(seed, name, r.dataset, r.view))
-        .repeat()
-        for r in table.active
-    ]
-    return grain.MapDataset.select_from_datasets(views, _Schedule(table.schedule()))
-
-
-def _derived_seed(seed: int, *names: str) -> int:
-    """A 32-bit seed; similar seeds and names give unrelated ones (shuffle adds epochs)."""
-    words = [seed & 0xFFFFFFFF, seed >> 32, zlib.crc32("/".join(names).encode())]
-    return int(np.random.SeedSequence(words).generate_state(1)[0])
 
 
 def _vocab_valid(
