@@ -15,7 +15,6 @@ import sys
 
 import numpy as np
 from PIL import Image, ImageDraw
-from pycocotools import mask as coco_mask
 
 from data_pipelines.arguments import add_source_arguments, at_least, dataset_folder, png_file
 from data_pipelines.decode import decode_image
@@ -27,6 +26,7 @@ from data_pipelines.sources.single_dataset import has_split, open_single_dataset
 from data_pipelines.vocabulary import Vocabulary
 from semsam_jax.core.ending import run_command
 from semsam_jax.core.errors import DataError, SemSamError
+from semsam_jax.core.rle import decode
 
 
 @dataclasses.dataclass
@@ -140,7 +140,7 @@ def draw(example: RawExample, vocabulary: Vocabulary, height: int = 240) -> Imag
         rle = example.instances[index].rle
         if rle is None:
             continue
-        inside = coco_mask.decode(rle).astype(bool)
+        inside = decode(rle)
         image[inside] = 0.45 * image[inside] + 0.55 * colours[index]
         image[inside & ~_eroded(inside)] = 255 if example.instances[index].part_id >= 0 else 0
     picture = Image.fromarray(image.astype(np.uint8))

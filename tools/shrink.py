@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from data_pipelines.sources.outlines import encode_mask, to_rle
+from data_pipelines.sources.outlines import to_rle
+from semsam_jax.core.rle import encode_mask
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,15 +8,14 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from data_pipelines import decode, findings
 from data_pipelines.findings import Unused
 from data_pipelines.schema import RawExample, RawInstance
 from data_pipelines.sources.base import Source
-from data_pipelines.sources.outlines import encode_mask
 from data_pipelines.sources.values import clean_text, short
 from semsam_jax.core.errors import DataError
+from semsam_jax.core.rle import encode_mask, mask_areas, mask_boxes
 
 
 class ExampleBuilder:
@@ -142,10 +141,10 @@ class ExampleBuilder:
                 f"mask size {list(rle['size'])} (h, w), image size {[self.height, self.width]}"
             )
         self._is_frame_known = True
-        if int(coco_mask.area(rle)) == 0:
+        if not mask_areas([rle])[0]:
             self.leave_out(findings.NO_PIXEL, name)
             return -1
-        x, y, w, h = (float(value) for value in coco_mask.toBbox(rle))
+        x, y, w, h = (float(value) for value in mask_boxes([rle])[0])
         return self._append(RawInstance(rle=rle, box=(x, y, x + w, y + h), **labels), is_crowd)
 
     def add_array(self, mask: np.ndarray, *, name: str = "", **labels: int | bool) -> int:

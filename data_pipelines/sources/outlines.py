@@ -5,28 +5,16 @@ length overflows. So numbers must be finite, outlines are clipped to the image, 
 the mask exactly.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from data_pipelines.decode import MAX_PIXELS
 from data_pipelines.sources.values import finite, short, whole
-from data_pipelines.transforms import masks
+from semsam_jax.core import rle
 
 _MAX_LENGTH = 2_000_000
 """Maximum length of an outline in pixels: the rasteriser needs some 100 bytes for each."""
-
-
-def encode_mask(mask: np.ndarray) -> dict:
-    """Encodes a mask [h,w] (non-zero = inside) as compressed COCO RLE."""
-    return coco_mask.encode(np.asfortranarray(mask != 0).view(np.uint8))
-
-
-def merge_masks(rles: Sequence[dict]) -> dict:
-    """Returns the union of masks of one image."""
-    return coco_mask.merge(list(rles))
 
 
 def to_rle(segmentation: Any, height: int, width: int) -> dict | None:
@@ -51,8 +39,8 @@ def to_rle(segmentation: Any, height: int, width: int) -> dict | None:
             return None
         flat = [polygon.reshape(-1).tolist() for polygon in wide if len(polygon) >= 3]
         if not flat:  # it lies outside the image
-            return encode_mask(np.zeros((height, width), np.bool_))
-        return coco_mask.merge(coco_mask.frPyObjects(flat, height, width))
+            return rle.encode_mask(np.zeros((height, width), np.bool_))
+        return rle.draw_polygons(flat, (height, width))
     if not isinstance(segmentation, dict) or not {"size", "counts"} <= set(segmentation):
         raise ValueError(f"segmentation is {short(segmentation)}, wanted polygons or COCO RLE")
     size = segmentation["size"]
@@ -72,10 +60,10 @@ def to_rle(segmentation: Any, height: int, width: int) -> dict | None:
     try:
         data = counts.encode("ascii") if isinstance(counts, str) else counts
     except UnicodeEncodeError as error:
-        raise ValueError(f"RLE counts hold the letter {counts[error.start]!a}, no ascii") from error
-    rle = {"size": [rows, columns], "counts": data}
-    masks.rle_toggles(rle, rows, columns)
-    return rle
+        raise ValueError(f"RLE counts hold {counts[error.start]!a}, wanted ASCII") from error
+    packed = {"size": [rows, columns], "counts": data}
+    rle.runs_of(packed)
+    return packed
 
 
 def _listed(segmentation: list) -> list:
@@ -163,5 +151,4 @@ def _compressed(counts: list, rows: int, columns: int) -> bytes:
             raise ValueError(f"run length {at} is {short(counts[at])}, wanted 0 or more pixels")
     if sum(lengths) != rows * columns:
         raise ValueError(f"RLE counts add up to {sum(lengths)}, wanted {rows}x{columns} pixels")
-    rle = coco_mask.frPyObjects({"size": [rows, columns], "counts": lengths}, rows, columns)
-    return rle["counts"]
+    return rle.compress_runs(lengths, (rows, columns))["counts"]

@@ -16,10 +16,10 @@ from data_pipelines.schema import RawExample, RawInstance
 from data_pipelines.sources.base import Source, first_existing
 from data_pipelines.sources.builder import ExampleBuilder
 from data_pipelines.sources.coco_json import ClassLabel, add_annotations, load_table
-from data_pipelines.sources.outlines import merge_masks
 from data_pipelines.sources.panoptic import unknown_classes
 from data_pipelines.vocabulary import Vocabulary
 from semsam_jax.core.errors import DataError
+from semsam_jax.core.rle import merge_masks
 
 
 class PartImageNet(Source):

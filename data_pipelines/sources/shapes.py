@@ -44,10 +44,11 @@ from data_pipelines.sources.layouts import (
     layout_error,
     read_yaml,
 )
-from data_pipelines.sources.outlines import encode_mask, to_rle
+from data_pipelines.sources.outlines import to_rle
 from data_pipelines.sources.values import clean_text, finite, plain_name, short, whole
 from data_pipelines.vocabulary import Vocabulary
 from semsam_jax.core.errors import DataError
+from semsam_jax.core.rle import encode_mask
 
 
 class _ShapeFolder(Source):

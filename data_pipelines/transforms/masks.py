@@ -12,6 +12,7 @@ from jaxtyping import Bool, Int64, UInt8
 
 from data_pipelines.transforms.geometry import Placement
 from semsam_jax.core.errors import DataError
+from semsam_jax.core.rle import runs_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,16 +99,7 @@ def rle_toggles(rle: dict, height: int, width: int) -> Int64[np.ndarray, " toggl
             f"mask: size {tuple(rle['size'])} differs from the image's {(height, width)}; "
             f"mask and image must share one frame."
         )
-    counts = rle["counts"]
-    data = np.frombuffer(counts.encode() if isinstance(counts, str) else counts, np.uint8)
-    lengths = _read_counts(data)
-    ends = np.cumsum(lengths)
-    # Each length is checked, too, since the sum can overflow.
-    is_odd = not len(ends) or lengths.min() < 0 or lengths.max() > height * width
-    if is_odd or ends[-1] != height * width:
-        total = int(ends[-1]) if len(ends) else 0
-        raise DataError(f"mask: RLE counts add up to {total}, wanted {height}x{width} pixels.")
-    return ends[:-1]
+    return np.cumsum(runs_of(rle))[:-1]
 
 
 def toggles_area(toggles: Int64[np.ndarray, " toggles"], total: int) -> int:
@@ -174,27 +166,6 @@ def subsample(mask: PackedMask, stride: int) -> PackedMask | None:
 def unpack_bits(bits: UInt8[np.ndarray, "*n bytes"]) -> Bool[np.ndarray, "*n pixels"]:
     """Packed rows to booleans."""
     return np.unpackbits(bits, axis=-1).astype(bool)
-
-
-def _read_counts(data: np.ndarray) -> np.ndarray:
-    """Run lengths of a compressed RLE: 5 bits a character, then differences two back."""
-    if not len(data):
-        return np.zeros(0, np.int64)
-    codes = data.astype(np.int64) - 48
-    last = (codes & 0x20) == 0
-    stops = np.flatnonzero(last)
-    if not last[-1] or codes.min() < 0 or codes.max() > 63:
-        raise DataError("mask: RLE counts are cut short or hold characters that are not RLE.")
-    begins = np.concatenate(([0], stops[:-1] + 1))
-    digit = np.arange(len(codes)) - np.repeat(begins, stops - begins + 1)
-    if digit.max() > 11:
-        raise DataError("mask: RLE count with more than 12 digits; the annotation is broken.")
-    values = np.add.reduceat((codes & 0x1F) << (5 * digit), begins)
-    negative = (codes[stops] & 0x10) != 0
-    values = np.where(negative, values - (1 << (5 * (stops - begins + 1))), values)
-    values[1::2] = np.cumsum(values[1::2])
-    values[2::2] = np.cumsum(values[2::2])
-    return values
 
 
 def _column_starts(toggles: np.ndarray, tables: DrawTables, begin: int, end: int) -> np.ndarray:

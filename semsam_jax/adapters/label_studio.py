@@ -1,7 +1,7 @@
 """Label Studio: requests of its machine-learning backend, and the answers it expects.
 
 Smart keypoints and rectangles come in percent of the image; masks go back as brush strokes
-(`brush_rle`) or polygons, whichever the labelling configuration has.
+(`label_studio_brush`) or polygons, whichever the labelling configuration has.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ import uuid
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Mapping, Sequence
 
-from semsam_jax.adapters.brush_rle import encode_brush
+from semsam_jax.adapters.label_studio_brush import encode_brush
 from semsam_jax.core.errors import DataError, PromptError
 from semsam_jax.inference.convert_results import record_mask, record_score
 from semsam_jax.inference.outlines import mask_polygons

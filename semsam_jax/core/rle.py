@@ -1,7 +1,7 @@
-"""Masks as COCO run-length encoding: runs down the columns, zeros first.
+"""Masks as COCO run-length encoding (RLE): runs down the columns, zeros first.
 
-Compressed RLE (`counts` is text) packs the runs six bits a character. Untrusted RLE is validated
-here before it reaches pycocotools' C code.
+Compressed RLE packs the runs six bits a character; `counts` is text in files and results, bytes in
+memory, as pycocotools takes it. Untrusted RLE is validated here before it reaches its C code.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,8 +17,7 @@ MAX_PIXELS = 1 << 31
 
 def encode(mask: Bool[np.ndarray, "h w"]) -> dict:
     """Returns COCO RLE, `{"size": [h, w], "counts": text}`."""
-    rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return {"size": [int(v) for v in rle["size"]], "counts": rle["counts"].decode("ascii")}
+    return _with_text(encode_mask(mask))
 
 
 def decode(rle: Mapping) -> Bool[np.ndarray, "h w"]:
@@ -114,8 +113,12 @@ def runs_of_edges(edges: Int[np.ndarray, " e"], image_hw: tuple[int, int]) -> In
 
 def compress(runs: Int[np.ndarray, " m"], image_hw: tuple[int, int]) -> dict:
     """Run lengths as compressed COCO RLE, equal to `encode` of the mask."""
-    rle = coco_mask.frPyObjects({"size": list(image_hw), "counts": runs.tolist()}, *image_hw)
-    return {"size": [int(v) for v in rle["size"]], "counts": rle["counts"].decode("ascii")}
+    return _with_text(compress_runs(runs.tolist(), image_hw))
+
+
+def compress_runs(runs: Sequence[int], image_hw: tuple[int, int]) -> dict:
+    """`compress` with counts as bytes; the runs must add up to the size."""
+    return coco_mask.frPyObjects({"size": list(image_hw), "counts": list(runs)}, *image_hw)
 
 
 def box_xywh(mask: Bool[np.ndarray, "h w"]) -> list[float]:
@@ -127,9 +130,38 @@ def box_xywh(mask: Bool[np.ndarray, "h w"]) -> list[float]:
     return [float(x), float(y), float(columns[-1] - x + 1), float(rows[-1] - y + 1)]
 
 
+def encode_mask(mask: np.ndarray) -> dict:
+    """Encodes a mask [h, w], inside where it is not zero, to {"size": [h, w], "counts": bytes}."""
+    return coco_mask.encode(np.asfortranarray(mask, bool).view(np.uint8))
+
+
 def encode_masks(masks: Sequence[np.ndarray]) -> list[dict]:
-    """Encodes bool masks [h, w] to {"size": [h, w], "counts": bytes}, as pycocotools takes them."""
-    return [coco_mask.encode(np.asfortranarray(mask, np.uint8)) for mask in masks]
+    """`encode_mask` of each."""
+    return [encode_mask(mask) for mask in masks]
+
+
+def draw_polygons(polygons: Sequence[Sequence[float]], image_hw: tuple[int, int]) -> dict:
+    """Union of polygons, each x, y, x, y, ... in pixels, as RLE with counts as bytes.
+
+    The rasteriser trusts its input: coordinates must be finite and near the image.
+    """
+    return merge_masks(coco_mask.frPyObjects(list(polygons), *image_hw))
+
+
+def merge_masks(rles: Sequence[dict]) -> dict:
+    """Union of masks of one image."""
+    return coco_mask.merge(list(rles))
+
+
+def mask_ious(first: Sequence[dict], second: Sequence[dict]) -> np.ndarray:
+    """IoU of each mask of `first` with each of `second`, float64 [n, m]."""
+    return coco_mask.iou(list(first), list(second), [0] * len(second))
+
+
+def mask_coverage(first: Sequence[dict], second: Sequence[dict]) -> np.ndarray:
+    """Share of each mask of `first` that lies inside each of `second`, float64 [n, m]."""
+    # For a crowd region pycocotools divides by the area of the first mask.
+    return coco_mask.iou(list(first), list(second), [1] * len(second))
 
 
 def mask_areas(rles: Sequence[dict]) -> np.ndarray:
@@ -142,6 +174,10 @@ def mask_areas(rles: Sequence[dict]) -> np.ndarray:
 def mask_boxes(rles: Sequence[dict]) -> np.ndarray:
     """Tight box of each mask, xywh in pixels, float64 [n, 4]."""
     return coco_mask.toBbox(list(rles)).reshape(-1, 4) if len(rles) else np.zeros((0, 4))
+
+
+def _with_text(rle: dict) -> dict:
+    return {"size": [int(v) for v in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
 def _size(rle: Mapping) -> tuple[int, int]:
@@ -164,20 +200,22 @@ def _unpacked(counts: str | bytes) -> Int[np.ndarray, " m"]:
     try:
         data = counts.encode("ascii") if isinstance(counts, str) else counts
     except UnicodeEncodeError as error:
-        raise DataError("RLE: counts hold a letter that is no ascii.") from error
+        raise DataError(
+            "RLE: counts hold a letter that is not ASCII; the text is damaged."
+        ) from error
     codes = np.frombuffer(data, np.uint8).astype(np.int64) - 48
     if len(codes) and (codes.min() < 0 or codes.max() > 63):
-        raise DataError("RLE: counts hold a letter that no RLE has.")
+        raise DataError("RLE: counts hold a letter that no RLE has; the text is damaged.")
     if not len(codes):
         return np.zeros(0, np.int64)
     is_last = (codes & 32) == 0
     if not is_last[-1]:
-        raise DataError("RLE: counts end in the middle of a number.")
+        raise DataError("RLE: counts end in the middle of a number; the text is cut short.")
     ends = np.flatnonzero(is_last)
     starts = np.concatenate([[0], ends[:-1] + 1])
     lengths = ends - starts + 1
     if lengths.max() > 8:
-        raise DataError("RLE: counts hold a number that is too large.")
+        raise DataError("RLE: counts hold a number of more than 8 digits; the text is damaged.")
     place = np.arange(len(codes)) - np.repeat(starts, lengths)
     values = np.add.reduceat((codes & 31) << (5 * place), starts)
     values -= np.where(codes[ends] & 16, np.int64(1) << (5 * lengths), 0)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from pycocotools import mask as coco_mask
 
 from semsam_jax.core import rle
 
@@ -29,9 +28,7 @@ def parents(rles: Sequence[dict], levels: Sequence[int]) -> list[int | None]:
     """
     if not rles:
         return []
-    areas = np.array([coco_mask.area(one) for one in rles], np.float64)
-    # With "crowd" the union is the area of the first argument: the share of it that is inside.
-    inside = coco_mask.iou(list(rles), list(rles), [1] * len(rles))
+    areas, inside = rle.mask_areas(rles), rle.mask_coverage(rles, rles)
     order = np.asarray(levels)
     found: list[int | None] = []
     for i in range(len(rles)):
@@ -73,7 +70,7 @@ def without_overlap(
     """
     if not masks:
         return []
-    areas = np.array([coco_mask.area(one) for one in masks], np.float64)
+    areas = rle.mask_areas(masks)
     order: Int[np.ndarray, " n"] = np.lexsort((-np.asarray(scores), areas))
     taken = np.zeros(masks[0]["size"], bool)
     kept = []

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Bool
-from pycocotools import mask as coco_mask
 
 from semsam_jax.core import rle
 from semsam_jax.core.errors import PromptError
@@ -109,7 +108,7 @@ class SeamMerger:
     def _join(self, first: list[tuple[_Piece, dict]], second: list[tuple[_Piece, dict]]) -> None:
         if not first or not second:
             return
-        ious = coco_mask.iou([m for _, m in first], [m for _, m in second], [0] * len(second))
+        ious = rle.mask_ious([m for _, m in first], [m for _, m in second])
         rank = ious.copy()
         for i, (a, _) in enumerate(first):
             for j, (b, _) in enumerate(second):
@@ -196,5 +195,5 @@ def _within(pieces: Sequence[_Piece], strip: Box) -> list[tuple[_Piece, dict]]:
             piece.packed, x0 - x, y0 - y, x1 - x, y1 - y
         )
         if part.any():
-            found.append((piece, coco_mask.encode(np.asfortranarray(part, np.uint8))))
+            found.append((piece, rle.encode_mask(part)))
     return found

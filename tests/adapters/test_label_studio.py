@@ -12,7 +12,7 @@ from semsam_jax.core.errors import DataError, PromptError
 from semsam_jax.demo.limits import HTTPError, Limits
 from semsam_jax.demo.task_images import TaskImages
 from semsam_jax.inference.outlines import polygon_mask
-from tests.adapters.test_brush_rle import decode
+from tests.adapters.test_label_studio_brush import decode
 from tests.demo.conftest import encoded, picture
 
 HW = (120, 160)

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.adapters.test_brush_rle import decode
 from tests.adapters.test_label_studio import BRUSH, HW, PNG, keypoint
+from tests.adapters.test_label_studio_brush import decode
 
 EXECUTABLE = os.environ.get("SEMSAM_JAX_LABEL_STUDIO")
 pytestmark = [

@@ -11,12 +11,12 @@ from PIL import Image
 from data_pipelines.schema import BatchShape, RawExample, RawInstance
 from data_pipelines.sources import open_source
 from data_pipelines.sources import records as records_module
-from data_pipelines.sources.outlines import encode_mask
 from data_pipelines.transforms.geometry import Augment
 from data_pipelines.transforms.prompts import PromptPolicy
 from data_pipelines.transforms.row import RowMaker
 from data_pipelines.vocabulary import build_vocabulary
 from semsam_jax.core.errors import DataError
+from semsam_jax.core.rle import encode_mask
 from tests.data_pipelines.trees import make_scene, write_scenes
 
 UNION = build_vocabulary(["paco", "part_imagenet"])

@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 from data_pipelines import build, check
 from data_pipelines.decode import decode_image
 from data_pipelines.index import open_index
-from data_pipelines.sources.outlines import encode_mask
+from semsam_jax.core.rle import encode_mask
 from semsam_jax.inference.convert_results import to_coco
 from semsam_jax.inference.images import load_image
 from tests.data_pipelines import own_data

@@ -39,7 +39,7 @@ def areas(example):
         ),
         ({"size": [64, 96], "counts": [2**32, 6144]}, "add up to 4294973440"),
         ({"size": [64, 96], "counts": 10**12}, "RLE counts are 1000000000000"),
-        ({"size": [64, 96], "counts": "ooooooooooooooo0"}, "more than 12 digits"),
+        ({"size": [64, 96], "counts": "ooooooooooooooo0"}, "more than 8 digits"),
         ({"size": [64, "tall"], "counts": "0"}, "RLE size is a list of 2"),
         (
             {"size": [10**6, 10**6], "counts": [10**12]},

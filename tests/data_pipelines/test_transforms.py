@@ -196,7 +196,7 @@ def test_broken_masks_are_named():
     good = encode_mask(np.eye(8, dtype=bool))
     with pytest.raises(DataError, match="differs from the image"):
         masks.rle_toggles(good, 8, 9)
-    with pytest.raises(DataError, match="add up to"):
+    with pytest.raises(DataError, match="runs of"):
         masks.rle_toggles({"size": [8, 8], "counts": good["counts"][:-2]}, 8, 8)
     with pytest.raises(DataError, match="cut short"):
         masks.rle_toggles({"size": [8, 8], "counts": b"a"}, 8, 8)

@@ -10,8 +10,8 @@ import numpy as np
 import scipy.io
 from PIL import Image
 
-from data_pipelines.sources.outlines import encode_mask
 from data_pipelines.vocabulary import class_file
+from semsam_jax.core.rle import encode_mask
 
 CLASSES: dict[str, tuple[str, str, str]] = {
     "sa1b": ("thing", "stuff", ""),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from semsam_jax.adapters.brush_rle import encode_brush
+from semsam_jax.adapters.label_studio_brush import encode_brush
 
 # What label_studio_sdk 2.1.2 (`converter.brush.mask2rle`) makes of MASK.
 MASK = np.array([[0, 0, 1, 1, 0], [0, 1, 1, 1, 0], [1, 1, 1, 1, 1]], bool)
