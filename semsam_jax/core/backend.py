@@ -17,7 +17,7 @@ _TARGET: contextvars.ContextVar[tuple[str, str] | None] = contextvars.ContextVar
 
 
 def target_backend() -> str:
-    """Returns the backend that is traced for: "cpu", "gpu" or "tpu"."""
+    """Returns the backend that is traced for: "cpu", "gpu", "tpu", or "onnx" for a file."""
     target = _TARGET.get()
     return target[0] if target else jax.default_backend()
 
@@ -33,7 +33,7 @@ def compiling_for(backend: str, device_kind: str = "") -> Iterator[None]:
     """Inside the context, programs are traced for other devices.
 
     Args:
-        backend: "cpu", "gpu" or "tpu".
+        backend: "cpu", "gpu", "tpu" or "onnx".
         device_kind: such as "TPU v5 lite"; "" assumes the smallest of the backend.
     """
     token = _TARGET.set((backend, device_kind))

@@ -2,14 +2,18 @@
 
     DIR/manifest.json            sizes, level order, prompt preset, list of programs
     DIR/params.npz               parameters, keys with slashes
-    DIR/PLATFORM/encode_HxW.jaxexport
-                                 (params, image u8 [1,H,W,3], size_hw i32 [1,2]) -> pyramid
-    DIR/PLATFORM/decode_HxW_pN.jaxexport
-                                 (params, pyramid, boxes f32 [1,N,4], type_index i32 [1,N])
-                                 -> mask_logits [1,N,k,H/4,W/4], pred_ious, boxes, mask_embed
+    DIR/PLATFORM/encode_HxW.jaxexport, decode_HxW_pN.jaxexport
 
-The programs are StableHLO in the format of `jax.export`; `inference.exported` runs them. Each
-platform has its own, since what is fast on one is slow on another.
+What the programs take and return is in `inference.programs`. They are StableHLO in the format of
+`jax.export`; each platform has its own, since what is fast on one is slow on another. With
+`--format onnx` there are ONNX models instead, which hold their parameters, and a page that runs
+them in a browser:
+
+    DIR/manifest.json
+    DIR/onnx/encode_HxW.onnx, decode_HxW_pN.onnx
+    DIR/index.html
+
+`inference.exported` runs both.
 """
 
 import argparse
@@ -17,9 +21,14 @@ import json
 import re
 from pathlib import Path
 
-from semsam_jax.core.errors import PromptError
+from semsam_jax.core.errors import ConfigError, PromptError
 from semsam_jax.inference import arguments
 
+ONNX = "onnx"
+FORMATS = ("stablehlo", ONNX)
+PAGE = "browser.html"
+PREDICTED = "predicted_"
+"""In front of the name of an ONNX model's output that is also that of an input."""
 # Platform of `jax.export` -> kind of device that a program is written for.
 PLATFORMS = {"cpu": "cpu", "cuda": "gpu", "rocm": "gpu", "tpu": "tpu"}
 
@@ -30,9 +39,16 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "export",
         help="export a model as self-contained programs",
         description="Writes programs for the shapes and platforms given; running them needs "
-        "JAX but none of the model code.",
+        "JAX, or a runtime for ONNX, but none of the model code.",
     )
     arguments.add_model_arguments(parser)
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="stablehlo",
+        help="stablehlo runs with JAX; onnx with onnxruntime, and in a browser by the page that "
+        "is written beside it (default: %(default)s)",
+    )
     parser.add_argument(
         "--canvas", default=None, metavar="HxW,...", help="canvas sizes (default: of training)"
     )
@@ -40,7 +56,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--prompts", default="1,16", metavar="N,...", help="prompts per call (%(default)s)"
     )
     parser.add_argument(
-        "--platforms", default="cpu", metavar="P,...", help=f"of {', '.join(PLATFORMS)}"
+        "--platforms",
+        metavar="P,...",
+        help=f"of {', '.join(PLATFORMS)}, for stablehlo (default: cpu)",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="a new folder")
 
@@ -50,9 +68,16 @@ def run(args: argparse.Namespace) -> int:
     counts = [int(part) for part in args.prompts.split(",") if part.isdigit()]
     if not counts or min(counts) < 1 or len(counts) != len(args.prompts.split(",")):
         raise PromptError(f"--prompts {args.prompts}: wanted numbers such as 1,16.")
-    platforms = tuple(args.platforms.split(","))
-    if not set(platforms) <= set(PLATFORMS):
-        raise PromptError(f"--platforms {args.platforms}: wanted some of {', '.join(PLATFORMS)}.")
+    if args.format == "onnx":
+        if args.platforms:
+            raise PromptError("--platforms: with --format onnx one model is for all; leave it out.")
+        platforms: tuple[str, ...] = (ONNX,)
+    else:
+        platforms = tuple((args.platforms or "cpu").split(","))
+        if not set(platforms) <= set(PLATFORMS):
+            raise PromptError(
+                f"--platforms {args.platforms}: wanted some of {', '.join(PLATFORMS)}."
+            )
     model = arguments.load_from_args(args)
     if args.canvas:
         canvases = [_parse_canvas(text) for text in args.canvas.split(",")]
@@ -61,6 +86,8 @@ def run(args: argparse.Namespace) -> int:
         canvases = [(side, side)]
     export_model(model, Path(args.out), canvases, counts, platforms)
     print(f"{len(platforms) * len(canvases) * (1 + len(counts))} programs in {args.out}")
+    if args.format == "onnx":
+        print(f"in a browser: python -m http.server --directory {args.out}")
     return 0
 
 
@@ -78,18 +105,20 @@ def export_model(
         out: folder that does not exist yet.
         canvases: height and width of each canvas, multiples of 32.
         prompt_counts: prompts in a call.
-        platforms: names of `jax.export`.
+        platforms: names of `jax.export`; or `ONNX` alone.
+
+    Raises:
+        PromptError: the folder exists or cannot be written.
+        ConfigError: the model cannot be written as ONNX, or `onnx` is not installed.
     """
     import shutil
 
-    import jax
-    import numpy as np
-    from flax import traverse_util
-
-    from semsam_jax.core.backend import compiling_for
     from semsam_jax.inference.loading import check_prompts
 
     check_prompts(model)
+    is_onnx = ONNX in platforms
+    if is_onnx:
+        check_onnx(model)
     if out.exists():
         raise PromptError(f"--out {out}: exists already; give a new folder.")
     partial = out.with_name(f".{out.name}.partial")
@@ -99,12 +128,8 @@ def export_model(
         programs = []
         for platform in platforms:
             (partial / platform).mkdir()
-            kind = compiling_for(PLATFORMS[platform])
-            with kind, jax.default_matmul_precision(model.precision):
-                for canvas in canvases:
-                    programs += _write_programs(model, partial, canvas, prompt_counts, platform)
-        flat = traverse_util.flatten_dict(jax.device_get(model.params), sep="/")
-        np.savez(partial / "params.npz", **flat)
+            for canvas in canvases:
+                programs += _write_programs(model, partial, canvas, prompt_counts, platform)
         manifest = {
             "format": 1,
             "level_order": list(model.level_order),
@@ -115,6 +140,10 @@ def export_model(
             "programs": programs,
         }
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        if is_onnx:
+            shutil.copy(Path(__file__).with_name(PAGE), partial / "index.html")
+        else:
+            _write_params(model, partial / "params.npz")
         partial.rename(out)
     except OSError as error:
         raise PromptError(f"--out {out}: cannot be written ({error.strerror}).") from error
@@ -123,50 +152,58 @@ def export_model(
     return out
 
 
+def check_onnx(model) -> None:
+    """Raises ConfigError unless a model can be written as ONNX here."""
+    import importlib.util
+
+    import jax.numpy as jnp
+
+    if importlib.util.find_spec("onnx") is None:
+        raise ConfigError("export: onnx is not installed; run `pip install 'semsam-jax[onnx]'`.")
+    if model.module.dtype != jnp.float32:
+        raise ConfigError("export: --format onnx is float32; leave out --dtype.")
+
+
 def _write_programs(model, folder: Path, canvas, prompt_counts, platform: str) -> list[dict]:
     import jax
-    import jax.numpy as jnp
+
+    from semsam_jax.core.backend import compiling_for
+    from semsam_jax.inference.programs import programs
+
+    written = []
+    with (
+        compiling_for(PLATFORMS.get(platform, ONNX)),
+        jax.default_matmul_precision(model.precision),
+    ):
+        for program in programs(model, canvas, prompt_counts):
+            if platform == ONNX:
+                from semsam_jax.inference.export_onnx import write_model
+
+                file = f"{platform}/{program.name}.onnx"
+                facts = write_model(program, model.params, folder / file)
+            else:
+                file, facts = f"{platform}/{program.name}.jaxexport", {}
+                _write_stablehlo(program, model.params, folder / file, platform)
+            written.append({"file": file, "platform": platform} | program.facts | facts)
+    return written
+
+
+def _write_stablehlo(program, params, file: Path, platform: str) -> None:
+    import jax
     from jax import export
 
-    height, width = canvas
-    module = model.module
-    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model.params)
-    image = jax.ShapeDtypeStruct((1, height, width, 3), jnp.uint8)
-    size_hw = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    from semsam_jax.inference.programs import shapes_of
 
-    def encode(params, image, size_hw):
-        pyramid = module.apply({"params": params}, image, size_hw, method="encode_image")
-        return {"levels": list(pyramid.levels), "mask_features": pyramid.mask_features}
+    exporting = export.export(jax.jit(program.function), platforms=[platform])
+    file.write_bytes(exporting(shapes_of(params), *program.inputs.values()).serialize())
 
-    def decode(params, pyramid, boxes, type_index):
-        from semsam_jax.core.structs import Prompts, Pyramid
-        from semsam_jax.models.heads import mask_logits
 
-        prompts = Prompts(boxes, type_index, jnp.ones(type_index.shape, bool))
-        packed = Pyramid(tuple(pyramid["levels"]), pyramid["mask_features"])
-        answer = module.apply({"params": params}, packed, prompts, method="decode_prompts")
-        limits = None if answer.mask_limits is None else answer.mask_limits[-1]
-        return {
-            "mask_logits": mask_logits(answer.mask_embed[-1], packed.mask_features, limits),
-            "pred_ious": answer.pred_ious[-1],
-            "boxes": answer.boxes[-1],
-            "mask_embed": answer.mask_embed[-1],
-        }
+def _write_params(model, file: Path) -> None:
+    import jax
+    import numpy as np
+    from flax import traverse_util
 
-    def write(name: str, function, *shapes) -> dict:
-        exported = export.export(jax.jit(function), platforms=[platform])(*shapes)
-        file = f"{platform}/{name}.jaxexport"
-        (folder / file).write_bytes(exported.serialize())
-        return {"file": file, "platform": platform, "canvas_hw": [height, width]}
-
-    programs = [write(f"encode_{height}x{width}", encode, params, image, size_hw)]
-    pyramid = jax.eval_shape(encode, params, image, size_hw)
-    for count in prompt_counts:
-        boxes = jax.ShapeDtypeStruct((1, count, 4), jnp.float32)
-        types = jax.ShapeDtypeStruct((1, count), jnp.int32)
-        name = f"decode_{height}x{width}_p{count}"
-        programs.append(write(name, decode, params, pyramid, boxes, types) | {"num_prompts": count})
-    return programs
+    np.savez(file, **traverse_util.flatten_dict(jax.device_get(model.params), sep="/"))
 
 
 def _parse_canvas(text: str) -> tuple[int, int]:

@@ -1,8 +1,10 @@
 """Runs the programs of `python -m semsam_jax export`; imports none of the model code."""
 
 import dataclasses
+import importlib.util
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -12,6 +14,7 @@ from jaxtyping import Float, Int, UInt8
 
 from semsam_jax.core.errors import CheckpointError, PromptError
 from semsam_jax.core.old_names import upgrade_meta
+from semsam_jax.inference.export import ONNX, PREDICTED
 from semsam_jax.inference.guided import GuidedUpsampler
 from semsam_jax.inference.images import ImageLike, load_image
 from semsam_jax.inference.preprocess import Frame, fit_image
@@ -46,23 +49,26 @@ class ExportedModel:
         self.folder = Path(folder)
         try:
             self.manifest = upgrade_meta(json.loads((self.folder / "manifest.json").read_text()))
-            with np.load(self.folder / "params.npz") as stored:
-                self.params = jax.device_put(_unflatten(dict(stored)))
+            platforms = self.manifest["platforms"]
+            self.params = {}
+            if platforms != [ONNX]:
+                with np.load(self.folder / "params.npz") as stored:
+                    self.params = jax.device_put(_unflatten(dict(stored)))
         except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"{folder}: not a folder written by `python -m semsam_jax export` ({error})."
             ) from error
-        platforms = self.manifest["platforms"]
-        self.platform = jax.default_backend()
-        if self.platform == "gpu":
-            version = jax.devices()[0].client.platform_version
-            self.platform = "rocm" if "rocm" in version.lower() else "cuda"
+        self.platform = ONNX if platforms == [ONNX] else _platform()
         if self.platform not in platforms:
             raise CheckpointError(
                 f"{folder}: exported for {', '.join(platforms)}, this machine is {self.platform}; "
                 f"export again with --platforms {self.platform}."
             )
-        self._programs: dict[str, object] = {}
+        if self.platform == ONNX and importlib.util.find_spec("onnxruntime") is None:
+            raise CheckpointError(
+                f"{folder}: onnxruntime is not installed; run `pip install 'semsam-jax[onnx]'`."
+            )
+        self._programs: dict[str, Callable[..., dict]] = {}
 
     @property
     def canvases(self) -> list[tuple[int, int]]:
@@ -130,14 +136,43 @@ class ExportedModel:
 
     def _call(self, name: str, *args) -> dict:
         if name not in self._programs:
-            file = self.folder / self.platform / f"{name}.jaxexport"
+            ending = "onnx" if self.platform == ONNX else "jaxexport"
+            file = self.folder / self.platform / f"{name}.{ending}"
             if not file.exists():
                 raise CheckpointError(
                     f"{file}: this shape was not exported; the canvases are {self.canvases}."
                 )
-            program = export.deserialize(bytearray(file.read_bytes()))
-            self._programs[name] = jax.jit(program.call)
-        return self._programs[name](self.params, *args)
+            self._programs[name] = self._onnx(file) if self.platform == ONNX else self._jax(file)
+        return self._programs[name](*args)
+
+    def _jax(self, file: Path) -> Callable[..., dict]:
+        program = jax.jit(export.deserialize(bytearray(file.read_bytes())).call)
+        return lambda *args: program(self.params, *args)
+
+    def _onnx(self, file: Path) -> Callable[..., dict]:
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(
+            file, providers=onnxruntime.get_available_providers()
+        )
+        names = [one.name for one in session.get_inputs()]
+        results = [one.name.removeprefix(PREDICTED) for one in session.get_outputs()]
+
+        def run(*args) -> dict:
+            arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(args)]
+            return dict(
+                zip(results, session.run(None, dict(zip(names, arrays, strict=True))), strict=True)
+            )
+
+        return run
+
+
+def _platform() -> str:
+    """This machine's platform, as `jax.export` names it."""
+    if jax.default_backend() != "gpu":
+        return jax.default_backend()
+    version = jax.devices()[0].client.platform_version
+    return "rocm" if "rocm" in version.lower() else "cuda"
 
 
 def _unflatten(flat: dict) -> dict:

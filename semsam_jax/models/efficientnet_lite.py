@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from semsam_jax.core.backend import target_backend
 from semsam_jax.models.layers import REMAT_POLICIES, Dense, parameter
 from semsam_jax.models.presets import EfficientNetLiteConfig
 from semsam_jax.ops.positional import wave_grid
@@ -81,8 +82,19 @@ def depthwise(
     """Convolves each channel with its own kernel, SAME padding.
 
     A sum of shifted products: XLA turns it into one loop over the output, which on a CPU
-    is many times faster than a grouped convolution.
+    is many times faster than a grouped convolution. Other runtimes have a loop of their own.
     """
+    if target_backend() == "onnx":
+        channels = x.shape[-1]
+        layout = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel[:, :, None],
+            (stride, stride),
+            "SAME",
+            dimension_numbers=layout,
+            feature_group_count=channels,
+        )
     size = kernel.shape[0]
     pads, outs = [], []
     for length in x.shape[1:3]:
