@@ -45,9 +45,10 @@ def get_config(suites: str = "one_click,baselines") -> ConfigDict:
                 "images_per_device": 1,
                 # Grid of the suite `proposals`.
                 "points_per_side": 32,
-                # Write the measured order of levels and all thresholds into the checkpoint.
+                # Write what was measured into the checkpoint: order and sizes of the levels,
+                # thresholds of masks, thresholds of names.
                 "write_levels": False,
-                # Write the thresholds of names alone.
+                "write_masks": False,
                 "write_names": False,
             }
         }

@@ -272,7 +272,7 @@ def add_annotations(
 ) -> None:
     """Adds image `position`'s annotations: wholes in file order, then parts with their parent.
 
-    Crowd regions become `ignored`.
+    A part may belong to a part; it comes after it. Crowd regions become `ignored`.
 
     Raises:
         DataError: an annotation has an unknown category, no box or a damaged outline.
@@ -287,11 +287,12 @@ def add_annotations(
         _check_row(builder, table, row, labels)
     ids = collections.Counter(int(table.ids[row]) for row in rows)
     parent_of: dict[int, int] = {}
+    is_part = {row: labels[int(table.categories[row])].part_id >= 0 for row in rows}
+    wholes = [row for row in rows if not is_part[row]]
+    parts = _wholes_first(table, [row for row in rows if is_part[row]])
     for is_part_pass in (False, True):
-        for row in rows:
+        for row in parts if is_part_pass else wholes:
             label = labels[int(table.categories[row])]
-            if (label.part_id >= 0) != is_part_pass:
-                continue
             code, link, name = int(table.ids[row]), int(table.links[row]), _row_name(table, row)
             parent = parent_of.get(link, -1) if is_part_pass else -1
             if is_part_pass and link != MISSING and parent < 0:
@@ -310,8 +311,27 @@ def add_annotations(
             added = _add_row(builder, table, row, fields, boxes_only)
             if code != MISSING and ids[code] > 1:
                 builder.leave_out(findings.DOUBLED_ID, name)
-            elif code != MISSING and not is_part_pass and added >= 0 and not is_crowd:
+            elif code != MISSING and added >= 0 and not is_crowd:
                 parent_of[code] = added
+
+
+def _wholes_first(table: CocoTable, rows: list[int]) -> list[int]:
+    """Parts, so that none comes before the part that it belongs to; else in their order."""
+    ids = {int(table.ids[row]) for row in rows} - {MISSING}
+    ordered: list[int] = []
+    done: set[int] = set()
+    waiting = rows
+    while waiting:
+        ready = [
+            row for row in waiting if (link := int(table.links[row])) not in ids or link in done
+        ]
+        if not ready:  # links in a circle: nothing comes first
+            return ordered + waiting
+        ordered += ready
+        done |= {int(table.ids[row]) for row in ready}
+        known = set(ready)
+        waiting = [row for row in waiting if row not in known]
+    return ordered
 
 
 def _check_row(

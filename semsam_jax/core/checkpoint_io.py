@@ -125,8 +125,17 @@ def read_model(path: str | os.PathLike) -> tuple[dict, dict]:
     return lora.merged(params), meta
 
 
-def write_level_order(path: str | os.PathLike, level_order: list[int]) -> None:
-    """Writes the tokens of levels 1, 2, ... into the newest model below `path`."""
+def write_level_order(
+    path: str | os.PathLike, level_order: list[int], level_sizes: list[float] | None = None
+) -> None:
+    """Writes the tokens of levels 1, 2, ... into the newest model below `path`.
+
+    Args:
+        path: a run or a model.
+        level_order: each token once.
+        level_sizes: mean square root of the mask area of level 1, 2, ..., fractions of the image;
+            None if they are not known for this order.
+    """
     folder = find_model(path)
     meta = read_meta(folder)
     wanted = list(range(len(meta["level_order"])))
@@ -134,7 +143,7 @@ def write_level_order(path: str | os.PathLike, level_order: list[int]) -> None:
         raise CheckpointError(
             f"checkpoint {folder}: level order {level_order} does not name each of {wanted} once."
         )
-    update_meta(folder, {"level_order": level_order})
+    update_meta(folder, {"level_order": level_order, "level_sizes": level_sizes})
 
 
 def update_meta(path: str | os.PathLike, changes: dict) -> None:

@@ -21,6 +21,8 @@ class LevelCalibration:
     Attributes:
         level_order: token of level 1..k, largest mean mask area first.
         mean_area: float64 [k] mean mask area per token, fraction of the image.
+        level_sizes: mean square root of the mask area of level 1..k, as fractions of the image;
+            places the levels on the continuum of `inference.granularity`.
         kendall_tau: mean over clicks of Kendall's tau-a between the level order and the
             areas of that click's own masks: 1 if areas never grow with the level, 0 by
             chance, -1 if reversed.
@@ -32,6 +34,7 @@ class LevelCalibration:
 
     level_order: tuple[int, ...]
     mean_area: np.ndarray
+    level_sizes: tuple[float, ...]
     kendall_tau: float
     coverage: dict[str, np.ndarray]
     num_clicks: int
@@ -65,6 +68,9 @@ def calibrate_levels(table: ClickTable) -> LevelCalibration:
     return LevelCalibration(
         level_order=tuple(int(token) for token in order),
         mean_area=mean_area,
+        level_sizes=tuple(
+            round(exact_mean(np.sqrt(table.pred_area[:, token])), 6) for token in order
+        ),
         kendall_tau=exact_mean(kendall_tau_descending(table.pred_area[:, order])),
         coverage=coverage,
         num_clicks=len(table),

@@ -48,9 +48,9 @@ class EvalOptions:
         prompts_per_call: prompts of an image decoded together; changes no result.
         images_per_device: images that a device works on at a time; changes no result.
         points_per_side: grid of the suite `proposals`.
-        write_levels: write the measured order of levels into the checkpoint's meta, and the
-            thresholds that suit it.
-        write_names: write the thresholds of names alone.
+        write_levels: write the measured order and sizes of levels into the checkpoint's meta.
+        write_masks: write the thresholds of masks that suit it.
+        write_names: write the thresholds of names that suit it, where it names the dataset.
     """
 
     checkpoint: str = ""
@@ -70,6 +70,7 @@ class EvalOptions:
     images_per_device: int = 1
     points_per_side: int = 32
     write_levels: bool = False
+    write_masks: bool = False
     write_names: bool = False
 
     def __post_init__(self):

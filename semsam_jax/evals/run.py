@@ -80,10 +80,11 @@ def _evaluate(options: EvalOptions) -> dict[str, SuiteResult]:
         if jax.process_index() == 0:
             _write(out, name, outcomes[name], about)
     if options.write_levels and jax.process_index() == 0:
-        order = context.levels().level_order
-        checkpoint_io.write_level_order(checkpoint, list(order))
-        print(f"wrote the order of levels {list(order)} into {checkpoint}")
-    if options.write_levels or options.write_names:
+        levels = context.levels()
+        order, sizes = list(levels.level_order), list(levels.level_sizes)
+        checkpoint_io.write_level_order(checkpoint, order, sizes)
+        print(f"wrote the order of levels {order} and their mean sizes into {checkpoint}")
+    if options.write_masks or options.write_names:
         _write_thresholds(options, checkpoint, dataset, context)
     if jax.process_index() == 0:
         print(f"results in {out}")
@@ -127,13 +128,14 @@ def _write_thresholds(
 ) -> None:
     """Measures the thresholds that suit the checkpoint, with its new order of levels."""
     found: dict[str, dict] = {}
-    if dataset.has_classes and context.meta.get("class_heads_trained"):
+    has_names = dataset.has_classes and context.meta.get("class_heads_trained")
+    if options.write_names and has_names:
         found |= name_thresholds(context.name_table)
         for kind, bins in calibrations(context.name_table).items() if context.draws else ():
             plots.plot_name_reliability(context.out / f"names_{kind}.png", bins, kind)
     if jax.process_index() != 0:
         return
-    if options.write_levels:
+    if options.write_masks:
         model = model_from_params(*checkpoint_io.read_model(checkpoint))
         found |= mask_thresholds(model, dataset.canvas_samples())
     if found:

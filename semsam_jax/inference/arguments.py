@@ -63,6 +63,22 @@ def add_labels_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_granularity_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds --granularity."""
+    parser.add_argument(
+        "--granularity",
+        metavar="G[,G...]",
+        help="0 (the finest part) to 1 (the whole), instead of --level: the levels and all between",
+    )
+
+
+def parse_granularities(text: str | None) -> list[float] | None:
+    """Reads --granularity; the numbers are checked where they are used."""
+    if text is None:
+        return None
+    return parse_numbers(text, text.count(",") + 1, "--granularity")
+
+
 def load_from_args(args: argparse.Namespace, pad_to_multiple: int = 32):
     """Loads the model that the arguments name; returns a `LoadedModel`."""
     from semsam_jax.inference.loading import load_model

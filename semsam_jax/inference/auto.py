@@ -54,6 +54,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--level", default="all", metavar="1..6|all", help="1 coarsest, 6 finest (all)"
     )
+    arguments.add_granularity_argument(parser)
     parser.add_argument(
         "--overlap",
         choices=("all", "none"),
@@ -63,7 +64,14 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--tree",
         action="store_true",
-        help="say of each mask which one it is a part of: parent, depth",
+        help="say of each mask which one it is a part of (parent, depth), and add a tree in which "
+        "parts lie inside their wholes and siblings apart",
+    )
+    parser.add_argument(
+        "--coco",
+        action="store_true",
+        help="also write annotations/train.json: the trees of all images in COCO format, for "
+        "training with --config.data.custom (implies --tree)",
     )
     parser.add_argument("--overwrite", action="store_true", help="process finished images again")
     arguments.add_labels_argument(parser)
@@ -98,17 +106,40 @@ def run(args: argparse.Namespace) -> int:
         raise DataError(f"--out {out}: holds the images themselves; choose another folder.")
     settings = {name: getattr(args, name) for name, *_ in _SETTINGS}
     settings |= {"level": args.level, "size": arguments.parse_size(args.size)}
-    settings |= {"overlap": args.overlap, "tree": args.tree}
+    settings |= {"overlap": args.overlap, "tree": args.tree or args.coco}
+    if args.granularity is not None:
+        settings["granularity"] = arguments.parse_granularities(args.granularity)
     model = arguments.load_from_args(args, args.pad_to_multiple)
     if others:
         print(
             f"not looked at, because they are no images that can be read here: {_listed(others)}",
             file=sys.stderr,
         )
-    return _segment_all(model, images, out, settings, args.labels, args.overwrite)
+    done = _segment_all(model, images, out, settings, args.labels, args.overwrite)
+    if args.coco:
+        _write_coco(out, done)
+    return 0
 
 
-def _segment_all(model, images: list, out: Path, settings: dict, labels, overwrite: bool) -> int:
+def _write_coco(out: Path, results: list[Path]) -> None:
+    """Writes the trees of all images as one file in COCO format."""
+    from semsam_jax.inference import files
+    from semsam_jax.inference.tree import trees_to_coco
+
+    trees = []
+    for target in results:
+        content = _read(target)
+        image = content["image"]
+        trees.append((content["tree"], image["file_name"], image["height"], image["width"]))
+    files.make_folder(out / "annotations")
+    files.write_json(out / "annotations" / "train.json", trees_to_coco(trees))
+    print(f"trees of {len(trees)} images in {out / 'annotations' / 'train.json'}")
+
+
+def _segment_all(
+    model, images: list, out: Path, settings: dict, labels, overwrite: bool
+) -> list[Path]:
+    """Segments what is not finished yet; returns the results of all images."""
     from tqdm import tqdm
 
     from semsam_jax.inference import files
@@ -124,6 +155,7 @@ def _segment_all(model, images: list, out: Path, settings: dict, labels, overwri
     stamp |= {"pad_to_multiple": model.pad_to_multiple, "model": model.fingerprint()}
     failures: dict[str, str] = {}
     clashes: dict[str, str] = {}
+    results: list[Path] = []
     num_masks = num_done = num_old = 0
     progress = tqdm(images, unit="image", disable=hides_progress())
     for image_id, image in enumerate(progress, start=1):
@@ -134,11 +166,13 @@ def _segment_all(model, images: list, out: Path, settings: dict, labels, overwri
             target = _target(out, names[image], image, own_stamp)
             if not overwrite and _is_finished(target, own_stamp):
                 num_old += 1
+                results.append(target)
                 continue
             if target.stem != names[image]:
                 clashes[image.name] = target.name
             num_masks += _segment_one(generator, image, image_id, target, own_stamp)
             num_done += 1
+            results.append(target)
         except DataError as error:
             failures[image.name] = str(error)
     progress.close()
@@ -162,7 +196,7 @@ def _segment_all(model, images: list, out: Path, settings: dict, labels, overwri
         )
     if failures and not num_done and not num_old:
         raise SemSamError(f"{len(failures)} of {len(images)} images could not be read; see above.")
-    return 0
+    return results
 
 
 def _segment_one(generator, path: Path, image_id: int, target: Path, stamp: dict) -> int:
@@ -204,6 +238,8 @@ def _segment_one(generator, path: Path, image_id: int, target: Path, stamp: dict
         "annotations": annotations,
         "settings": stamp,
     }
+    if records.tree is not None:
+        content["tree"] = records.tree.records()
     files.write_json(target, content)  # last: its presence says that the image is finished
     return len(records)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Record = Mapping[str, object]
 
-_UNNAMED = "thing"
+UNNAMED = "thing"
 _LARGEST = 1e300
 _log = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ def to_coco_dataset(results: Iterable[tuple[Sequence[Record], str, int, int]]) -
         for record in checked_records(records):
             mask = record_mask(record)
             _check_size(mask, height, width)
-            name = ":".join(_names(record)) or _UNNAMED
+            name = ":".join(_names(record)) or UNNAMED
             annotation = {
                 "id": len(annotations) + 1,
                 "image_id": len(images),
@@ -171,7 +171,7 @@ def to_labelme(records: Sequence[Record], file_name: str, height: int, width: in
         for polygon in polygons:
             shapes.append(
                 {
-                    "label": record_name(record) or _UNNAMED,
+                    "label": record_name(record) or UNNAMED,
                     "points": polygon,
                     "group_id": group,
                     "shape_type": "polygon",
@@ -227,7 +227,7 @@ def to_yolo(
     Raises:
         DataError: a record has a name that is not among the classes.
     """
-    names = [record_name(record) or _UNNAMED for record in checked_records(records)]
+    names = [record_name(record) or UNNAMED for record in checked_records(records)]
     is_list = isinstance(class_names, Sequence) and not isinstance(class_names, str | bytes)
     if class_names is not None and not is_list:
         raise DataError(f"yolo: got {type(class_names).__name__}; wanted a list of class names.")
@@ -280,7 +280,7 @@ def to_supervision(records: Sequence[Record]) -> "supervision.Detections":
         masks = supervision.CompactMask.from_coco_rle(packed, inclusive, size)
     else:
         masks = np.stack([rle.decode(one) for one in packed])
-    names = [record_name(record) or _UNNAMED for record in records]
+    names = [record_name(record) or UNNAMED for record in records]
     numbers = {name: i for i, name in enumerate(dict.fromkeys(names))}
     return supervision.Detections(
         xyxy=xyxy,

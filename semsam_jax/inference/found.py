@@ -26,6 +26,7 @@ class FoundMask:
         crop: what was looked at, x0, y0, x1, y1.
         object: best object name.
         part: best part name.
+        granularity: what was asked for, None where levels were.
     """
 
     runs: Int[np.ndarray, " m"]
@@ -40,6 +41,7 @@ class FoundMask:
     crop: tuple[int, int, int, int]
     object: ScoredName | None
     part: ScoredName | None
+    granularity: float | None = None
 
 
 def different(found: Sequence[FoundMask]) -> list[FoundMask]:

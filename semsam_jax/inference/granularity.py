@@ -1,11 +1,19 @@
-"""Levels 1 (coarsest) to 6 (finest): names for the tokens of a prompt.
+"""Levels 1 (coarsest) to 6 (finest), and the continuum from 0 (finest) to 1 (the whole).
 
 Which token a level means is a property of a checkpoint (`meta["level_order"]`); released
-weights use tokens 3, 2, 0, 4, 1, 5 (docs/reference.md, section 10).
+weights use tokens 3, 2, 0, 4, 1, 5 (docs/reference.md, section 10). So is the mean size of the
+masks of a level (`meta["level_sizes"]`, written by `calibrate`), which gives every level its place
+on the continuum:
+
+    g(l) = (s_l - s_k) / (s_1 - s_k),   s_l the mean square root of the area of level l
+
+A granularity between two levels is answered by the blend of their mask logits, in proportion.
 """
 
+import dataclasses
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -13,6 +21,109 @@ from jaxtyping import Float
 from semsam_jax.core.errors import CheckpointError, PromptError
 
 Level = int | str | Sequence[int] | np.ndarray | None
+Granularity = float | int | Sequence[float | int] | np.ndarray | None
+
+_MAX_GRANULARITIES = 101
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class GranularityScale:
+    """Where the levels of a checkpoint lie between the finest part, 0, and the whole, 1.
+
+    Attributes:
+        stops: granularity of level 1..k: 1 for level 1, 0 for level k, never rising between.
+        is_calibrated: whether they were measured; if not, levels lie evenly.
+    """
+
+    stops: tuple[float, ...]
+    is_calibrated: bool
+
+    def level(self, granularity: float) -> float:
+        """The real-valued level of a granularity, k for 0 and 1 for 1."""
+        count = len(self.stops)
+        place = np.interp(granularity, self.stops[::-1], np.arange(count))
+        return count - float(place)
+
+    def weights(self, granularity: float) -> Float[np.ndarray, " k"]:
+        """Share of level 1..k in the answer to a granularity; at most two are not 0."""
+        level = self.level(granularity)
+        return np.maximum(0.0, 1.0 - np.abs(np.arange(1, len(self.stops) + 1) - level))
+
+    def nearest(self, granularity: float) -> int:
+        """The level with the largest share, the coarser one of two equal ones."""
+        return int(self.weights(granularity).argmax()) + 1
+
+
+def granularity_scale(meta: Mapping, num_levels: int) -> GranularityScale:
+    """The scale of a checkpoint, even steps if it was never calibrated.
+
+    Raises:
+        CheckpointError: what it stores are not the sizes of its levels.
+    """
+    even = tuple(np.linspace(1.0, 0.0, num_levels).tolist())
+    stored = meta.get("level_sizes")
+    if stored is None:
+        return GranularityScale(even, is_calibrated=False)
+    is_list = isinstance(stored, list | tuple) and len(stored) == num_levels
+    if not is_list or not all(is_finite_number(size) and 0 <= size <= 1 for size in stored):
+        raise CheckpointError(
+            f"meta.level_sizes: got {str(stored)[:60]}; wanted {num_levels} numbers in 0..1, the "
+            f"mean size of each level: run `semsam calibrate` on this checkpoint."
+        )
+    sizes = np.minimum.accumulate(np.asarray(stored, np.float64))
+    span = sizes[0] - sizes[-1]
+    if span <= 0:  # all levels are equally large: their order is all that is known
+        return GranularityScale(even, is_calibrated=False)
+    return GranularityScale(tuple(((sizes - sizes[-1]) / span).tolist()), is_calibrated=True)
+
+
+def parse_granularity(
+    granularity: object, level: object = None, area: object = None
+) -> tuple[float, ...] | None:
+    """Returns the granularities that a user asks for, in the order given; None for none.
+
+    Args:
+        granularity: 0 (the finest part) to 1 (the whole), several of them, or None.
+        level: must be None or all where a granularity is given.
+        area: must be None where a granularity is given.
+
+    Raises:
+        PromptError: not a number in 0..1, or a level or an area is asked for as well.
+    """
+    if granularity is None:
+        return None
+    try:
+        values = np.atleast_1d(granularity)
+    except ValueError as error:  # lists of lists of different lengths
+        raise _no_granularity(granularity) from error
+    if values.ndim != 1 or not 1 <= len(values) <= _MAX_GRANULARITIES:
+        raise _no_granularity(granularity)
+    for value in values.tolist():
+        if not is_finite_number(value) or not 0 <= value <= 1:
+            raise _no_granularity(value)
+    is_all = level is None or (isinstance(level, str) and level.strip().lower() == "all")
+    for name, is_given in (("level", not is_all), ("area", area is not None)):
+        if is_given:
+            raise PromptError(f"granularity: got it together with {name}; give one of them.")
+    return tuple(float(value) for value in values)
+
+
+def _no_granularity(value: object) -> PromptError:
+    return PromptError(
+        f"granularity: got {str(value)[:60]}; wanted a number from 0 (the finest part) to 1 (the "
+        f"whole), or a list of at most {_MAX_GRANULARITIES}."
+    )
+
+
+def token_weights(
+    scale: GranularityScale, granularities: Sequence[float], level_order: Sequence[int]
+) -> Float[np.ndarray, "g k"]:
+    """Share of each token in the answer to each granularity, float32."""
+    weights = np.zeros((len(granularities), len(level_order)), np.float32)
+    for row, value in zip(weights, granularities, strict=True):
+        row[list(level_order)] = scale.weights(value)
+    return weights
 
 
 def parse_levels(level: Level, num_levels: int) -> tuple[int, ...]:

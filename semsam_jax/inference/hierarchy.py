@@ -77,7 +77,7 @@ def without_overlap(
     for i in order.tolist():
         visible = rle.decode(masks[i]) & ~taken
         if min_piece > 1:
-            visible = _large_pieces(visible, min_piece)
+            visible = large_pieces(visible, min_piece)
         if not visible.any() or visible.sum() < min_visible * areas[i]:
             continue
         taken |= visible
@@ -85,7 +85,8 @@ def without_overlap(
     return sorted(kept, key=lambda row: row[0])
 
 
-def _large_pieces(mask: Bool[np.ndarray, "h w"], area: int) -> Bool[np.ndarray, "h w"]:
+def large_pieces(mask: Bool[np.ndarray, "h w"], area: int) -> Bool[np.ndarray, "h w"]:
+    """The pieces of a mask (8-connected) that have at least so many pixels."""
     _, pieces, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     is_large = stats[:, cv2.CC_STAT_AREA] >= area
     is_large[0] = False

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable
 from typing import Any
@@ -20,13 +21,18 @@ from semsam_jax.core import checkpoint_io, export_cache, model_files
 from semsam_jax.core.compilation import use_compilation_cache
 from semsam_jax.core.errors import CheckpointError
 from semsam_jax.core.structs import GenericPredictions, Predictions, Prompts, Pyramid, TextTable
-from semsam_jax.inference.granularity import check_level_order
+from semsam_jax.inference.granularity import (
+    GranularityScale,
+    check_level_order,
+    granularity_scale,
+)
 from semsam_jax.inference.preprocess import STRIDE, Frame, PromptPreset, Size, make_frame
 from semsam_jax.models import heads, presets
 from semsam_jax.models.semantic_sam import SemanticSAM
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _PROMPT_PRESETS = ("default", "released_v1")
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -73,6 +79,17 @@ class LoadedModel:
     def is_guided(self) -> bool:
         """Whether masks follow the image's edges at its size (`inference.guided`)."""
         return self.module.config.guided_upsampling
+
+    @functools.cached_property
+    def granularity_scale(self) -> GranularityScale:
+        """Granularity of each level; a warning says if it was never measured."""
+        scale = granularity_scale(self.meta, self.num_levels)
+        if not scale.is_calibrated:
+            _log.warning(
+                "granularity: the levels of this checkpoint were never measured, so that they lie "
+                "evenly between 0 and 1; `semsam calibrate` measures them."
+            )
+        return scale
 
     def fingerprint(self) -> str:
         """A short name of all weights: the same for the same checkpoint, on any machine."""

@@ -19,7 +19,14 @@ from semsam_jax.core.errors import PromptError
 from semsam_jax.core.structs import Prompts
 from semsam_jax.inference.decoding import check_finite
 from semsam_jax.inference.found import FoundMask, different
-from semsam_jax.inference.granularity import Level, parse_levels, tokens_of_levels
+from semsam_jax.inference.granularity import (
+    Granularity,
+    Level,
+    parse_granularity,
+    parse_levels,
+    token_weights,
+    tokens_of_levels,
+)
 from semsam_jax.inference.grid import crop_boxes, point_grid
 from semsam_jax.inference.guided import GuidedUpsampler
 from semsam_jax.inference.hierarchy import depths, parents, without_overlap
@@ -42,6 +49,7 @@ from semsam_jax.inference.preprocess import Frame, Size, check_size, fit_image
 from semsam_jax.inference.requests import check_flag, check_number, check_whole
 from semsam_jax.inference.results import Records, ScoredName
 from semsam_jax.inference.tiles import SeamMerger, check_tiles, join_pieces, tile_boxes
+from semsam_jax.inference.tree import MaskTree, build_tree
 from semsam_jax.inference.upsample import chunk_size, upsample_masks
 from semsam_jax.ops.nms import nms
 
@@ -78,9 +86,13 @@ class MaskGenerator:
         size: side at which the network sees the image; see `preprocess.make_frame`.
         overlap: `"all"` keeps masks as they are found; `"none"` gives every pixel to at most one
             mask, small ones on top of large ones.
-        min_visible: with `overlap="none"`, the share of a mask that must stay visible.
+        min_visible: with `overlap="none"` and in a tree, the share of a mask that must stay
+            visible.
         tree: records say which mask each one is a part of: `parent`, the position of the smallest
-            mask that contains it, or None, and `depth`, the steps to its root.
+            mask that contains it, or None, and `depth`, the steps to its root; and the answer has
+            a `tree`, in which children lie inside their parents and siblings apart
+            (`inference.tree`).
+        granularity: 0 (the finest part) to 1 (the whole), or a list of them, instead of `level`.
         isolate: False reproduces the reference, where the clicks of a batch interact.
         tile: side of square tiles in pixels, for images of any size: each is looked at by itself,
             and masks are joined across the seams (`inference.tiles`); None looks at the whole.
@@ -112,6 +124,7 @@ class MaskGenerator:
         overlap: str = "all",
         min_visible: float = 0.2,
         tree: bool = False,
+        granularity: Granularity = None,
         isolate: bool = True,
         tile: int | None = None,
         tile_overlap: int = 128,
@@ -153,6 +166,11 @@ class MaskGenerator:
             min_mask_region_area=min_mask_region_area,
         )
         self.levels = parse_levels(level, model.num_levels)
+        self.granularities = parse_granularity(granularity, level)
+        if self.granularities is not None:
+            scale = model.granularity_scale
+            self.levels = tuple(scale.nearest(value) for value in self.granularities)
+            self._weights = token_weights(scale, self.granularities, model.level_order)
         self.tokens = tokens_of_levels(self.levels, model.level_order)
         self.names = None if labels is None else label_set(model, labels)
         self.crop_n_layers = crop_n_layers
@@ -186,7 +204,8 @@ class MaskGenerator:
                 f"trained for minutes is less sure of itself: try 0.15 and 0.5.",
                 stacklevel=2,
             )
-        return Records(self._records(found, image_hw), image_hw)
+        tree = self._tree(found, image_hw) if self.tree else None
+        return Records(self._records(found, image_hw), image_hw, tree)
 
     def _find_in_tiles(
         self, image: ImageLike | LargeImage
@@ -231,6 +250,19 @@ class MaskGenerator:
             changed = np.array([f.changed for f in found])
             found = [found[i] for i in suppress_cleaned(boxes, changed, self.filters)]
         return different(found)
+
+    def _tree(self, found: list[FoundMask], image_hw: tuple[int, int]) -> MaskTree:
+        names = [[n and n.record() for n in (mask.object, mask.part)] for mask in found]
+        return build_tree(
+            [rle.compress(mask.runs, image_hw) for mask in found],
+            [self.model.level_order.index(mask.token) + 1 for mask in found],
+            [mask.iou for mask in found],
+            image_hw,
+            objects=[object_name for object_name, _ in names],
+            parts=[part_name for _, part_name in names],
+            min_visible=self.min_visible,
+            min_piece=max(1, math.ceil(self.filters.min_mask_region_area)),
+        )
 
     def _records(self, found: list[FoundMask], image_hw: tuple[int, int]) -> list[dict]:
         packed = [rle.compress(mask.runs, image_hw) for mask in found]
@@ -288,6 +320,7 @@ class MaskGenerator:
                     crop=crop,
                     object=names[i][0],
                     part=names[i][1],
+                    granularity=None if self.granularities is None else self.granularities[level],
                 )
             )
         return found
@@ -340,9 +373,16 @@ class MaskGenerator:
             rows = np.minimum(rows, len(boxes) - 1)
             prompts = Prompts(boxes[rows][None], np.zeros((1, len(rows)), np.int32), valid[None])
             answer = self.model.decode(pyramid, prompts, text, self.isolate)
-            ious = np.asarray(answer.pred_ious)[0][:num, tokens].reshape(-1)
+            ious, embed = np.asarray(answer.pred_ious)[0], np.asarray(answer.mask_embed)[0]
+            if self.granularities is None:
+                ious, embed = ious[:num, tokens], embed[:num, tokens]
+            else:  # the blend of logits is the mask of the blended embeddings
+                ious = ious[:num].astype(np.float32) @ self._weights.T
+                embed = embed[:num].astype(np.float32)
+                embed = np.einsum("gk,nkd->ngd", self._weights, embed)
+            ious = ious.reshape(-1)
             check_finite(ious)
-            embed = np.asarray(answer.mask_embed)[0][:num, tokens].reshape(len(ious), -1)
+            embed = embed.reshape(len(ious), -1)
             kept = filter_masks(
                 ious,
                 lambda rows: self._measure(embed[rows], features, frame),  # noqa: B023
@@ -411,6 +451,8 @@ class MaskGenerator:
             "level": self.model.level_order.index(found.token) + 1,
             "token": found.token,
         }
+        if found.granularity is not None:
+            record["granularity"] = found.granularity
         for key, name in (("object", found.object), ("part", found.part)):
             if name is not None:
                 record[key] = name.record()

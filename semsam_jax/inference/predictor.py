@@ -13,9 +13,12 @@ from semsam_jax.inference.clicks import combine_clicks
 from semsam_jax.inference.decoding import decode_prompts, prompt_arrays, prompt_logits
 from semsam_jax.inference.encoded_image import EncodedImage
 from semsam_jax.inference.granularity import (
+    Granularity,
     Level,
     levels_by_area,
+    parse_granularity,
     parse_levels,
+    token_weights,
     tokens_of_levels,
 )
 from semsam_jax.inference.guided import GuidedUpsampler
@@ -45,6 +48,7 @@ class _Mask:
     logits: Float[np.ndarray, "h w"]  # at stride 4
     score: float
     disagreements: int = 0  # clicks on the wrong side
+    granularity: float | None = None
 
 
 class Predictor:
@@ -117,6 +121,7 @@ class Predictor:
         level: Level = None,
         labels: Labels | None = None,
         area: float | None = None,
+        granularity: Granularity = None,
     ) -> Segments:
         """Segments one object, or one for each of several boxes. Positions are SAM's.
 
@@ -140,6 +145,9 @@ class Predictor:
             return_logits: masks are float32 logits instead of booleans, enlarged without regard
                 to the image's edges.
             area: choose the level whose mask is nearest to this fraction of the image.
+            granularity: 0 (the finest part) to 1 (the whole), or a list of them, instead of
+                `level`: one mask for each, which changes smoothly from level to level
+                (`inference.granularity`). Empty only where the masks of all levels are.
 
         Returns:
             `Segments`; unpacks as masks [m, h, w], scores [m], low_res_logits [m, h/4, w/4],
@@ -150,7 +158,7 @@ class Predictor:
         Raises:
             PromptError: no image set, or the prompt cannot be used on it.
         """
-        request = Request(point_coords, point_labels, box, level, area, mask_input)
+        request = Request(point_coords, point_labels, box, level, area, mask_input, granularity)
         batch = split_batch(request)
         answers = self.predict_many(batch or [request], multimask_output, labels, return_logits)
         return answers[0] if batch is None else SegmentsBatch(answers)
@@ -259,39 +267,76 @@ class Predictor:
         for request, check, wanted, low, mask in rows:
             stop = start + check.num_prompts
             own = jax.tree.map(lambda x: x[start:stop], found)  # noqa: B023
-            best_only = not multimask_output or request.area is not None
-            masks = self._choose(encoded, check, wanted, own, low, request.area, best_only, mask)
+            asked = parse_granularity(request.granularity, request.level, request.area)
+            if asked is None:
+                tokens = tokens_of_levels(wanted, self.model.level_order)
+                masks = self._masks(encoded, check, tokens, own.pred_ious, low)
+            else:
+                masks = self._continuous(encoded, check, asked, own.pred_ious, low)
+            if not multimask_output or request.area is not None:
+                masks = self._best(encoded, masks, request.area, mask)
             answers.append(self._segments(encoded, check, own, masks, names, return_logits))
             start = stop
         return answers
 
-    def _choose(
+    def _masks(
         self,
         encoded: EncodedImage,
         check: CheckedRequest,
-        levels: tuple[int, ...],
-        found: Predictions,
+        tokens: Sequence[int],
+        ious: Float[np.ndarray, "p k"],
         logits: Float[np.ndarray, "p k h w"],
+    ) -> list[_Mask]:
+        """The mask of each of these tokens."""
+        if check.is_single:
+            return [_Mask(0, t, logits[0, t], float(ious[0, t])) for t in tokens]
+        xy = encoded.frame.to_canvas(check.points)
+        parts = [combine_clicks(logits, ious, xy, check.is_positive, t) for t in tokens]
+        masks = [_Mask(c.prompt, c.token, c.logits, c.score, c.disagreements) for c in parts]
+        return [
+            self._filled(mask, logits[list(part.bases), part.token], encoded)
+            for mask, part in zip(masks, parts, strict=True)
+        ]
+
+    def _continuous(
+        self,
+        encoded: EncodedImage,
+        check: CheckedRequest,
+        granularities: Sequence[float],
+        ious: Float[np.ndarray, "p k"],
+        logits: Float[np.ndarray, "p k h w"],
+    ) -> list[_Mask]:
+        """The mask at each granularity; for an empty one that of the nearest level with pixels."""
+        order, scale = self.model.level_order, self.model.granularity_scale
+        weights = token_weights(scale, granularities, order)
+        blended = np.einsum("gk,pkhw->pghw", weights, logits)
+        logits = np.concatenate([logits, blended], axis=1)
+        ious = ious.astype(np.float32)
+        ious = np.concatenate([ious, ious @ weights.T], axis=1)
+        tokens = range(len(order), logits.shape[1])
+        found = []
+        for mask, asked in zip(
+            self._masks(encoded, check, tokens, ious, logits), granularities, strict=True
+        ):
+            token = order[scale.nearest(asked) - 1]
+            if encoded.is_empty(mask.logits):
+                level = scale.level(asked)
+                near = sorted(range(len(order)), key=lambda i: abs(i + 1 - level))
+                others = self._masks(encoded, check, [order[i] for i in near], ious, logits)
+                full = (other for other in others if not encoded.is_empty(other.logits))
+                mask = next(full, mask)
+                token = mask.token if mask.token < len(order) else token
+            found.append(dataclasses.replace(mask, token=token, granularity=asked))
+        return found
+
+    @staticmethod
+    def _best(
+        encoded: EncodedImage,
+        masks: list[_Mask],
         area: float | None,
-        best_only: bool,
         given: Bool[np.ndarray, "ih iw"] | None,
     ) -> list[_Mask]:
-        """Returns the masks to give back."""
-        tokens = tokens_of_levels(levels, self.model.level_order)
-        if check.is_single:
-            masks = [_Mask(0, t, logits[0, t], float(found.pred_ious[0, t])) for t in tokens]
-        else:
-            xy = encoded.frame.to_canvas(check.points)
-            parts = [
-                combine_clicks(logits, found.pred_ious, xy, check.is_positive, t) for t in tokens
-            ]
-            masks = [_Mask(c.prompt, c.token, c.logits, c.score, c.disagreements) for c in parts]
-            masks = [
-                self._filled(mask, logits[list(part.bases), part.token], encoded)
-                for mask, part in zip(masks, parts, strict=True)
-            ]
-        if not best_only:
-            return masks
+        """The best one: nearest to an area, most like a given mask, or by predicted IoU."""
         if area is None:
             like = [0.0 if given is None else -encoded.resemblance(m.logits, given) for m in masks]
             order = [
@@ -350,6 +395,7 @@ class Predictor:
             objects=tuple(objects),
             parts=tuple(parts),
             unknown=() if names is None else names.unknown,
+            granularities=tuple(m.granularity for m in chosen if m.granularity is not None),
         )
 
 

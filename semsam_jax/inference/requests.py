@@ -9,7 +9,13 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from semsam_jax.core.errors import PromptError
-from semsam_jax.inference.granularity import Level, check_area, is_finite_number
+from semsam_jax.inference.granularity import (
+    Granularity,
+    Level,
+    check_area,
+    is_finite_number,
+    parse_granularity,
+)
 
 POSITIVE, NEGATIVE, PADDING = 1, 0, -1
 
@@ -25,6 +31,7 @@ class Request:
         level: 1..6, a list of them, or None for all.
         area: wanted area as a fraction of the image; chooses the level, instead of `level`.
         mask_input: a mask to refine, see `mask_prompt.read_mask`.
+        granularity: 0 (the finest part) to 1 (the whole), or a list of them, instead of `level`.
     """
 
     point_coords: object = None
@@ -33,6 +40,7 @@ class Request:
     level: Level = None
     area: float | None = None
     mask_input: object = None
+    granularity: Granularity = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,9 +145,10 @@ def check_request(request: Request, image_hw: tuple[int, int]) -> CheckedRequest
 
     Raises:
         PromptError: nothing given, wrong shape, NaN, a click or box outside the image, an
-            empty box, only negative clicks, or an area that is no fraction.
+            empty box, only negative clicks, or an area or a granularity that is no fraction.
     """
     check_area(request.area)
+    parse_granularity(request.granularity, request.level, request.area)
     height, width = image_hw
     points = _rows(request.point_coords, 2, "point")
     boxes = _rows(request.box, 4, "box")

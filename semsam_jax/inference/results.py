@@ -14,6 +14,7 @@ from semsam_jax.core import rle
 from semsam_jax.core.errors import DataError, SelectionError
 from semsam_jax.inference import convert_results, files, visualize
 from semsam_jax.inference.images import ImageLike, load_image
+from semsam_jax.inference.tree import MaskTree
 
 if TYPE_CHECKING:
     import supervision
@@ -133,6 +134,8 @@ class Segments(_Convertible):
         objects: best object name of each mask, None without `labels`.
         parts: best part name of each mask, None without `labels`.
         unknown: names among `labels` that the checkpoint does not know; they were left out.
+        granularities: granularity of each mask, 0..1; empty where levels were asked for. `levels`
+            are then the nearest ones.
     """
 
     masks: np.ndarray
@@ -143,6 +146,7 @@ class Segments(_Convertible):
     objects: tuple[ScoredName | None, ...]
     parts: tuple[ScoredName | None, ...]
     unknown: tuple[UnknownName, ...] = ()
+    granularities: tuple[float, ...] = ()
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Yields masks, scores and low_res_logits."""
@@ -164,13 +168,17 @@ class Segments(_Convertible):
             objects=tuple(self.objects[i] for i in rows),
             parts=tuple(self.parts[i] for i in rows),
             unknown=self.unknown,
+            granularities=tuple(self.granularities[i] for i in rows if self.granularities),
         )
 
     def __repr__(self) -> str:
         """One line."""
         height, width = self.masks.shape[-2:]
-        rows = zip(self.levels, self.scores, strict=True)
-        parts = "".join(f", level {level}: {score:.2f}" for level, score in rows)
+        kind, asked = "level", self.levels
+        if self.granularities:
+            kind, asked = "granularity", self.granularities
+        rows = zip(asked, self.scores, strict=True)
+        parts = "".join(f", {kind} {value:g}: {score:.2f}" for value, score in rows)
         return f"Segments({len(self)} masks of {width}x{height}{parts})"
 
     def records(self) -> list[dict]:
@@ -187,6 +195,8 @@ class Segments(_Convertible):
                 "level": self.levels[i],
                 "token": self.tokens[i],
             }
+            if self.granularities:
+                record["granularity"] = self.granularities[i]
             for kind, name in (("object", self.objects[i]), ("part", self.parts[i])):
                 if name is not None:
                     record[kind] = name.record()
@@ -220,6 +230,7 @@ class SegmentsBatch(Segments):
             objects=tuple(name for answer in answers for name in answer.objects),
             parts=tuple(name for answer in answers for name in answer.parts),
             unknown=answers[0].unknown,
+            granularities=tuple(value for answer in answers for value in answer.granularities),
         )
         object.__setattr__(self, "answers", tuple(answers))
 
@@ -256,11 +267,18 @@ class Records(list[dict], _Convertible):
 
     Attributes:
         image_hw: height and width of the image.
+        tree: the masks as one tree, None if it was not asked for; slices have none.
     """
 
-    def __init__(self, records: Sequence[dict], image_hw: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        records: Sequence[dict],
+        image_hw: tuple[int, int],
+        tree: MaskTree | None = None,
+    ) -> None:
         super().__init__(records)
         self.image_hw = image_hw
+        self.tree = tree
 
     @overload
     def __getitem__(self, index: int) -> dict: ...

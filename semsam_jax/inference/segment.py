@@ -39,6 +39,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--level", default="all", metavar="1..6|all", help="1 coarsest, 6 finest (default: all)"
     )
+    arguments.add_granularity_argument(parser)
     parser.add_argument(
         "--area",
         type=float,
@@ -66,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
     prompts = None if args.task != "prompt" else _requests(args)
     if args.task != "prompt" and not args.labels:
         raise PromptError(f"--task {args.task}: needs --labels, the names to label with.")
+    if args.task != "prompt" and args.granularity is not None:
+        raise PromptError(f"--granularity: not with --task {args.task}, which has no levels.")
     image = load_image(image_path)
     out = arguments.output_folder(args.out, image_path)
     if prompts is None:
@@ -104,7 +107,9 @@ def _segment_prompts(args, image, prompts: list[dict], size, out: Path) -> None:
     from semsam_jax.inference.granularity import parse_levels
     from semsam_jax.inference.requests import Request, check_request
 
-    requests = [Request(**prompt, level=args.level, area=args.area) for prompt in prompts]
+    granularity = arguments.parse_granularities(args.granularity)
+    wanted = {"level": args.level, "area": args.area, "granularity": granularity}
+    requests = [Request(**prompt, **wanted) for prompt in prompts]
     for request in requests:  # before the slow part: a wrong click should not wait for a model
         check_request(request, image.shape[:2])
     model = arguments.load_from_args(args, args.pad_to_multiple)
@@ -187,7 +192,10 @@ def _marks(requests: list, scale: float) -> tuple[list, list]:
 
 
 def _caption(answer, i: int) -> str:
-    text = f"level {answer.levels[i]}  IoU {answer.scores[i]:.2f}"
+    text = f"level {answer.levels[i]}"
+    if answer.granularities:
+        text = f"granularity {answer.granularities[i]:g}"
+    text += f"  IoU {answer.scores[i]:.2f}"
     name = _name(answer, i)
     return f"{text}  {name}" if name else text
 

@@ -183,9 +183,9 @@ def start_or_resume(
     return shard_state(initial_params(run, model, mesh, learned), tx, has_ema, mesh), None
 
 
-def first_level_order(run: RunConfig, model: SemanticSAM) -> list[int]:
-    """Token of level 1, 2, ... until an evaluation orders them: that of the warm start."""
-    if run.model.warm_start:
-        start = zoo.resolve(run.model.warm_start)
-        return list(checkpoint_io.read_meta(start)["level_order"])
-    return list(range(model.config.decoder.num_tokens))
+def first_levels(run: RunConfig, model: SemanticSAM) -> dict[str, list]:
+    """What the meta says of the levels until an evaluation measures them: as the warm start."""
+    if not run.model.warm_start:
+        return {"level_order": list(range(model.config.decoder.num_tokens))}
+    saved = checkpoint_io.read_meta(zoo.resolve(run.model.warm_start))
+    return {key: saved[key] for key in ("level_order", "level_sizes") if saved.get(key)}

@@ -232,6 +232,10 @@ _FIXED = ("optimizer.frozen", "optimizer.ema")
 """Keys that decide which arrays a checkpoint holds."""
 
 
+_SHARES = ("data.datasets.", "data.generic_datasets.")
+"""Keys where none is the same as 0: a recipe may name a dataset that it did not name before."""
+
+
 def check_same_run(
     saved_meta: Mapping, meta: Mapping, defaults: Mapping, allowed: Sequence[str] = ()
 ) -> list[str]:
@@ -264,12 +268,14 @@ def check_same_run(
     changed, differing = [], []
     for key in sorted(saved.keys() | wanted.keys()):
         before = saved[key] if key in saved else defaults.get(key)
-        if before == wanted.get(key):
+        now = wanted.get(key)
+        is_share = key.startswith(_SHARES)
+        if before == now or (is_share and (before or 0.0) == (now or 0.0)):
             continue
         is_allowed = key not in _FIXED and any(
             key == name or key.startswith(f"{name}.") for name in allowed
         )
-        told = f"{key}: checkpoint {before!r}, this run {wanted.get(key)!r}"
+        told = f"{key}: checkpoint {before!r}, this run {now!r}"
         (changed if is_allowed else differing).append(told)
     if differing:
         raise CheckpointError(

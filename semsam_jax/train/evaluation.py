@@ -104,11 +104,12 @@ class HeldOutEvaluation:
                 found[name] = round(known[f"eval/{key}"] / 100, 6)
         return found | ({"classes": classes} if classes else {})
 
-    def level_order(self, current: list[int]) -> list[int]:
-        """Tokens of levels 1..k by mean mask area in the last evaluation."""
+    def levels(self) -> dict[str, list]:
+        """What the last evaluation says of the levels, for the meta; nothing without a click."""
         if self.result is None or not len(self.result.table):
-            return current
-        return list(calibrate_levels(self.result.table).level_order)
+            return {}
+        found = calibrate_levels(self.result.table)
+        return {"level_order": list(found.level_order), "level_sizes": list(found.level_sizes)}
 
     def names(self) -> dict[str, dict[int, str]] | None:
         """Name of each class of the images that the model can name; None where it names none."""

@@ -95,14 +95,15 @@ def train(
         tx = build.build_tx(run, model)
         state, resumed = build.start_or_resume(run, model, tx, mesh, checkpoints, learned)
         if resumed is None:
-            meta["level_order"] = build.first_level_order(run, model)
+            meta |= build.first_levels(run, model)
             meta |= build.trained_answers(run, vocabulary)
         else:
             position, saved = resumed
             # The same position in another order, if the seed has changed.
             has_other_order = any(change.startswith("seed:") for change in changes)
             data.restore(data.state(int(state.step)) if has_other_order else position)
-            kept = ("level_order", "prompts_trained", "parts_trained", "before", "measured")
+            kept = ("level_order", "level_sizes", "prompts_trained", "parts_trained")
+            kept += ("before", "measured")
             meta |= {key: saved[key] for key in kept if key in saved}
             report.log_info(f"resumed at step {int(state.step)} of {run.steps}")
             report.log_info("".join(f"changed: {change}\n" for change in changes), end="")
@@ -209,7 +210,7 @@ def _evaluate(
 ) -> dict | None:
     """Evaluates a state; `meta` gets its order of levels, WORKDIR the best model and a picture."""
     step, found = int(state.step), evaluator.run(state, writer)
-    meta["level_order"] = evaluator.level_order(meta["level_order"])
+    meta |= evaluator.levels()
     if found is None:
         return None
     is_best = best.update(found["iou_max"], evaluator.params, meta, step)

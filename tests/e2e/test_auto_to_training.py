@@ -9,8 +9,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from data_pipelines.decode import check_header, decode_image
+from data_pipelines.sources.coco_folder import CocoFolder, read_class_names
 from data_pipelines.sources.sa1b import SA1B
-from data_pipelines.vocabulary import Vocabulary
+from data_pipelines.vocabulary import Vocabulary, build_vocabulary
 from semsam_jax.__main__ import main
 
 DATA = Path(__file__).parents[1] / "golden" / "data"
@@ -40,7 +41,7 @@ def annotated(image, tmp_path_factory):
         assert main([str(x) for x in [*convert, "--out", checkpoint]]) == 0
         auto = ["auto", images, "--checkpoint", checkpoint, "--out", out, "--size", 64]
         auto += ["--points-per-side", 4, "--pred-iou-thresh", 0, "--stability-score-thresh", 0.1]
-        auto += ["--box-nms-thresh", 0.95]
+        auto += ["--box-nms-thresh", 0.95, "--coco"]
         assert main([str(x) for x in auto]) == 0
     return images, out
 
@@ -59,6 +60,25 @@ def test_the_reader_gives_the_masks_that_were_found(annotated):
             np.testing.assert_array_equal(mask, coco_mask.decode(annotation["segmentation"]))
             assert mask.shape == (example.height, example.width)
             assert mask.sum() == annotation["area"]
+
+
+def test_the_trees_are_a_custom_dataset_with_parents(annotated):
+    _, out = annotated
+    classes = read_class_names(out / "annotations" / "train.json")
+    source = CocoFolder(out, "train", build_vocabulary([], extra={"mine": classes}), dataset="mine")
+    assert len(source) == 3
+    links = 0
+    for position in range(3):
+        example = source[position]
+        assert not example.unused
+        (name,) = (f for f in out.glob("*.jpg") if f.read_bytes() == example.image)
+        tree = json.loads(name.with_suffix(".json").read_text())["tree"]
+        assert len(example.instances) == len(tree) > 0
+        assert sum(i.parent >= 0 for i in example.instances) == sum(
+            node["parent"] is not None for node in tree
+        )
+        links += sum(i.parent >= 0 for i in example.instances)
+    assert links > 0
 
 
 def test_masks_lie_in_the_frame_of_the_stored_pixels(annotated, image):

@@ -72,12 +72,19 @@ def test_calibration_writes_the_order_it_measured(checkpoint, tmp_path, capsys):
     assert main([*arguments, "--dry-run"]) == 0
     assert checkpoint_io.read_meta(copy)["level_order"] == list(range(6))
     assert "wrote" not in capsys.readouterr().out
+    assert main([*arguments, "--levels"]) == 0
+    meta = checkpoint_io.read_meta(copy)
+    assert sorted(meta["level_sizes"], reverse=True) == meta["level_sizes"]
+    assert "mask_thresholds" not in meta
     assert main(arguments) == 0
     order = checkpoint_io.read_meta(copy)["level_order"]
     folder = copy / "evaluation" / "coco"
     scores = json.loads((folder / "levels.json").read_text())["scores"]
     areas = [scores[f"levels/area/{level}"] for level in range(1, 7)]
     assert areas == sorted(areas, reverse=True)
+    sizes = checkpoint_io.read_meta(copy)["level_sizes"]
+    assert len(sizes) == 6
+    assert all(0 <= size <= 1 for size in sizes)
     assert f"wrote the order of levels {order}" in capsys.readouterr().out
     suited = checkpoint_io.read_meta(copy)["mask_thresholds"]
     assert 0 < suited["pred_iou"] <= 0.88

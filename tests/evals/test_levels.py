@@ -15,6 +15,8 @@ def test_order_is_largest_area_first():
     levels = calibrate_levels(result.table)
     assert levels.level_order == (2, 1, 0)
     assert levels.num_clicks == 3
+    roots = np.sqrt(result.table.pred_area).mean(0)
+    np.testing.assert_allclose(levels.level_sizes, roots[[2, 1, 0]], atol=1e-6)
     # token 0 is the finest level and is best for all; for the last segment token 1 ties with
     # it (segment 4 is empty), and the first token wins
     np.testing.assert_allclose(sum(levels.coverage.values())[2], len(levels.coverage))

@@ -65,14 +65,16 @@ def test_suites_are_measured_and_logged(tmp_path):
     assert 0 < record["eval/baseline_blob/iou_oracle"] < 100
     assert "NaN" not in line
     # Token 2 adds strip 3, which is not there: as large as token 1, so the order stays.
-    assert evaluator.level_order([5, 6, 7]) == [1, 2, 0]
+    levels = evaluator.levels()
+    assert levels["level_order"] == [1, 2, 0]
+    assert levels["level_sizes"] == sorted(levels["level_sizes"], reverse=True)
 
 
 def test_no_images_no_evaluation(tmp_path):
     evaluator = HeldOutEvaluation(Reading(), None, META)
     state = TrainState(params={}, opt_state=(), step=jnp.int32(0))
     assert evaluator.run(state, MetricWriter(tmp_path)) is None
-    assert evaluator.level_order([1, 0]) == [1, 0]
+    assert evaluator.levels() == {}
 
 
 def test_unknown_suites_are_told():

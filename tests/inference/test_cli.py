@@ -112,6 +112,22 @@ def test_level_by_area(image, tiny_checkpoint, tmp_path, capsys):
         assert "area" in capsys.readouterr().err
 
 
+def test_granularities_on_the_command_line(image, tiny_checkpoint, tmp_path, capsys):
+    base = ["segment", image, "--checkpoint", tiny_checkpoint, "--size", 96, "--point", "60,80"]
+    assert run(*base, "--granularity", "0.3,1", "--out", tmp_path / "two") == 0
+    records = json.loads((tmp_path / "two" / "masks.json").read_text())
+    assert [record["granularity"] for record in records] == [0.3, 1.0]
+    assert records[1]["level"] == 1
+    for wrong in ("nan", "1.5", "-0.1", "coarse", "0.5,"):
+        assert run(*base, f"--granularity={wrong}") == 2
+        assert "granularity" in capsys.readouterr().err
+    assert run(*base, "--granularity=0.5", "--level=2") == 2
+    assert "together with level" in capsys.readouterr().err
+    whole = ["segment", image, "--task=panoptic", "--labels=dog", "--granularity=0.5"]
+    assert run(*whole) == 2
+    assert "no levels" in capsys.readouterr().err
+
+
 def test_wrong_command_lines_print_one_line_and_write_nothing(image, tiny_checkpoint, capsys):
     model = ["--checkpoint", tiny_checkpoint]
     for args, message in (

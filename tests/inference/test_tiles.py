@@ -13,6 +13,7 @@ from semsam_jax.inference.found import FoundMask
 from semsam_jax.inference.large_images import open_large
 from semsam_jax.inference.mask_generator import MaskGenerator
 from semsam_jax.inference.mask_selection import inclusive_box
+from semsam_jax.inference.results import Records
 from semsam_jax.inference.tiles import SeamMerger, join_pieces, tile_boxes
 
 HW = (300, 420)
@@ -139,7 +140,7 @@ def test_a_georeferenced_file_gives_places_on_the_ground(tmp_path, monkeypatch):
         tile = 128
 
         def generate(self, source):
-            return [record]
+            return Records([record], HW)
 
     monkeypatch.setattr(auto, "rle", rle)
     (out / "overlays").mkdir(parents=True)

@@ -53,7 +53,8 @@ WRONG = {
 
 MASK_GENERATOR = """points_per_side points_per_batch pred_iou_thresh stability_score_thresh
     stability_score_offset box_nms_thresh level labels crop_n_layers crop_nms_thresh
-    crop_overlap_ratio crop_n_points_downscale_factor min_mask_region_area output_mode size"""
+    crop_overlap_ratio crop_n_points_downscale_factor min_mask_region_area output_mode size
+    granularity"""
 
 
 def calls(model, image):
@@ -78,11 +79,19 @@ def calls(model, image):
     for name in ("point_coords", "point_labels", "box", "mask_input"):
         yield f"predict.{name}", lambda x, n=name: predictor.predict(**{n: x})
         yield f"predict.{name} beside", lambda x, n=name: predictor.predict(**(point | {n: x}))
-    for name in ("level", "area", "labels", "multimask_output", "return_logits"):
+    for name in ("level", "area", "granularity", "labels", "multimask_output", "return_logits"):
         yield f"predict.{name}", lambda x, n=name: predictor.predict(**point, **{n: x})
     yield "predict_many", predictor.predict_many
     yield "predict_many of one", lambda x: predictor.predict_many([x])
-    for name in ("point_coords", "point_labels", "box", "level", "area", "mask_input"):
+    for name in (
+        "point_coords",
+        "point_labels",
+        "box",
+        "level",
+        "area",
+        "mask_input",
+        "granularity",
+    ):
         yield f"Request.{name}", lambda x, n=name: predictor.predict_many([Request(**{n: x})])
     yield "predict_batch.images", lambda x: predictor.predict_batch(x, [[Request(**point)]])
     yield "predict_batch.image", lambda x: predictor.predict_batch([x], [[Request(**point)]])

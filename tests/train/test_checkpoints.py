@@ -123,6 +123,13 @@ def test_a_size_that_an_earlier_release_did_not_have_is_at_its_default():
         _check(wanted, saved=saved, defaults=build.default_match())
 
 
+def test_a_dataset_without_a_share_is_none():
+    data = META["must_match"]["data"]
+    assert _check({"data": data | {"datasets": {"coco": 0.0}}}) == []
+    with pytest.raises(CheckpointError, match=r"data\.datasets\.coco: checkpoint None, .* 1\.0"):
+        _check({"data": data | {"datasets": {"coco": 1.0}}})
+
+
 def test_what_may_change_is_named_by_the_user():
     saved = META["must_match"] | {"seed": 0, "optimizer": {"learning_rate": 1e-3, "ema": 0.9}}
     wanted = saved | {"seed": 1, "optimizer": {"learning_rate": 1e-4, "ema": 0.9}}

@@ -69,12 +69,12 @@ def stored(tmp_path, params, **meta):
 
 def test_levels_stay_ordered_as_they_were_until_an_evaluation(tmp_path):
     """Without it a fine-tuned model's level 1 would be its first token, whatever its size."""
-    meta = {"level_order": [2, 1, 3, 0, 4, 5]}
+    meta = {"level_order": [2, 1, 3, 0, 4, 5], "level_sizes": [0.6, 0.5, 0.4, 0.3, 0.2, 0.1]}
     model_files.save_model(tmp_path / "start", {"a": np.zeros(2, np.float32)}, meta)
     run = tiny(warm_start=str(tmp_path / "start"))
     model = build.build_model(run)
-    assert build.first_level_order(run, model) == [2, 1, 3, 0, 4, 5]
-    assert build.first_level_order(tiny(), model) == list(range(6))
+    assert build.first_levels(run, model) == meta
+    assert build.first_levels(tiny(), model) == {"level_order": list(range(6))}
 
 
 def test_a_resumed_run_needs_its_warm_start_no_longer():
