@@ -33,6 +33,7 @@ SHARES = {
     "pascal_part": 1.0,
     "paco": 1.0,
     "part_imagenet": 1.0,
+    "cocotree": 0.0,
     "custom": 0.0,
 }
 # The second stage sees SA-1B once, and nothing labelled more than about 150 times (a test computes
@@ -79,9 +80,10 @@ def _full(config: ConfigDict) -> ConfigDict:
     config = at_full_size(config, config.model.preset)
     config.model.warm_start = "required"
     config.text.source = "encoder"
-    config.data.datasets = ConfigDict({**CLICKED, "objects365": 0.0, "custom": 0.0})
+    others = {"cocotree": 0.0, "custom": 0.0}
+    config.data.datasets = ConfigDict({**CLICKED, "objects365": 0.0, **others})
     config.data.granularity = ConfigDict({"any": 1.0})
-    config.data.generic_datasets = ConfigDict({**NAMED, "sa1b": 0.0, "custom": 0.0})
+    config.data.generic_datasets = ConfigDict({**NAMED, "sa1b": 0.0, **others})
     config.data.interactive_batch = 32
     config.data.generic_batch = 32
     config.data.hierarchy = True

@@ -44,12 +44,14 @@ class InteractiveProtocol:
         thresholds: the q of NoC@q; an instance gets no further clicks once it reaches the largest,
             and keeps that IoU in IoU@k.
         choice: which token answers a click.
+        token: this one answers every click, whatever the choice.
         click_box_px, point_type, isolate, skip_crowd: as in the 1-click protocol.
     """
 
     max_clicks: int = 20
     thresholds: tuple[float, ...] = THRESHOLDS
     choice: Literal["predicted", "oracle"] = "predicted"
+    token: int | None = None
     click_box_px: float = CLICK_BOX_PX
     point_type: int = 0
     isolate: bool = True
@@ -158,7 +160,7 @@ def click_curves(sample: EvalSample, protocol: InteractiveProtocol) -> PromptWor
             options = (current[i] | masks) if is_positive else (current[i] & ~masks)
             ious = np.asarray([mask_iou(option, truths[i]) for option in options])
             by = ious if protocol.choice == "oracle" else answers.pred_ious[row]
-            token = int(np.argmax(by))
+            token = int(np.argmax(by)) if protocol.token is None else protocol.token
             current[i] = options[token]
             curves[i].append(float(ious[token]))
             if ious[token] < max(protocol.thresholds):

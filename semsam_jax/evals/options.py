@@ -10,11 +10,13 @@ SUITE_NAMES = (
     "box",
     "granularity",
     "interactive",
+    "continuous",
     "generic",
     "names",
     "part",
     "everything",
     "proposals",
+    "otq",
     "baselines",
 )
 PROTOCOLS = ("square", "released_v1", "original_size")

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from semsam_jax.evals.continuous import GRID, ContinuousResult
 from semsam_jax.evals.instance_ap import InstanceResult
 from semsam_jax.evals.interactive import InteractiveResult
 from semsam_jax.evals.names import Reliability
@@ -141,6 +142,28 @@ def plot_clicks(path: Path, result: InteractiveResult) -> None:
     noc = ", ".join(f"NoC@{round(100 * q)} {value:.1f}" for q, value in result.noc.items())
     axis.set(ylim=(0, 102), xlabel="clicks", ylabel="mean IoU, %", title=noc)
     axis.set_xticks(clicks[:: max(1, len(clicks) // 10)])
+    _save(figure, path)
+
+
+def plot_continuous(path: Path, result: ContinuousResult) -> None:
+    """IoU over the number of tries, and how the area grows with the granularity."""
+    figure, (first, second) = _figure(1, 2, size=(10, 3.8))
+    for name, values, colour in (
+        ("granularities", result.best_of, _BLUE),
+        ("tokens", result.best_of_tokens, _ORANGE),
+    ):
+        tries = np.arange(1, len(values) + 1)
+        first.plot(tries, 100 * values, "o-", color=colour, label=f"best of k {name}")
+    if not np.isnan(result.given):
+        first.axhline(100 * result.given, ls="--", color=_GREY, label="granularity given")
+    first.set(title="1-IoU, %", xlabel="tries k", ylim=(0, 100), xticks=range(1, len(GRID) + 1))
+    first.legend(loc="lower right", fontsize=8)
+    low, middle, high = 100 * np.quantile(result.area, (0.25, 0.5, 0.75), axis=0)
+    second.fill_between(GRID, low, high, color=_BLUE, alpha=0.25, lw=0, label="half of the clicks")
+    second.plot(GRID, middle, "o-", color=_BLUE, label="median")
+    second.set(xlabel="granularity asked for", ylim=(0, 102), xticks=GRID[::2])
+    second.set_title("mask area, % of the click's largest mask")
+    second.legend(loc="upper left", fontsize=8)
     _save(figure, path)
 
 

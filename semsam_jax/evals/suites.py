@@ -9,6 +9,7 @@ from semsam_jax.evals import gallery, plots, report
 from semsam_jax.evals.baselines import evaluate_baseline
 from semsam_jax.evals.box_prompt import BoxProtocol, evaluate_box_prompt
 from semsam_jax.evals.class_suites import everything, generic, names, part
+from semsam_jax.evals.continuous_suite import measure_continuous
 from semsam_jax.evals.granularity import GranularityProtocol, evaluate_granularity
 from semsam_jax.evals.interactive import InteractiveProtocol, evaluate_interactive
 from semsam_jax.evals.levels import LevelCalibration
@@ -18,6 +19,7 @@ from semsam_jax.evals.proposals import evaluate_proposals
 from semsam_jax.evals.report import TableRow
 from semsam_jax.evals.samples import SIZE_NAMES, EvalSample
 from semsam_jax.evals.suite_context import EvalContext, SuiteResult, prefixed
+from semsam_jax.evals.tree_suite import TreeSamples, measure_trees
 from semsam_jax.inference.loading import model_from_params
 from semsam_jax.inference.mask_generator import MaskGenerator
 
@@ -143,6 +145,30 @@ def interactive(context: EvalContext) -> SuiteResult:
     return SuiteResult(rows, scalars)
 
 
+def continuous(context: EvalContext) -> SuiteResult:
+    """A granularity between 0 and 1: given, and the best of several beside the best token."""
+    result, rows, scalars, notes = measure_continuous(
+        context.model,
+        context.params,
+        context.meta,
+        context.clicked,
+        context.prompts_per_call,
+        context.eval_loop,
+    )
+    if context.draws and result.num_masks:
+        plots.plot_continuous(context.out / "continuous.png", result)
+    return SuiteResult(rows, scalars, notes)
+
+
+def otq(context: EvalContext) -> SuiteResult:
+    """Open Tree Quality of segment-everything's tree."""
+    samples = TreeSamples(context.images.source, len(context.images))
+    rows, scalars = measure_trees(
+        context.params, context.meta, samples, context.points_per_side, context.eval_loop
+    )
+    return SuiteResult(rows, scalars, {"labels": "scored as equal or not: no sentence embeddings"})
+
+
 def proposals(context: EvalContext) -> SuiteResult:
     """Average recall of all masks of an image, and their AP, without names."""
     generate = _proposal_maker(context.params, context.meta, context.points_per_side)
@@ -169,11 +195,13 @@ SUITES: dict[str, Callable[[EvalContext], SuiteResult]] = {
     "box": box,
     "granularity": granularity,
     "interactive": interactive,
+    "continuous": continuous,
     "generic": generic,
     "names": names,
     "part": part,
     "everything": everything,
     "proposals": proposals,
+    "otq": otq,
     "baselines": baselines,
 }
 
