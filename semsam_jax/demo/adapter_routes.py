@@ -69,7 +69,11 @@ def anylabeling_router(service: Service) -> APIRouter:
         def work() -> list[dict]:
             if wanted.level is None:
                 found, _ = engine.find_everything(
-                    session, names, None, wanted.min_score or engine.suggested_quality, _GRID
+                    session.upload.pixels,
+                    names,
+                    None,
+                    wanted.min_score or engine.suggested_quality,
+                    _GRID,
                 )
                 found = [scale_record(record, *size) for record in found]
                 if names:
@@ -166,7 +170,7 @@ def _add_label_studio(router: APIRouter, prefix: str, service: Service, images: 
 
             def find() -> list[dict]:
                 found, _ = engine.find_everything(
-                    session, names, one_level, engine.suggested_quality, _GRID
+                    session.upload.pixels, names, one_level, engine.suggested_quality, _GRID
                 )
                 sure = [r for r in found if (r.get("object") or {}).get("is_sure")]
                 return [scale_record(record, *size) for record in sure]

@@ -14,6 +14,7 @@ from semsam_jax.demo.limits import HTTPError, Limits
 from semsam_jax.demo.pictures import png_url
 from semsam_jax.demo.service import Service, decode_image
 from semsam_jax.demo.sessions import ImageSession
+from semsam_jax.demo.uploads import read_upload
 from semsam_jax.inference.convert_results import record_mask, scale_record
 from semsam_jax.inference.outlines import mask_polygons
 from semsam_jax.inference.requests import Request as Prompt
@@ -58,6 +59,14 @@ class EverythingBody(_Body):
         None, description="smallest predicted IoU and stability; left out: what suits the model"
     )
     grid: int = Field(16, description=f"clicks along each side: {GRIDS}")
+    tile: Annotated[int, Field(ge=128, le=8192)] | None = Field(
+        None,
+        description="look at square tiles of the file, of this side in pixels, at full resolution, "
+        "and join masks across the seams; with `image`, not `image_id`",
+    )
+    overlap: Annotated[int, Field(ge=16, le=4096)] = Field(
+        128, description="what neighbouring tiles share, pixels; at most half a tile"
+    )
 
 
 class NameAnswer(BaseModel):
@@ -175,13 +184,25 @@ def api_router(service: Service) -> APIRouter:
         client = client_of(request.scope)
         if body.level != "all" and body.level > engine.num_levels:
             raise HTTPError(400, f"There is no level {body.level}.")
+        if body.tile is not None and body.image is None:
+            raise HTTPError(400, "tile: needs the file itself; give image instead of image_id.")
+        if body.tile is not None and 2 * body.overlap > body.tile:
+            raise HTTPError(
+                400, f"overlap: got {body.overlap}; wanted at most half a tile, {body.tile // 2}."
+            )
         key, session = await _session(service, body, client)
         names = await service.learn(body.labels, client)
         level = None if body.level == "all" else body.level
         quality = engine.suggested_quality if body.min_score is None else body.min_score
 
         def work() -> MasksAnswer:
-            found, unknown = engine.find_everything(session, names, level, quality, body.grid)
+            pixels = session.upload.pixels
+            if body.tile is not None:
+                pixels = read_upload(decode_image(body.image), limits, None).pixels
+            tiles = {"tile": body.tile, "tile_overlap": body.overlap}
+            found, unknown = engine.find_everything(
+                pixels, names, level, quality, body.grid, **tiles
+            )
             _check_size(session, len(found), limits)
             size = session.upload.original_hw
             rows = [(None, scale_record(record, *size)) for record in found]

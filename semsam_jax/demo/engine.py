@@ -32,6 +32,7 @@ from semsam_jax.inference.predictor import Predictor
 from semsam_jax.inference.requests import POSITIVE, Request, check_request
 from semsam_jax.inference.results import Segments, UnknownName
 from semsam_jax.inference.segment import prompt_records
+from semsam_jax.inference.tiles import tile_boxes
 from semsam_jax.inference.whole_image import ask_generic, panoptic_segments, work_size
 from semsam_jax.text.tables import TextEmbeddings, normalise
 
@@ -212,16 +213,26 @@ class Engine:
         return records, _unknown(answers[0].unknown)
 
     def find_everything(
-        self, session: ImageSession, names: str, level: int | None, quality: float, grid: int
+        self,
+        pixels: UInt8[np.ndarray, "h w 3"],
+        names: str,
+        level: int | None,
+        quality: float,
+        grid: int,
+        *,
+        tile: int | None = None,
+        tile_overlap: int = 128,
     ) -> tuple[list[dict], list[dict]]:
-        """Records of all masks of the image, the best first, and the names that are not known.
+        """Records of all masks of an image, the best first, and the names that are not known.
 
         Args:
-            session: the image.
+            pixels: the image.
             names: see `inference.labels`; empty for none.
             level: 1..6, or None for all.
             quality: smallest predicted IoU and stability.
-            grid: clicks along each side.
+            grid: clicks along each side, of each tile if there are tiles.
+            tile: see `MaskGenerator`.
+            tile_overlap: what neighbouring tiles share, pixels.
         """
         if grid not in GRIDS or not 0 <= quality <= 1:
             raise HTTPError(400, "Invalid settings.")
@@ -235,11 +246,19 @@ class Engine:
                 labels=names or None,
                 output_mode="coco_rle",
                 min_mask_region_area=64,
+                tile=tile,
+                tile_overlap=tile_overlap,
             )
         )
+        count = len(tile_boxes(pixels.shape[:2], tile, tile_overlap)) if tile else 1
+        if count > self._limits.tiles:
+            raise HTTPError(
+                413,
+                f"{count} tiles cover this image, at most {self._limits.tiles}: use larger ones.",
+            )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "no mask reached")  # the answer says so
-            found = _explained(lambda: generator.generate(session.upload.pixels))
+            found = _explained(lambda: generator.generate(pixels))
         records = sorted(found, key=lambda record: -record["predicted_iou"])[:MAX_SEGMENTS]
         for number, record in enumerate(records, start=1):
             record |= {"id": number, "image_id": 1, "category_id": record["level"]}
@@ -251,7 +270,7 @@ class Engine:
     ) -> dict:
         """All masks of the image for the page; see `find_everything`."""
         start = time.perf_counter()
-        found, unknown = self.find_everything(session, names, level, quality, grid)
+        found, unknown = self.find_everything(session.upload.pixels, names, level, quality, grid)
         masks = [rle.decode(record["segmentation"]) for record in found]
         picture = np.zeros(session.upload.pixels.shape[:2], np.uint8)
         for i in sorted(range(len(found)), key=lambda i: -found[i]["area"]):

@@ -23,6 +23,7 @@ class Limits:
         slow_waiting: whole-image requests that wait for the model, of all visitors.
         slow_per_client: of one address.
         boxes: objects of one request to the API.
+        tiles: of one image.
         images: images that are remembered, of all visitors.
         images_per_client: of one address.
         image_idle_sec: an image without requests is forgotten after this time.
@@ -55,6 +56,7 @@ class Limits:
     feature_bytes: int = 256 << 20
     points: int = 16
     boxes: int = 64
+    tiles: int = 64
     names_length: int = 600
     names: int = 48
     download_pixels: int = 600_000_000

@@ -40,7 +40,7 @@ class Upload:
     """An image as displayed.
 
     Attributes:
-        pixels: RGB, long side at most `WORK_SIDE`; the pixels of every click.
+        pixels: RGB, reduced to the side that was asked for; the pixels of every click.
         original_hw: size of the file's image; the pixels of every download.
     """
 
@@ -48,8 +48,13 @@ class Upload:
     original_hw: tuple[int, int]
 
 
-def read_upload(content: bytes, limits: Limits) -> Upload:
+def read_upload(content: bytes, limits: Limits, side: int | None = WORK_SIDE) -> Upload:
     """Decodes an image; its header is checked before any pixel is.
+
+    Args:
+        content: the file.
+        limits: of its size.
+        side: the long side is reduced to this; None keeps all pixels.
 
     Raises:
         HTTPError: not an image, broken, or larger than the limits.
@@ -65,10 +70,11 @@ def read_upload(content: bytes, limits: Limits) -> Upload:
                 original_wh = _check_size(image.size, limits)
                 if image.getexif().get(_ORIENTATION_TAG) in _ROTATED:
                     original_wh = original_wh[::-1]
-                if image.format in _DRAFT_FORMATS:
+                if side is not None and image.format in _DRAFT_FORMATS:
                     # A large JPEG is decoded at a half or a quarter; nothing else is needed here.
-                    image.draft(None, (WORK_SIDE, WORK_SIDE))
-                pixels = display_size(load_image(image), WORK_SIDE)
+                    image.draft(None, (side, side))
+                pixels = load_image(image)
+                pixels = pixels if side is None else display_size(pixels, side)
     except Image.DecompressionBombError as error:
         raise HTTPError(
             413,

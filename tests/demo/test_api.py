@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from semsam_jax import load_model
 from semsam_jax.core import rle
+from semsam_jax.demo import engine as engine_module
 from semsam_jax.demo.engine import Engine, _unknown
 from semsam_jax.demo.limits import Limits
 from semsam_jax.demo.sessions import SessionStore
@@ -86,6 +87,35 @@ def test_everything_has_masks_in_pixels_of_the_file(client):
     masks = masks_of(client.post("/v1/everything", json=body))
     assert masks
     assert {tuple(mask["segmentation"]["size"]) for mask in masks} == {(1400, 1800)}
+
+
+def test_tiles_are_of_the_file_at_full_resolution(client, monkeypatch):
+    asked = []
+
+    class Generator:
+        names = None
+
+        def __init__(self, model, **options):
+            asked.append((options["tile"], options["tile_overlap"], options["points_per_side"]))
+
+        def generate(self, pixels):
+            asked.append(pixels.shape)
+            return []
+
+    monkeypatch.setattr(engine_module, "MaskGenerator", Generator)
+    large = base64.b64encode(encoded(picture(1400, 1800))).decode()
+    body = {"image": large, "tile": 512, "overlap": 64, "grid": 8}
+    assert masks_of(client.post("/v1/everything", json=body)) == []
+    assert asked == [(512, 64, 8), (1400, 1800, 3)]
+    for wrong, status, word in (
+        ({"tile": 128, "overlap": 64}, 413, "588 tiles"),
+        ({"tile": 256, "overlap": 200}, 400, "overlap: got 200"),
+        ({"tile": 64}, 400, "tile"),
+        ({"image": None, "image_id": "unknown"}, 400, "image_id"),
+    ):
+        answer = client.post("/v1/everything", json=body | wrong)
+        assert answer.status_code == status
+        assert word in answer.json()["error"]
 
 
 def test_names_like_a_text(client, checkpoint):
