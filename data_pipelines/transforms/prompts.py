@@ -8,11 +8,11 @@ docs/reference.md, section 7.
 import dataclasses
 from collections.abc import Mapping
 
-import cv2
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from data_pipelines.transforms.masks import PackedMask
+from semsam_jax.core.distance import innermost_pixel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,10 +231,8 @@ def _click(
 
 def _deepest_cell(cells: PackedMask) -> tuple[int, int]:
     """(x, y) of the foreground cell farthest from the outline; the canvas' edge is outline."""
-    padded = np.pad(np.unpackbits(cells.bits, axis=1), 1)
-    depth = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    y, x = np.unravel_index(int(depth.argmax()), depth.shape)
-    return int(x) - 1 + 8 * cells.left_byte, int(y) - 1 + cells.top
+    x, y = innermost_pixel(np.unpackbits(cells.bits, axis=1) > 0)
+    return x + 8 * cells.left_byte, y + cells.top
 
 
 def _under_click(

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
-from semsam_jax.inference.visualize import innermost_point
+from semsam_jax.core.distance import innermost_pixel
 
 
 def picture_answer(
@@ -65,7 +65,7 @@ def _place(mask: np.ndarray) -> list[float] | None:
     scale = min(1.0, 256 / max(mask.shape))
     size = (max(1, round(mask.shape[1] * scale)), max(1, round(mask.shape[0] * scale)))
     small = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
-    point = innermost_point(small)
+    point = innermost_pixel(small)
     if point is None:
         return None
     return [round((point[0] + 0.5) / size[0], 4), round((point[1] + 0.5) / size[1], 4)]

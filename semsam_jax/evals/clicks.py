@@ -1,34 +1,11 @@
 """Click positions of evaluations, and the boxes that represent clicks."""
 
-import cv2
 import numpy as np
+
+from semsam_jax.core.distance import distance_inside, innermost_pixel
 
 CLICK_BOX_PX = 6.0
 """Side of the box that represents an evaluation click (docs/reference.md, section 5)."""
-
-
-def distance_inside(mask: np.ndarray) -> np.ndarray:
-    """Exact Euclidean distance of each mask pixel to the nearest pixel outside the mask.
-
-    Everything beyond the border of the array counts as outside (the mask is padded by one
-    zero pixel). Pixels outside the mask have distance 0.
-
-    Args:
-        mask: bool [h, w].
-
-    Returns:
-        float32 [h, w], pixels.
-    """
-    distance = np.zeros(mask.shape, np.float32)
-    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if ys.size == 0:
-        return distance
-    # The nearest outside pixel never lies beyond the ring around the bounding box.
-    window = (slice(ys[0], ys[-1] + 1), slice(xs[0], xs[-1] + 1))
-    padded = np.pad(mask[window].astype(np.uint8), 1)
-    inside = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    distance[window] = inside[1:-1, 1:-1]
-    return distance
 
 
 def centre_click(mask: np.ndarray) -> tuple[int, int] | None:
@@ -45,10 +22,7 @@ def centre_click(mask: np.ndarray) -> tuple[int, int] | None:
 
     Source: docs/reference.md, section 11; RITM / SAM protocol (arXiv 2304.02643, section 7.1).
     """
-    if not mask.any():
-        return None
-    y, x = np.unravel_index(int(np.argmax(distance_inside(mask))), mask.shape)
-    return int(x), int(y)
+    return innermost_pixel(mask)
 
 
 def next_click(truth: np.ndarray, prediction: np.ndarray) -> tuple[int, int, bool] | None:

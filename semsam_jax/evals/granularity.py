@@ -21,7 +21,8 @@ import numpy as np
 from flax import linen as nn
 from scipy.optimize import linear_sum_assignment
 
-from semsam_jax.evals.clicks import CLICK_BOX_PX, centre_click, click_boxes, distance_inside
+from semsam_jax.core.distance import distance_inside
+from semsam_jax.evals.clicks import CLICK_BOX_PX, centre_click, click_boxes
 from semsam_jax.evals.eval_loop import EvalLoop
 from semsam_jax.evals.evaluator import Evaluator, exact_mean
 from semsam_jax.evals.one_click import scored_masks

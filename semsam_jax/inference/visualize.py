@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from semsam_jax.core.distance import innermost_pixel
+
 RGB = tuple[int, int, int]
 Mark = tuple[float | int, float | int, bool]  # x, y, is_positive
 Box = tuple[float | int, float | int, float | int, float | int]  # x0, y0, x1, y1
@@ -178,7 +180,7 @@ def write_labels(
     font = _font(int(np.clip(max(height, width) / 48, 11, 40)))
     taken: list[tuple[float, float, float, float]] = []
     for i in sorted(range(len(masks)), key=lambda i: -int(masks[i].sum())):
-        place = innermost_point(masks[i]) if texts[i] else None
+        place = innermost_pixel(masks[i]) if texts[i] else None
         if place is None:
             continue
         left, top, right, bottom = draw.textbbox(place, texts[i], font=font, anchor="mm")
@@ -194,17 +196,6 @@ def write_labels(
             (place[0] + dx, place[1] + dy), texts[i], fill=(255, 255, 255), font=font, anchor="mm"
         )
     return np.asarray(image)
-
-
-def innermost_point(mask: Bool[np.ndarray, "h w"]) -> tuple[float, float] | None:
-    """Returns x, y of the pixel farthest from the border of a mask, None if it is empty."""
-    if not mask.any():
-        return None
-    distance = cv2.distanceTransform(
-        np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE
-    )
-    y, x = np.unravel_index(int(distance.argmax()), distance.shape)
-    return float(x - 1), float(y - 1)
 
 
 def display_size(

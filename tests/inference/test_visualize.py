@@ -53,15 +53,6 @@ def test_panoptic_view_labels_segments_and_empty_ones_do_no_harm():
     assert visualize.panoptic_view(IMAGE, segment_map * 0, {}).shape == IMAGE.shape
 
 
-def test_innermost_point_is_inside():
-    ring = np.zeros((21, 21), bool)
-    ring[2:19, 2:19] = True
-    ring[5:16, 5:16] = False
-    x, y = visualize.innermost_point(ring)
-    assert ring[int(y), int(x)]
-    assert visualize.innermost_point(np.zeros((3, 3), bool)) is None
-
-
 def test_extreme_pictures():
     for shape in ((1, 1), (1, 3000), (3000, 2)):
         image = np.zeros((*shape, 3), np.uint8)
