@@ -64,8 +64,16 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
             print(f"{builder.plan.folder}: {report.examples} examples of {report.records} records")
             for line in report.lines():
                 print(f"  {line}")
-    except (SemSamError, OSError) as error:
+    except SemSamError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        where = error.filename or args.out
+        print(
+            f"error: {where}: {error.strerror or error}; finished files are kept, the same command "
+            "continues",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print(

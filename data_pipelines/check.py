@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw
 from data_pipelines.arguments import add_source_arguments, at_least, dataset_folder, png_file
 from data_pipelines.decode import decode_image
 from data_pipelines.findings import Findings
+from data_pipelines.index.files import write_whole
 from data_pipelines.index.scan import BROKEN, read_entry
 from data_pipelines.schema import DATASETS, RawExample
 from data_pipelines.sources import Source
@@ -226,7 +227,12 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     for message in report.broken[:40]:
         print(f"  {message}")
     if args.contact_sheet is not None:
-        contact_sheet(source, args.count).save(args.contact_sheet)
+        sheet = contact_sheet(source, args.count)
+        try:
+            write_whole(args.contact_sheet, lambda file: sheet.save(file, "PNG"))
+        except OSError as error:
+            print(f"error: {args.contact_sheet}: {error.strerror or error}", file=sys.stderr)
+            return 2
         print(f"sheet: {args.contact_sheet}")
     others = [] if args.dataset in DATASETS else [s for s in ("train", "val") if s != args.split]
     for split in others:

@@ -21,6 +21,7 @@ from ml_collections import config_flags
 from PIL import Image, ImageDraw
 
 from data_pipelines import sample
+from data_pipelines.index.files import write_whole
 from data_pipelines.pipeline import STREAMS, make_iterator
 from data_pipelines.recipe import pipeline_config
 from data_pipelines.schema import DATASETS
@@ -65,7 +66,8 @@ def draw_rows(
         sheets.append(np.concatenate(panels, axis=1))
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate(_columns(sheets, num_prompts), axis=1)).save(path)
+    drawn = Image.fromarray(np.concatenate(_columns(sheets, num_prompts), axis=1))
+    write_whole(path, lambda file: drawn.save(file, "PNG"))
 
 
 def _columns(sheets: list[np.ndarray], num_prompts: int) -> list[np.ndarray]:
@@ -330,10 +332,12 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> Non
         return
 
     def run(arguments: Sequence[str]) -> None:
-        if len(arguments) > 1:
-            raise app.UsageError(f"unexpected arguments {arguments[1:]}")
         data = config.value.data.to_dict() if config.value is not None else sample_settings()
         try:
+            if len(arguments) > 1:
+                raise ConfigError(
+                    f"command line: unexpected {arguments[1]!r}; options start with --"
+                )
             for path in inspect(
                 data, num_rows.value, out.value, split=split.value, seed=seed.value
             ):
@@ -341,8 +345,19 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> Non
         except SemSamError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
+        except OSError as error:
+            where = error.filename or out.value
+            print(f"error: {where}: {error.strerror or error}", file=sys.stderr)
+            sys.exit(2)
 
-    app.run(run, argv=sys.argv)
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            return flags.FLAGS(argv)
+        except (flags.Error, KeyError, AttributeError, ImportError, OSError) as error:
+            print(f"error: command line: {' '.join(str(error).split())}", file=sys.stderr)
+            sys.exit(2)
+
+    app.run(run, argv=sys.argv, flags_parser=parse)
 
 
 if __name__ == "__main__":

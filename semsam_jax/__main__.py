@@ -93,6 +93,11 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"semsam {asked}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, no rights, too many open files, a name too long ...
+        if "--traceback" in argv:
+            raise
+        print(f"semsam {asked}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         hint = _AFTER_CTRL_C.get(asked or "")
         print(f"semsam {asked}: interrupted{f'; {hint}' if hint else ''}", file=sys.stderr)

@@ -5,6 +5,7 @@ ArrayRecord file, and a receipt beside it lists its contents, size and hash. Aft
 shards whose receipt fits their file are skipped.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -85,7 +86,10 @@ def read_receipt(plan: ShardPlan, shard: int) -> dict | None:
     file = plan.receipt(shard)
     if not file.exists():
         return None
-    receipt = json.loads(file.read_text())
+    try:
+        receipt = json.loads(file.read_text())
+    except ValueError:  # cut short: as good as none
+        return None
     data = plan.file(shard)
     if not data.exists() or data.stat().length != receipt["bytes"]:
         return None
@@ -144,9 +148,11 @@ def write_shard(
         for position, entry, record in _records(source, plan.span(shard), num_threads):
             tally.add(position, entry)
             if record is not None:
-                writer.write(record)
+                with _disk_errors(final):
+                    writer.write(record)
             progress(1)
-        writer.close()
+        with _disk_errors(final):
+            writer.close()
         receipt = _receipt(shard, final.name, local, tally)
         receipt |= {"source": stamp, **tally.found(source.vocabulary)}
         if is_remote:
@@ -161,6 +167,25 @@ def write_shard(
         )
     write_json(plan.receipt(shard), receipt)
     return receipt
+
+
+def remove_scratch(folder: str) -> None:
+    """Removes what builds that were killed left in the folder of a finished one."""
+    if "://" not in folder:
+        for left in pathlib.Path(folder).glob("shard-*-*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _disk_errors(file: epath.Path) -> Iterator[None]:
+    """Names the file where the writer of records cannot write, which is a RuntimeError there."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        raise DataError(
+            f"{file}: cannot be written ({str(error).split(';')[0]}); free some space and run the "
+            "build again, finished files are kept"
+        ) from error
 
 
 def _records(

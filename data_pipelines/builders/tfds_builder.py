@@ -160,7 +160,7 @@ class RecordsBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
             (folder / "receipts").mkdir(parents=True, exist_ok=True)
             write_json(file, own)
             return
-        other = json.loads(file.read_text())
+        other = records.read_description(file)
         wrong = [key for key in own if own[key] != other.get(key)]
         if wrong:
             listed = "; ".join(
@@ -253,8 +253,9 @@ class RecordsBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
         listed = [
             {key: r[key] for key in ("file", "bytes", "sha256", "examples")} for r in receipts
         ]
-        claim = json.loads((folder / records.CLAIM).read_text())
+        claim = records.read_description(folder / records.CLAIM)
         write_json(folder / records.MANIFEST, claim | {"files": listed})
+        shards.remove_scratch(plan.folder)
         return report
 
     def _report(self, receipts: Sequence[dict]) -> IndexReport:

@@ -57,14 +57,30 @@ def class_names(vocabulary: Vocabulary, dataset: str) -> dict[str, list[str]]:
     }
 
 
+def read_description(file: epath.Path) -> dict:
+    """Reads a JSON file of a build.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    try:
+        content = json.loads(file.read_text())
+        missing = {"dataset", "format", "options", "classes"} - set(content)
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{file}: cannot be read ({error}); copy or build it again") from error
+    if missing or not isinstance(content, dict):
+        raise DataError(f"{file}: has no {sorted(missing)}; copy or build it again")
+    return content
+
+
 def read_options(folder: epath.Path) -> dict:
     """Returns the reader options that the records were made with."""
-    return json.loads((folder / CLAIM).read_text())["options"]
+    return read_description(folder / CLAIM)["options"]
 
 
 def read_classes(folder: epath.Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Returns (object names, part names) of a user's own set, for `build_vocabulary(extra=)`."""
-    classes = json.loads((folder / CLAIM).read_text())["classes"]
+    classes = read_description(folder / CLAIM)["classes"]
     return tuple(classes["objects"]), tuple(classes["parts"])
 
 
@@ -129,7 +145,7 @@ class Records(Source):
                 f"{dataset}: the build in {self._folder} is not finished; run the same "
                 "data_pipelines.build command again, it resumes where it stopped"
             )
-        manifest = json.loads(file.read_text())
+        manifest = read_description(file)
         if manifest["format"] == OLD_FORMAT and dataset in _BY_IMAGE:
             raise DataError(
                 f"{dataset}: the records in {self._folder} are of format {OLD_FORMAT}, which does "

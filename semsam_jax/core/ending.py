@@ -7,6 +7,7 @@ output, and exits without interpreter shutdown.
 """
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -70,6 +71,9 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     After an interrupt the code is 130, whatever became of the KeyboardInterrupt. Programs that set
     their own SIGINT handler (a training run, the web server) keep it.
     """
+    # A name that the terminal's encoding lacks, or that is no text at all, is shown with escapes.
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
     interrupts = _Interrupts()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupts.on_signal)

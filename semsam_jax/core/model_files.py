@@ -67,6 +67,7 @@ def save_model(
         CheckpointError: another model is there, an array does not fit `dtype`, or the files
             cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save, save_file
 
     if dtype not in STORED_DTYPES:
@@ -90,13 +91,14 @@ def save_model(
         (root / CONFIG).unlink(missing_ok=True)
         weights.replace(root / WEIGHTS)
         settings.replace(root / CONFIG)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{root}: the model cannot be written ({getattr(error, 'strerror', None) or error}); "
+            f"check the path, its permissions and the free space."
+        ) from error
+    finally:  # of an interrupt, too
         for partial in (weights, settings):
             _remove(partial)
-        raise CheckpointError(
-            f"{root}: the model cannot be written ({error.strerror or error}); check the path, "
-            f"its permissions and the free space."
-        ) from error
     return root
 
 

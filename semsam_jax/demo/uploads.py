@@ -12,12 +12,10 @@ from PIL import Image
 
 from semsam_jax.core.errors import DataError
 from semsam_jax.demo.limits import HTTPError, Limits, too_many_bytes
-from semsam_jax.inference.images import load_image
+from semsam_jax.inference.images import FORMATS, load_image
 from semsam_jax.inference.visualize import display_size
 
 WORK_SIDE = 1280
-# Pillow has many more readers; some of them start other programs or execute what they read.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 _DRAFT_FORMATS = ("JPEG", "MPO")  # MPO: what some phones write, read by the JPEG reader
 _ROTATED = (5, 6, 7, 8)
 _ORIENTATION_TAG = 0x0112
@@ -66,7 +64,7 @@ def read_upload(content: bytes, limits: Limits, side: int | None = WORK_SIDE) ->
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 original_wh = _check_size(image.size, limits)
                 if image.getexif().get(_ORIENTATION_TAG) in _ROTATED:
                     original_wh = original_wh[::-1]

@@ -116,4 +116,10 @@ def parse_numbers(text: str, count: int, flag: str) -> list[float]:
 
 def output_folder(out: str | None, image: Path) -> Path:
     """Folder for the results: --out, or NAME_segments beside the image."""
-    return Path(out) if out else image.with_name(f"{image.stem}_segments")
+    if out:
+        return Path(out)
+    if image.name in ("", ".."):  # . and .. have no name of their own
+        image = image.resolve()
+    if not image.name:
+        raise PromptError(f"--out: missing, and {image} has no name to make one of.")
+    return image.with_name(f"{image.stem}_segments")

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import os
 import sys
 import warnings
 from collections import Counter
@@ -15,6 +16,7 @@ from semsam_jax.core.errors import DataError, SemSamError
 from semsam_jax.inference import arguments
 
 _MAX_LISTED = 10
+_MAX_NAME_BYTES = 200
 _AS_STORED = "what suits the checkpoint"
 _OVERVIEW_PX = 1024
 _MAX_DRAWN = 500
@@ -173,6 +175,9 @@ def _segment_all(
             num_masks += _segment_one(generator, image, image_id, target, own_stamp)
             num_done += 1
             results.append(target)
+        except files.OutputError:
+            progress.close()
+            raise
         except DataError as error:
             failures[image.name] = str(error)
     progress.close()
@@ -294,11 +299,21 @@ def result_names(images: list[Path]) -> dict[Path, str]:
     names, used = {}, set()
     for image in sorted(images, key=lambda p: stems[_folded(p.stem)]):
         name, number = image.stem if stems[_folded(image.stem)] == 1 else image.name, 2
+        name = _fitting(name)
         while _folded(name) in used:
             name, number = f"{image.name}-{number}", number + 1
         used.add(_folded(name))
         names[image] = name
     return names
+
+
+def _fitting(name: str) -> str:
+    """A name short enough for files named after it: disks take 255 bytes."""
+    letters = os.fsencode(name)
+    if len(letters) <= _MAX_NAME_BYTES:
+        return name
+    digest = hashlib.sha256(letters).hexdigest()[:12]
+    return f"{letters[: _MAX_NAME_BYTES - 13].decode('utf-8', 'ignore')}-{digest}"
 
 
 def _folded(name: str) -> str:
@@ -312,6 +327,9 @@ def _listed(names: list[str]) -> str:
 
 
 def _digest(image: Path) -> str:
+    from semsam_jax.inference.images import check_is_file
+
+    check_is_file(image)
     try:
         with image.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -322,7 +340,7 @@ def _digest(image: Path) -> str:
 def _target(out: Path, name: str, image: Path, stamp: dict) -> Path:
     """File of the results: the usual one, unless it holds the results of another image."""
     digest = stamp["source"]["sha256"]
-    candidates = [f"{name}.json", f"{image.name}.json", f"{name}-{digest[:12]}.json"]
+    candidates = [f"{name}.json", f"{_fitting(image.name)}.json", f"{name}-{digest[:12]}.json"]
     targets = [out / candidate for candidate in dict.fromkeys(candidates)]
     owners = [_source_of(target, image, digest) for target in targets]
     if digest in owners:

@@ -15,6 +15,10 @@ from semsam_jax.core.errors import DataError
 _EXIF_ORIENTATION = 0x0112
 
 
+class OutputError(DataError):
+    """A result cannot be written: no fault of the image, the next one would fail, too."""
+
+
 def write_json(path: Path, content: object) -> None:
     """Writes JSON to a temporary file and renames it; DataError for NaN or infinity in it."""
     try:
@@ -71,12 +75,13 @@ def write_segment_map(path: Path, segment_map: np.ndarray) -> None:
 
 
 def make_folder(path: Path) -> Path:
-    """Creates the output folder; DataError if that is impossible."""
+    """Creates the output folder; OutputError if that is impossible."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(
-            f"--out {path}: cannot make this folder ({error.strerror}); choose another."
+    except (OSError, ValueError) as error:  # ValueError: a name with a null byte
+        detail = getattr(error, "strerror", None) or error
+        raise OutputError(
+            f"--out {path}: cannot make this folder ({detail}); choose another."
         ) from error
     return path
 
@@ -88,7 +93,7 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
         write(partial)
         os.replace(partial, path)
     except OSError as error:
-        raise DataError(
+        raise OutputError(
             f"{path}: cannot be written ({error.strerror or error}); check the folder and the "
             f"free space."
         ) from error

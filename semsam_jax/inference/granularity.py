@@ -167,10 +167,14 @@ def tokens_of_levels(levels: Sequence[int], level_order: Sequence[int]) -> tuple
 
 def check_level_order(level_order: Sequence[int], num_tokens: int) -> tuple[int, ...]:
     """Returns the order as ints; CheckpointError unless it is a permutation of the tokens."""
-    order = tuple(int(token) for token in level_order)
+    try:
+        order = tuple(int(token) for token in level_order)
+    except (TypeError, ValueError):
+        order = ()
     if sorted(order) != list(range(num_tokens)):
+        shown = list(order) or str(level_order)[:60]
         raise CheckpointError(
-            f"meta.level_order: got {list(order)}; wanted each of the {num_tokens} tokens once."
+            f"meta.level_order: got {shown}; wanted each of the {num_tokens} tokens once."
         )
     return order
 

@@ -1,6 +1,7 @@
 """Loads an image from a path, PIL image or array as uint8 RGB, as displayed."""
 
 import os
+import stat
 import struct
 import warnings
 import zlib
@@ -17,6 +18,9 @@ IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"),
     *(suffix for suffix in (".avif",) if suffix in Image.registered_extensions()),
 )
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
+"""What Pillow may read. It has many more readers; some of them start other programs."""
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray
 
@@ -50,14 +54,11 @@ def load_image(image: ImageLike, max_pixels: int | None = None) -> UInt8[np.ndar
 
 
 def _from_path(path: Path, max_pixels: int | None) -> np.ndarray:
-    if not path.exists():
-        raise DataError(f"{path}: no such file; check the path of the image.")
-    if path.is_dir():
-        raise DataError(f"{path}: is a folder, wanted an image; use `auto` for folders.")
+    check_is_file(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
+            with Image.open(path, formats=FORMATS) as opened:
                 return _from_pil(opened, str(path), max_pixels)
     except DataError:
         raise
@@ -69,6 +70,20 @@ def _from_path(path: Path, max_pixels: int | None) -> np.ndarray:
             f"{path}: not a readable image ({detail}); wanted a complete JPEG, PNG, WebP, "
             f"BMP, TIFF or GIF file."
         ) from error
+
+
+def check_is_file(path: Path) -> None:
+    """Raises DataError for what is no file: a folder, nothing, or a pipe, which may never end."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+        raise DataError(f"{path}: no such file; check the path of the image.") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    if stat.S_ISDIR(mode):
+        raise DataError(f"{path}: is a folder, wanted an image; use `auto` for folders.")
+    if not stat.S_ISREG(mode):
+        raise DataError(f"{path}: is a device or a pipe, wanted an image file.")
 
 
 def _from_pil(image: Image.Image, where: str, max_pixels: int | None = None) -> np.ndarray:

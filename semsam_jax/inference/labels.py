@@ -201,8 +201,9 @@ def _embed(model: LoadedModel, names: LabelNames) -> dict[str, np.ndarray]:
     """Unit embedding of every name that the text source knows; kept with the model."""
     known = model.name_embeddings
     new = [name for name in dict.fromkeys(names.objects + names.parts) if name not in known]
-    if model.meta["text"]["source"] == "table":
-        table = table_of(model.meta["text"], model.params)
+    text = model.meta.get("text") or {}
+    if text.get("source") == "table":
+        table = table_of(text, model.params)
         wanted = model.module.config.decoder.text_dim
         if table.dim != wanted:
             raise CheckpointError(

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -31,6 +31,10 @@ from semsam_jax.models import heads, presets
 from semsam_jax.models.semantic_sam import SemanticSAM
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+_META_TYPES = {
+    "image_size": int,
+    **dict.fromkeys(("text", "vocabulary", "mask_thresholds", "name_thresholds"), Mapping),
+}
 _PROMPT_PRESETS = ("default", "released_v1")
 _log = logging.getLogger(__name__)
 
@@ -224,6 +228,13 @@ def model_from_params(
         raise CheckpointError(
             f"checkpoint meta: no {', '.join(missing)}; write it with semsam_jax convert or train."
         )
+    for key, kind in _META_TYPES.items():
+        value = meta.get(key)
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise CheckpointError(
+                f"{where}: its {key} is {str(value)[:60]!r}, wanted what semsam_jax writes; "
+                "convert or train it again."
+            )
     try:
         config = presets.from_json(meta["model_config"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:

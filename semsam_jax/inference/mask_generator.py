@@ -64,6 +64,8 @@ _MAX_BINARY_BYTES = 4 << 30
 class MaskGenerator:
     """Finds all masks of an image, in the manner of `SamAutomaticMaskGenerator`.
 
+    Arguments up to `crop_n_points_downscale_factor` have its positions, the others are keywords.
+
     Args:
         model: from `load_model`.
         points_per_side: clicks along each side of the grid.
@@ -75,12 +77,12 @@ class MaskGenerator:
             above, 0.92.
         stability_score_offset: that shift, in logits.
         box_nms_thresh: box IoU above which the worse of two masks goes.
-        level: levels 1..6 to use, a list, or None for all.
-        labels: object and part names to choose from; see `inference.labels`.
         crop_n_layers: also look at crops, 4**i of them in layer i.
         crop_nms_thresh: box NMS between crops.
         crop_overlap_ratio: overlap of crops, as a share of the image's short side.
         crop_n_points_downscale_factor: divides the grid by this to the power of the layer.
+        level: levels 1..6 to use, a list, or None for all.
+        labels: object and part names to choose from; see `inference.labels`.
         min_mask_region_area: smaller holes and islands are removed, image pixels; 0 off.
         output_mode: `binary_mask`, `uncompressed_rle` or `coco_rle`.
         size: side at which the network sees the image; see `preprocess.make_frame`.
@@ -111,15 +113,15 @@ class MaskGenerator:
         stability_score_thresh: float | None = None,
         stability_score_offset: float = 1.0,
         box_nms_thresh: float = 0.7,
-        level: Level = None,
-        labels: Labels | None = None,
         crop_n_layers: int = 0,
         crop_nms_thresh: float = 0.7,
         crop_overlap_ratio: float = 512 / 1500,
         crop_n_points_downscale_factor: int = 1,
+        *,
+        level: Level = None,
+        labels: Labels | None = None,
         min_mask_region_area: int = 10,
         output_mode: str = "binary_mask",
-        *,
         size: Size = None,
         overlap: str = "all",
         min_visible: float = 0.2,

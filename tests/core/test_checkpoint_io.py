@@ -7,6 +7,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from semsam_jax.core import checkpoint_io, model_files
@@ -185,3 +186,14 @@ def test_the_checkpoint_of_a_command_is_chosen_in_the_open(tmp_path, monkeypatch
     shutil.rmtree(tmp_path / "run")
     with pytest.raises(CheckpointError, match="no finished training run"):
         checkpoint_io.choose_checkpoint("last")
+
+
+def test_a_full_disk_is_one_error_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(arrays, file, metadata):
+        file.write_bytes(b"half")
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr("safetensors.numpy.save_file", full)
+    with pytest.raises(CheckpointError, match=r"cannot be written \(I/O error: No space"):
+        save_model(tmp_path / "m", PARAMS, META)
+    assert not list((tmp_path / "m").iterdir())

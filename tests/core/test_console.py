@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import warnings
 
 import pytest
 
@@ -45,3 +46,13 @@ def test_env_tells_versions_devices_and_settings(monkeypatch, capsys):
     assert lines["no-such-package"] == "not installed"
     assert lines["devices"] == "8 x cpu (cpu)"
     assert lines["SEMSAM_JAX_CACHE"] == "/somewhere"
+
+
+def test_a_warning_of_a_command_is_one_line_without_the_code(capsys):
+    with console.verbosity():
+        shown = warnings.formatwarning(UserWarning("two\nlines"), UserWarning, "file.py", 1)
+    assert shown == "note: two lines\n"
+    with console.verbosity(quiet=True):
+        warnings.warn("unheard", stacklevel=1)
+    assert capsys.readouterr().err == ""
+    assert warnings.formatwarning("a", UserWarning, "file.py", 1).startswith("file.py:1")

@@ -141,3 +141,11 @@ def test_fifty_interrupts(command, tmp_path):
     moments = [rng.uniform(0, 1.1 * length) for _ in range(50)]
     finished = check_interrupts(command, moments, tmp_path / "out", tmp_path / "cache")
     assert finished < 40  # most were interrupted
+
+
+def test_names_that_a_terminal_cannot_show_are_escaped():
+    program = "from semsam_jax.core.ending import run_command\n"
+    program += "run_command(lambda: print(chr(0x65e5), chr(0xdce9)))"
+    done = start("-c", program, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    out, error = done.communicate(timeout=60)
+    assert (done.returncode, out, error) == (0, "\\u65e5 \\udce9\n", "")

@@ -293,3 +293,37 @@ def test_beam_workers_build_the_same_files(coco, tmp_path):
         open_source("coco", tmp_path / out / "coco", "train", UNION) for out in ("here", "beam")
     )
     assert list(one) == list(two)
+
+
+def test_a_full_disk_is_one_error(coco, tmp_path, monkeypatch):
+    class Writer:
+        def __init__(self, file, options):
+            open(file, "w").close()
+
+        def write(self, record):
+            raise RuntimeError("write() failed: No space left on device; at byte 4096; closed")
+
+    monkeypatch.setattr(shards.array_record_module, "ArrayRecordWriter", Writer)
+    with pytest.raises(DataError, match=r"cannot be written \(write\(\) failed: No space left on"):
+        make("coco", coco, tmp_path).download_and_prepare()
+    assert not list(tmp_path.rglob("shard-*"))
+
+
+def test_what_killed_builds_left_is_removed_and_damaged_descriptions_are_named(coco, tmp_path):
+    folder = tmp_path / "coco" / "train" / "1.0.0"
+    scratch = folder / "shard-00000-abcdefgh"
+    scratch.mkdir(parents=True)
+    (scratch / "records").write_bytes(b"half")
+    built("coco", coco, tmp_path)
+    assert not list(folder.glob("shard-*"))
+    opened = {
+        records_module.CLAIM: make("coco", coco, tmp_path).download_and_prepare,
+        records_module.MANIFEST: lambda: open_source("coco", tmp_path / "coco", "train", UNION),
+    }
+    for name, use in opened.items():
+        whole = (folder / name).read_text()
+        for text in (whole[:20], "", "[]", "null", "{}"):
+            (folder / name).write_text(text)
+            with pytest.raises(DataError, match=name):
+                use()
+        (folder / name).write_text(whole)

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -84,3 +86,16 @@ def test_a_bomb_is_one_clear_error(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
     with pytest.raises(DataError, match="smaller copy"):
         load_image(tmp_path / "a.png")
+
+
+def test_what_never_ends_or_starts_programs_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(DataError, match="is a device or a pipe"):
+        load_image(tmp_path / "pipe.jpg")
+    with pytest.raises(DataError, match="File name too long"):
+        load_image(tmp_path / ("x" * 300))
+    # Pillow reads EPS with a program of its own.
+    Image.fromarray(IMAGE).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.jpg")
+    with pytest.raises(DataError, match="cannot identify image file"):
+        load_image(tmp_path / "a.jpg")

@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 import json
 
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from semsam_jax.inference import hierarchy, mask_selection
 from semsam_jax.inference.grid import crop_boxes, point_grid
 from semsam_jax.inference.mask_generator import MaskGenerator
 from semsam_jax.inference.mask_selection import Filters, inclusive_box
+from semsam_jax.inference.predictor import Predictor
 
 
 def unpack(packed, width):
@@ -249,3 +251,22 @@ def test_thresholds_come_from_the_checkpoint(tiny_model):
     assert (filters.pred_iou_thresh, filters.stability_score_thresh) == (0.7, 0.4)
     filters = MaskGenerator(tiny_model).filters
     assert (filters.pred_iou_thresh, filters.stability_score_thresh) == (0.88, 0.92)
+
+
+def positions(function):
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    found = inspect.signature(function).parameters.values()
+    return " ".join(one.name for one in found if one.kind in kinds)
+
+
+def test_positions_are_those_of_segment_anything():
+    """An argument of code that was written for SAM never becomes another one here."""
+    assert positions(Predictor.set_image) == "self image image_format"
+    assert positions(Predictor.predict) == (
+        "self point_coords point_labels box mask_input multimask_output return_logits"
+    )
+    assert positions(MaskGenerator) == (
+        "model points_per_side points_per_batch pred_iou_thresh stability_score_thresh "
+        "stability_score_offset box_nms_thresh crop_n_layers crop_nms_thresh crop_overlap_ratio "
+        "crop_n_points_downscale_factor"
+    )

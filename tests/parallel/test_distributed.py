@@ -1,7 +1,12 @@
 """What a run of several processes says: where a line comes from, and that another one is gone."""
 
+import contextlib
 import logging
+import os
 import socket
+import subprocess
+import sys
+import time
 
 import jax
 import pytest
@@ -40,3 +45,40 @@ def test_a_lost_process_is_known_by_type_or_text(monkeypatch, error, processes, 
     wrapped = RuntimeError("save failed")
     wrapped.__cause__ = error
     assert distributed.has_lost_process(wrapped) == is_lost
+
+
+_PROCESS = """
+import time
+from semsam_jax.parallel import distributed
+distributed.initialize()
+from jax.experimental import multihost_utils
+for number in range(4):
+    time.sleep(1)
+    multihost_utils.sync_global_devices(str(number))
+"""
+
+
+@pytest.mark.nightly
+def test_stray_connections_do_not_end_a_run():
+    """Scanners and health checks connect to the first process, say nothing, nonsense, or leave."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = probe.getsockname()
+    env = {**os.environ, "SEMSAM_NUM_PROCESSES": "2", "JAX_NUM_CPU_DEVICES": "1"}
+    env["SEMSAM_COORDINATOR"] = f"{address[0]}:{address[1]}"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", _PROCESS], env={**env, "SEMSAM_PROCESS_ID": number})
+        for number in ("0", "1")
+    ]
+    words, strays = (b"", b"GET / HTTP/1.1\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0"), []
+    while any(process.poll() is None for process in processes):
+        with contextlib.suppress(OSError):
+            strays.append(socket.create_connection(address, timeout=2))
+            strays[-1].sendall(words[len(strays) % 3])
+            if len(strays) % 2:
+                strays[-1].close()
+        time.sleep(0.2)
+    for stray in strays:
+        stray.close()
+    assert [process.returncode for process in processes] == [0, 0]
+    assert len(strays) > 5

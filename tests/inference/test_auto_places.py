@@ -1,0 +1,76 @@
+"""`auto` where names are long or missing, and where nothing can be written."""
+
+import errno
+import json
+import os
+
+import pytest
+from PIL import Image
+
+from semsam_jax.__main__ import main
+from semsam_jax.core.errors import PromptError
+from semsam_jax.inference import arguments, files
+from semsam_jax.inference.auto import result_names
+
+OPTIONS = ["--size", 96, "--points-per-side", 2, "--stability-score-thresh", 0]
+OPTIONS += ["--pred-iou-thresh", -9]
+
+
+@pytest.fixture
+def folder(tmp_path, image_a):
+    where = tmp_path / "images"
+    where.mkdir()
+    Image.fromarray(image_a).save(where / "a.png")
+    Image.fromarray(image_a[:96]).save(where / "b.png")
+    return where
+
+
+def auto(checkpoint, *args):
+    return main(["auto", *map(str, [*args, "--checkpoint", checkpoint, *OPTIONS])])
+
+
+def test_the_folder_one_is_in(folder, tiny_checkpoint, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    assert auto(tiny_checkpoint, ".") == 0
+    written = folder.with_name("images_segments")
+    assert {path.stem for path in written.glob("*.json")} == {"a", "b"}
+    assert arguments.output_folder(None, folder / "..") == folder.parent.with_name(
+        f"{folder.parent.name}_segments"
+    )
+    with pytest.raises(PromptError, match="no name to make one of"):
+        arguments.output_folder(None, type(folder)("/"))
+
+
+def test_names_as_long_as_a_disk_takes(folder, tiny_checkpoint):
+    names = [
+        "x" * 251 + ".png",
+        "x" * 250 + "y.png",
+        "\N{CJK UNIFIED IDEOGRAPH-65E5}" * 83 + ".png",
+    ]
+    for name in names:
+        (folder / "a.png").rename(folder / name)
+        (folder / "a.png").write_bytes((folder / "b.png").read_bytes())
+    assert auto(tiny_checkpoint, folder) == 0
+    found = [json.loads(f.read_text()) for f in folder.with_name("images_segments").glob("*.json")]
+    assert {content["image"]["source"] for content in found} == {"a.png", "b.png", *names}
+    stems = result_names([folder / name for name in names]).values()
+    assert len(set(stems)) == 3
+    assert all(len(os.fsencode(stem)) <= 200 for stem in stems)
+
+
+def test_a_full_disk_ends_the_command_at_once(folder, tiny_checkpoint, monkeypatch, capsys):
+    """It is no fault of the image: a folder of thousands would be segmented for nothing."""
+    asked = []
+
+    def full(path, *args):
+        asked.append(path)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "replace", full)
+    assert auto(tiny_checkpoint, folder) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "a.jpg: cannot be written (No space left on device)" in error
+    assert len(asked) == 1
+    left = folder.with_name("images_segments")
+    assert not [path for path in left.rglob("*") if path.is_file()]
