@@ -6,7 +6,7 @@ r"""Preset `lite` on as many masks as there are: masks, a finish at a higher res
     python -m semsam_jax.main --config=configs/lite.py:names \
         --config.model.warm_start=runs/lite_finish --config.data.custom=NAMED \
         --workdir=runs/lite_names
-    python -m semsam_jax convert runs/lite_names --out lite --dtype float16
+    python -m semsam_jax convert runs/lite_names --out lite --dtype float16 --image-size 384
 
 DATA/sa1b holds images and masks in the layout of SA-1B, all masks of an image together: a click
 learns all masks under it. Images may occur more often than once; docs/lite.md says how to mix
@@ -14,7 +14,8 @@ sources. The first stage has a constant rate: it may be stopped at any time, con
 as it pays, and finished from any of its checkpoints. NAMED is a folder in COCO's format whose
 categories are the names; of names that the stored table of embeddings lacks, the embeddings are
 learned and stored with the model. That stage trains the class heads alone: nothing else has a
-gradient.
+gradient. The last command sets the canvas of inference: a larger one than that of training finds
+smaller masks.
 
 Hardware: CPUs or one small card. Hours: docs/lite.md.
 """
@@ -65,8 +66,8 @@ def get_config(stage: str = "masks") -> ConfigDict:
         config.steps = 60_000
         return config
     config.model.warm_start = "required"
+    config.data.image_size = 320
     if stage == "finish":
-        config.data.image_size = 320
         config.optimizer.learning_rate = 6e-4
         config.optimizer.ema = 0.99
         config.steps = 350

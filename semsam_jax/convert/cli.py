@@ -39,6 +39,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="how the weights are stored (default: %(default)s)",
     )
     parser.add_argument(
+        "--image-size",
+        type=int,
+        metavar="PX",
+        help="side of the canvas of inference, a multiple of 32 (default: that of training); a "
+        "larger one finds smaller masks and takes longer",
+    )
+    parser.add_argument(
         "--to-torch", action="store_true", help="FILE is a checkpoint folder; write a .pth file"
     )
     parser.add_argument(
@@ -102,6 +109,12 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _save(args: argparse.Namespace, params: dict, meta: dict) -> None:
+    if args.image_size is not None:
+        if args.image_size < 32 or args.image_size % 32:
+            raise ConversionError(
+                f"convert: --image-size {args.image_size}; wanted a multiple of 32, such as 384."
+            )
+        meta = {**meta, "image_size": args.image_size}
     folder = model_files.save_model(args.out, params, meta, dtype=args.dtype)
     print(f"wrote {folder / model_files.WEIGHTS} ({args.dtype}) and {model_files.CONFIG}")
 

@@ -72,6 +72,12 @@ def test_the_way_back_is_bit_equal(converted, tmp_path):
     assert all(back[key].tobytes() == original[key].tobytes() for key in back)
 
 
+def test_the_canvas_of_inference_can_be_set(converted, tmp_path):
+    command = ["convert", str(converted), "--out", str(tmp_path), "--image-size", "384"]
+    assert main(command) == 0
+    assert checkpoint_io.read_meta(tmp_path)["image_size"] == 384
+
+
 def test_bare_files_without_text_tower(tmp_path):
     state = unwrap(read_state_dict(REF))
     bare = {k: v for k, v in state.items() if "lang_encoder" not in k and "criterion" not in k}
@@ -121,6 +127,7 @@ def test_unexpected_tensors_need_consent(tmp_path, capsys):
         (["--to-torch"], "got 0 checkpoint folders"),
         (["none", "--to-torch"], "no such folder"),
         ([REF, "--model-config", "none.json"], "cannot be read as JSON"),
+        ([REF, "--image-size", "300"], "wanted a multiple of 32"),
     ],
 )
 def test_errors_take_one_line(tmp_path, capsys, monkeypatch, arguments, message):
