@@ -295,7 +295,7 @@ def open_dataset(
 
 
 def _vocabulary(name: str, folder: Path, split: str) -> Vocabulary:
-    """Names of the dataset; a user's own set lists them in its annotation file."""
+    """Names of the dataset; a custom dataset lists them in its annotation file."""
     if name in DATASETS:
         return build_vocabulary([name])
     return build_vocabulary([], extra={name: custom_classes(name, folder, split)})

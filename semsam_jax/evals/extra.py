@@ -26,5 +26,5 @@ def load_suites() -> ModuleType:
         ):
             raise
         raise ConfigError(
-            f"evaluate: {error.name} is not installed; run `pip install 'semsam_jax[eval]'`."
+            f"evaluate: {error.name} is not installed; run `pip install 'semsam-jax[eval]'`."
         ) from error

@@ -32,7 +32,7 @@ def draw_predictions(
     Args:
         params: as inference uses them.
         meta: of the run.
-        samples: held-out images; without any there is no picture.
+        samples: held-out images; no picture without any.
         names: "objects" and "parts", each class index -> its name, of the classes that the
             model can name; without them masks stay without names.
 

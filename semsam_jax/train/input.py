@@ -144,7 +144,7 @@ def dataset_roots(run: RunConfig, names: tuple[str, ...]) -> dict[str, os.PathLi
 
 
 def open_vocabulary(run: RunConfig, names: tuple[str, ...]) -> Vocabulary:
-    """The union vocabulary of the datasets in use; a user's own set brings its classes."""
+    """The union vocabulary of the datasets in use; a custom dataset brings its classes."""
     own = tuple(name for name in names if name not in DATASETS)
     roots = dataset_roots(run, own) if own else {}
     classes = {name: custom_classes(name, roots[name], "train") for name in own}

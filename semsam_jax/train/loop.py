@@ -6,7 +6,6 @@ restore -> (evaluate, save, next(data), step), and once more evaluate and save a
 
 import contextlib
 import functools
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -15,23 +14,18 @@ import jax
 
 from semsam_jax import config as config_lib
 from semsam_jax.config import RunConfig
-from semsam_jax.convert import zoo
-from semsam_jax.core import checkpoint_io
-from semsam_jax.core.model_files import save_model
-from semsam_jax.core.paths import AnyPath, as_path
-from semsam_jax.evals.samples import EvalSample
+from semsam_jax.core.paths import as_path
 from semsam_jax.parallel.distributed import RESTART_CODE, ending_together
 from semsam_jax.parallel.mesh import build_mesh, num_batch_shards
-from semsam_jax.train import build, figures, hooks, report
+from semsam_jax.train import build, hooks, report, results
 from semsam_jax.train import input as input_lib
 from semsam_jax.train.aot import model_flops
 from semsam_jax.train.best import BestCheckpoint
 from semsam_jax.train.checkpoints import Checkpoints, check_same_run
 from semsam_jax.train.evaluation import HeldOutEvaluation, inference_params
 from semsam_jax.train.optimizer import schedule
-from semsam_jax.train.state import TrainState
 from semsam_jax.train.text import build_text, learned_names
-from semsam_jax.train.warm_start import check_start
+from semsam_jax.train.warm_start import check_start, start_meta
 from semsam_jax.train.writers import MetricWriter, ProgressLine
 
 
@@ -65,13 +59,13 @@ def train(
         saved = checkpoints.latest_meta()
         if config_lib.needs_checkpoint(run):
             # Values taken from the warm start are in the run's own checkpoints, too.
-            run = config_lib.inherit_from_checkpoint(run, saved or _start_meta(run))
+            run = config_lib.inherit_from_checkpoint(run, saved or start_meta(run))
         if saved is None:
             check_start(run)
         config_lib.check_batch(run, num_batch_shards(mesh))
 
         vocabulary = input_lib.open_vocabulary(run, input_lib.used_datasets(run))
-        learned = learned_names(run, vocabulary.names, saved or _start_meta(run))
+        learned = learned_names(run, vocabulary.names, saved or start_meta(run))
         model = build.build_model(run, len(learned))
         best = BestCheckpoint(workdir, run.keep_best)
         text = build_text(
@@ -124,7 +118,7 @@ def train(
         stack.callback(recorder.close)
         parts = input_lib.part_evaluation_data(run, vocabulary)
         evaluator = HeldOutEvaluation(model, held_out, meta, run.eval_suites, parts)
-        evaluate = functools.partial(_evaluate, evaluator, best, writer, samples, workdir)
+        evaluate = functools.partial(results.evaluate, evaluator, best, writer, samples, workdir)
         earlier = meta.get("measured", {})
 
         def save(wait: bool = False) -> None:
@@ -176,48 +170,8 @@ def train(
 
         meta["after"] = evaluate(state, meta)
         save(wait=True)
-        params = inference_params(state)
         summary = report.summarize(run, meta, best)
-        if jax.process_index() == 0:
-            folder, about = workdir / checkpoint_io.MODEL, {**meta, "step": step}
-            save_model(folder, jax.device_get(params), about, overwrite=True)
-            found = evaluator.thresholds(params, about)
-            checkpoint_io.update_meta(folder, found)
-            if best.step is not None:
-                if best.step != step:
-                    found = evaluator.thresholds(*checkpoint_io.read_model(best.folder))
-                checkpoint_io.update_meta(best.folder, found)
-            (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-            checkpoint_io.remember_last_run(workdir)
+        params = inference_params(state)
+        results.write(workdir, params, {**meta, "step": step}, summary, evaluator, best)
         report.log_summary(summary, workdir, best)
         return summary
-
-
-def _start_meta(run: RunConfig) -> dict | None:
-    """What the warm start of a run says about itself, None without one."""
-    start = run.model.warm_start
-    return checkpoint_io.read_meta(zoo.resolve(start)) if start else None
-
-
-def _evaluate(
-    evaluator: HeldOutEvaluation,
-    best: BestCheckpoint,
-    writer: MetricWriter,
-    samples: Sequence[EvalSample],
-    workdir: AnyPath,
-    state: TrainState,
-    meta: dict,
-) -> dict | None:
-    """Evaluates a state; `meta` gets its order of levels, WORKDIR the best model and a picture."""
-    step, found = int(state.step), evaluator.run(state, writer)
-    meta |= evaluator.levels()
-    if found is None:
-        return None
-    is_best = best.update(found["iou_max"], evaluator.params, meta, step)
-    report.say_evaluation(step, found, is_best)
-    if step and meta.get("prompts_trained", True) and jax.process_index() == 0:
-        picture = figures.draw_predictions(evaluator.params, meta, samples, evaluator.names())
-        if picture is not None:
-            writer.write_images(step, {"predictions": picture})
-            figures.save_figure(workdir, picture)
-    return found

@@ -64,6 +64,12 @@ def check_start(run: RunConfig) -> None:
         raise _no_tower()
 
 
+def start_meta(run: RunConfig) -> dict | None:
+    """What the warm start of a run says about itself; None without one."""
+    start = run.model.warm_start
+    return checkpoint_io.read_meta(zoo.resolve(start)) if start else None
+
+
 def initial_params(
     run: RunConfig, model: SemanticSAM, mesh: Mesh, learned: Sequence[str] = ()
 ) -> dict:

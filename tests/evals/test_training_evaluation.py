@@ -109,4 +109,4 @@ def test_training_needs_no_extra():
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert "ConfigError: evaluate: " in done.stderr
-    assert "pip install 'semsam_jax[eval]'" in done.stderr
+    assert "pip install 'semsam-jax[eval]'" in done.stderr
