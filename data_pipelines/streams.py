@@ -31,7 +31,7 @@ def stream_examples(
         .repeat()
         for r in table.active
     ]
-    return grain.MapDataset.select_from_datasets(views, _Schedule(table.schedule()))
+    return grain.MapDataset.select_from_datasets(views, _RowSchedule(table.schedule()))
 
 
 def derived_seed(seed: int, *names: str) -> int:
@@ -68,7 +68,7 @@ class _ViewSource:
         return self._source[int(self._index.view(self._view)[number])], self._view
 
 
-class _Schedule(grain.transforms.DatasetSelectionMap):
+class _RowSchedule(grain.transforms.DatasetSelectionMap):
     """Row number to (view, number of earlier rows of that view)."""
 
     def __init__(self, schedule: np.ndarray):

@@ -327,7 +327,7 @@ def beam_config(runner: str | None, options: str) -> tfds.download.DownloadConfi
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError as error:
         raise ConfigError(
-            f"build: --runner={runner} needs Apache Beam: pip install 'semsam_jax[build]'"
+            f"build: --runner={runner} needs Apache Beam: pip install 'semsam-jax[build]'"
         ) from error
     flags = [f"--{option}" for option in options.split(",") if option]
     return tfds.download.DownloadConfig(

@@ -17,7 +17,7 @@ from data_pipelines.sources.objects365 import Objects365
 from data_pipelines.sources.paco import Paco
 from data_pipelines.sources.part_imagenet import PartImageNet
 from data_pipelines.sources.pascal_part import PascalPart
-from data_pipelines.sources.records import Records, find_records
+from data_pipelines.sources.records import RecordReader, find_records
 from data_pipelines.sources.sa1b import SA1B
 from data_pipelines.sources.shapes import LabelMeFolder, YoloFolder
 from data_pipelines.vocabulary import Vocabulary
@@ -35,7 +35,7 @@ __all__ = [
     "Paco",
     "PartImageNet",
     "PascalPart",
-    "Records",
+    "RecordReader",
     "Source",
     "YoloFolder",
     "open_native",
@@ -79,7 +79,7 @@ def open_source(
     """
     if find_records(root, split) is None:
         return open_native(dataset, root, split, vocabulary, cache=cache, **options)
-    records = Records(dataset, root, split, vocabulary)
+    records = RecordReader(dataset, root, split, vocabulary)
     other = {key: value for key, value in options.items() if records.options.get(key) != value}
     if other:
         raise ConfigError(

@@ -77,14 +77,14 @@ class ADE20k(Source):
         return self._layout.read(self, position)
 
 
-class _Layout(abc.ABC):
+class _AdeLayout(abc.ABC):
     example_ids: StringTable
     annotation_files: tuple[pathlib.Path, ...]
     unused: tuple[Unused, ...] = ()
 
     @classmethod
     @abc.abstractmethod
-    def find(cls, source: Source, folder: str) -> "_Layout | None":
+    def find(cls, source: Source, folder: str) -> "_AdeLayout | None":
         """Returns the layout if the root has it."""
 
     @abc.abstractmethod
@@ -96,7 +96,7 @@ class _Layout(abc.ABC):
         """Reads one example."""
 
 
-class _Panoptic(_Layout):
+class _Panoptic(_AdeLayout):
     def __init__(self, panoptic: PanopticFile, images: pathlib.Path):
         self._panoptic = panoptic
         self._images = images
@@ -123,7 +123,7 @@ class _Panoptic(_Layout):
         return builder.build()
 
 
-class _SceneParsing(_Layout):
+class _SceneParsing(_AdeLayout):
     def __init__(self, source: Source, images: pathlib.Path, folder: str):
         self._images = images
         self._classes = source.root / "annotations" / folder
@@ -173,7 +173,7 @@ class _SceneParsing(_Layout):
         return builder.build()
 
 
-class _Full(_Layout):
+class _Full(_AdeLayout):
     def __init__(self, source: Source, images: list[pathlib.Path], folder: pathlib.Path):
         self._folder = folder
         self._vocabulary = source.vocabulary

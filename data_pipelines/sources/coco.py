@@ -12,7 +12,7 @@ from data_pipelines.schema import RawExample
 from data_pipelines.sources.base import Source, below
 from data_pipelines.sources.builder import ExampleBuilder
 from data_pipelines.sources.coco_json import add_annotations, load_table
-from data_pipelines.sources.panoptic import PanopticFile, object_labels
+from data_pipelines.sources.panoptic import PanopticFile, class_labels
 from data_pipelines.vocabulary import Vocabulary
 from semsam_jax.core.errors import ConfigError
 
@@ -56,7 +56,7 @@ class Coco(Source):
         if self._panoptic is not None:
             self.example_ids, self.unused = self._panoptic.image_ids, self._panoptic.unused
         else:
-            self._labels = object_labels(self._table.category_names, "coco", vocabulary, file)
+            self._labels = class_labels(self._table.category_names, "coco", vocabulary, file)
             self.example_ids, self.unused = self._table.image_ids, self._table.unused
 
     def _files(self, position: int) -> tuple[pathlib.Path, ...]:

@@ -29,7 +29,7 @@ from data_pipelines.sources.coco_json import (
 )
 from data_pipelines.sources.json_stream import read_elements
 from data_pipelines.sources.layouts import ImagePlaces, find_layout, layout_error
-from data_pipelines.sources.paco import whole_part_labels
+from data_pipelines.sources.panoptic import class_labels
 from data_pipelines.sources.values import IdCodes, short
 from data_pipelines.vocabulary import Vocabulary
 from semsam_jax.core.errors import ConfigError, DataError
@@ -133,7 +133,7 @@ def own_labels(table: CocoTable, dataset: str, vocabulary: Vocabulary) -> dict[i
         for code, name in table.category_names.items()
         if code in names or not unknown_names([name], dataset, vocabulary)
     }
-    return whole_part_labels(rest, dataset, vocabulary, table.path)
+    return class_labels(rest, dataset, vocabulary, table.path, has_parts=True)
 
 
 def unknown_names(names: Iterable[str], dataset: str, vocabulary: Vocabulary) -> list[str]:

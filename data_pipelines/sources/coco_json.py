@@ -27,9 +27,9 @@ from data_pipelines.sources.values import (
     clean_text,
     finite,
     flag,
+    image_side,
     plain_name,
     short,
-    whole,
 )
 from semsam_jax.core.errors import DataError
 
@@ -381,14 +381,6 @@ def category_name(category: Mapping) -> str:
 def _flag(value: object) -> int:
     found = flag(value)
     return -1 if found is None else int(found)
-
-
-def image_side(value: object) -> int:
-    """Height or width as a file states it: 0 if missing, -1 if it is not a size."""
-    if value is None:
-        return 0
-    side = whole(value)
-    return side if side is not None and 0 <= side < 2**31 else -1
 
 
 def _box(row: Mapping) -> list[float]:

@@ -156,7 +156,7 @@ def read_labels(file: pathlib.Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Listing:
+class _TreeListing:
     """Where the lines of each image begin.
 
     Attributes:
@@ -178,7 +178,7 @@ class _Listing:
         return self.places[self.first[i] : self.first[i + 1]].tolist()
 
 
-def _read_listing(file: pathlib.Path) -> _Listing:
+def _read_listing(file: pathlib.Path) -> _TreeListing:
     try:
         stat = file.stat()
     except OSError as error:
@@ -187,7 +187,7 @@ def _read_listing(file: pathlib.Path) -> _Listing:
 
 
 @functools.lru_cache(maxsize=4)
-def _scan(file: pathlib.Path, size: int, age: int) -> _Listing:
+def _scan(file: pathlib.Path, size: int, age: int) -> _TreeListing:
     """One pass over the lines; kept while size and age of the file stay the same."""
     images, places = array.array("q"), array.array("q")
     labels: list[set[str]] = [set(), set()]
@@ -213,7 +213,7 @@ def _scan(file: pathlib.Path, size: int, age: int) -> _Listing:
     order = np.argsort(owners, kind="stable")
     known, first = np.unique(owners[order], return_index=True)
     roots, parts = (tuple(sorted(found - {NO_CLASS})) for found in labels)
-    return _Listing(
+    return _TreeListing(
         images=tuple(known.tolist()),
         first=np.append(first, len(owners)),
         places=np.asarray(places, np.int64)[order],

@@ -13,7 +13,7 @@ from data_pipelines.schema import RawExample
 from data_pipelines.sources.base import Source, first_existing
 from data_pipelines.sources.builder import ExampleBuilder
 from data_pipelines.sources.coco_json import add_annotations, load_table
-from data_pipelines.sources.panoptic import object_labels
+from data_pipelines.sources.panoptic import class_labels
 from data_pipelines.vocabulary import Vocabulary
 
 
@@ -32,7 +32,7 @@ class Objects365(Source):
             raise self._layout_error(f"{name} here or in annotations/")
         self.annotation_files = (file,)
         self._table = load_table(file, "objects365", with_outlines=False)
-        self._labels = object_labels(
+        self._labels = class_labels(
             self._table.category_names, "objects365", vocabulary, self._table.path
         )
         self.example_ids, self.unused = self._table.image_ids, self._table.unused

@@ -18,10 +18,9 @@ import numpy as np
 from data_pipelines.schema import RawExample
 from data_pipelines.sources.base import Source
 from data_pipelines.sources.builder import ExampleBuilder
-from data_pipelines.sources.coco_json import ClassLabel, add_annotations, load_table
-from data_pipelines.sources.panoptic import unknown_classes
+from data_pipelines.sources.coco_json import add_annotations, load_table
+from data_pipelines.sources.panoptic import class_labels
 from data_pipelines.vocabulary import Vocabulary
-from semsam_jax.core.errors import DataError
 
 
 class Paco(Source):
@@ -50,7 +49,9 @@ class Paco(Source):
             raise self._layout_error(f"annotations/{file.name}")
         self.annotation_files = (file,)
         self._table = load_table(file, "paco")
-        self._labels = whole_part_labels(self._table.category_names, "paco", vocabulary, file)
+        self._labels = class_labels(
+            self._table.category_names, "paco", vocabulary, file, has_parts=True
+        )
         self.example_ids, self.unused = self._table.image_ids, self._table.unused
 
     def _files(self, position: int) -> tuple[pathlib.Path, ...]:
@@ -93,28 +94,3 @@ class Paco(Source):
         partial = {*listed, *(label for label in found if label[0] in incomplete)}
         builder.partial = tuple(sorted(partial))
         builder.annotated = tuple(sorted({*found, *negatives} - partial))
-
-
-def whole_part_labels(
-    names: dict[int, str], dataset: str, vocabulary: Vocabulary, path: pathlib.Path
-) -> dict[int, ClassLabel]:
-    """Returns native category id -> label, where `whole:part` names a part of a whole.
-
-    Raises:
-        DataError: listing all class names that the vocabulary does not have.
-    """
-    labels: dict[int, ClassLabel] = {}
-    unknown: list[str] = []
-    for category, name in names.items():
-        whole, _, part = name.partition(":")
-        try:
-            object_id = vocabulary.object_index(dataset, whole)
-            part_id = vocabulary.part_index(dataset, part) if part else -1
-        except DataError:
-            unknown.append(name)
-            continue
-        is_thing = vocabulary.entry(object_id).is_thing
-        labels[category] = ClassLabel(object_id, part_id, is_thing)
-    if unknown:
-        raise unknown_classes(dataset, path, unknown)
-    return labels

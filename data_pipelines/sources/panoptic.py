@@ -16,9 +16,17 @@ from data_pipelines.decode import MAX_PIXELS
 from data_pipelines.findings import Unused
 from data_pipelines.index.strings import StringTable
 from data_pipelines.sources.builder import ExampleBuilder
-from data_pipelines.sources.coco_json import Categories, ClassLabel, image_side
+from data_pipelines.sources.coco_json import Categories, ClassLabel
 from data_pipelines.sources.json_stream import read_elements
-from data_pipelines.sources.values import MISSING, IdCodes, flag, plain_name, short, whole
+from data_pipelines.sources.values import (
+    MISSING,
+    IdCodes,
+    flag,
+    image_side,
+    plain_name,
+    short,
+    whole,
+)
 from data_pipelines.vocabulary import Vocabulary
 from semsam_jax.core.errors import DataError
 
@@ -61,7 +69,7 @@ class PanopticFile:
         wanted = {"images": add_image, "annotations": add_record, "categories": categories.add}
         read_elements(path, dataset, wanted)
         self.path = path
-        self.labels = object_labels(categories.names, dataset, vocabulary, path)
+        self.labels = class_labels(categories.names, dataset, vocabulary, path)
         self._codes = codes
         id_texts = codes.table()
         order = [list(records)[at] for at in id_texts.order(records)]
@@ -227,10 +235,22 @@ def read_png(
         raise builder.broken(f"cannot read the label image {png}: {error}") from error
 
 
-def object_labels(
-    names: Mapping[int, str], dataset: str, vocabulary: Vocabulary, path: pathlib.Path
+def class_labels(
+    names: Mapping[int, str],
+    dataset: str,
+    vocabulary: Vocabulary,
+    path: pathlib.Path,
+    *,
+    has_parts: bool = False,
 ) -> dict[int, ClassLabel]:
-    """Returns native category id -> label for a file of object classes.
+    """Returns native category id -> label.
+
+    Args:
+        names: native category id -> name.
+        dataset: whose names they are.
+        vocabulary: gives the class indices.
+        path: the file, for messages.
+        has_parts: whether `whole:part` names a part of a whole.
 
     Raises:
         DataError: listing all class names that the vocabulary does not have.
@@ -238,12 +258,15 @@ def object_labels(
     labels: dict[int, ClassLabel] = {}
     unknown: list[str] = []
     for category, name in names.items():
+        whole, _, part = name.partition(":") if has_parts else (name, "", "")
         try:
-            index = vocabulary.object_index(dataset, name)
+            object_id = vocabulary.object_index(dataset, whole)
+            part_id = vocabulary.part_index(dataset, part) if part else -1
         except DataError:
             unknown.append(name)
             continue
-        labels[category] = ClassLabel(index, is_thing=vocabulary.entry(index).is_thing)
+        is_thing = vocabulary.entry(object_id).is_thing
+        labels[category] = ClassLabel(object_id, part_id, is_thing)
     if unknown:
         raise unknown_classes(dataset, path, unknown)
     return labels
@@ -253,5 +276,5 @@ def unknown_classes(dataset: str, path: pathlib.Path, names: Sequence[str]) -> D
     """Returns the error for class names that the vocabulary lacks; raise it."""
     return DataError(
         f"{dataset}: {path} has {len(names)} classes that the vocabulary of {dataset} lacks: "
-        f"{list(names)[:10]}; wanted the dataset's own names; read own classes with coco_folder"
+        f"{list(names)[:10]}; wanted the dataset's names; read custom datasets with coco_folder"
     )

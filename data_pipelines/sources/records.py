@@ -79,12 +79,12 @@ def read_options(folder: epath.Path) -> dict:
 
 
 def read_classes(folder: epath.Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Returns (object names, part names) of a user's own set, for `build_vocabulary(extra=)`."""
+    """Returns (object names, part names) of a custom dataset, for `build_vocabulary(extra=)`."""
     classes = read_description(folder / CLAIM)["classes"]
     return tuple(classes["objects"]), tuple(classes["parts"])
 
 
-class Records(Source):
+class RecordReader(Source):
     """Reader of built records.
 
     Args:
@@ -195,7 +195,7 @@ class Records(Source):
 class _Ids(Sequence[str]):
     """The ids, read from the records on demand."""
 
-    def __init__(self, source: Records):
+    def __init__(self, source: RecordReader):
         self._source = source
 
     def __len__(self) -> int:

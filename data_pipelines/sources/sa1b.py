@@ -16,10 +16,9 @@ from data_pipelines.findings import Unused
 from data_pipelines.schema import RawExample
 from data_pipelines.sources.base import Source, read_json
 from data_pipelines.sources.builder import ExampleBuilder
-from data_pipelines.sources.coco_json import image_side
 from data_pipelines.sources.outlines import to_rle
 from data_pipelines.sources.sa1b_listing import read_listing
-from data_pipelines.sources.values import finite, flag, short
+from data_pipelines.sources.values import finite, flag, image_side, short
 from data_pipelines.vocabulary import Vocabulary
 from semsam_jax.core.errors import ConfigError
 

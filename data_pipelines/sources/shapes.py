@@ -31,7 +31,6 @@ from data_pipelines.sources.coco_folder import (
     unknown_error,
     unknown_names,
 )
-from data_pipelines.sources.coco_json import image_side
 from data_pipelines.sources.layouts import (
     IMAGE_SUFFIXES,
     LABELME,
@@ -45,7 +44,7 @@ from data_pipelines.sources.layouts import (
     read_yaml,
 )
 from data_pipelines.sources.outlines import to_rle
-from data_pipelines.sources.values import clean_text, finite, plain_name, short, whole
+from data_pipelines.sources.values import clean_text, finite, image_side, plain_name, short, whole
 from data_pipelines.vocabulary import Vocabulary
 from semsam_jax.core.errors import DataError
 from semsam_jax.core.rle import encode_mask

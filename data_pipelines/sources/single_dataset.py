@@ -79,7 +79,7 @@ def custom_classes(
     annotations: str | None = None,
     is_native: bool = False,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Returns (object names, part names) of a user's own set, for `build_vocabulary(extra=)`.
+    """Returns (object names, part names) of a custom dataset, for `build_vocabulary(extra=)`.
 
     Args:
         dataset: the user's name for it.

@@ -143,3 +143,11 @@ class IdTable:
             return is_text, 0 if is_text else code, self.text(code) if is_text else ""
 
         return sorted(range(len(listed)), key=key)
+
+
+def image_side(value: object) -> int:
+    """Height or width as a file states it: 0 if missing, -1 if it is not a size."""
+    if value is None:
+        return 0
+    side = whole(value)
+    return side if side is not None and 0 <= side < 2**31 else -1

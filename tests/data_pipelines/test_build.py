@@ -18,7 +18,7 @@ from data_pipelines.builders.tfds_builder import RecordsBuilder
 from data_pipelines.check import check
 from data_pipelines.index import build_index, open_index
 from data_pipelines.schema import DATASETS
-from data_pipelines.sources import Records, open_native, open_source
+from data_pipelines.sources import RecordReader, open_native, open_source
 from data_pipelines.sources import records as records_module
 from data_pipelines.sources.single_dataset import open_single_dataset
 from data_pipelines.vocabulary import build_vocabulary
@@ -41,7 +41,7 @@ def make(dataset, root, out, split="train", **kwargs) -> RecordsBuilder:
     return RecordsBuilder(dataset, root, split, out, options=options, num_threads=1, **kwargs)
 
 
-def built(dataset, root, out, **kwargs) -> Records:
+def built(dataset, root, out, **kwargs) -> RecordReader:
     make(dataset, root, out, **kwargs).download_and_prepare()
     return open_source(dataset, out / dataset, "train", UNION)
 
@@ -59,7 +59,7 @@ def test_records_equal_the_native_readers_on_the_sample(tmp_path):
         native = open_native(dataset, root, "train", UNION)
         index = build_index(native)
         records = built(dataset, root, tmp_path, shard_records=5)
-        assert isinstance(records, Records)
+        assert isinstance(records, RecordReader)
         assert len(records) == len(index)
         assert records.has_masks == native.has_masks
         for number, position in enumerate(index.position.tolist()):
@@ -107,7 +107,7 @@ def test_it_is_a_tfds_data_set(coco, tmp_path):
 def test_records_are_taken_where_training_looks(coco, tmp_path):
     built("coco", coco, tmp_path / "root")
     alone = open_single_dataset("coco", tmp_path / "root/coco", "train", {})
-    assert isinstance(alone, Records)
+    assert isinstance(alone, RecordReader)
     assert check(alone).num_examples == 12
     with pytest.raises(ConfigError, match=r"built with options .*'panoptic'.*'instances'"):
         open_source("coco", tmp_path / "root/coco", "train", UNION, annotations="instances")
