@@ -1,4 +1,4 @@
-"""The layers of the package: a lower layer never imports a higher one."""
+"""The layers of the package: a lower layer never imports a higher one. And sizes and names."""
 
 import ast
 import subprocess
@@ -102,3 +102,19 @@ def test_no_torch_or_tensorflow_anywhere():
 def test_importing_the_package_imports_no_jax():
     code = "import sys, semsam_jax; sys.exit('jax' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_no_file_is_longer_than_400_lines():
+    folders = ("semsam_jax", "data_pipelines", "configs", "launch", "benchmarks", "tools", "tests")
+    files = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    lengths = {path.relative_to(ROOT): len(path.read_text().splitlines()) for path in files}
+    assert not {file: length for file, length in lengths.items() if length > 400}
+
+
+def test_no_two_types_have_one_name():
+    found: dict[str, list[Path]] = {}
+    for path in [*ROOT.glob("semsam_jax/**/*.py"), *ROOT.glob("data_pipelines/**/*.py")]:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name.lstrip("_"), []).append(path.relative_to(ROOT))
+    assert not {name: paths for name, paths in found.items() if len(paths) > 1}

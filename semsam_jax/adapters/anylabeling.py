@@ -31,7 +31,7 @@ _PREFIX = "semantic_sam"
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
+class AnyLabelingRequest:
     """What a request asks for.
 
     Attributes:
@@ -80,7 +80,7 @@ def _model(name: str, widgets: list[dict], batch_mode: str | None) -> dict:
     }
 
 
-def read_request(model_id: str, params: Mapping, known: Mapping) -> Wanted:
+def read_request(model_id: str, params: Mapping, known: Mapping) -> AnyLabelingRequest:
     """Checks a request.
 
     Raises:
@@ -97,7 +97,7 @@ def read_request(model_id: str, params: Mapping, known: Mapping) -> Wanted:
     names = params.get("text_prompt") or ""
     if not isinstance(names, str):
         raise PromptError("text_prompt: wanted text.")
-    return Wanted(
+    return AnyLabelingRequest(
         level=level,
         request=None if level is None else _marks(params.get("marks")),
         names=names.replace(".", ","),

@@ -1,4 +1,4 @@
-"""Doors of annotation tools: Label Studio's machine-learning backend, X-AnyLabeling's server."""
+"""Endpoints for Label Studio (machine-learning backend) and X-AnyLabeling (remote server)."""
 
 import asyncio
 from typing import Any
@@ -98,7 +98,7 @@ def anylabeling_router(service: Service) -> APIRouter:
 def label_studio_router(service: Service, images: TaskImages) -> APIRouter:
     """Routes of Label Studio's machine-learning backend, below `/label-studio`.
 
-    The level is part of the address: `/label-studio` for the best, `/label-studio/level/3`.
+    The level is part of the address: `/label-studio` for the best one, `/label-studio/level/3`.
     """
     router = APIRouter(prefix="/label-studio", tags=["Label Studio"])
     for prefix in ("", "/level/{level}"):
@@ -185,7 +185,7 @@ def _add_label_studio(router: APIRouter, prefix: str, service: Service, images: 
 
 
 def _scaled(interaction: label_studio.Interaction, size: tuple[int, int]) -> Prompt:
-    """The marks in pixels of the file: Label Studio may have shown another size."""
+    """The prompt in pixels of the file; Label Studio may have displayed another size."""
     fy, fx = size[0] / interaction.image_hw[0], size[1] / interaction.image_hw[1]
     request = interaction.request
     points = [[min(x * fx, size[1]), min(y * fy, size[0])] for x, y in request.point_coords or []]

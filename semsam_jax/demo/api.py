@@ -1,4 +1,4 @@
-"""The HTTP API: masks of clicks and boxes, of everything, and names, for programs."""
+"""The HTTP API for programs: masks from clicks and boxes, all masks of an image, class names."""
 
 import asyncio
 from collections.abc import Callable
@@ -39,7 +39,7 @@ class _Body(BaseModel):
 
 
 class SegmentBody(_Body):
-    """Clicks and at most one box describe one object; several boxes one object each."""
+    """Clicks and at most one box describe one object; several boxes describe one object each."""
 
     points: list[tuple[Number, Number]] = Field([], description="x, y in pixels of the file")
     point_labels: list[Literal[0, 1]] | None = Field(
@@ -91,7 +91,7 @@ class MaskAnswer(BaseModel):
 
 
 class UnknownAnswer(BaseModel):
-    """A name that the model does not know, and known ones like it."""
+    """A name that the model does not know, with similar known ones."""
 
     name: str
     nearest: list[str]
@@ -124,7 +124,7 @@ class NamesAnswer(BaseModel):
 
 
 class HealthAnswer(BaseModel):
-    """Whether the server is up, and with what."""
+    """Whether the server is up, and with which model."""
 
     status: str
     version: str

@@ -1,4 +1,4 @@
-"""python -m semsam_jax demo: the page, the HTTP API and annotation tools' doors on one port."""
+"""python -m semsam_jax demo: one server for the page, the HTTP API and annotation tools."""
 
 import argparse
 import ipaddress
@@ -21,7 +21,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="web page, HTTP API and backend of annotation tools",
         description="Serves a web page, an HTTP API (described at /docs) and the backends of Label "
         "Studio (/label-studio) and X-AnyLabeling on one port of this machine. Needs `pip install "
-        "'semsam_jax[demo]'`.",
+        "'semsam-jax[demo]'`.",
     )
     parser.add_argument(
         "--host",
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
             from semsam_jax.demo.server import ServerSettings, build_app
         except ImportError as error:
             raise ConfigError(
-                f"demo: {error.name} is not installed; run `pip install 'semsam_jax[demo]'`."
+                f"demo: {error.name} is not installed; run `pip install 'semsam-jax[demo]'`."
             ) from error
         model = arguments.load_from_args(args)
         print("preparing the model ...", file=sys.stderr, flush=True)
@@ -165,13 +165,13 @@ def _checked_token(token: str | None) -> str | None:
 
 
 def _title(checkpoint: str | None, preset: object) -> str:
-    """The model as the page shows it: the end of the path that the user gave, and its sizes."""
+    """The model's name on the page: the end of the path that the user gave, and its preset."""
     name = "/".join(str(checkpoint or "lite").rstrip("/").split("/")[-2:])
     return name if preset in (None, name) else f"{name} ({preset})"
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Takes the port before the model is loaded: a taken port should not cost that wait."""
+    """Binds the port before the model is loaded, so that an occupied one is reported at once."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.socket(family, socket.SOCK_STREAM)

@@ -31,13 +31,13 @@ _MAX_LABEL_MAP = 65535
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
+class ChosenMask:
     """A mask of a download.
 
     Attributes:
-        number: under which the session remembers it.
-        name: that the visitor gave it, "object" or "object / part"; empty for none; None keeps
-            what the model found.
+        number: its number in the session.
+        name: given by the visitor, "object" or "object / part"; empty for none; None keeps the
+            model's.
     """
 
     number: int
@@ -45,15 +45,15 @@ class Wanted:
 
 
 def make_download(
-    session: ImageSession, kind: str, masks: Sequence[Wanted], file_name: str, limits: Limits
+    session: ImageSession, kind: str, masks: Sequence[ChosenMask], file_name: str, limits: Limits
 ) -> tuple[str, str, bytes]:
     """Returns name, media type and content of a file; its name starts like the image's.
 
     Args:
         session: the image and its masks.
         kind: `coco`, `labelme`, `yolo`, `masks` (PNG files in a zip), `panoptic` or `overlay`.
-        masks: which, and how they are called.
-        file_name: how the visitor calls the image.
+        masks: the chosen masks with their names.
+        file_name: of the image, on the visitor's machine.
         limits: see `Limits`.
     """
     if kind not in _KINDS:
@@ -99,7 +99,7 @@ def _labelme(records: list[dict], image: str, height: int, width: int) -> bytes:
 
 
 def _yolo(records: list[dict], image: str, height: int, width: int) -> bytes:
-    """A label file beside the list of classes, as a folder for training has them."""
+    """A label file and the list of classes, as in a folder for training."""
     classes = list(dict.fromkeys(record_name(record) or "thing" for record in records))
     stem = image.rpartition(".")[0] or image
     lines = "".join(f"  {number}: {json.dumps(name)}\n" for number, name in enumerate(classes))

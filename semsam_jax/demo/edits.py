@@ -1,4 +1,4 @@
-"""Masks that leave for the page as pictures, and come back changed by hand."""
+"""Masks as pictures that the page edits, and masks that it sends back."""
 
 import io
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ _BROKEN = "This mask is not a complete PNG picture."
 
 
 def mask_pictures(session: ImageSession, numbers: Sequence[int]) -> list[dict]:
-    """A mask of each number as a grey PNG of 0 and 255, at the size of the view."""
+    """Each mask as a greyscale PNG of 0 and 255, at the size of the view."""
     records = session.recall(numbers)
     return [
         {"number": number, "picture": png_url(record_mask(record).astype(np.uint8) * 255)}
@@ -28,11 +28,11 @@ def mask_pictures(session: ImageSession, numbers: Sequence[int]) -> list[dict]:
 def store_edit(
     session: ImageSession, picture: str, level: int | None, score: float, limits: Limits
 ) -> dict:
-    """Remembers a mask that was drawn by hand; returns what the page is told of a mask.
+    """Keeps a mask that was edited by hand; returns its entry for the page.
 
     Args:
         session: the image.
-        picture: PNG as a data URL, at the size of the view; what is brighter than half is inside.
+        picture: PNG as a data URL, at the size of the view; pixels brighter than half are inside.
         level: of the mask that was changed.
         score: of the mask that was changed.
         limits: see `Limits`.

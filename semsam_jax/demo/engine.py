@@ -1,8 +1,8 @@
-"""Answers requests with the model: masks of clicks and boxes, of everything, of names.
+"""Answers requests with the model: prompts, all masks of an image, panoptic segmentation.
 
-For the page the masks of an answer travel as a single 8-bit PNG: six levels of a click as six bits
-of a pixel, the segments of a whole image as the number of the segment. The page colours them, so
-changing the level needs no further request. For the API they are records in pixels of the file.
+The page receives the masks of an answer as a single 8-bit PNG: the six levels of a click as six
+bits of each pixel, the segments of a whole image as segment numbers. The page colours them, so
+changing the level needs no further request. The API receives records in pixels of the file.
 """
 
 import dataclasses
@@ -80,7 +80,7 @@ class Engine:
         return self.knows_names and self.model.module.config.has_generic
 
     def warm_up(self, image: UInt8[np.ndarray, "h w 3"]) -> None:
-        """Compiles what clicks need, and finds out how good this model's best masks are."""
+        """Compiles the programs for clicks; a grid of clicks gives `suggested_quality`."""
         start = time.perf_counter()
         predictor = Predictor(self.model)
         predictor.set_image(image)
@@ -97,7 +97,7 @@ class Engine:
         _log.info("demo: warm after %.1f s", time.perf_counter() - start)
 
     def encode(self, session: ImageSession) -> dict:
-        """Encodes the image of a session unless that was done."""
+        """Encodes the image of a session unless it is encoded already."""
         is_cached = session.predictor is not None
         self._predictor(session)
         return {"encode_sec": session.encode_sec, "is_cached": is_cached}
@@ -131,7 +131,7 @@ class Engine:
         return TextEmbeddings.load(self.model.meta["text"].get("table") or None)
 
     def similar_names(self, text: str, count: int = 8) -> list[str]:
-        """Known names that start with a text, then the ones most like it; for a table only."""
+        """Known names that start with a text, then similar ones; empty without a table of names."""
         if self.name_source != "table":
             return []
         start = normalise(text)
@@ -190,7 +190,7 @@ class Engine:
             names: see `inference.labels`; empty for none.
 
         Returns:
-            For each request its records in pixels of the file, and the names that are not known.
+            The records of each request, in pixels of the file, and the unknown names.
         """
         original_hw, seen_hw = session.upload.original_hw, session.upload.pixels.shape[:2]
         levels = level if isinstance(level, int) else None
@@ -223,7 +223,7 @@ class Engine:
         tile: int | None = None,
         tile_overlap: int = 128,
     ) -> tuple[list[dict], list[dict]]:
-        """Records of all masks of an image, the best first, and the names that are not known.
+        """Records of all masks of an image, best first, and the unknown names.
 
         Args:
             pixels: the image.
@@ -282,7 +282,7 @@ class Engine:
         }
 
     def panoptic(self, session: ImageSession, names: str) -> dict:
-        """One name for every pixel, by the generic branch."""
+        """A class name for every pixel, from the generic branch."""
         start = time.perf_counter()
         generic = _explained(
             lambda: ask_generic(self.model, session.upload.pixels, names or "coco", None)

@@ -13,10 +13,10 @@ ExecutorName = Literal["image", "quick", "slow"]
 
 
 class Executors:
-    """Runs work on one thread for each executor; refuses it when too much is waiting.
+    """Runs work on one thread per executor; rejects it when the queue is full.
 
     Args:
-        limits: how much may wait, of all visitors and of one.
+        limits: queue lengths, of all visitors together and of one.
     """
 
     def __init__(self, limits: Limits):
@@ -35,7 +35,7 @@ class Executors:
         """Waits for the result of `work`.
 
         Raises:
-            HTTPError: too much is waiting already.
+            HTTPError: the queue is full.
         """
         top, top_of_client = self._top[name]
         if self._of_client[name, client] >= top_of_client:
@@ -53,7 +53,7 @@ class Executors:
         return await asyncio.wrap_future(future)
 
     def close(self) -> None:
-        """Lets the running work end and drops what waits."""
+        """Waits for the running work and drops what is queued."""
         for threads in self._threads.values():
             threads.shutdown(wait=True, cancel_futures=True)
 

@@ -1,7 +1,7 @@
-"""The outermost layer of the server: which requests come in at all.
+"""The outermost layer of the server, which decides what requests are accepted.
 
-It knows every path of the server and answers all others itself, checks host, origin and token,
-counts requests of each visitor, and reads bodies up to a limit before any other code sees them.
+It answers unknown paths itself, checks host, origin and token, limits the requests of each visitor,
+and reads bodies up to a limit before any other code sees them.
 """
 
 import asyncio
@@ -49,13 +49,12 @@ class Gate:
     Args:
         app: what is behind the gate.
         limits: counts and sizes.
-        is_local: whether only requests to this machine's own names are answered, so that
-            another site cannot reach the server through a visitor's browser. The port may be any:
-            a tunnel or a container maps it to another.
-        public_url: where visitors see the page, if a proxy stands in front: its host is answered
-            too, with any port, and its path may be in front of every path.
-        token: what every request has to know except those for the health of the server; None for
-            nothing.
+        is_local: accept only requests that name this machine as their host, so that another site
+            cannot reach the server through a visitor's browser. Any port is accepted, because a
+            tunnel or a container may map it.
+        public_url: address of the page behind a proxy: its host is accepted too, with any port, and
+            its path may precede every path.
+        token: required of every request except health checks; None requires none.
         origins: other sites whose pages may use the server, such as https://tool.example.
     """
 
@@ -154,7 +153,7 @@ class Gate:
         return self._limits.request_bytes if path.startswith("/api/") else self._limits.json_bytes
 
     def _announced(self, scope: Scope) -> int:
-        """Bytes that a body will have, 0 if it does not say and is small anyway."""
+        """Announced bytes of a body; 0 if none are announced and it must be small."""
         limits, top = self._limits, self._largest(str(scope["path"]))
         length = _header(scope, b"content-length")
         if not length.isdigit():
@@ -212,7 +211,7 @@ class Gate:
         return secrets.compare_digest(given.encode("utf-8", "replace"), str(self._token).encode())
 
     def _without_root(self, scope: Scope) -> Scope:
-        """Takes the public path off; a proxy may have done so already."""
+        """Strips the public path, unless a proxy has done so already."""
         path = str(scope["path"])
         if not self._root or not path.startswith(f"{self._root}/"):
             return scope
@@ -245,8 +244,8 @@ async def send_error(send: Send, error: HTTPError, *, is_closing: bool = True) -
     Args:
         send: of the request.
         error: the error.
-        is_closing: end the connection. Not where the visitor may still be sending a file: it would
-            be torn down before the answer is read.
+        is_closing: close the connection. False where the visitor may still be uploading a file: a
+            reset would hide the answer.
     """
     body = json.dumps({"error": error.message, "is_gone": error.is_gone}).encode()
     headers = [
@@ -276,7 +275,7 @@ def _header(scope: Scope, name: bytes) -> str:
 
 
 def _given_tokens(scope: Scope) -> list[str]:
-    """Every token that a request brings, in the ways of the tools that are known."""
+    """All tokens of a request, wherever the known tools put them."""
     found = [_header(scope, b"token")]
     scheme, _, value = _header(scope, b"authorization").partition(" ")
     if scheme.lower() == "basic":

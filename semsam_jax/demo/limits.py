@@ -1,4 +1,4 @@
-"""Limits of a server, and the error that a visitor gets who goes beyond them."""
+"""Limits of a server, and the error for requests that exceed them."""
 
 import dataclasses
 
@@ -9,26 +9,26 @@ class Limits:
 
     Attributes:
         upload_bytes: largest image file.
-        upload_bytes_together: image files that are on their way in at one time.
-        upload_sec: slowest upload.
+        upload_bytes_together: image files that are being uploaded at the same time.
+        upload_sec: duration of an upload.
         request_bytes: largest body of a request without an image.
         edit_bytes: largest body of a request with a mask.
         pixels: largest image, width times height.
         side: longest side of an image, pixels.
         aspect: longest side over shortest side.
-        requests_per_client: requests of one address that are answered at one time.
+        requests_per_client: concurrent requests of one address.
         page_requests_per_client: the same for the files of the page and its open connections.
-        quick_waiting: clicks that wait for the model, of all visitors.
+        quick_waiting: queued clicks of all visitors.
         quick_per_client: of one address.
-        slow_waiting: whole-image requests that wait for the model, of all visitors.
+        slow_waiting: queued whole-image requests of all visitors.
         slow_per_client: of one address.
         boxes: objects of one request to the API.
         tiles: of one image.
-        images: images that are remembered, of all visitors.
+        images: images kept in memory, of all visitors.
         images_per_client: of one address.
         image_idle_sec: an image without requests is forgotten after this time.
-        record_bytes: masks that are remembered for one image.
-        feature_bytes: encoded images that are remembered.
+        record_bytes: masks kept for one image.
+        feature_bytes: encoded images kept in memory.
         points: clicks on one object.
         names_length: characters of the list of names.
         names: number of names.
@@ -68,7 +68,7 @@ class Limits:
 
 
 class HTTPError(Exception):
-    """A request that is answered with a message instead of a result.
+    """An error response with a message for the visitor.
 
     Args:
         status: HTTP status.

@@ -38,14 +38,14 @@ def train(flags: Sequence[str]) -> None:
 
 
 def sample_images() -> list[Path]:
-    """Images of the embedded sample that no training has seen."""
+    """Held-out images of the embedded sample."""
     import data_pipelines.sample
 
     return sorted((data_pipelines.sample.roots()["coco"] / "val2017").glob("*.jpg"))
 
 
 def show(picture: UInt8[np.ndarray, "h w 3"], max_side: int = _SHOWN_PX) -> "Picture":
-    """A picture for the output of a cell, small enough to be kept in the notebook."""
+    """A picture for the output of a cell, small enough to be stored in the notebook."""
     from IPython.display import Image as Picture
 
     from semsam_jax.inference.visualize import display_size

@@ -9,7 +9,7 @@ from importlib import resources
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 
-from semsam_jax.demo.downloads import Wanted, make_download
+from semsam_jax.demo.downloads import ChosenMask, make_download
 from semsam_jax.demo.edits import mask_pictures, store_edit
 from semsam_jax.demo.engine import GRIDS
 from semsam_jax.demo.gate import client_of
@@ -171,7 +171,7 @@ def page_router(service: Service, examples: list[bytes], openapi: Callable[[], d
         body = await read_body(request)
         session = sessions.get(read_text(body, "image", 64))
         kind, file_name = read_text(body, "kind", 20), read_text(body, "file_name", 300)
-        wanted: list[Wanted] = read_masks(body, _MAX_SHOWN)
+        wanted: list[ChosenMask] = read_masks(body, _MAX_SHOWN)
         name, media_type, content = await service.slow(
             client_of(request.scope),
             lambda: make_download(session, kind, wanted, file_name, limits),

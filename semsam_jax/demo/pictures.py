@@ -1,4 +1,4 @@
-"""Masks and images as the page gets them: numbers, and small pictures in data URLs."""
+"""Masks and images in the form that the page receives: numbers, and small PNGs as data URLs."""
 
 import base64
 import io
@@ -18,10 +18,10 @@ def picture_answer(
     masks: Sequence[np.ndarray],
     picture: UInt8[np.ndarray, "h w"],
 ) -> dict:
-    """All masks of an answer as one grey picture, and what is known of each.
+    """All masks of an answer as one greyscale picture, with an entry for each.
 
     Args:
-        numbers: under which the session remembers the masks.
+        numbers: of the masks in the session.
         records: of the masks.
         masks: the masks, [h, w] each.
         picture: bits of a pixel, or the number of a segment.
@@ -34,7 +34,7 @@ def picture_answer(
 
 
 def mask_entry(number: int, record: dict, mask: Bool[np.ndarray, "h w"]) -> dict:
-    """What the page is told about a mask."""
+    """Entry of a mask for the page."""
     return {
         "number": number,
         "score": round(record["score"], 4),
@@ -47,7 +47,7 @@ def mask_entry(number: int, record: dict, mask: Bool[np.ndarray, "h w"]) -> dict
 
 
 def png_url(picture: UInt8[np.ndarray, "h w"]) -> str:
-    """Grey picture as a data URL; the values arrive unchanged."""
+    """Greyscale picture as a data URL; lossless."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "PNG", compress_level=1)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,11 +1,11 @@
-"""Reads what the page's script sends: JSON whose every value is checked."""
+"""Parses requests of the page's script: JSON, with every value checked."""
 
 import json
 import math
 
 from fastapi import Request
 
-from semsam_jax.demo.downloads import Wanted
+from semsam_jax.demo.downloads import ChosenMask
 from semsam_jax.demo.limits import HTTPError, Limits
 
 _INVALID = "Invalid request."
@@ -24,7 +24,7 @@ async def read_body(request: Request) -> dict:
 
 
 def read_text(body: dict, key: str, top: int, what: str = "") -> str:
-    """A text of at most `top` characters; empty if it is not there."""
+    """A string of at most `top` characters; empty if it is missing."""
     value = body.get(key, "")
     if not isinstance(value, str):
         raise HTTPError(400, _INVALID)
@@ -56,7 +56,7 @@ def read_points(body: dict, limits: Limits) -> list[list[float]]:
     return [read_numbers(point, 3) for point in points]
 
 
-def read_masks(body: dict, top: int) -> list[Wanted]:
+def read_masks(body: dict, top: int) -> list[ChosenMask]:
     """Numbers of masks, or mappings with a number and the name that the visitor gave."""
     rows = body.get("masks")
     if not isinstance(rows, list):
@@ -70,7 +70,7 @@ def read_masks(body: dict, top: int) -> list[Wanted]:
         name = row.get("name")
         if not (name is None or isinstance(name, str)):
             raise HTTPError(400, _INVALID)
-        found.append(Wanted(number, None if name is None else name[:_NAME_LENGTH].strip()))
+        found.append(ChosenMask(number, None if name is None else name[:_NAME_LENGTH].strip()))
     return found
 
 

@@ -1,4 +1,4 @@
-"""The web server: one application with the page, the HTTP API and the doors of annotation tools.
+"""The web server: one application with the page, the HTTP API and the annotation tools.
 
 Nothing that a visitor sends is ever written to a file, and a rejected request explains why in a
 message for the visitor.
@@ -40,16 +40,16 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class ServerSettings:
-    """Who may use a server, and where it is.
+    """Who may use a server, and its public address.
 
     Attributes:
-        is_local: answer only requests that name this machine.
-        public_url: where visitors see the page behind a proxy.
-        token: what every request has to know; None for nothing.
+        is_local: accept only requests that name this machine as their host.
+        public_url: address of the page behind a proxy.
+        token: required of every request; None requires none.
         origins: other sites whose pages may use the server.
-        label_studio_url: where images of Label Studio's tasks are fetched.
-        label_studio_token: of a user there.
-        title: how the model is called on the page; None for what it says itself.
+        label_studio_url: server from which the images of Label Studio's tasks are fetched.
+        label_studio_token: of a user of that server.
+        title: name of the model on the page; None for its preset.
     """
 
     is_local: bool = True
@@ -74,7 +74,7 @@ def build_app(
         model: from `load_model`.
         limits: None for the defaults.
         settings: None for the defaults; see `gate.Gate`.
-        warm: compile what clicks need before the first visitor comes.
+        warm: compile the programs for clicks before the first visitor comes.
     """
     limits, settings = limits or Limits(), settings or ServerSettings()
     sessions = SessionStore(limits)
@@ -163,7 +163,7 @@ def _error(status: int, message: str, *, is_gone: bool = False) -> Response:
 
 
 async def _sweep(sessions: SessionStore) -> None:
-    """Forgets idle images and gives their memory back to the system."""
+    """Forgets idle images and returns their memory to the system."""
     while True:
         await asyncio.sleep(_SWEEP_SEC)
         sessions.forget_idle()
@@ -171,6 +171,6 @@ async def _sweep(sessions: SessionStore) -> None:
 
 
 def give_memory_back() -> None:
-    """Asks the C library for the pages that freed images left behind; elsewhere nothing."""
+    """Returns freed memory to the system with glibc; does nothing elsewhere."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)

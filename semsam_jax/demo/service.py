@@ -1,4 +1,4 @@
-"""What all doors of the server share: images, the model, and whose turn it is."""
+"""What all interfaces of the server share: images, the model, and its queues."""
 
 import base64
 import binascii
@@ -19,7 +19,7 @@ _MAX_KNOWN = 512
 
 
 class Service:
-    """Runs requests of all doors.
+    """Runs the requests of all interfaces.
 
     Args:
         engine: the model.

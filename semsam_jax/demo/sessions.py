@@ -22,9 +22,10 @@ class ImageSession:
     Attributes:
         upload: the image.
         client: address of the visitor.
-        predictor: holds the encoded image; None until it is encoded, or after its features were
-        evicted. encode_sec: time that the last encoding took.
-        records: masks that were answered, by number, oldest first.
+        predictor: holds the encoded image; None until it is encoded, and after its features were
+            evicted.
+        encode_sec: seconds that the last encoding took.
+        records: masks that were returned, by number, oldest first.
         used_at: monotonic seconds of the last request.
     """
 
@@ -40,7 +41,7 @@ class ImageSession:
     _lock: AbstractContextManager = dataclasses.field(default_factory=threading.Lock)
 
     def remember(self, records: Sequence[dict], top_bytes: int) -> list[int]:
-        """Keeps masks for a download and returns their numbers; the oldest ones go."""
+        """Keeps masks for downloads, drops the oldest; returns their numbers."""
         with self._lock:
             numbers = []
             for record in records:
@@ -53,7 +54,7 @@ class ImageSession:
             return numbers
 
     def recall(self, numbers: Sequence[int]) -> list[dict]:
-        """Returns remembered masks; an HTTPError says that one of them is gone."""
+        """Returns stored masks; HTTPError if one of them is gone."""
         with self._lock:
             if not all(number in self.records for number in numbers):
                 raise HTTPError(410, "Some of these masks are no longer in memory. Click again.")
@@ -61,7 +62,7 @@ class ImageSession:
 
 
 class SessionStore:
-    """Finds a session by its secret; forgets the ones without requests.
+    """Finds a session by its secret key; forgets idle ones.
 
     Args:
         limits: how many, and for how long.
@@ -75,11 +76,11 @@ class SessionStore:
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        """Images that are remembered."""
+        """Number of images."""
         return len(self._sessions)
 
     def add(self, upload: Upload, client: str) -> str:
-        """Remembers an image and returns its secret."""
+        """Stores an image and returns its secret key."""
         with self._lock:
             self._forget_idle()
             own = [key for key, session in self._sessions.items() if session.client == client]
@@ -92,7 +93,7 @@ class SessionStore:
             return key
 
     def get(self, key: str) -> ImageSession:
-        """Returns a session; an HTTPError says that the image is gone or never was."""
+        """Returns a session; HTTPError if the image is gone or never existed."""
         with self._lock:
             self._forget_idle()
             session = self._sessions.get(key)

@@ -1,4 +1,4 @@
-"""Fetches the images of Label Studio's tasks, from the one host that was named, and no other."""
+"""Fetches the images of Label Studio's tasks, from the configured host only."""
 
 import base64
 import json
@@ -37,8 +37,8 @@ class TaskImages:
 
     Args:
         limits: see `Limits`.
-        url: where Label Studio is, such as http://localhost:8080; None: only images inside the
-            request (`data:` URLs) are read.
+        url: address of Label Studio, such as http://localhost:8080; None reads only images inside
+            the request (`data:` URLs).
         token: of a Label Studio user; a personal access token or a legacy one.
     """
 
@@ -53,12 +53,12 @@ class TaskImages:
         """Bytes of an image file.
 
         Args:
-            address: what the task holds: a path of Label Studio, a URL of it, a `data:` URL, or
-                a place in a storage that Label Studio knows (`s3://` and others).
+            address: from the task: a path or URL of Label Studio, a `data:` URL, or a location in
+                a storage that Label Studio knows (`s3://` and others).
             task_id: of the task, for storages.
 
         Raises:
-            HTTPError: another host, no host named, or the image cannot be fetched.
+            HTTPError: another host, no host is configured, or the image cannot be fetched.
         """
         if not isinstance(address, str) or not address or len(address) > self._top(address):
             raise HTTPError(400, "The task holds no address of an image.")
@@ -108,7 +108,7 @@ class TaskImages:
         return bytes(content)
 
     def _authorization(self) -> str:
-        """Header for the token: a personal access token buys an access token for minutes."""
+        """Header for the token: a personal access token is exchanged for a short-lived one."""
         token = str(self._token)
         if token.count(".") != 2:
             return f"Token {token}"

@@ -85,7 +85,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Segments the images; 0 unless every one of them was broken."""
+    """Segments the images; returns 0 unless every one of them was unreadable."""
     from semsam_jax.inference.images import IMAGE_SUFFIXES
 
     source = Path(args.image)

@@ -88,9 +88,9 @@ def record_score(record: Record) -> float:
 
 
 def scale_record(record: Record, height: int, width: int) -> dict:
-    """The record for a copy of the image of another size, with COCO RLE.
+    """A record rescaled to a copy of the image of another size; its mask is COCO RLE.
 
-    Clicks and boxes are scaled along; a mask is interpolated and cut at one half.
+    Clicks and boxes are scaled too; masks are interpolated and thresholded at one half.
     """
     mask = record_mask(record)
     new = dict(record)
@@ -215,14 +215,14 @@ def to_yolo(
 ) -> str:
     """Lines of a YOLO segmentation label file: a class, then x y of one polygon in 0..1.
 
-    The pieces of a mask are joined by bridges without width, because a line holds one polygon.
+    The pieces of a mask are joined by bridges of zero width, because a line holds one polygon.
     Empty masks have no line.
 
     Args:
         records: the masks.
         height: of the image, pixels.
         width: of the image, pixels.
-        class_names: the classes in their order; None numbers the names as they come.
+        class_names: the classes in their order; None numbers names in order of appearance.
 
     Raises:
         DataError: a record has a name that is not among the classes.

@@ -1,4 +1,4 @@
-"""Prompts of one image through the decoder, in chunks of few different sizes."""
+"""Decodes the prompts of one image, in chunks of few distinct sizes."""
 
 from collections.abc import Iterator, Sequence
 
@@ -72,7 +72,7 @@ def prompt_logits(
 ) -> Iterator[Float[np.ndarray, "q k h w"]]:
     """Mask logits at stride 4 of each request's prompts, `sizes` of them.
 
-    Requests share a product, which reads the features once; padded as `decode_prompts` pads.
+    Requests share a matrix product, which reads the features once; it is padded to a power of two.
     """
     k, start = found.mask_embed.shape[1], 0
     for group in _groups(sizes, LOGITS_CHUNK):

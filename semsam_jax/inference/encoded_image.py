@@ -1,13 +1,16 @@
 """An image that the network has seen, and how masks of it are brought to its size."""
 
 import dataclasses
+from collections.abc import Sequence
 
+import jax
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Array, Bool, Float, UInt8
 
 from semsam_jax.core.structs import Pyramid
 from semsam_jax.inference.guided import BOX_DETAIL, CLICK_DETAIL, GuidedUpsampler
-from semsam_jax.inference.preprocess import Frame
+from semsam_jax.inference.loading import LoadedModel
+from semsam_jax.inference.preprocess import Frame, Size, fit_image
 from semsam_jax.inference.requests import CheckedRequest
 from semsam_jax.inference.upsample import upsample_masks
 
@@ -58,6 +61,13 @@ class EncodedImage:
         found = self._plain(low[None])[0]
         return float((found & given).sum() / max(1, (found | given).sum()))
 
+    def area_fraction(self, low: Float[Array | np.ndarray, "low_h low_w"]) -> float:
+        """Share of the image that a mask covers, at the resolution of its logits."""
+        (rows, columns), (height, width) = self.frame.resized_hw, self.frame.canvas_hw
+        rows = max(1, round(low.shape[0] * rows / height))
+        columns = max(1, round(low.shape[1] * columns / width))
+        return float((low[:rows, :columns] > 0).mean())
+
     def _inside(self, box: Float[np.ndarray, "4"]) -> Bool[np.ndarray, "h w"]:
         """Pixels whose centres lie in a box times the margin."""
         (height, width), half = self.frame.image_hw, 0.5 * self.box_margin
@@ -69,6 +79,30 @@ class EncodedImage:
 
     def _plain(self, low: Float[np.ndarray, "n low_h low_w"]) -> Bool[np.ndarray, "n h w"]:
         return upsample_masks(low, self.frame, self.frame.image_hw)
+
+
+def encode_images(
+    model: LoadedModel, images: Sequence[UInt8[np.ndarray, "_h _w 3"]], size: Size = None
+) -> list[EncodedImage]:
+    """Encodes images; those whose canvases have one shape go together.
+
+    Args:
+        model: from `load_model`.
+        images: RGB.
+        size: see `preprocess.make_frame`.
+    """
+    frames = [model.frame(image.shape[:2], size) for image in images]
+    encoded: dict[int, EncodedImage] = {}
+    for canvas_hw in dict.fromkeys(frame.canvas_hw for frame in frames):
+        rows = [i for i, frame in enumerate(frames) if frame.canvas_hw == canvas_hw]
+        canvases = np.stack([fit_image(images[i], frames[i]) for i in rows])
+        pyramid = model.encode(canvases, [frames[i] for i in rows])
+        for b, i in enumerate(rows):
+            one = pyramid if len(rows) == 1 else jax.tree.map(lambda x: x[b : b + 1], pyramid)  # noqa: B023
+            guide = GuidedUpsampler(images[i], frames[i]) if model.is_guided else None
+            margin = model.module.config.decoder.box_margin
+            encoded[i] = EncodedImage(frames[i], one, guide, margin)
+    return [encoded[i] for i in range(len(images))]
 
 
 def _wrong_clicks(masks: Bool[np.ndarray, "n h w"], check: CheckedRequest) -> np.ndarray:

@@ -1,7 +1,7 @@
 """A panoptic map from all masks of an image and their names, without the generic branch.
 
-Masks compete by the score of their name times their predicted IoU, best first; each gets the
-pixels that are left, if they are at least half of it. All stuff of one name is one segment.
+Masks are ranked by the score of their name times their predicted IoU; in that order each gets the
+remaining pixels, if they are at least half of it. All stuff of one name is one segment.
 
 Source: the merging of Panoptic FPN, Kirillov et al., arXiv 1901.02446, section 3.
 """

@@ -22,8 +22,8 @@ class FoundMask:
         iou: predicted.
         stability: see `mask_selection`.
         point: the click, x, y.
-        token: of the click that answered.
-        crop: what was looked at, x0, y0, x1, y1.
+        token: index of the output token.
+        crop: the crop of the image that was segmented, x0, y0, x1, y1.
         object: best object name.
         part: best part name.
         granularity: what was asked for, None where levels were.
@@ -45,7 +45,7 @@ class FoundMask:
 
 
 def different(found: Sequence[FoundMask]) -> list[FoundMask]:
-    """Leaves out empty masks and all but the first of equal ones."""
+    """Drops empty masks and duplicates; of equal masks the first stays."""
     seen: set[bytes] = set()
     kept = []
     for mask in found:

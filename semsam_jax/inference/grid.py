@@ -1,4 +1,4 @@
-"""Where the mask generator clicks: a grid of points, in the whole image and in crops of it."""
+"""Clicks of the mask generator: a grid of points, in the whole image and in crops of it."""
 
 import math
 

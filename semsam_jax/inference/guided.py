@@ -9,10 +9,10 @@ colours I,
 with a and b averaged over all windows that hold a pixel. They are computed on the canvas and
 enlarged, and the product is taken with the colours of the image, so that fine edges cost little.
 
-Where the image has no edges, q is p smoothed twice, and masks smaller than the window shrink. A
-share `detail` of p less that smoothed p is added to q: 1 keeps masks of flat images as they are.
-Clicks do better without (what has no edge is seldom an object), boxes with it: a box says where the
-object ends.
+Where the image has no edges, q is p smoothed twice, and masks smaller than the window shrink. To
+compensate, a share `detail` of the difference between p and p smoothed twice is added to q; 1 keeps
+masks of flat images as they are. Clicks do better without it (what has no edge is seldom an
+object), boxes with it, because a box says where the object ends.
 
 Source: He, Sun, Tang: Guided image filtering, TPAMI 2013, section 3.4 (colour guide); He, Sun: Fast
 guided filter, arXiv 1505.00996.
@@ -41,7 +41,7 @@ _CHANNELS = 3
 
 
 class GuidedUpsampler:
-    """Brings masks of one image to its size.
+    """Upsamples masks of one image to its size, along its edges.
 
     The window, the sharpness and eps were chosen on validation images of 21 sources (docs/lite.md).
 
@@ -66,7 +66,7 @@ class GuidedUpsampler:
     def masks(
         self, logits: Float[np.ndarray, "n low_h low_w"], detail: float = CLICK_DETAIL
     ) -> Bool[np.ndarray, "n h w"]:
-        """Masks at the image's size; one that the filter leaves empty is enlarged plainly."""
+        """Masks at the image's size; one that the filter empties is upsampled without it."""
         height, width = self._frame.image_hw
         out = np.empty((len(logits), height, width), bool)
         for low, mask in zip(logits, out, strict=True):

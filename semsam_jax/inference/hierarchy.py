@@ -39,7 +39,7 @@ def parents(rles: Sequence[dict], levels: Sequence[int]) -> list[int | None]:
 
 
 def depths(parent: Sequence[int | None]) -> list[int]:
-    """Steps from the root of each mask; parents are larger, so there is no circle."""
+    """Steps from the root of each mask; parents are larger, so there is no cycle."""
     found: list[int] = []
     for start in range(len(parent)):
         depth, above = 0, parent[start]
@@ -60,10 +60,10 @@ def without_overlap(
 
     Args:
         masks: COCO RLE, of one size.
-        scores: of equal sizes, the better one lies on top.
-        min_visible: share of a mask that must stay visible; a mask with less goes, and what it
-            covered is left to the others.
-        min_piece: visible pieces with fewer pixels go.
+        scores: of masks of equal size, the one with the higher score lies on top.
+        min_visible: share of a mask that must stay visible; a mask with less is dropped, and its
+            pixels go to the others.
+        min_piece: visible pieces with fewer pixels are dropped.
 
     Returns:
         Position and visible part of each mask that stays, in the order of the positions.

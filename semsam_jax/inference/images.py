@@ -37,7 +37,7 @@ def load_image(image: ImageLike, max_pixels: int | None = None) -> UInt8[np.ndar
     Args:
         image: a path, a PIL image, or an array: uint8 or uint16 [h, w], [h, w, 1|3|4],
             or floating point in 0..1 of the same shapes.
-        max_pixels: a file or PIL image with more is refused; `MAX_PIXELS` by default.
+        max_pixels: a file or PIL image with more is rejected; `MAX_PIXELS` by default.
 
     Raises:
         DataError: the file is missing, broken, too large, or the array cannot be an image.

@@ -88,8 +88,8 @@ class LabelSet:
 def label_set(model: LoadedModel, labels: Labels) -> LabelSet:
     """Embeds names with the text source of the checkpoint.
 
-    LabelNames that it does not know are left out and listed in `LabelSet.unknown`; a warning names
-    them once, with the nearest known ones.
+    Names that it does not know are left out and listed in `LabelSet.unknown`; a warning lists them
+    once, with the nearest known ones.
 
     Args:
         model: its `meta` says where names come from and whether its class heads are trained.

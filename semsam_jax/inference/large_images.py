@@ -23,7 +23,7 @@ MAX_LARGE_PIXELS = 1 << 31  # what an RLE can count
 
 
 class LargeImage(abc.ABC):
-    """An image of which windows are read; a context manager.
+    """An image that is read window by window; a context manager.
 
     Attributes:
         image_hw: height and width.
@@ -41,7 +41,7 @@ class LargeImage(abc.ABC):
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Lets the file go."""
+        """Releases the file."""
 
     def __enter__(self) -> "LargeImage":
         return self
@@ -89,11 +89,11 @@ class RasterImage(LargeImage):
 
     @property
     def is_georeferenced(self) -> bool:
-        """Whether pixels have places on the ground."""
+        """Whether pixels have geographic coordinates."""
         return self.dataset.crs is not None and not self.dataset.transform.is_identity
 
     def read(self, x0: int, y0: int, x1: int, y1: int) -> UInt8[np.ndarray, "h w 3"]:
-        """Pixels of a window; of 16 bits the high ones."""
+        """Pixels of a window; 16-bit values keep their high byte."""
         import rasterio
 
         try:
@@ -132,7 +132,7 @@ class _WholeImage(LargeImage):
 
 
 def _eight_bits(bands: np.ndarray) -> UInt8[np.ndarray, "3 h w"]:
-    """Of 16 bits the high ones."""
+    """The high byte of 16-bit values."""
     return bands if bands.dtype == np.uint8 else (bands >> 8).astype(np.uint8)
 
 

@@ -12,11 +12,17 @@ import warnings
 from collections.abc import Mapping
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, UInt8
 
 from semsam_jax.core import rle
 from semsam_jax.core.errors import PromptError
 from semsam_jax.core.structs import Prompts
+from semsam_jax.inference.crop_masks import (
+    best_names,
+    clean_and_pack,
+    measure_embeddings,
+    render_masks,
+)
 from semsam_jax.inference.decoding import check_finite
 from semsam_jax.inference.found import FoundMask, different
 from semsam_jax.inference.granularity import (
@@ -28,19 +34,16 @@ from semsam_jax.inference.granularity import (
     tokens_of_levels,
 )
 from semsam_jax.inference.grid import crop_boxes, point_grid
-from semsam_jax.inference.guided import GuidedUpsampler
 from semsam_jax.inference.hierarchy import depths, parents, without_overlap
 from semsam_jax.inference.images import ImageLike, load_image
-from semsam_jax.inference.labels import Labels, LabelSet, label_set, object_logits
+from semsam_jax.inference.labels import Labels, label_set
 from semsam_jax.inference.large_images import LargeImage, open_large
-from semsam_jax.inference.loading import LoadedModel, check_model, low_res_logits
+from semsam_jax.inference.loading import LoadedModel, check_model
 from semsam_jax.inference.mask_selection import (
     Filters,
     KeptMasks,
-    clean_mask,
     filter_masks,
     inclusive_box,
-    measure_masks,
     suppress,
     suppress_cleaned,
     touches_crop_border,
@@ -50,13 +53,11 @@ from semsam_jax.inference.requests import check_flag, check_number, check_whole
 from semsam_jax.inference.results import Records, ScoredName
 from semsam_jax.inference.tiles import SeamMerger, check_tiles, join_pieces, tile_boxes
 from semsam_jax.inference.tree import MaskTree, build_tree
-from semsam_jax.inference.upsample import chunk_size, upsample_masks
 from semsam_jax.ops.nms import nms
 
 OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
 OVERLAPS = ("all", "none")
 _MAX_POINTS_PER_SIDE = 256
-_MEASURE_CHUNK = 64
 _MAX_OVERLAP = 0.99
 _MAX_BINARY_BYTES = 4 << 30
 
@@ -309,12 +310,13 @@ class MaskGenerator:
             inside = np.flatnonzero(~touches_crop_border(boxes, crop, pixels.shape[:2]))
             order = inside[suppress(kept.take(inside), self.filters.box_nms_thresh)]
             kept, embeds, names = kept.take(order), embeds[order], [names[i] for i in order]
-        found = []
-        for i, mask in enumerate(self._render(embeds, pyramid.mask_features[0], frame, part)):
+        found, smallest = [], self.filters.min_mask_region_area
+        guide = part if self.model.is_guided else None
+        for i, mask in enumerate(render_masks(embeds, pyramid.mask_features[0], frame, guide)):
             row, level = divmod(int(kept.rows[i]), len(self.tokens))
             found.append(
                 FoundMask(
-                    **self._cleaned(mask, crop, pixels.shape[:2]),
+                    **clean_and_pack(mask, crop, pixels.shape[:2], smallest),
                     iou=float(kept.ious[i]),
                     stability=float(kept.stability[i]),
                     point=(float(points[row, 0] + x0), float(points[row, 1] + y0)),
@@ -327,37 +329,6 @@ class MaskGenerator:
             )
         return found
 
-    def _cleaned(
-        self,
-        mask: Bool[np.ndarray, "h w"],
-        crop: tuple[int, int, int, int],
-        image_hw: tuple[int, int],
-    ) -> dict:
-        """Removes small regions of a crop's mask; run lengths and boxes in image pixels.
-
-        Only a window around the mask is looked at. Its margin is as wide as the largest
-        region that counts as small, so that no region is cut to below that size.
-        """
-        margin = math.ceil(self.filters.min_mask_region_area)
-        inner = inclusive_box(mask)
-        box = inner + np.array([crop[0], crop[1]] * 2)
-        left, top = (int(v) for v in np.maximum(box[:2] - margin, 0))
-        right = min(int(box[2]) + 1 + margin, image_hw[1])
-        bottom = min(int(box[3]) + 1 + margin, image_hw[0])
-        window, changed = np.zeros((bottom - top, right - left), bool), False
-        window[box[1] - top : box[3] + 1 - top, box[0] - left : box[2] + 1 - left] = mask[
-            inner[1] : inner[3] + 1, inner[0] : inner[2] + 1
-        ]
-        if margin:
-            window, changed = clean_mask(window, margin)
-        return {
-            "runs": rle.run_lengths(window, (top, left), image_hw),
-            "area": int(window.sum()),
-            "box": box,
-            "clean_box": inclusive_box(window) + np.array([left, top] * 2) if changed else box,
-            "changed": changed,
-        }
-
     def _decode_grid(
         self, pyramid, frame: Frame, points: Float[np.ndarray, "n 2"]
     ) -> tuple[KeptMasks, np.ndarray, list[tuple[ScoredName | None, ScoredName | None]]]:
@@ -368,6 +339,7 @@ class MaskGenerator:
         text = None if self.names is None or self.names.is_empty else self.names.table
         features, tokens = pyramid.mask_features[0], np.array(self.tokens)
         step = min(self.points_per_batch, len(boxes))
+        offset = self.filters.stability_score_offset
         for start in range(0, len(boxes), step):
             num = min(step, len(boxes) - start)
             rows = np.arange(start, start + (step if self.isolate else num))
@@ -387,52 +359,13 @@ class MaskGenerator:
             embed = embed.reshape(len(ious), -1)
             kept = filter_masks(
                 ious,
-                lambda rows: self._measure(embed[rows], features, frame),  # noqa: B023
+                lambda rows: measure_embeddings(embed[rows], features, frame, offset),  # noqa: B023
                 self.filters,
             )
             embeds.append(embed[kept.rows])
-            names += _names(self.names, answer, kept.rows, tokens)
+            names += best_names(self.names, answer, kept.rows, tokens)
             parts.append(dataclasses.replace(kept, rows=kept.rows + start * len(tokens)))
-        merged = KeptMasks(
-            *(
-                np.concatenate([getattr(k, f.name) for k in parts])
-                for f in dataclasses.fields(KeptMasks)
-            )
-        )
-        return merged, np.concatenate(embeds), names
-
-    def _measure(self, embed: Float[np.ndarray, "n d"], features, frame: Frame):
-        """Stability and boxes at the size the network sees, in chunks of one static size."""
-        valid_hw = np.array(frame.resized_hw, np.int32)
-        stride = frame.canvas_hw[0] // features.shape[0]
-        stability, boxes = [], []
-        for start in range(0, len(embed), _MEASURE_CHUNK):
-            part = embed[start : start + _MEASURE_CHUNK]
-            padded = np.pad(part, ((0, _MEASURE_CHUNK - len(part)), (0, 0)))
-            logits = low_res_logits(padded, features)
-            found = measure_masks(logits, valid_hw, self.filters.stability_score_offset, stride)
-            stability.append(np.asarray(found[0])[: len(part)])
-            boxes.append(np.asarray(found[1])[: len(part)])
-        return np.concatenate(stability), np.concatenate(boxes)
-
-    def _render(
-        self,
-        embeds: Float[np.ndarray, "n d"],
-        features,
-        frame: Frame,
-        image: UInt8[np.ndarray, "h w 3"],
-    ):
-        """Yields the masks at the image's size, a few at a time."""
-        guide = GuidedUpsampler(image, frame) if self.model.is_guided else None
-        step = chunk_size(16, frame.image_hw)
-        for start in range(0, len(embeds), step):
-            part = embeds[start : start + step]
-            padded = np.pad(part, ((0, step - len(part)), (0, 0)))
-            logits = low_res_logits(padded, features)
-            if guide is None:
-                yield from upsample_masks(logits, frame, frame.image_hw)[: len(part)]
-            else:
-                yield from guide.masks(np.asarray(logits)[: len(part)])
+        return KeptMasks.joined(parts), np.concatenate(embeds), names
 
     def _record(self, found: FoundMask, image_hw: tuple[int, int]) -> dict:
         segmentation: object = rle.compress(found.runs, image_hw)
@@ -465,14 +398,3 @@ def mask_thresholds(meta: Mapping) -> tuple[float, float]:
     """Predicted IoU and stability that suit a checkpoint, as it says."""
     stored = meta.get("mask_thresholds") or {}
     return float(stored.get("pred_iou", 0.88)), float(stored.get("stability", 0.92))
-
-
-def _names(
-    names: LabelSet | None, answer, rows: Int[np.ndarray, " n"], tokens: Int[np.ndarray, " k"]
-) -> list[tuple[ScoredName | None, ScoredName | None]]:
-    if names is None or names.is_empty:
-        return [(None, None)] * len(rows)
-    where = (0, rows // len(tokens), tokens[rows % len(tokens)])
-    objects = np.asarray(object_logits(answer, len(names.parts)))[where]
-    parts = np.asarray(answer.part_logits)[where]
-    return [(names.best_object(o), names.best_part(p)) for o, p in zip(objects, parts, strict=True)]

@@ -1,8 +1,8 @@
 """A mask as a prompt: the clicks and the box that describe it.
 
-The network takes clicks and boxes only. A mask that shall be refined (an earlier answer, a drawn
-one) is told by its box, the innermost points of its pieces as positive clicks, and the innermost
-points of what its box holds beside it as negative ones.
+The network takes clicks and boxes only. A mask to be refined (an earlier answer, or a drawn one) is
+described by its box, positive clicks at the innermost points of its pieces, and negative clicks at
+the innermost points of the rest of its box.
 """
 
 import cv2
@@ -11,14 +11,17 @@ from jaxtyping import Bool, Float
 
 from semsam_jax.core.errors import PromptError
 from semsam_jax.inference.preprocess import Frame
+from semsam_jax.inference.requests import CheckedRequest
 from semsam_jax.inference.upsample import upsample_masks
 
 MAX_POSITIVE, MAX_NEGATIVE = 3, 2
 _LEAST_DEPTH_PX = 2.0
 
 
-def read_mask(mask_input: object, frame: Frame, low_hw: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
-    """The mask at the size of the image.
+def read_mask(
+    mask_input: object, frame: Frame, low_hw: tuple[int, int]
+) -> Bool[np.ndarray, "h w"] | None:
+    """The mask at the size of the image, None without one.
 
     Args:
         mask_input: a mask of the image's size, bool or numbers (above 0 is inside), [h, w] or
@@ -29,6 +32,8 @@ def read_mask(mask_input: object, frame: Frame, low_hw: tuple[int, int]) -> Bool
     Raises:
         PromptError: another shape or type, or an empty mask.
     """
+    if mask_input is None:
+        return None
     height, width = frame.image_hw
     try:
         array = np.asarray(mask_input)
@@ -53,6 +58,23 @@ def read_mask(mask_input: object, frame: Frame, low_hw: tuple[int, int]) -> Bool
     if not mask.any():
         raise PromptError("mask_input: the mask is empty; wanted at least one pixel inside.")
     return mask
+
+
+def add_mask(check: CheckedRequest, mask: Bool[np.ndarray, "h w"] | None) -> CheckedRequest:
+    """Adds the clicks that describe a mask to a request, and its box if the request has none."""
+    if mask is None:
+        return check
+    points, is_positive, box = describe_mask(mask)
+    # What the user clicked corrects the mask: its own points stay away from there.
+    near = 0.1 * np.hypot(box[2] - box[0], box[3] - box[1])
+    for xy, flag in zip(check.points, check.is_positive, strict=True):
+        is_kept = (np.hypot(*(points - xy).T) > near) | (is_positive == flag)
+        points, is_positive = points[is_kept], is_positive[is_kept]
+    return CheckedRequest(
+        points=np.concatenate([check.points, points]),
+        is_positive=np.concatenate([check.is_positive, is_positive]),
+        boxes=check.boxes if len(check.boxes) else box[None],
+    )
 
 
 def describe_mask(

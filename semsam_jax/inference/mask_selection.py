@@ -1,4 +1,4 @@
-"""Selects among the masks of a grid of clicks, by logits and IoUs.
+"""Filters the masks of a grid of clicks by predicted IoU, stability and overlap.
 
 Source: docs/reference.md, section 10, mask generator. The filters run in this order: predicted IoU,
 stability, crop border, box NMS, removal of small regions, box NMS again.
@@ -7,7 +7,7 @@ stability, crop border, box NMS, removal of small regions, box NMS again.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import cv2
 import jax
@@ -31,7 +31,7 @@ class Filters:
         pred_iou_thresh: predicted IoU must be above.
         stability_score_thresh: stability must reach it.
         stability_score_offset: stability = area(> +offset) / area(> -offset).
-        box_nms_thresh: box IoU above which the worse mask of one crop goes.
+        box_nms_thresh: box IoU above which the worse of two masks of a crop is dropped.
         crop_nms_thresh: the same between crops.
         min_mask_region_area: smaller holes are filled and islands removed, image pixels; 0 off.
     """
@@ -76,6 +76,12 @@ class KeptMasks:
             self.rows[index], self.ious[index], self.stability[index], self.boxes[index]
         )
 
+    @classmethod
+    def joined(cls, parts: Sequence["KeptMasks"]) -> "KeptMasks":
+        """All masks of several."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
 
 Measure = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
@@ -87,11 +93,11 @@ def measure_masks(
     offset: float | Float[Array, ""],
     stride: int,
 ) -> tuple[Float[Array, " n"], Int[Array, "n 4"]]:
-    """Measures masks at `stride` times the size of their logits, without making them.
+    """Measures masks at `stride` times the size of their logits, without storing them.
 
     Between two logits lie `stride` pixels on each axis. All pixels of the same phase are one
-    weighted sum of shifted copies of the map, so pixels are made, counted and forgotten in
-    one pass.
+    weighted sum of shifted copies of the map, so pixels are computed and counted in one
+    pass, without being stored.
 
     Args:
         logits: maps at a stride.
@@ -164,7 +170,7 @@ def suppress(kept: KeptMasks, iou_threshold: float) -> Int[np.ndarray, " m"]:
 
 
 def clean_mask(mask: Bool[np.ndarray, "h w"], area: int) -> tuple[Bool[np.ndarray, "h w"], bool]:
-    """Fills holes and removes islands smaller than `area` pixels; also says if any were."""
+    """Fills holes and removes islands smaller than `area` pixels; returns whether any were."""
     mask, filled = remove_small_regions(mask, area, "holes")
     mask, cut = remove_small_regions(mask, area, "islands")
     return mask, filled or cut

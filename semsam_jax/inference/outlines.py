@@ -54,7 +54,7 @@ def polygon_mask(
 
 
 def joined(polygons: list[Polygon]) -> Polygon:
-    """One polygon of several, joined by bridges without width (YOLO allows one for an object)."""
+    """Joins polygons into one by bridges of zero width (YOLO allows one polygon per object)."""
     path = list(polygons[0])
     for other in polygons[1:]:
         points, more = np.array(path), np.array(other)

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
 
 from semsam_jax.core.errors import PromptError
 from semsam_jax.core.structs import Predictions, Pyramid
 from semsam_jax.inference.clicks import combine_clicks
 from semsam_jax.inference.decoding import decode_prompts, prompt_arrays, prompt_logits
-from semsam_jax.inference.encoded_image import EncodedImage
+from semsam_jax.inference.encoded_image import EncodedImage, encode_images
 from semsam_jax.inference.granularity import (
     Granularity,
     Level,
@@ -21,16 +21,15 @@ from semsam_jax.inference.granularity import (
     token_weights,
     tokens_of_levels,
 )
-from semsam_jax.inference.guided import GuidedUpsampler
 from semsam_jax.inference.images import ImageLike, load_image
 from semsam_jax.inference.labels import Labels, LabelSet, label_set, object_logits
 from semsam_jax.inference.loading import LoadedModel, check_model
-from semsam_jax.inference.mask_prompt import describe_mask, read_mask
-from semsam_jax.inference.preprocess import Frame, Size, check_size, fit_image
+from semsam_jax.inference.mask_prompt import add_mask, read_mask
+from semsam_jax.inference.preprocess import Size, check_size
 from semsam_jax.inference.requests import (
     CheckedRequest,
     Request,
-    as_request,
+    as_requests,
     check_flag,
     check_request,
     check_sequence,
@@ -91,7 +90,7 @@ class Predictor:
             raise PromptError(f"image_format: got {str(image_format)[:60]!r}; wanted RGB or BGR.")
         if image_format == "BGR" and isinstance(image, np.ndarray) and image.ndim == 3:
             image = np.concatenate([image[..., 2::-1], image[..., 3:]], axis=-1)
-        self._encoded = self._encode([load_image(image)])[0]
+        self._encoded = encode_images(self.model, [load_image(image)], self.size)[0]
 
     def reset_image(self) -> None:
         """Forgets the image and frees its features."""
@@ -183,7 +182,7 @@ class Predictor:
         """
         if self._encoded is None:
             raise PromptError("predict: no image set; call set_image first.")
-        checked = _checked_list(requests)
+        checked = as_requests(requests)
         names = None if labels is None else label_set(self.model, labels)
         return self._answer(self._encoded, checked, multimask_output, names, return_logits)
 
@@ -218,28 +217,15 @@ class Predictor:
                 f"predict_batch: got {len(images)} images and {len(requests)} lists of requests."
             )
         check_whole("batch_size", batch_size, 1, 1 << 16)
-        checked = [_checked_list(wanted) for wanted in requests]
+        checked = [as_requests(wanted) for wanted in requests]
         names = None if labels is None else label_set(self.model, labels)
         answers = []
         for start in range(0, len(images), batch_size):
-            encoded = self._encode([load_image(x) for x in images[start : start + batch_size]])
+            group = [load_image(x) for x in images[start : start + batch_size]]
+            encoded = encode_images(self.model, group, self.size)
             for one, wanted in zip(encoded, checked[start : start + batch_size], strict=True):
                 answers.append(self._answer(one, wanted, multimask_output, names, return_logits))
         return answers
-
-    def _encode(self, images: list[np.ndarray]) -> list[EncodedImage]:
-        frames = [self.model.frame(image.shape[:2], self.size) for image in images]
-        encoded: dict[int, EncodedImage] = {}
-        for canvas_hw in dict.fromkeys(frame.canvas_hw for frame in frames):
-            rows = [i for i, frame in enumerate(frames) if frame.canvas_hw == canvas_hw]
-            canvases = np.stack([fit_image(images[i], frames[i]) for i in rows])
-            pyramid = self.model.encode(canvases, [frames[i] for i in rows])
-            for b, i in enumerate(rows):
-                one = pyramid if len(rows) == 1 else jax.tree.map(lambda x: x[b : b + 1], pyramid)  # noqa: B023
-                guide = GuidedUpsampler(images[i], frames[i]) if self.model.is_guided else None
-                margin = self.model.module.config.decoder.box_margin
-                encoded[i] = EncodedImage(frames[i], one, guide, margin)
-        return [encoded[i] for i in range(len(images))]
 
     def _answer(
         self,
@@ -253,10 +239,10 @@ class Predictor:
             return []
         check_flag("multimask_output", multimask_output)
         check_flag("return_logits", return_logits)
-        given = [_read_mask(request, encoded) for request in requests]
-        checked = [
-            _check(request, encoded, mask) for request, mask in zip(requests, given, strict=True)
-        ]
+        low_hw = encoded.pyramid.mask_features.shape[1:3]
+        given = [read_mask(one.mask_input, encoded.frame, low_hw) for one in requests]
+        checked = [check_request(request, encoded.frame.image_hw) for request in requests]
+        checked = [add_mask(check, mask) for check, mask in zip(checked, given, strict=True)]
         levels = [parse_levels(request.level, self.model.num_levels) for request in requests]
         boxes, types = prompt_arrays(checked, encoded.frame)
         found = decode_prompts(self.model, encoded.pyramid, boxes, types, names, self.isolate)
@@ -347,7 +333,7 @@ class Predictor:
                 )
             ]
         else:
-            areas = np.array([_area_fraction(mask.logits, encoded.frame) for mask in masks])
+            areas = np.array([encoded.area_fraction(mask.logits) for mask in masks])
             order = [masks[i] for i in levels_by_area(areas, area)]
         # A level that is empty at the size of the image answers nothing.
         return [next((mask for mask in order if not encoded.is_empty(mask.logits)), order[0])]
@@ -397,46 +383,3 @@ class Predictor:
             unknown=() if names is None else names.unknown,
             granularities=tuple(m.granularity for m in chosen if m.granularity is not None),
         )
-
-
-def _checked_list(requests: object) -> list[Request]:
-    if isinstance(requests, Request | Mapping):
-        raise PromptError("requests: got one request; wanted a list, such as [request].")
-    check_sequence("requests", requests, "a list of requests")
-    return [as_request(request) for request in requests]
-
-
-def _read_mask(request: Request, encoded: EncodedImage) -> Bool[np.ndarray, "h w"] | None:
-    if request.mask_input is None:
-        return None
-    low_hw = encoded.pyramid.mask_features.shape[1:3]
-    return read_mask(request.mask_input, encoded.frame, low_hw)
-
-
-def _check(
-    request: Request, encoded: EncodedImage, mask: Bool[np.ndarray, "h w"] | None
-) -> CheckedRequest:
-    """Checks a request; a mask adds its clicks, and its box if none was given."""
-    check = check_request(request, encoded.frame.image_hw)
-    if mask is None:
-        return check
-    points, is_positive, box = describe_mask(mask)
-    # What the user clicked corrects the mask: its own points stay away from there.
-    near = 0.1 * np.hypot(box[2] - box[0], box[3] - box[1])
-    for xy, flag in zip(check.points, check.is_positive, strict=True):
-        is_far = np.hypot(*(points - xy).T) > near
-        points, is_positive = (
-            points[is_far | (is_positive == flag)],
-            is_positive[is_far | (is_positive == flag)],
-        )
-    return CheckedRequest(
-        points=np.concatenate([check.points, points]),
-        is_positive=np.concatenate([check.is_positive, is_positive]),
-        boxes=check.boxes if len(check.boxes) else box[None],
-    )
-
-
-def _area_fraction(logits: Float[Array | np.ndarray, "h w"], frame: Frame) -> float:
-    height = max(1, round(logits.shape[0] * frame.resized_hw[0] / frame.canvas_hw[0]))
-    width = max(1, round(logits.shape[1] * frame.resized_hw[1] / frame.canvas_hw[1]))
-    return float((logits[:height, :width] > 0).mean())

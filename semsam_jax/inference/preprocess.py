@@ -77,14 +77,14 @@ def make_frame(
     image_size: int | None = None,
     pad_to_multiple: int = STRIDE,
 ) -> Frame:
-    """Decides at which size an image is shown to the network.
+    """Computes the size at which the network sees an image.
 
     Args:
         image_hw: height and width of the image, pixels.
         prompt_preset: `released_v1` resizes the short side, `default` the long side into a
             square canvas, the one of training.
         size: that side in pixels; `native` keeps the image and only pads it to 32; None
-            means 640 for released weights and `image_size` for own ones.
+            means 640 for released weights and `image_size` for other models.
         image_size: training canvas of the checkpoint, pixels.
         pad_to_multiple: pad up to a multiple of this. 32 is exact; a larger multiple of 32
             gives few compiled programs for images of many shapes.

@@ -91,6 +91,14 @@ def as_request(request: object) -> Request:
     )
 
 
+def as_requests(requests: object) -> list[Request]:
+    """A list of requests, each as `as_request` takes it; PromptError for anything else."""
+    if isinstance(requests, Request | Mapping):
+        raise PromptError("requests: got one request; wanted a list, such as [request].")
+    check_sequence("requests", requests, "a list of requests")
+    return [as_request(request) for request in requests]
+
+
 def split_batch(request: Request) -> list[Request] | None:
     """One request for each box or row of clicks, None if it is about one object.
 

@@ -24,7 +24,7 @@ class ScoredName(NamedTuple):
     """The best class name of a mask.
 
     Attributes:
-        name: out of the names that were asked for.
+        name: one of the requested names.
         score: 0..1.
         is_sure: whether the score reaches the threshold of the checkpoint; if not, the mask is
             most likely none of these.

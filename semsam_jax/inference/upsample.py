@@ -128,7 +128,7 @@ def upsample_masks(
 
 
 def chunk_size(num: int, out_hw: tuple[int, int]) -> int:
-    """Masks of a size that fit the memory budget at once; few different numbers above 8."""
+    """Number of masks that fit into the memory budget at once; few distinct values above 8."""
     fit = max(1, BUDGET_BYTES // (8 * out_hw[0] * out_hw[1]))
     padded = num if num <= 8 else 1 << (num - 1).bit_length()
     return min(max(1, padded), 1 << (fit.bit_length() - 1))

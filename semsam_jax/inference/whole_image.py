@@ -24,7 +24,7 @@ _MIN_INSTANCE_SCORE = 0.25
 
 @dataclasses.dataclass(frozen=True)
 class WholeImageAnswer:
-    """What the queries of the generic branch say of one image.
+    """Output of the queries of the generic branch for one image.
 
     Attributes:
         class_logits: [q, v] over the object names.
@@ -44,7 +44,7 @@ class WholeImageAnswer:
 def ask_generic(
     model: LoadedModel, image: UInt8[np.ndarray, "h w 3"], labels: Labels, size: Size = None
 ) -> WholeImageAnswer:
-    """Runs the generic branch over an image.
+    """Runs the generic branch on an image.
 
     Raises:
         PromptError: no object names among the labels.
@@ -129,7 +129,7 @@ def segment_whole_image(
 
 
 def work_size(image_hw: tuple[int, int]) -> tuple[int, int]:
-    """Size at which queries compete for pixels: the image's, but at most a megapixel."""
+    """Size at which queries compete for pixels: that of the image, at most one megapixel."""
     scale = min(1.0, (_MAX_WORK_PIXELS / (image_hw[0] * image_hw[1])) ** 0.5)
     return max(1, round(image_hw[0] * scale)), max(1, round(image_hw[1] * scale))
 
@@ -137,7 +137,7 @@ def work_size(image_hw: tuple[int, int]) -> tuple[int, int]:
 def panoptic_segments(
     answer: WholeImageAnswer, work_hw: tuple[int, int]
 ) -> tuple[Int[np.ndarray, "ph pw"], list[dict]]:
-    """Gives every pixel of the image to one query; returns the map of ids and the records."""
+    """Assigns every pixel of the image to one query; returns the map of ids and the records."""
     names = answer.names.objects
     things = {i for i, name in enumerate(names) if name not in answer.names.stuff}
     kept = panoptic.confident_queries(answer.class_logits, 0.25)
