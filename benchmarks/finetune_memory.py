@@ -4,7 +4,7 @@
     python -m benchmarks.finetune_memory --preset swin_t --image_size 1024 --trace_only \
         --set model.dtype=bfloat16 model.remat=full
 
-`state` is what lies on the device all the time: parameters, optimiser state, averaged parameters
+`state` is what stays on the device: parameters, optimiser state, averaged parameters
 and the batch. `kept` is what the forward program leaves for the backward one; both are exact, by
 the shapes of the traced step. `peak` is the compiler's plan for this machine's devices: everything,
 with the temporary arrays of the fuller of the two programs. Nothing is run.

@@ -60,7 +60,7 @@ def kill_and_resume(
         environment: of the processes.
 
     Raises:
-        RuntimeError: a run failed by itself, or did not end as the straight one.
+        RuntimeError: a run failed unkilled, or differs from the uninterrupted one.
     """
     rng, report = random.Random(seed), KillReport()
     straight = workdir / "straight"

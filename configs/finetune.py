@@ -1,11 +1,11 @@
-r"""Your own images, from any checkpoint, in one command; docs/finetune.md walks through it.
+r"""Fine-tuning on your own images, from any checkpoint; docs/finetune.md walks through it.
 
     python -m semsam_jax.main --config=configs/finetune.py:frozen \
         --config.model.warm_start=CHECKPOINT --config.data.custom=FOLDER --workdir=DIR
 
 FOLDER is what an annotation tool exports (COCO, Roboflow, CVAT, Label Studio, FiftyOne, YOLO,
-LabelMe), such as annotations/train.json, annotations/val.json and images/; without a split val a
-tenth is held out. CHECKPOINT is a workdir or the output of `semsam_jax convert`; it decides the
+LabelMe), such as annotations/train.json, annotations/val.json and images/; without a split `val`
+a tenth is held out. CHECKPOINT is a workdir or the output of `semsam_jax convert`; it decides the
 network, the size of the canvas and where class names come from.
 
     frozen  image encoder fixed; prompts, decoder and heads learn. The least memory.
@@ -16,7 +16,7 @@ The model with the best one-click IoU on val is kept in DIR/best. A share of one
 datasets, such as --config.data.datasets.coco=1, mixes it in (or replaces `custom`, at 0).
 
 Hardware: any one card with 16 GB for Swin-T at 1024 px (frozen), or the CPU for `lite`.
-Hours: minutes to a few hours, it depends on the images; the progress line says.
+Hours: minutes to a few hours, depending on the images; the progress line estimates it.
 """
 
 from ml_collections import ConfigDict
@@ -42,7 +42,7 @@ FROZEN = {
 
 
 def get_config(mode: str = "frozen") -> ConfigDict:
-    """Returns the recipe for one's own data: frozen, lora or full."""
+    """Returns the fine-tuning recipe of a mode: frozen, lora or full."""
     config = base()
     config.model.preset = "checkpoint"
     config.model.lora_rank = 8 if mode == "lora" else 0

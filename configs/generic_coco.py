@@ -4,7 +4,7 @@ r"""COCO panoptic alone, without prompts: the generic branch as Mask DINO and Op
         --config.model.backbone_weights=swin_tiny_patch4_window7_224.pth \
         --config.model.text_weights=CLIP.safetensors --workdir=DIR
 
-Batch 16 for 368,750 steps are 50 epochs of train2017, as in the sister projects.
+Batch 16 for 368,750 steps is 50 epochs of train2017, as in those two projects.
 
 Hardware: 16 rows a step: one v5e-16 slice, or two 80 GB cards.
 Hours: see the table in docs/recipes.md; estimated from counted arithmetic, not measured.

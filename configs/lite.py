@@ -1,4 +1,4 @@
-r"""Preset `lite` on as many masks as there are: masks, a finish at a higher resolution, names.
+r"""Preset `lite` on many masks, in three stages: masks, a finish at higher resolution, names.
 
     python -m semsam_jax.main --config=configs/lite.py --config.data.root=DATA --workdir=runs/lite
     python -m semsam_jax.main --config=configs/lite.py:finish --config.data.root=DATA \
@@ -11,7 +11,7 @@ r"""Preset `lite` on as many masks as there are: masks, a finish at a higher res
 DATA/sa1b holds images and masks in the layout of SA-1B, all masks of an image together: a click
 learns all masks under it. Images may occur more often than once; docs/lite.md says how to mix
 sources. The first stage has a constant rate: it may be stopped at any time, continued for as long
-as it pays, and finished from any of its checkpoints. NAMED is a folder in COCO's format whose
+as it helps, and finished from any of its checkpoints. NAMED is a folder in COCO's format whose
 categories are the names; of names that the stored table of embeddings lacks, the embeddings are
 learned and stored with the model. That stage trains the class heads alone: nothing else has a
 gradient. The last command sets the canvas of inference: a larger one than that of training finds

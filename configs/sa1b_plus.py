@@ -5,8 +5,8 @@ r"""SA-1B and one labelled set: the recipes behind the published semantic number
         --config.model.text_weights=CLIP.safetensors --workdir=DIR
 
 `coco` or `pascal_part`, with Swin-T: clicks on a tenth of SA-1B beside the labelled set without
-prompts, 16 + 16 rows a step. COCO is seen 50 times, 16 rows at a rate of 1e-4, as in the sister
-projects; PASCAL Part 138 times in 40,000 steps (what the authors took is not known).
+prompts, 16 + 16 rows a step. COCO is seen 50 times, 16 rows at a rate of 1e-4, as in Mask
+DINO and OpenSeeD; PASCAL Part 138 times in 40,000 steps (the authors' number is not published).
 
 Hardware: 32 rows a step: one v5e-16 slice, or 8 cards of 80 GB with --config.accumulate=2.
 Published for Swin-T (arXiv 2307.04767, tables 3 and 5): COCO beside a tenth of SA-1B: PQ 55.2, mask

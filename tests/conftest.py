@@ -34,8 +34,9 @@ QUICK_FLAGS = "--xla_cpu_use_fusion_emitters=false" if jax.__version_info__ < (0
 
 # Files that take longest start first, so that no worker is left with one of them at the end.
 LONGEST_FIRST = ("sharded", "e2e", "notebooks", "packaging", "demo", "golden", "train", "evals")
-# Session fixtures that are costly to make: their folders go to one worker.
-TOGETHER = ("packaging", "notebooks")
+# Session fixtures that are costly to make (an installation, a server): each of these groups of
+# folders goes to one worker.
+TOGETHER = {"packaging": "packaging", "notebooks": "packaging", "demo": "demo"}
 
 
 def _compile_quickly() -> None:
@@ -96,7 +97,7 @@ def pytest_xdist_make_scheduler(config, log):
 
     class WholeFiles(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "packaging" if _folder(nodeid) in TOGETHER else nodeid.partition("::")[0]
+            return TOGETHER.get(_folder(nodeid), nodeid.partition("::")[0])
 
     config.option.loadscopereorder = False  # keep the order of the collection
     return WholeFiles(config, log)

@@ -1,1 +1,1 @@
-"""Programs for maintainers; nothing of them is in the wheel."""
+"""Programs for maintainers; not part of the wheel."""

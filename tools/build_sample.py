@@ -1,7 +1,7 @@
 """Builds the embedded sample: `python -m tools.build_sample --from DIR --out DIR`.
 
 DIR holds freely licensed COCO images with COCO annotations, the same images in the SA-1B layout,
-and stand-ins for the layouts whose own images may not be passed on (see `README.md` here). The
+and stand-ins for the layouts whose images may not be redistributed (see `README.md` here). The
 builder shrinks images and annotations together and splits by COCO id, the same way everywhere,
 so that no image of `val` is ever seen in `train`.
 """

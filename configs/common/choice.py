@@ -1,4 +1,4 @@
-"""What stands behind the colon of a recipe: `PRESET`, or `PRESET,rows=512,share=0.03`."""
+"""The part after the colon of a recipe: `PRESET`, or `PRESET,rows=512,share=0.03`."""
 
 from ml_collections import ConfigDict
 
@@ -14,7 +14,7 @@ def parse(choice: str, **defaults: float) -> tuple[str, dict[str, float]]:
         **defaults: the numbers that may be given, with their defaults.
 
     Raises:
-        ValueError: another number is given, or what is given is none.
+        ValueError: an unknown option, or a value that is not a number.
     """
     name, *given = choice.split(",")
     numbers = dict(defaults)
@@ -31,16 +31,16 @@ def parse(choice: str, **defaults: float) -> tuple[str, dict[str, float]]:
 
 
 def set_rows(config: ConfigDict, rows: int) -> ConfigDict:
-    """Changes the rows a step of a recipe for 64, and with them all that depends on them.
+    """Changes the rows per step of a recipe made for 64, and everything that depends on them.
 
-    As many images are seen as before, also between saves and evaluations, and each stream keeps
-    its share. The rate follows the square
-    root of the rows, as the noise of Adam's gradients does (arXiv 2205.10287). Above 64 rows the
-    warm-up is 4 steps a row, and parameters are averaged over 2.56 million rows; up to 64 both
-    are as the recipe has them, which the paper trains without averaging.
+    The number of images seen stays the same, also between saves and evaluations, and each stream
+    keeps its share. The learning rate scales with the square root of the rows, as the noise of
+    Adam's gradients does (arXiv 2205.10287). Above 64 rows the warm-up is 4 steps per row, and
+    parameters are averaged over 2.56 million rows; up to 64 both are the recipe's, which like the
+    paper does not average.
 
     Raises:
-        ValueError: the streams do not divide the rows.
+        ValueError: the rows cannot be divided among the streams.
     """
     data = config.data
     before = data.interactive_batch + data.generic_batch

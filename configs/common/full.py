@@ -1,4 +1,4 @@
-"""What all recipes of the paper's networks share."""
+"""Settings shared by all recipes of the paper's networks."""
 
 from ml_collections import ConfigDict
 

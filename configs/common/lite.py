@@ -1,4 +1,4 @@
-"""What all recipes of preset `lite` share: a small canvas, few points, own weights of the loss."""
+"""Settings shared by all recipes of preset `lite`: canvas, points, loss weights, optimiser."""
 
 from ml_collections import ConfigDict
 

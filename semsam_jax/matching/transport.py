@@ -103,7 +103,7 @@ def _pieces_beside(
         is_whole = shard.data.shape[1:] == costs.shape[1:]
         if not is_whole or rows.get(shard.device) != _rows(shard.index, costs):
             raise ShapeError(
-                f"assign: the costs lie on the devices as {costs.sharding}, {name} as "
+                f"assign: the costs are sharded as {costs.sharding}, {name} as "
                 f"{valid.sharding}; split only the batch axis, and split it alike."
             )
     return {shard.device: shard.data for shard in valid.addressable_shards}

@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention: one contract, several implementations."""
+"""Multi-scale deformable attention: one interface, several implementations."""
 
 from semsam_jax.ops.deform_attention.api import (
     IMPLEMENTATIONS,

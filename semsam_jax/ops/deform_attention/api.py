@@ -22,11 +22,11 @@ def pick_implementation(
     spatial_shapes: tuple[tuple[int, int], ...],
     attention_weights: Float[Array, "b q h L P"],
 ) -> str:
-    """Returns the implementation that suits the kind of device and the sizes.
+    """Chooses an implementation for the kind of device and the sizes.
 
-    `corner_gather` on a CPU: it reads a little at a time through the cache. `matmul` on a TPU,
-    which is slow at gathers; where a head's table does not fit its vector memory, and on a GPU,
-    `cell_gather`, which issues the fewest gathers.
+    `corner_gather` on a CPU, because its working set stays in the cache; `matmul` on a TPU, where
+    gathers are slow; `cell_gather`, which issues the fewest gathers, on a GPU and on a TPU whose
+    vector memory cannot hold a head's table.
     """
     backend = target_backend()
     if backend == "cpu":
@@ -48,8 +48,8 @@ def deform_attention(
     """Weighted sum of bilinear samples of a feature pyramid, per query and head.
 
     A location of (0, 0) is the top-left corner of the top-left pixel, whose centre is
-    at (0.5 / W, 0.5 / H). Pixels outside a level count as zero, and infinity lies outside. A
-    location or weight that is NaN makes the sum of its query and head NaN, and no other.
+    at (0.5 / W, 0.5 / H). Pixels outside a level count as zero; infinite locations lie outside. A
+    NaN location or weight makes only the output of its own query and head NaN.
 
     Args:
         value: features of all levels, concatenated row by row in the order of
@@ -57,13 +57,15 @@ def deform_attention(
         spatial_shapes: (H, W) of each of the L levels.
         sampling_locations: (x, y) of the P samples on each level, as fractions of it.
         attention_weights: weight of each sample.
-        implementation: a key of `IMPLEMENTATIONS`, or None for what `pick_implementation` says.
+        implementation: a key of `IMPLEMENTATIONS`, or None to choose with
+            `pick_implementation`.
 
     Returns:
-        The heads' sums side by side, in the dtype of `value`.
+        The outputs of the heads, concatenated, in the dtype of `value`.
 
     Raises:
-        ShapeError: the levels do not cover `value`, or L disagrees.
+        ShapeError: the levels do not add up to the s rows of `value`, or the arguments disagree
+            about the number of levels.
         ConfigError: unknown implementation.
 
     Source: Deformable DETR (arXiv 2010.04159) section 4.1; docs/reference.md, section 4.

@@ -1,8 +1,8 @@
-"""For GPUs: one gather brings all four corners of a sample.
+"""For GPUs: one gather fetches all four corners of a sample.
 
-The cost of gathers is the number of rows. So the four neighbours of every pixel are packed along
-channels first, and stay there. Heads are done one after the other, which divides the memory for
-gathered cells by their number. A TPU takes this form where `matmul` finds no room.
+The cost of a gather is its number of rows, so the 2x2 pixels around every sample are packed along
+channels first. Heads are processed one after the other, which divides the memory for gathered cells
+by the number of heads. TPUs use this form where `matmul` does not fit.
 """
 
 import jax
@@ -18,7 +18,7 @@ def cell_gather(
     sampling_locations: Float[Array, "b q h L P 2"],
     attention_weights: Float[Array, "b q h L P"],
 ) -> Float[Array, "b q h*e"]:
-    """See `deform_attention`; each sample is one row of a table [cells, 4, e]."""
+    """Implements `deform_attention`; each sample is one row of a table [cells, 4, e]."""
     b, _, h, e = value.shape
     # The cell of a sample is named by its top-left corner, which starts at -1.
     levels = levels_of(spatial_shapes, attention_weights.shape[-1], pad=1)
@@ -34,7 +34,7 @@ def cell_gather(
 def pack(
     value: Float[Array, "b s h e"], spatial_shapes: tuple[tuple[int, int], ...]
 ) -> Float[Array, "b h cells 4*e"]:
-    """Lays the 2x2 neighbourhood of every corner between pixels along channels."""
+    """Packs the 2x2 pixels around every pixel corner along channels: one cell per corner."""
     b, _, h, e = value.shape
     tables, start = [], 0
     for height, width in spatial_shapes:

@@ -26,7 +26,7 @@ def corner_gather(
     sampling_locations: Float[Array, "b q h L P 2"],
     attention_weights: Float[Array, "b q h L P"],
 ) -> Float[Array, "b q h*e"]:
-    """See `deform_attention`; each corner is a row of its head's table [s, e]."""
+    """Implements `deform_attention`; each corner is a row of its head's table [s, e]."""
     b, _, h, e = value.shape
     levels = levels_of(spatial_shapes, attention_weights.shape[-1], pad=0)
     samples = samples_of(sampling_locations, attention_weights)
@@ -64,7 +64,7 @@ def _sum_rows(
 
 
 def _take(table: Float[Array, "b s e"], index: Int[Array, "b *i 1"]) -> Float[Array, "b *i e"]:
-    """As indexing under `vmap`, which takes four times as long to trace."""
+    """The same as indexing under `vmap`, which takes four times as long to trace."""
     dimensions = jax.lax.GatherDimensionNumbers(
         offset_dims=(index.ndim - 1,),
         collapsed_slice_dims=(1,),

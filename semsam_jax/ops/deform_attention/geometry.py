@@ -1,7 +1,7 @@
 """Bilinear geometry of a sample: its top-left pixel and the weights of its four corners.
 
-Works on the head-major layout [..., q, k], k = levels x points, in which neighbouring
-numbers belong to the same query and one head can be cut off without a copy.
+Uses the head-major layout [..., q, k], k = levels x points: neighbouring numbers belong to the same
+query, and a head is sliced off without a copy.
 """
 
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 
 class SamplePoints(NamedTuple):
-    """Places and weights of all samples, float32 [b, h, q, k]."""
+    """Locations and weights of all samples, float32 [b, h, q, k]."""
 
     x: Float[Array, "*n q k"]  # fraction of the level's width
     y: Float[Array, "*n q k"]
@@ -39,7 +39,7 @@ class Corners(NamedTuple):
 
 
 def levels_of(spatial_shapes: tuple[tuple[int, int], ...], points: int, pad: int) -> Levels:
-    """Spreads level sizes over samples; table levels are `pad` rows and columns larger."""
+    """Repeats level sizes for each sample; table levels are `pad` rows and columns larger."""
     sizes = np.asarray(spatial_shapes, np.int32).repeat(points, axis=0)
     areas = [(height + pad) * (width + pad) for height, width in spatial_shapes]
     starts = np.cumsum([0, *areas[:-1]]).astype(np.int32).repeat(points)
@@ -50,7 +50,7 @@ def samples_of(
     sampling_locations: Float[Array, "b q h L P 2"],
     attention_weights: Float[Array, "b q h L P"],
 ) -> SamplePoints:
-    """Brings the samples of each head together, in float32."""
+    """Rearranges the samples head by head, in float32."""
     b, q, h = attention_weights.shape[:3]
     locations = sampling_locations.astype(jnp.float32).reshape(b, q, h, -1, 2)
     x, y = locations.transpose(4, 0, 2, 1, 3)
@@ -86,9 +86,9 @@ def inside_weight(
     sampling_locations: Float[Array, "b q h L P 2"],
     attention_weights: Float[Array, "b q h L P"],
 ) -> Float[Array, "b q h"]:
-    """Returns what `deform_attention` gives for a value of one everywhere.
+    """Output of `deform_attention` for a value of one everywhere.
 
-    It is the part of the attention weight that falls on pixels inside the levels.
+    It is the share of the attention weight that falls on pixels inside the levels.
     """
     levels = levels_of(spatial_shapes, attention_weights.shape[-1], pad=0)
     shares = corners_of(levels, samples_of(sampling_locations, attention_weights)).shares

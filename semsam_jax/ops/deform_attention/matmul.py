@@ -9,15 +9,15 @@ so the sum of a query's samples, of all points p with weights w, is a product wi
     A[pixel, query] = sum over p of w_p hat(row - y_p) hat(column - x_p)
     out[channel, query] = sum over pixels of V[channel, pixel] A[pixel, query]
 
-A is made on the vector unit, a step of rows at a time, and multiplied at once; it never leaves the
-chip. Its derivatives are products of the same kind (`matmul_kernels`). For each tile of 256
-queries only those steps are visited that hold a row which some sample of the tile touches
-(`matmul_tiles.step_ranges`). So the result is exact wherever samples lie, and the time follows
-their spread: neighbouring queries of the encoder look at neighbouring rows. At worst all rows
-are visited.
+A is computed on the vector unit, a step of rows at a time, and multiplied immediately; it never
+leaves the chip. Its derivatives are products of the same kind (`matmul_kernels`). For each tile of
+256 queries only those steps are visited that hold a row which some sample of the tile touches
+(`matmul_tiles.step_ranges`). The result is therefore exact for any locations, and the time depends
+on their spread: neighbouring queries of the encoder sample neighbouring rows. In the worst case all
+rows are visited.
 
-Rounding: with a bfloat16 value, A is rounded to bfloat16 as well; sums are float32. Where a
-place is a whole pixel the derivative takes the side of floor, as `reference` does.
+Rounding: with a bfloat16 value, A is rounded to bfloat16 as well; sums are float32. At whole pixels
+the derivative is that of the floor side, as in `reference`.
 """
 
 import functools
@@ -43,20 +43,21 @@ def matmul(
     queries: int = 256,
     step_pixels: int = 256,
 ) -> Float[Array, "b q h*e"]:
-    """See `deform_attention`. Interpreted, slowly, where the program is not for a TPU.
+    """Implements `deform_attention`. Interpreted, and slow, on anything but a TPU.
 
-    The compiler cannot split a kernel. Under `jax.set_mesh` each device does its own images, split
-    over all automatic axes of the mesh; where their number does not divide the images, every device
-    does all of them. Without a mesh in use JAX refuses a program for several devices, with
-    NotImplementedError.
+    The compiler cannot partition a kernel. Under `jax.set_mesh` the images are split over all
+    automatic axes of the mesh; if they cannot be divided evenly, every device computes all of them.
 
     Args:
-        value: as there.
-        spatial_shapes: as there.
-        sampling_locations: as there.
-        attention_weights: as there.
-        queries: of a tile, see `make_plan`.
+        value: see `deform_attention`.
+        spatial_shapes: see `deform_attention`.
+        sampling_locations: see `deform_attention`.
+        attention_weights: see `deform_attention`.
+        queries: queries per tile, see `make_plan`.
         step_pixels: see `make_plan`.
+
+    Raises:
+        NotImplementedError: by JAX, for a program on several devices without a mesh in use.
     """
     b, q, h, _, points = attention_weights.shape
     interpret = target_backend() != "tpu"
@@ -82,7 +83,7 @@ def touched_rows(
 ) -> Float[Array, " b"]:
     """Share of all rows that `matmul` visits, 0..1, mean over heads and tiles of each image.
 
-    The time of the kernels follows it, whether or not they are what runs.
+    The kernels' time is proportional to it; any implementation may be in use.
     """
     b, q, h, _, points, _ = sampling_locations.shape
     plan = make_plan(spatial_shapes, points)
@@ -98,10 +99,10 @@ def touched_rows(
 def matmul_fits(
     value: Float[Array, "b s h e"], spatial_shapes: tuple[tuple[int, int], ...], q: int, points: int
 ) -> bool:
-    """Whether a head's table finds room in the vector memory of the device that is compiled for.
+    """Whether a head's table fits into the vector memory of the target device.
 
-    With four levels and 32 channels a head, in bfloat16, it does for square images of up to 1024 px
-    on a TPU v4, and of up to 2048 px on the others.
+    With four levels and 32 channels per head in bfloat16, square images of up to 1024 px fit on a
+    TPU v4, and up to 2048 px on the other generations.
     """
     mesh = jax.sharding.get_abstract_mesh()
     devices = math.prod(mesh.shape[axis] for axis in _split_axes(value.shape[0]))
@@ -109,7 +110,7 @@ def matmul_fits(
 
 
 def _free_axes() -> tuple[str, ...]:
-    """Axes of the mesh in use that the compiler would split over; none of a single device."""
+    """Axes of the current mesh that the compiler would split over; none for a single device."""
     mesh = jax.sharding.get_abstract_mesh()
     axes = tuple(
         name
@@ -120,7 +121,7 @@ def _free_axes() -> tuple[str, ...]:
 
 
 def _split_axes(images: int) -> tuple[str, ...]:
-    """Axes of the mesh in use over which images are split; none where they do not divide."""
+    """Axes of the current mesh that images are split over; none if they do not divide evenly."""
     mesh, axes = jax.sharding.get_abstract_mesh(), _free_axes()
     return () if images % math.prod(mesh.shape[axis] for axis in axes) else axes
 

@@ -1,10 +1,9 @@
 """The two Pallas kernels of the matrix form; see `matmul` for what they compute.
 
-Both run on the grid (image, head, tile of queries). In the vector memory of a grid step lie the
-head's whole table [channels, pixels], which stays there for all tiles of the head, and what
-belongs to the tile: places and weights [samples, queries], output or its gradient [channels,
-queries]. Pixels and queries are always the last axis (the lanes), channels and samples the one
-before it (the sublanes).
+Both run on the grid (image, head, tile of queries). A grid step holds in vector memory the head's
+whole table [channels, pixels], which stays there for all tiles of the head, and the arrays of its
+tile: places and weights [samples, queries], output or its gradient [channels, queries]. Pixels and
+queries are always the last axis (the lanes), channels and samples the one before it (the sublanes).
 
 For each level the column hats [point, column, query] are written to memory once. Then a loop goes
 over the steps of rows that the tile touches. In one step, of at least 256 pixels,
@@ -17,7 +16,7 @@ and backward, with A made again,
     dV[step] += dout A^T,  dA = V^T dout                                      matrix unit
     sums of dA * row hat * column hat, and with the slope of either           vector unit
 
-dV is added up in float32 over all tiles of a head and written when the last one is done.
+dV is accumulated in float32 over all tiles of a head and written after the last one.
 """
 
 import dataclasses
@@ -52,8 +51,8 @@ def forward(
     """Sums of samples.
 
     Args:
-        plan: of the call.
-        table: padded levels one behind the other.
+        plan: static description of the call.
+        table: padded levels, concatenated.
         places: float32; x of all samples, then y, as fractions of their level.
         weights: float32.
 
@@ -112,7 +111,7 @@ def backward(
 
 
 def _blocks(plan: Plan, table: Array, places: Array):
-    """The grid, and blocks of arrays that belong to a tile, and to all tiles of a head."""
+    """The grid, and the blocks of arrays per tile and per head."""
     b, h, channels, pixels = table.shape
     grid = (b, h, places.shape[-1] // plan.queries)
 
@@ -128,7 +127,7 @@ def _hats(plan: Plan) -> object:
 
 
 def _params(plan: Plan, table: Array) -> pltpu.CompilerParams:
-    """Tiles of one head come one behind the other; images and heads in any order."""
+    """Tiles of a head run in order; images and heads in any order."""
     needed = plan.vmem_bytes(table.shape[2], table.dtype.itemsize)
     return pltpu.CompilerParams(
         dimension_semantics=("parallel", "parallel", "arbitrary"),

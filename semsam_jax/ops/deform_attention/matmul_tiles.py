@@ -1,6 +1,6 @@
-"""How the matrix form is cut: levels padded to whole blocks, queries in tiles, rows in steps.
+"""Tiling of the matrix form: levels padded to whole blocks, queries in tiles, rows in steps.
 
-All of it is static, but for `step_ranges`: which steps a tile of queries has to visit.
+Everything is static except `step_ranges`, the steps that a tile of queries has to visit.
 """
 
 import dataclasses
@@ -18,8 +18,8 @@ _MAX_RANGES = 2**16  # numbers in scalar memory, 4 bytes each
 _VMEM = {"TPU v4": 16, "TPU v5 lite": 96, "TPU v5": 48, "TPU v6 lite": 96, "TPU7x": 48}
 """MiB of a core's vector memory that a kernel may take, by `jax.Device.device_kind`.
 
-All that a v4 has, three quarters of the others': the compiler keeps arrays of its own there. Any
-other kind gets 16.
+All of a v4's, three quarters of the others', because the compiler keeps arrays of its own there.
+Unknown kinds get 16.
 """
 
 
@@ -60,9 +60,9 @@ class Plan:
 
     Attributes:
         levels: of the pyramid.
-        points: samples a level.
-        queries: queries of a tile, a multiple of 128.
-        interpret: run as ordinary array operations, where no TPU is.
+        points: samples per level.
+        queries: queries per tile, a multiple of 128.
+        interpret: run the kernels as ordinary array operations, without a TPU.
     """
 
     levels: tuple[Level, ...]
@@ -88,8 +88,8 @@ class Plan:
         weights; two buffers of everything that comes by tiles.
 
         Args:
-            channels: of a head.
-            itemsize: bytes of a number of the value.
+            channels: channels per head.
+            itemsize: bytes per number of the value.
         """
         samples = len(self.levels) * self.points
         tables = (4 * itemsize + 4) * channels * self.num_pixels
@@ -118,8 +118,8 @@ def make_plan(
 
     Args:
         spatial_shapes: (H, W) of each level.
-        points: samples a level.
-        queries: of a tile.
+        points: samples per level.
+        queries: queries per tile.
         step_pixels: a step is at least this many pixels; a multiple of 128 on a TPU.
         interpret: see `Plan`.
     """
@@ -139,7 +139,7 @@ def make_plan(
 def fits(
     plan: Plan, value: Float[Array, "b s h e"], num_queries: int, devices: int, device_kind: str
 ) -> bool:
-    """Whether both kernels find room on a device.
+    """Whether both kernels fit into the vector memory of a device.
 
     Args:
         plan: of the call.
@@ -159,10 +159,10 @@ def fits(
 
 
 def position(fraction: Float[Array, "*n"], size: int | np.ndarray) -> Float[Array, "*n"]:
-    """Places in pixels, whose centres are whole numbers; NaN becomes a place outside.
+    """Locations in pixels, whose centres are whole numbers; NaN becomes a location outside.
 
-    Two pixels outside, all weights are zero: the clip changes no value, and keeps the
-    conversion to an integer defined.
+    Two pixels outside a level all weights are zero, so the clip changes no value; it keeps the
+    conversion to integers defined.
     """
     size = np.asarray(size, np.float32)
     pixels = jnp.clip(fraction * size - 0.5, -2.0, size + 1.0)

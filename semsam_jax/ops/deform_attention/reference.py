@@ -10,7 +10,7 @@ def reference(
     sampling_locations: Float[Array, "b q h L P 2"],
     attention_weights: Float[Array, "b q h L P"],
 ) -> Float[Array, "b q h*e"]:
-    """See `deform_attention`; four gathers per level."""
+    """Implements `deform_attention`; four gathers per level."""
     b, _, h, e = value.shape
     out = jnp.zeros((b, sampling_locations.shape[1], h, e), jnp.float32)
     images = jnp.arange(b)[:, None, None, None]
