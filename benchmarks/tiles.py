@@ -40,6 +40,9 @@ def main() -> None:
     parser.add_argument("--overlap", type=int, default=64)
     parser.add_argument("--points-per-side", type=int, default=16)
     parser.add_argument("--checkpoint")
+    parser.add_argument(
+        "--quality", type=float, help="least predicted IoU and stability (default: the model's)"
+    )
     parser.add_argument("--side", type=int, help="measure the memory of an image of this side")
     args = parser.parse_args()
     if args.side:
@@ -54,7 +57,12 @@ def compare(args: argparse.Namespace) -> None:
     found = {}
     for way, tiles in (("whole", {}), ("tiles", {"tile": args.tile, "tile_overlap": args.overlap})):
         generator = MaskGenerator(
-            model, points_per_side=args.points_per_side, output_mode="coco_rle", **tiles
+            model,
+            points_per_side=args.points_per_side,
+            pred_iou_thresh=args.quality,
+            stability_score_thresh=args.quality,
+            output_mode="coco_rle",
+            **tiles,
         )
         start = time.perf_counter()
         records = generator.generate(image)

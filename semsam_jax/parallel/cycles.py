@@ -72,6 +72,13 @@ def estimate(text: str) -> Cycles:
     return Cycles(dict(parts), tuple(kernels), unknown)
 
 
+def count_instructions(text: str) -> Counter:
+    """Instructions of a compiled program by part, those inside fusions and loops once each."""
+    return Counter(
+        part_of(found[1]) for line in text.splitlines() if (found := _SOURCE.search(line))
+    )
+
+
 def part_of(source: str) -> str:
     """Part of the model that an operation belongs to, by the name that tracing gave it."""
     return next((part for part, sign in PARTS.items() if sign in source), OTHER)

@@ -39,3 +39,7 @@ def test_kernels_are_named_with_what_they_take():
     ((part, kernel),) = cycles.estimate(TEXT).kernels
     assert (kernel.name, part, kernel.times) == ("deform_attention_forward.3", "encoder", 6)
     assert kernel.operands == ((8,), (2, 4, 32, 512), (2, 4, 16, 512), (2, 4, 32, 680))
+
+
+def test_instructions_are_counted_once_each():
+    assert cycles.count_instructions(TEXT) == {"encoder": 2, "losses": 1, "backbone": 1}
