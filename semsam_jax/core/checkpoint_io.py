@@ -42,8 +42,15 @@ def is_complete(step_dir: AnyPath) -> bool:
         return False
     import orbax.checkpoint as ocp  # a second, which a model without steps does not need
 
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        found = checkpointer.metadata(step_dir)
+    # It warns of every item, in three lines, that there is no handler to restore it.
+    log = logging.getLogger("absl")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            found = checkpointer.metadata(step_dir)
+    finally:
+        log.setLevel(level)
     return found.commit_timestamp_nsecs is not None and "state" in found.item_metadata
 
 

@@ -152,7 +152,8 @@ def _segment_all(
     settings |= {name: suited[name] for name in ("pred_iou_thresh", "stability_score_thresh")}
     files.make_folder(out)
     names = result_names(images)
-    files.make_folder(out / "overlays")
+    for folder in (out, files.make_folder(out / "overlays")):
+        files.remove_partial(folder)
     stamp = settings | {"labels": labels, "prompt_preset": model.prompt_preset}
     stamp |= {"pad_to_multiple": model.pad_to_multiple, "model": model.fingerprint()}
     failures: dict[str, str] = {}

@@ -1,8 +1,11 @@
 """Result files: records and pictures, each of which appears whole or not at all."""
 
+import contextlib
 import io
 import json
 import os
+import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from PIL import Image
 from semsam_jax.core.errors import DataError
 
 _EXIF_ORIENTATION = 0x0112
+_OLD_SEC = 3600.0
 
 
 class OutputError(DataError):
@@ -87,9 +91,9 @@ def make_folder(path: Path) -> Path:
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:
-    partial = _partial(path)
+    # Two commands may write one file: neither may move what the other has half written.
+    partial = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.partial{path.suffix}")
     try:
-        partial.unlink(missing_ok=True)  # of a stopped run
         write(partial)
         os.replace(partial, path)
     except OSError as error:
@@ -101,5 +105,9 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.stem}.partial{path.suffix}")
+def remove_partial(folder: Path) -> None:
+    """Removes half-written files of commands that were killed an hour ago or earlier."""
+    for left in folder.glob(".*.partial.*"):
+        with contextlib.suppress(OSError):  # another command may remove it, too
+            if time.time() - left.stat().st_mtime > _OLD_SEC:
+                left.unlink()

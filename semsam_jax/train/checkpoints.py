@@ -1,6 +1,7 @@
 """Saves and restores a run: state, data position and metadata of the same step."""
 
 import contextlib
+import fcntl
 import functools
 import os
 import shutil
@@ -20,6 +21,35 @@ from semsam_jax.core.model_files import SCHEMA_VERSION
 from semsam_jax.core.paths import as_path, is_local
 from semsam_jax.parallel.distributed import has_lost_process
 from semsam_jax.train.state import TrainState
+
+
+@contextlib.contextmanager
+def sole_run(workdir: str | os.PathLike) -> Iterator[None]:
+    """Keeps a second run out of a local workdir, where each would remove what the other writes.
+
+    The lock ends with the process, however that ends. Disks without locks are done without.
+
+    Raises:
+        TrainingError: another run is there.
+    """
+    if not is_local(workdir) or jax.process_index() != 0:
+        yield
+        return
+    file = Path(workdir) / ".lock"
+    with contextlib.ExitStack() as stack:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(file.open("a+"))
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.callback(file.unlink, missing_ok=True)
+        except BlockingIOError as error:
+            raise TrainingError(
+                f"workdir {workdir}: another run is training here; stop it or wait for its end, or "
+                "choose another --workdir."
+            ) from error
+        except OSError:
+            pass  # no locks on this disk, or a folder that `Checkpoints` says is not to be written
+        yield
 
 
 class Checkpoints:

@@ -21,7 +21,7 @@ from semsam_jax.train import build, hooks, report, results
 from semsam_jax.train import input as input_lib
 from semsam_jax.train.aot import model_flops
 from semsam_jax.train.best import BestCheckpoint
-from semsam_jax.train.checkpoints import Checkpoints, check_same_run
+from semsam_jax.train.checkpoints import Checkpoints, check_same_run, sole_run
 from semsam_jax.train.evaluation import HeldOutEvaluation, inference_params
 from semsam_jax.train.optimizer import schedule
 from semsam_jax.train.text import build_text, learned_names
@@ -55,6 +55,7 @@ def train(
         stack.enter_context(ending_together())
         clock, guard, workdir = hooks.Clock(), hooks.PreemptionGuard(), as_path(workdir)
         mesh = build_mesh(run.fsdp, slices=run.slices)
+        stack.enter_context(sole_run(workdir))
         checkpoints = stack.enter_context(Checkpoints(workdir, run.keep))
         saved = checkpoints.latest_meta()
         if config_lib.needs_checkpoint(run):

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import time
 
 import pytest
 from PIL import Image
@@ -74,3 +75,20 @@ def test_a_full_disk_ends_the_command_at_once(folder, tiny_checkpoint, monkeypat
     assert len(asked) == 1
     left = folder.with_name("images_segments")
     assert not [path for path in left.rglob("*") if path.is_file()]
+
+
+def test_two_commands_may_write_one_file(tmp_path):
+    """As `auto`, started twice on one folder: each writes the whole file, the last one stays."""
+
+    def other(partial):
+        partial.write_text("half")
+        files.write_json(tmp_path / "a.json", [1])
+        partial.write_text("[2]")
+
+    files._write(tmp_path / "a.json", other)
+    assert json.loads((tmp_path / "a.json").read_text()) == [2]
+    for name, age in ((".old.0.partial.json", 7200), (".new.0.partial.json", 0)):
+        (tmp_path / name).write_text("half")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    files.remove_partial(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"a.json", ".new.0.partial.json"}

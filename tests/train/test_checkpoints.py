@@ -16,7 +16,7 @@ from semsam_jax.core.errors import CheckpointError, ConfigError, TrainingError
 from semsam_jax.models import presets
 from semsam_jax.parallel.mesh import build_mesh
 from semsam_jax.train import build
-from semsam_jax.train.checkpoints import Checkpoints, check_same_run
+from semsam_jax.train.checkpoints import Checkpoints, check_same_run, sole_run
 from semsam_jax.train.state import shard_state
 
 META = {"must_match": {"preset": "x", "data": {"image_size": 256, "flip": 0.5}}}
@@ -50,8 +50,9 @@ def _largest_file(folder):
     return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
 
 
-def test_the_newest_step_comes_back(saved):
+def test_the_newest_step_comes_back(saved, caplog):
     state, data = _restore(saved)
+    assert not caplog.records  # Orbax warns where it is asked about steps without handlers
     assert (int(state.step), data) == (4, {"at": 4})
     np.testing.assert_array_equal(
         state.params["part"]["kernel"], _state(4).params["part"]["kernel"]
@@ -175,3 +176,18 @@ def test_a_full_disk_is_one_clear_error(saved):
 def test_a_file_system_that_takes_no_files_is_one_clear_error(folder):
     with pytest.raises(TrainingError, match=f"workdir {folder}: cannot be written"):
         Checkpoints(folder, keep=1)
+
+
+def test_a_workdir_has_one_run_at_a_time(tmp_path):
+    workdir = tmp_path / "run"
+    with sole_run(workdir):
+        with pytest.raises(TrainingError, match="another run is training here"), sole_run(workdir):
+            pass
+        with sole_run(tmp_path / "other"):
+            pass
+    with sole_run(workdir):
+        pass
+    assert not list(workdir.iterdir())
+    (tmp_path / "file").write_text("")
+    with sole_run(tmp_path / "file" / "run"):  # `Checkpoints` says why that is no folder
+        pass
