@@ -79,7 +79,8 @@ def decode_image(
             up), which costs a fraction of the time. Other formats are decoded at full size.
 
     Returns:
-        The pixels; grey is repeated, CMYK converted, palettes looked up, alpha dropped.
+        The pixels; grey is repeated, CMYK converted, palettes looked up, what is transparent
+        becomes white, as in inference.
 
     Raises:
         DataError: not a JPEG or PNG, truncated, too large, or of another size.
@@ -272,6 +273,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip
         grey = np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=-1)
-    if image.mode in ("P", "PA", "LA", "RGBA"):
-        return np.ascontiguousarray(np.asarray(image.convert("RGBA"))[..., :3])
+    if image.has_transparency_data:
+        above = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", above.size, "white"), above)
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))

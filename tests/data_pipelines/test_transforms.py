@@ -12,6 +12,7 @@ from data_pipelines.schema import BatchShape, RawExample, RawInstance
 from data_pipelines.transforms import geometry, masks, prompts, row
 from data_pipelines.transforms.evaluation import evaluation_rows
 from semsam_jax.core.errors import DataError
+from semsam_jax.inference.images import load_image
 from tests.data_pipelines.fake_source import (
     HANDLE,
     FakeSource,
@@ -169,6 +170,21 @@ def test_every_pixel_format_becomes_rgb(mode):
     assert pixels.dtype == np.uint8
     if mode != "1":
         assert np.abs(pixels.astype(int) - np.asarray(grey)[..., None]).max() <= 8
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB", "I;16"])
+def test_training_sees_the_pixels_of_inference(mode, tmp_path):
+    """Below full transparency a file may hold any colour, mostly black."""
+    rng = np.random.default_rng(3)
+    channels = {"RGBA": 4, "LA": 2, "RGB": 3}.get(mode, 1)
+    values = rng.integers(0, 65536 if mode == "I;16" else 256, (12, 16, channels))
+    values = values.astype(np.uint16 if mode == "I;16" else np.uint8)
+    image = Image.fromarray(values[..., 0] if channels == 1 else values)
+    if mode == "P":
+        image = image.convert("P")
+    image.save(tmp_path / "a.png", **({"transparency": 7} if mode == "P" else {}))
+    pixels = decode.decode_image((tmp_path / "a.png").read_bytes(), where="t")
+    np.testing.assert_array_equal(pixels, load_image(tmp_path / "a.png"))
 
 
 def test_exif_rotation_is_not_applied():
