@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from semsam_jax import __version__
-from semsam_jax.demo.engine import GRIDS
+from semsam_jax.demo.engine import GRIDS, tree_records
 from semsam_jax.demo.gate import client_of
 from semsam_jax.demo.limits import HTTPError, Limits
 from semsam_jax.demo.pictures import png_url
@@ -20,6 +20,8 @@ from semsam_jax.inference.outlines import mask_polygons
 from semsam_jax.inference.requests import Request as Prompt
 
 Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e9, le=1e9)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Granularity = Share | Annotated[list[Share], Field(min_length=1, max_length=101)] | None
 Format = Literal["rle", "polygons", "png"]
 
 
@@ -49,13 +51,23 @@ class SegmentBody(_Body):
     level: Literal["best", "all"] | Annotated[int, Field(ge=1, le=16)] = Field(
         "best", description="1 the whole thing .. 6 its smallest part; best: by predicted IoU"
     )
+    granularity: Granularity = Field(
+        None, description="0 the finest part .. 1 the whole, or several, instead of level"
+    )
 
 
 class EverythingBody(_Body):
     """All masks of an image."""
 
     level: Literal["all"] | Annotated[int, Field(ge=1, le=16)] = "all"
-    min_score: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = Field(
+    granularity: Granularity = Field(
+        None, description="0 the finest part .. 1 the whole, or several, instead of level"
+    )
+    tree: bool = Field(
+        False,
+        description="the masks of one tree instead: parts inside their wholes, siblings apart",
+    )
+    min_score: Share | None = Field(
         None, description="smallest predicted IoU and stability; left out: what suits the model"
     )
     grid: int = Field(16, description=f"clicks along each side: {GRIDS}")
@@ -82,6 +94,13 @@ class MaskAnswer(BaseModel):
 
     prompt: int | None = Field(None, description="which object of the request, from 0")
     level: int | None
+    granularity: float | None = Field(
+        None, description="what was asked for; in a tree, the mask's place among its sizes"
+    )
+    parent: int | None = Field(
+        None, description="in a tree: position in `masks` of what this is a part of"
+    )
+    depth: int | None = Field(None, description="in a tree: 0 for a whole")
     score: float = Field(description="predicted IoU")
     area: int = Field(description="pixels")
     bbox: list[float] = Field(description="x, y, width, height")
@@ -130,6 +149,7 @@ class HealthAnswer(BaseModel):
     version: str
     model: str
     levels: int
+    stops: list[float] = Field(description="granularity of level 1, 2, ...")
     knows_names: bool
 
 
@@ -145,6 +165,7 @@ def api_router(service: Service) -> APIRouter:
             version=__version__,
             model=engine.title,
             levels=engine.num_levels,
+            stops=list(engine.stops),
             knows_names=engine.knows_names,
         )
 
@@ -167,13 +188,14 @@ def api_router(service: Service) -> APIRouter:
     async def segment(request: Request, body: SegmentBody) -> MasksAnswer:
         client = client_of(request.scope)
         prompts = _prompts(body, limits)
+        asked = _granularities(body)
         key, session = await _session(service, body, client)
-        per_prompt = engine.num_levels if body.level == "all" else 1
+        per_prompt = engine.num_levels if body.level == "all" else len(asked or [None])
         _check_size(session, len(prompts) * per_prompt, limits)
         names = await service.learn(body.labels, client)
 
         def work() -> MasksAnswer:
-            answers, unknown = engine.prompts(session, prompts, body.level, names)
+            answers, unknown = engine.prompts(session, prompts, body.level, names, asked)
             rows = [(i, record) for i, records in enumerate(answers) for record in records]
             return _answer(engine.title, key, session, rows, unknown, body.format)
 
@@ -190,6 +212,7 @@ def api_router(service: Service) -> APIRouter:
             raise HTTPError(
                 400, f"overlap: got {body.overlap}; wanted at most half a tile, {body.tile // 2}."
             )
+        asked = _granularities(body)
         key, session = await _session(service, body, client)
         names = await service.learn(body.labels, client)
         level = None if body.level == "all" else body.level
@@ -201,11 +224,14 @@ def api_router(service: Service) -> APIRouter:
                 pixels = read_upload(decode_image(body.image), limits, None).pixels
             tiles = {"tile": body.tile, "tile_overlap": body.overlap}
             found, unknown = engine.find_everything(
-                pixels, names, level, quality, body.grid, **tiles
+                pixels, names, level, quality, body.grid, granularity=asked, **tiles
             )
             _check_size(session, len(found), limits)
             size = session.upload.original_hw
-            rows = [(None, scale_record(record, *size)) for record in found]
+            found = [scale_record(record, *size) for record in found]
+            if body.tree:
+                found = tree_records(found, size)
+            rows = [(None, record) for record in found]
             return _answer(engine.title, key, session, rows, unknown, body.format)
 
         return await service.slow(client, work)
@@ -241,6 +267,14 @@ def _prompts(body: SegmentBody, limits: Limits) -> list[Prompt]:
     return [Prompt(point_coords=points, point_labels=labels, box=box)]
 
 
+def _granularities(body: SegmentBody | EverythingBody) -> list[float] | None:
+    if body.granularity is None:
+        return None
+    if "level" in body.model_fields_set:
+        raise HTTPError(400, "Give either level or granularity.")
+    return body.granularity if isinstance(body.granularity, list) else [body.granularity]
+
+
 def _check_size(session: ImageSession, count: int, limits: Limits) -> None:
     height, width = session.upload.original_hw
     if height * width * count > limits.download_pixels:
@@ -261,6 +295,9 @@ def _answer(
         MaskAnswer(
             prompt=number,
             level=record.get("level"),
+            granularity=record.get("granularity"),
+            parent=record.get("parent"),
+            depth=record.get("depth"),
             score=record["score"],
             area=record["area"],
             bbox=record["bbox"],

@@ -24,7 +24,7 @@ from semsam_jax.demo.limits import HTTPError, Limits
 from semsam_jax.demo.pictures import picture_answer
 from semsam_jax.demo.sessions import ImageSession, SessionStore
 from semsam_jax.inference.convert_results import scale_record
-from semsam_jax.inference.granularity import parse_levels
+from semsam_jax.inference.granularity import Granularity, parse_levels
 from semsam_jax.inference.labels import label_set, parse_labels
 from semsam_jax.inference.loading import LoadedModel
 from semsam_jax.inference.mask_generator import MaskGenerator
@@ -33,6 +33,7 @@ from semsam_jax.inference.requests import POSITIVE, Request, check_request
 from semsam_jax.inference.results import Segments, UnknownName
 from semsam_jax.inference.segment import prompt_records
 from semsam_jax.inference.tiles import tile_boxes
+from semsam_jax.inference.tree import tree_of_records
 from semsam_jax.inference.whole_image import ask_generic, panoptic_segments, work_size
 from semsam_jax.text.tables import TextEmbeddings, normalise
 
@@ -41,6 +42,7 @@ GRIDS = (8, 16, 24, 32)
 _MAX_KNOWN_NAMES = 4096
 _GRID_OF_WARM_UP = 8
 _BEST_SHARE = 0.8
+_MIN_REGION = 64
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
@@ -70,6 +72,11 @@ class Engine:
         return self.model.num_levels
 
     @property
+    def stops(self) -> tuple[float, ...]:
+        """Granularity of each level, 1 for level 1."""
+        return tuple(round(stop, 4) for stop in self.model.granularity_scale.stops)
+
+    @property
     def knows_names(self) -> bool:
         """Whether the checkpoint can name what it finds."""
         return bool(self.model.meta.get("class_heads_trained"))
@@ -93,7 +100,8 @@ class Engine:
         grid = [Request([[a * width, b * height]]) for a, b in zip(x.flat, y.flat, strict=True)]
         best = [float(answer.scores.max()) for answer in predictor.predict_many(grid)]
         quality = math.floor(float(np.quantile(best, _BEST_SHARE)) * 20) / 20
-        self.suggested_quality = float(np.clip(quality, 0.05, 0.85))
+        stored = self.model.meta.get("mask_thresholds") or {"pred_iou": quality}  # of many images
+        self.suggested_quality = float(np.clip(stored["pred_iou"], 0.05, 0.85))
         _log.info("demo: warm after %.1f s", time.perf_counter() - start)
 
     def encode(self, session: ImageSession) -> dict:
@@ -146,8 +154,9 @@ class Engine:
         box: Sequence[float],
         names: str,
         is_kept: bool = True,
+        granularity: float | None = None,
     ) -> dict:
-        """Masks of one object at all levels.
+        """Masks of one object at all levels, or its mask at one granularity.
 
         Args:
             session: the image.
@@ -155,12 +164,14 @@ class Engine:
             box: x0, y0, x1, y1, or empty.
             names: see `inference.labels`; empty for none.
             is_kept: whether the session remembers the masks, for downloads.
+            granularity: 0 (the finest part) to 1 (the whole), instead of all levels.
         """
         predictor = self._predictor(session)
         request = Request(
             point_coords=[[float(p[0]), float(p[1])] for p in points],
             point_labels=[int(p[2]) for p in points],
             box=[float(value) for value in box],
+            granularity=granularity,
         )
         if not len(box) and not any(label == POSITIVE for label in request.point_labels):
             raise HTTPError(400, "Add a positive click; all clicks are negative so far.")
@@ -179,7 +190,12 @@ class Engine:
         }
 
     def prompts(
-        self, session: ImageSession, requests: Sequence[Request], level: int | str, names: str
+        self,
+        session: ImageSession,
+        requests: Sequence[Request],
+        level: int | str,
+        names: str,
+        granularity: Granularity = None,
     ) -> tuple[list[list[dict]], list[dict]]:
         """Masks of several objects, for the API.
 
@@ -188,23 +204,25 @@ class Engine:
             requests: clicks and boxes in pixels of the file.
             level: 1..6, `all`, or `best`: the one with the highest predicted IoU.
             names: see `inference.labels`; empty for none.
+            granularity: 0 to 1, or a list of them, instead of a level.
 
         Returns:
             The records of each request, in pixels of the file, and the unknown names.
         """
         original_hw, seen_hw = session.upload.original_hw, session.upload.pixels.shape[:2]
-        levels = level if isinstance(level, int) else None
+        levels = level if isinstance(level, int) and granularity is None else None
+        is_best = level == "best" and granularity is None
 
         def answer() -> list[Segments]:
             shown = []
             for request in requests:
-                request = dataclasses.replace(request, level=levels)
+                request = dataclasses.replace(request, level=levels, granularity=granularity)
                 check_request(request, original_hw)
                 parse_levels(levels, self.num_levels)
                 shown.append(_as_seen(request, original_hw, seen_hw))
             # The image is encoded after the checks: a wrong click costs nothing.
             predictor = self._predictor(session)
-            return predictor.predict_many(shown, level != "best", labels=names or None)
+            return predictor.predict_many(shown, not is_best, labels=names or None)
 
         answers = _explained(answer)
         records = [
@@ -220,6 +238,7 @@ class Engine:
         quality: float,
         grid: int,
         *,
+        granularity: Granularity = None,
         tile: int | None = None,
         tile_overlap: int = 128,
     ) -> tuple[list[dict], list[dict]]:
@@ -231,6 +250,7 @@ class Engine:
             level: 1..6, or None for all.
             quality: smallest predicted IoU and stability.
             grid: clicks along each side, of each tile if there are tiles.
+            granularity: 0 to 1, or a list of them, instead of a level.
             tile: see `MaskGenerator`.
             tile_overlap: what neighbouring tiles share, pixels.
         """
@@ -243,9 +263,10 @@ class Engine:
                 pred_iou_thresh=quality,
                 stability_score_thresh=quality,
                 level=level,
+                granularity=granularity,
                 labels=names or None,
                 output_mode="coco_rle",
-                min_mask_region_area=64,
+                min_mask_region_area=_MIN_REGION,
                 tile=tile,
                 tile_overlap=tile_overlap,
             )
@@ -266,13 +287,29 @@ class Engine:
         return records, _unknown(generator.names.unknown if generator.names else ())
 
     def everything(
-        self, session: ImageSession, names: str, level: int | None, quality: float, grid: int
+        self,
+        session: ImageSession,
+        names: str,
+        level: int | None,
+        quality: float,
+        grid: int,
+        granularity: Granularity = None,
+        as_tree: bool = False,
     ) -> dict:
-        """All masks of the image for the page; see `find_everything`."""
+        """All masks of the image for the page; see `find_everything`.
+
+        With `as_tree` they are those of one tree (`inference.tree`), parents first: a pixel of the
+        picture has the number of the smallest mask there.
+        """
         start = time.perf_counter()
-        found, unknown = self.find_everything(session.upload.pixels, names, level, quality, grid)
+        pixels = session.upload.pixels
+        found, unknown = self.find_everything(
+            pixels, names, level, quality, grid, granularity=granularity
+        )
+        if as_tree:
+            found = tree_records(found, pixels.shape[:2])
         masks = [rle.decode(record["segmentation"]) for record in found]
-        picture = np.zeros(session.upload.pixels.shape[:2], np.uint8)
+        picture = np.zeros(pixels.shape[:2], np.uint8)
         for i in sorted(range(len(found)), key=lambda i: -found[i]["area"]):
             picture[masks[i]] = i + 1
         numbers = session.remember(found, self._limits.record_bytes)
@@ -310,6 +347,18 @@ class Engine:
             session.predictor = predictor
             self._sessions.put_features_away(sum(x.nbytes for x in jax.tree.leaves(pyramid)))
         return predictor
+
+
+def tree_records(records: Sequence[dict], image_hw: tuple[int, int]) -> list[dict]:
+    """Records of the masks of one tree, parents first; `parent` is a position in the list."""
+    tree = tree_of_records(records, image_hw, min_piece=_MIN_REGION)
+    found = []
+    for node, record in zip(tree.nodes, tree.records(), strict=True):
+        record |= {"parent": node.parent, "score": node.score}
+        if node.parent is None:  # a whole is no part
+            record["part"] = None
+        found.append(record)
+    return found
 
 
 def _as_seen(request: Request, original_hw: tuple[int, int], seen_hw: tuple[int, int]) -> Request:

@@ -17,6 +17,7 @@ from semsam_jax.demo.limits import HTTPError, Limits
 from semsam_jax.demo.pictures import jpeg_url
 from semsam_jax.demo.requests import (
     read_body,
+    read_granularity,
     read_masks,
     read_number,
     read_numbers,
@@ -74,6 +75,7 @@ def page_router(service: Service, examples: list[bytes], openapi: Callable[[], d
             {
                 "model": engine.title,
                 "levels": engine.num_levels,
+                "stops": engine.stops,
                 "knows_names": engine.knows_names,
                 "has_panoptic": engine.has_panoptic,
                 "min_score": engine.suggested_quality,
@@ -119,8 +121,10 @@ def page_router(service: Service, examples: list[bytes], openapi: Callable[[], d
         points = read_points(body, limits)
         box = read_numbers(body.get("box") or [], 4) if body.get("box") else []
         names = await service.learn(_names(body, limits), client)
-        is_kept = body.get("preview") is not True
-        work = service.quick(client, lambda: engine.click(session, points, box, names, is_kept))
+        is_kept, granularity = body.get("preview") is not True, read_granularity(body)
+        work = service.quick(
+            client, lambda: engine.click(session, points, box, names, is_kept, granularity)
+        )
         return _json(await work)
 
     @router.post("/api/everything")
@@ -132,10 +136,10 @@ def page_router(service: Service, examples: list[bytes], openapi: Callable[[], d
         if not 0 <= level <= engine.num_levels:
             raise HTTPError(400, f"There is no level {level}.")
         quality, grid = read_number(body, "quality"), int(read_number(body, "grid"))
-        answer = await service.slow(
-            client, lambda: engine.everything(session, names, level or None, quality, grid)
-        )
-        return _json(answer)
+        granularity, as_tree = read_granularity(body), body.get("tree") is True
+        settings = (names, level or None, quality, grid, granularity, as_tree)
+        work = service.slow(client, lambda: engine.everything(session, *settings))
+        return _json(await work)
 
     @router.post("/api/panoptic")
     async def panoptic(request: Request) -> Response:

@@ -38,6 +38,16 @@ def read_number(body: dict, key: str) -> float:
     return read_numbers([body.get(key)], 1)[0]
 
 
+def read_granularity(body: dict) -> float | None:
+    """A number from 0 to 1, or None if none is asked for."""
+    if body.get("granularity") is None:
+        return None
+    value = read_number(body, "granularity")
+    if not 0 <= value <= 1:
+        raise HTTPError(400, "Granularity: wanted a number from 0 to 1.")
+    return value
+
+
 def read_numbers(values: object, count: int) -> list[float]:
     """A list of `count` finite numbers."""
     is_list = isinstance(values, list) and len(values) == count

@@ -14,6 +14,7 @@ from PIL import Image
 
 from semsam_jax.core.model_files import save_model
 from semsam_jax.models import presets
+from tests.demo.visitor import CHROMIUM, FLAGS
 from tests.inference.conftest import generic_params, tiny_meta
 
 
@@ -140,3 +141,22 @@ def server(checkpoint, tmp_path_factory):
     process.terminate()
     assert process.wait(60) is not None
     process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    assert Path(CHROMIUM).exists(), f"{CHROMIUM} is missing: `apt-get install chromium`"
+    with sync_playwright() as play:
+        chromium = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def screenshots(tmp_path_factory):
+    folder = os.environ.get("SEMSAM_JAX_SCREENSHOTS")
+    path = Path(folder) if folder else tmp_path_factory.mktemp("screenshots")
+    path.mkdir(parents=True, exist_ok=True)
+    return path

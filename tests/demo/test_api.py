@@ -48,6 +48,42 @@ def test_one_click_gives_the_best_level_or_all_of_them(client):
     assert rle.decode(three[0]["segmentation"]).sum() == three[0]["area"]
 
 
+def test_granularities_lie_between_the_levels(client):
+    stops = client.get("/health").json()["stops"]
+    assert (stops[0], stops[-1], len(stops)) == (1, 0, 6)
+    levels = masks_of(client.post("/v1/segment", json=CLICK | {"level": "all"}))
+    body = CLICK | {"granularity": [1, 0.5, 0]}
+    found = masks_of(client.post("/v1/segment", json=body))
+    assert [mask["granularity"] for mask in found] == [1, 0.5, 0]
+    for i, level in ((0, 1), (2, 6)):
+        assert found[i]["level"] == level
+        # A mask without pixels gives way to the nearest level that has some.
+        assert found[i]["area"] == levels[level - 1]["area"] or not levels[level - 1]["area"]
+    one = masks_of(client.post("/v1/segment", json=CLICK | {"granularity": 0.5}))
+    assert one == [found[1]]
+    assert levels[0]["granularity"] is None
+
+
+def test_everything_as_one_tree(client):
+    large = base64.b64encode(encoded(picture(300, 1800))).decode()
+    body = {"image": large, "min_score": 0.0, "grid": 16, "tree": True, "granularity": [0.1, 0.9]}
+    nodes = masks_of(client.post("/v1/everything", json=body | {"labels": "dog; head"}))
+    masks = [rle.decode(node["segmentation"]) for node in nodes]
+    assert {mask.shape for mask in masks} == {(300, 1800)}
+    assert any(node["depth"] for node in nodes)
+    for node, mask in zip(nodes, masks, strict=True):
+        assert mask.sum() == node["area"] > 0
+        if node["parent"] is None:
+            assert (node["depth"], node["granularity"], node["part"]) == (0, 1, None)
+            continue
+        assert not (mask & ~masks[node["parent"]]).any()
+        assert node["depth"] == nodes[node["parent"]]["depth"] + 1
+        assert node["granularity"] < nodes[node["parent"]]["granularity"]
+    for parent in {node["parent"] for node in nodes}:
+        own = [m for m, node in zip(masks, nodes, strict=True) if node["parent"] == parent]
+        assert np.sum(own, axis=0).max() == 1
+
+
 def test_an_image_is_sent_once(client):
     key = client.post("/v1/image", json={"image": f"data:image/png;base64,{IMAGE}"}).json()
     again = client.post("/v1/segment", json={"image_id": key["image_id"], "points": [[56, 60]]})
@@ -143,6 +179,11 @@ BAD = {
     "infinity": (CLICK | {"boxes": [[0, 0, float("inf"), 5]]}, 400, "finite"),
     "level": (CLICK | {"level": 9}, 400, "9"),
     "level text": (CLICK | {"level": "finest"}, 400, "level"),
+    "granularity": (CLICK | {"granularity": 1.01}, 400, "granularity"),
+    "granularity text": (CLICK | {"granularity": "fine"}, 400, "granularity"),
+    "granularity NaN": (CLICK | {"granularity": float("nan")}, 400, "granularity"),
+    "no granularity": (CLICK | {"granularity": []}, 400, "granularity"),
+    "level, granularity": (CLICK | {"granularity": 0.5, "level": 2}, 400, "either level"),
     "labels": (CLICK | {"labels": ","}, 400, "No names"),
     "too many clicks": (CLICK | {"points": [[1, 1]] * 17}, 400, "16"),
     "too many boxes": (CLICK | {"points": [], "boxes": [[1, 1, 2, 2]] * 65}, 400, "64"),

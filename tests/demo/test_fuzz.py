@@ -37,8 +37,8 @@ ODD = st.one_of(
 )
 ROUTES = {
     "encode": (),
-    "click": ("points", "box", "names"),
-    "everything": ("names", "level", "quality", "grid"),
+    "click": ("points", "box", "names", "granularity"),
+    "everything": ("names", "level", "quality", "grid", "granularity"),
     "panoptic": ("names",),
     "download": ("kind", "masks", "file_name"),
     "masks": ("masks",),
@@ -57,6 +57,7 @@ GOOD = {
     "file_name": "a.jpg",
     "picture": "data:image/png;base64,iVBORw0KGgo=",
     "score": 0.5,
+    "granularity": 0.5,
 }
 
 

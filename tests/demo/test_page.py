@@ -5,13 +5,10 @@ which the project's own check sets, makes a missing browser a failure. Screensho
 in the folder that SEMSAM_JAX_SCREENSHOTS names, or in pytest's temporary one.
 """
 
-import base64
 import io
 import json
-import os
 import re
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,139 +17,9 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from tests.demo.conftest import encoded, picture
+from tests.demo.visitor import IMAGE_HW, NEEDS_BROWSER, Page
 
-CHROMIUM = "/usr/bin/chromium"
-IS_REQUIRED = bool(os.environ.get("SEMSAM_JAX_REQUIRE_BROWSER"))
-pytestmark = pytest.mark.skipif(
-    not (Path(CHROMIUM).exists() or IS_REQUIRED),
-    reason=f"no {CHROMIUM}: `apt-get install chromium` to test the page",
-)
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-SIZES = {"desktop": {"width": 1360, "height": 900}, "phone": {"width": 390, "height": 844}}
-IMAGE_HW = (300, 400)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    assert Path(CHROMIUM).exists(), f"{CHROMIUM} is missing: `apt-get install chromium`"
-    with sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture(scope="module")
-def screenshots(tmp_path_factory):
-    folder = os.environ.get("SEMSAM_JAX_SCREENSHOTS")
-    path = Path(folder) if folder else tmp_path_factory.mktemp("screenshots")
-    path.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-class Page:
-    """A visitor: opens the page and does what a hand would do."""
-
-    def __init__(self, browser, server, size, scheme="light"):
-        self.requests, self.problems = [], []
-        context = browser.new_context(
-            viewport=SIZES[size],
-            has_touch=size == "phone",
-            accept_downloads=True,
-            color_scheme=scheme,
-        )
-        self.page = context.new_page()
-        self.page.set_default_timeout(120_000)
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
-        self.page.on("console", self._listen)
-        self.page.goto(server.url)
-        self.page.wait_for_selector("#app[data-ready=yes]")
-        self.page.evaluate("document.querySelector('#preview').checked = false")
-
-    def _listen(self, message):
-        if message.type == "error":
-            self.problems.append(message.text)
-
-    def choose(self, content, name="image.jpg"):
-        file = {"name": name, "mimeType": "image/jpeg", "buffer": content}
-        self.page.set_input_files("#file", file)
-        self.wait("Ready")
-
-    def wait(self, start):
-        self.page.wait_for_function(
-            "start => document.querySelector('#status').textContent.startsWith(start)"
-            " && !document.querySelector('#app').hasAttribute('data-busy')",
-            arg=start,
-        )
-
-    @property
-    def status(self):
-        return self.page.inner_text("#status")
-
-    def at(self, fx, fy):
-        box = self.page.locator("#view").bounding_box()
-        return box["x"] + fx * box["width"], box["y"] + fy * box["height"]
-
-    def hush(self):
-        self.page.evaluate("document.querySelector('#status').textContent = ''")
-
-    def click(self, fx, fy, **options):
-        self.hush()
-        self.page.mouse.click(*self.at(fx, fy), **options)
-        self.wait("Answered")
-
-    def drag(self, start, stop, status):
-        self.hush()
-        self.page.mouse.move(*self.at(*start))
-        self.page.mouse.down()
-        self.page.mouse.move(*self.at(*stop), steps=4)
-        self.page.mouse.up()
-        self.wait(status)
-
-    def press(self, selector, status):
-        self.hush()
-        self.page.click(selector)
-        self.wait(status)
-
-    def canvas(self):
-        url = self.page.evaluate("document.querySelector('#view').toDataURL()")
-        content = base64.b64decode(url.split(",")[1])
-        # The canvas follows the page's width, which may settle late: compare at one size.
-        image = Image.open(io.BytesIO(content)).convert("RGB").resize((400, 300))
-        return np.asarray(image).astype(int)
-
-    def download(self, kind):
-        with self.page.expect_download() as waiting:
-            self.page.click(f"[data-get={kind}]")
-        return waiting.value.suggested_filename, Path(waiting.value.path()).read_bytes()
-
-    def captions(self):
-        return self.page.locator(".level span").all_inner_texts()
-
-    def level(self):
-        pressed = self.page.locator(".level[aria-pressed=true]").get_attribute("data-level")
-        assert pressed == self.page.input_value("#level")
-        return int(pressed)
-
-    def kept(self):
-        return self.page.locator("#kept-list li").count()
-
-    def finish(self, server):
-        assert self.problems == []
-        outside = [u for u in self.requests if not u.startswith((server.url, "data:", "blob:"))]
-        assert outside == []
-        self.page.context.close()
+pytestmark = NEEDS_BROWSER
 
 
 def changed_pixels(first, second):

@@ -2,8 +2,10 @@
 import { colourOf, drawBox, drawMark, drawName, drawRing, levelColour } from "./draw.js";
 import { bitsUrl, cutBits, fillCanvas, hasBit, loadImage, loadValues, mapCanvas, newCanvas, paintLine, wholeMap } from "./masks.js";
 import { getInfo, isBusy, onBusy, request, save } from "./net.js";
-import { $, showPanel } from "./panel.js";
-import { bestLevel, changeKept, dropPrompt, forget, isEmpty, keepMask, label, remember, state, sureName, undo, wanted } from "./state.js";
+import { $, showPanel, showStops } from "./panel.js";
+import { bestLevel, changeKept, dropPrompt, forget, isEmpty, keepMask, label, remember, shown, state, sureName, undo, wanted } from "./state.js";
+import { listenToSlider, pickGranularity, stopSlider } from "./slider.js";
+import { atDepth, pathUp, turnedDepth } from "./tree.js";
 import { View } from "./view.js";
 
 const app = $("#app"), canvas = $("#view"), frame = $("#frame"), view = new View(canvas, frame);
@@ -21,13 +23,13 @@ async function guarded(work) { try { await work(); } catch (error) { say(error.m
 onBusy.change = () => { frame.classList.toggle("waiting", isBusy()); app.toggleAttribute("data-busy", isBusy()); };
 
 // Asks about the image; if the server has put it away in the meantime, sends it once more.
-async function ask(path, body) {
+async function ask(path, body, options = {}) {
   try {
-    return await request(path, { image: state.image.key, ...body });
+    return await request(path, { image: state.image.key, ...body }, options);
   } catch (error) {
     if (!error.isGone) throw error;
     await resend();
-    return request(path, { image: state.image.key, ...body });
+    return request(path, { image: state.image.key, ...body }, options);
   }
 }
 // Numbers of masks belong to the image as it was sent: from now on the old ones mean nothing.
@@ -66,8 +68,10 @@ const segment = () => guarded(async () => {
   const found = await (await ask("click", { points: state.points, box: state.box, names: state.names })).json();
   const answer = await readClick(found);
   if (turn !== asked) return;  // a newer click is on its way
-  state.answer = answer; state.unknown = found.unknown;
+  const before = state.isChosen ? state.between : null;
+  Object.assign(state, { answer, unknown: found.unknown, between: null });
   if (!state.isChosen) state.level = bestLevel(answer.masks);
+  if (before) pickGranularity(slider, before.granularity, true);
   show();
   const trip = (performance.now() - start) / 1000;
   app.dataset.trip = trip.toFixed(4);
@@ -75,9 +79,9 @@ const segment = () => guarded(async () => {
 });
 
 function describe() {
-  const mask = state.answer.masks[state.level - 1];
+  const { mask, text } = shown(), start = text[0].toUpperCase() + text.slice(1);
   if (state.answer.masks.every(isEmpty)) return "Nothing was found there.";
-  return isEmpty(mask) ? `Level ${state.level} is empty here.` : `Level ${state.level}: IoU ${mask.score.toFixed(2)}.`;
+  return isEmpty(mask) ? `${start} is empty here.` : `${start}: IoU ${mask.score.toFixed(2)}.`;
 }
 
 const whole = (path, body, what) => guarded(async () => {
@@ -89,10 +93,11 @@ const whole = (path, body, what) => guarded(async () => {
   const map = await loadValues(found.picture);
   if (turn !== asked) return;
   state.unknown = found.unknown;
-  state.answer = found.masks.length ? { id: ++answers, key: state.image.key, kind: "whole", masks: found.masks, map } : null;
+  const isTree = body.tree === true, number = found.masks.length;
+  state.answer = number ? { id: ++answers, key: state.image.key, kind: "whole", masks: found.masks, map, isTree } : null;
   show();
-  const number = found.masks.length;
-  say(number ? `${number} ${what} in ${seconds(found.decode_sec)}. Click on a mask to keep it; Esc goes back to clicks.`
+  const how = isTree ? "The wheel goes up to the whole and down to the parts. Click to keep" : "Click on a mask to keep it";
+  say(number ? `${number} ${what} in ${seconds(found.decode_sec)}. ${how}; Esc goes back to clicks.`
     : path === "panoptic" ? "The model is not sure enough about any of these names." : "Nothing scores that high. Lower Min. score in the settings.");
 });
 
@@ -133,13 +138,17 @@ function draw() {
     if (one.name && (!pointed || pointed === one.id)) chips.push([one, one.colour, one.name]);
   }
   if (answer?.kind === "click") {
-    const i = state.level - 1, colour = levelColour(state.level), bits = answer.bits(i);
+    const colour = levelColour(state.level), { mask, bits } = shown();
     if (bits.w) put(bits, fillCanvas(bits, colour, 0.45));
-    if (label(answer.masks[i])) chips.push([answer.masks[i], colour, label(answer.masks[i])]);
+    if (label(mask)) chips.push([mask, colour, label(mask)]);
   } else if (answer) {
-    const colours = answer.masks.map((_, i) => [...colourOf(i), state.picked < 0 ? 0.5 : i === state.picked ? 0.65 : 0.1]);
+    // In a tree what lies inside a mask has its colour, so that whole and parts are picked alike.
+    const colours = answer.masks.map((_, i) => {
+      const path = answer.isTree ? pathUp(answer.masks, i) : [i], isIn = path.includes(state.picked);
+      return [...colourOf(isIn ? state.picked : path.at(-1)), state.picked < 0 ? 0.5 : isIn ? 0.65 : 0.1];
+    });
     view.put(context, mapCanvas(answer.map, (v) => (v ? colours[v - 1] : null)));
-    answer.masks.forEach((mask, i) => { if (sureName(mask) && (state.picked < 0 || state.picked === i)) chips.push([mask, colourOf(i), label(mask)]); });
+    answer.masks.forEach((mask, i) => { if (sureName(mask) && (state.picked < 0 ? !mask.depth : state.picked === i)) chips.push([mask, colourOf(i), label(mask)]); });
   } else if (state.preview?.bits.w) put(state.preview.bits, fillCanvas(state.preview.bits, levelColour(state.preview.level), 0.22));
   for (const [mask, colour, text] of chips.sort((a, b) => b[0].area - a[0].area)) {
     if (!mask.place) continue;
@@ -160,7 +169,8 @@ const brush = () => Number($("#brush").value);
 
 function pickLevel(level) {
   if (state.answer?.kind !== "click" || level > state.answer.masks.length) return;
-  Object.assign(state, { level, isChosen: true });
+  Object.assign(state, { level, isChosen: true, between: null });
+  stopSlider();
   show(); say(describe());
 }
 function pick(index) {
@@ -209,6 +219,7 @@ const on = {
     setNames(field.value);
   },
 };
+const slider = { ask, guarded, level: pickLevel, found() { show(); say(describe()); } };
 function setNames(value) {
   if (value.trim() === state.names) return;
   state.names = value.trim(); state.unknown = [];
@@ -216,10 +227,10 @@ function setNames(value) {
 }
 
 const actions = {
-  undo() { asked++; undo(); show(); say(state.answer?.kind === "click" ? describe() : CLICK); },
+  undo() { asked++; stopSlider(); undo(); show(); say(state.answer?.kind === "click" ? describe() : CLICK); },
   drop() { remember(); asked++; dropPrompt(); show(); say(CLICK); },
   keep() {
-    const i = state.level - 1, mask = state.answer.masks[i], bits = state.answer.bits(i);
+    const { mask, bits } = shown();
     remember(); keepMask(mask, bits, state.answer.key);
     asked++; dropPrompt(); show(); say(`${state.kept.length} kept. Click on the next object.`);
   },
@@ -244,7 +255,7 @@ function setMode(mode) {
 // ---- brush and eraser
 
 function startPaint(x, y) {
-  if (state.answer?.kind === "click" && !isEmpty(state.answer.masks[state.level - 1])) actions.keep();
+  if (shown() && !isEmpty(shown().mask)) actions.keep();
   const one = state.kept.find((k) => k.id === state.selected) ?? state.kept.at(-1);
   if (!one) { say("Keep a mask first: brush and eraser change kept masks.", true); return; }
   state.selected = one.id;
@@ -296,7 +307,7 @@ canvas.addEventListener("pointermove", (event) => {
   if (painted) { paintTo(x, y); return; }
   if (!drag) {
     if (isPainting()) draw();
-    else if (event.pointerType === "mouse") { if (state.answer?.kind === "whole") pick(foundAt(x, y)); else planPreview(x, y); }
+    else if (event.pointerType === "mouse") { if (state.answer?.kind === "whole") pick(pickAt(x, y)); else planPreview(x, y); }
     return;
   }
   drag.isFar ||= Math.hypot(event.clientX - drag.startX, event.clientY - drag.startY) > 8;
@@ -326,6 +337,7 @@ canvas.addEventListener("contextmenu", (event) => {
 canvas.addEventListener("wheel", (event) => {
   if (!state.image) return;
   event.preventDefault();
+  if (state.answer?.isTree && !event.ctrlKey) { climb(event); return; }
   view.zoomAt(Math.exp(-event.deltaY * (event.ctrlKey ? 0.01 : 0.0018)), ...view.place(event));
   afterZoom();
 }, { passive: false });
@@ -349,8 +361,21 @@ function foundAt(x, y) {
   const { values, width, height } = state.answer.map;
   return values[Math.min(height - 1, Math.floor(y)) * width + Math.min(width - 1, Math.floor(x))] - 1;
 }
+// In a tree the mask at the depth that the wheel has chosen.
+function pickAt(x, y) {
+  const i = foundAt(x, y), { masks, isTree } = state.answer;
+  return isTree ? atDepth(masks, i, state.depth) : i;
+}
+function climb(event) {
+  const here = view.place(event), i = foundAt(...here), { masks } = state.answer;
+  state.depth = turnedDepth(masks, i, state.depth, event.deltaY);
+  pick(pickAt(...here));
+  if (i < 0) return;
+  const mask = masks[state.picked], what = label(mask) || (mask.depth ? "A part" : "A whole");
+  say(`${what}, granularity ${mask.granularity.toFixed(2)}: step ${mask.depth + 1} of ${masks[i].depth + 1}.`);
+}
 function clickFound(x, y) {
-  const i = foundAt(x, y);
+  const i = pickAt(x, y);
   if (i < 0) say("No mask here. Esc goes back to clicks."); else on.keepFound(i);
 }
 
@@ -429,15 +454,19 @@ document.querySelectorAll("[data-do]").forEach((button) => { button.onclick = ()
 document.querySelectorAll("[data-mode]").forEach((button) => { button.onclick = () => setMode(button.dataset.mode); });
 document.querySelectorAll("[data-get]").forEach((button) => { button.onclick = () => download(button.dataset.get); });
 $("#help").onclick = () => $("#keys").showModal();
-$("#level").oninput = () => pickLevel(Number($("#level").value));
+listenToSlider(slider);
 $("#brush").oninput = () => { $("#brush-value").textContent = `${brush()} px`; draw(); };
 $("#min-score").oninput = () => { $("#min-score-value").textContent = Number($("#min-score").value).toFixed(2); };
 $("#names").onchange = () => setNames($("#names").value);
 $("#clear-all").onclick = () => { remember(); Object.assign(state, { kept: [], selected: null }); show(); say("All kept masks removed. Undo brings them back."); };
-$("#everything").onclick = () => {
+$("#everything").onclick = () => everything({}, "masks");
+$("#tree").onclick = () => everything({ tree: true }, "masks in a tree");
+function everything(more, what) {
   state.names = $("#names").value.trim();
-  whole("everything", { grid: Number($("#grid").value), quality: Number($("#min-score").value), level: $("#which").value === "all" ? 0 : state.level }, "masks");
-};
+  const one = $("#which").value === "one", between = one && state.between;
+  const choice = between ? { level: 0, granularity: between.granularity } : { level: one ? state.level : 0 };
+  whole("everything", { grid: Number($("#grid").value), quality: Number($("#min-score").value), ...choice, ...more }, what);
+}
 $("#panoptic").onclick = () => { state.names = $("#names").value.trim(); whole("panoptic", {}, "segments"); };
 $("#choose").onclick = () => $("#file").click();
 $("#file").onchange = () => { const file = $("#file").files[0]; $("#file").value = ""; if (file) open(file, file.name); };
@@ -461,7 +490,7 @@ new ResizeObserver(() => draw()).observe(frame);
 guarded(async () => {
   const info = state.info = await getInfo();
   $("#model").textContent = info.model;
-  $("#level").max = info.levels;
+  showStops();
   $("#names").disabled = !info.knows_names;
   if (!info.knows_names) $("#names").placeholder = "this model gives no names";
   $("#panoptic").disabled = !info.has_panoptic;

@@ -1,7 +1,7 @@
 // The panel beside the image: levels, kept masks, found masks, unknown names.
 import { css, colourOf, fromHex, hex, levelColour } from "./draw.js";
 import { newCanvas, shadeCanvas } from "./masks.js";
-import { canUndo, changeKept, isEmpty, label, remember, state, wanted } from "./state.js";
+import { canUndo, changeKept, isEmpty, label, remember, shown, state, wanted } from "./state.js";
 
 export const $ = (selector) => document.querySelector(selector);
 const make = (tag, about = {}, ...children) => {
@@ -20,12 +20,12 @@ export function showPanel(on) {
   document.querySelectorAll("[data-get]").forEach((button) => { button.disabled = !rows.length; });
   $("[data-do=undo]").disabled = !canUndo();
   $("[data-do=drop]").disabled = !state.points.length && !state.box && !state.answer;
-  $("[data-do=keep]").disabled = state.answer?.kind !== "click" || isEmpty(state.answer.masks[state.level - 1]);
+  $("[data-do=keep]").disabled = !shown() || isEmpty(shown().mask);
 }
 
 function showAnswer(on) {
   const target = $("#result"), answer = state.answer;
-  $("#level-row").hidden = answer?.kind !== "click";
+  $("#granularity-row").hidden = answer?.kind !== "click";
   if (!answer || !answer.masks.length) {
     delete target.dataset.of;
     target.replaceChildren(make("p", { className: "hint" }, state.kept.length ? "Click on the next object." : "The six levels of a click appear here."));
@@ -56,8 +56,19 @@ function showStrip(target, on) {
     });
     target.replaceChildren(make("div", { className: "strip" }, ...buttons));
   }
-  target.querySelectorAll(".level").forEach((b, i) => b.setAttribute("aria-pressed", String(i + 1 === state.level)));
-  $("#level").value = state.level; $("#level-value").textContent = state.level;
+  target.querySelectorAll(".level").forEach((b, i) => b.setAttribute("aria-pressed", String(!state.between && i + 1 === state.level)));
+  const value = state.between?.granularity ?? state.info.stops[state.level - 1], slider = $("#granularity");
+  if (document.activeElement !== slider || !slider.matches(":active")) slider.value = value;
+  $("#granularity-value").textContent = state.between ? value.toFixed(2) : `level ${state.level}`;
+}
+
+// A mark for each level where its masks lie between the smallest part and the whole.
+export function showStops() {
+  $("#stops").replaceChildren(...state.info.stops.map((stop, i) => {
+    const mark = make("i", { title: `level ${i + 1}: ${stop.toFixed(2)}` });
+    mark.style.setProperty("--c", css(levelColour(i + 1))); mark.style.setProperty("--at", 1 - stop);
+    return mark;
+  }));
 }
 
 function showFound(target, on) {
@@ -69,13 +80,14 @@ function showFound(target, on) {
       const keep = make("button", { type: "button", className: "quiet", title: "keep this mask" }, "Keep");
       keep.onclick = () => on.keepFound(i);
       const row = make("li", { "data-index": i }, dot, make("span", {}, label(mask) || `mask ${i + 1}`),
-        make("small", {}, `${mask.level ? `level ${mask.level} · ` : ""}${mask.score.toFixed(2)}`), keep);
+        make("small", {}, `${answer.isTree ? `${mask.granularity.toFixed(2)} · ` : mask.level ? `level ${mask.level} · ` : ""}${mask.score.toFixed(2)}`), keep);
+      row.style.setProperty("--depth", mask.depth ?? 0);
       row.onpointerenter = () => on.pick(i); row.onpointerleave = () => on.pick(-1);
       return row;
     });
     const all = make("button", { type: "button", className: "quiet" }, "Keep all");
     all.onclick = () => on.keepAll();
-    target.replaceChildren(make("div", { className: "head" }, make("h3", {}, `${answer.masks.length} found`), all), make("ol", { className: "list" }, ...rows));
+    target.replaceChildren(make("div", { className: "head" }, make("h3", {}, answer.isTree ? `Tree of ${answer.masks.length}` : `${answer.masks.length} found`), all), make("ol", { className: "list" }, ...rows));
   }
   target.querySelectorAll("li").forEach((row, i) => row.classList.toggle("picked", i === state.picked));
 }

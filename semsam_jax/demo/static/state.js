@@ -7,22 +7,24 @@ export const state = {
   points: [], box: null,
   answer: null,      // {kind: "click", masks, bits} or {kind: "whole", masks, map}
   level: 1, isChosen: false,
+  between: null,     // {granularity, mask, bits}: the mask between two levels that the slider asked for
   kept: [],          // {id, number, key (of the image that knows the number), name, level, score, colour, bits, place}; never changed in place
   selected: null,    // id of a kept mask
   picked: -1,        // index of the mask of a whole answer under the pointer
+  depth: Infinity,   // how deep in a tree the pointer picks
   preview: null,     // {bits, level, score}
   mode: "add", names: "", unknown: [], isSaved: true,
 };
 const history = [];
 let nextId = 1;
 
-const now = () => ({ points: [...state.points], box: state.box, answer: state.answer, level: state.level, kept: state.kept, selected: state.selected });
+const now = () => ({ points: [...state.points], box: state.box, answer: state.answer, level: state.level, between: state.between, kept: state.kept, selected: state.selected });
 export function remember() { history.push(now()); if (history.length > 100) history.shift(); }
 export const canUndo = () => history.length > 0;
 export function undo() { if (history.length) Object.assign(state, history.pop(), { preview: null, picked: -1 }); }
 export function forget() { history.length = 0; }
 
-export function dropPrompt() { Object.assign(state, { points: [], box: null, answer: null, picked: -1, preview: null, isChosen: false }); }
+export function dropPrompt() { Object.assign(state, { points: [], box: null, answer: null, between: null, picked: -1, depth: Infinity, preview: null, isChosen: false }); }
 
 export function keepMask(mask, bits, key) {
   const one = { id: nextId, number: mask.number, key, name: sureName(mask), level: mask.level, score: mask.score, colour: colourOf(nextId - 1), bits, place: mask.place, area: mask.area };
@@ -52,12 +54,20 @@ export function bestLevel(masks) {
   return Math.max(0, best) + 1;
 }
 
+// The mask of a click that is shown: that of a level, or of a granularity between two levels.
+export function shown() {
+  const { answer, between, level } = state;
+  if (answer?.kind !== "click") return null;
+  if (between) return { ...between, text: `granularity ${between.granularity.toFixed(2)}` };
+  return { mask: answer.masks[level - 1], bits: answer.bits(level - 1), text: `level ${level}` };
+}
+
 // What a download holds: kept masks, else what is shown.
 export function wanted() {
   if (state.kept.length) return { rows: state.kept, text: `${state.kept.length} kept` };
   const answer = state.answer;
   if (!answer) return { rows: [], text: "" };
   if (answer.kind === "whole") return { rows: answer.masks.map((mask) => ({ ...mask, key: answer.key })), text: `${answer.masks.length} found` };
-  const mask = answer.masks[state.level - 1];
-  return isEmpty(mask) ? { rows: [], text: "" } : { rows: [{ ...mask, key: answer.key, bits: answer.bits(state.level - 1) }], text: `level ${state.level}` };
+  const { mask, bits, text } = shown();
+  return isEmpty(mask) ? { rows: [], text: "" } : { rows: [{ ...mask, key: answer.key, bits }], text };
 }
