@@ -44,6 +44,22 @@ NAMED = {"coco": 9.0, "objects365": 7.0, "ade20k": 3.0, "paco": 3.5, "part_image
          "pascal_part": 1.0}  # fmt: skip
 
 
+# The sample's 70 images with machine-made parts would unlearn what thousands taught: whole runs
+# lowered the IoU of the chosen mask by 1.5 to 2 points. Names and the generic branch still learn.
+_MASKS = (
+    "backbone",
+    "pixel_decoder",
+    "prompt_encoder",
+    "decoder/layers",
+    "decoder/norm",
+    "decoder/ref_point_head",
+    "decoder/bbox_embed",
+    "decoder/mask_embed",
+    "decoder/mask_window",
+    "decoder/iou_head",
+)
+
+
 def get_config(choice: str = "lite") -> ConfigDict:
     """Returns the recipe of lite, scratch (lite from nothing), swin_t or swin_l (`,rows=N`)."""
     preset, numbers = parse(choice, rows=ROWS)
@@ -61,7 +77,7 @@ def _lite(config: ConfigDict, is_scratch: bool) -> ConfigDict:
         config.model.init = "similarity"
     else:
         config.model.warm_start = "lite"
-        config.optimizer.learning_rate = 3e-5
+        config.optimizer.frozen = _MASKS
     config.data.datasets = ConfigDict(
         {**SHARES, "sa1b": 8.0, "coco": 6.0, "objects365": 0.0, "ade20k": 2.0}
     )
@@ -69,7 +85,7 @@ def _lite(config: ConfigDict, is_scratch: bool) -> ConfigDict:
     config.data.generic_datasets = ConfigDict({**SHARES, "sa1b": 0.0})
     config.data.interactive_batch = 2
     config.data.generic_batch = 1
-    config.steps = 300
+    config.steps = 300 if is_scratch else 240
     config.log_every = 25
     config.save_every = 150
     config.eval_images = 24
