@@ -117,8 +117,14 @@ def build_meta(
     }
 
 
-def trained_answers(run: RunConfig, vocabulary: Vocabulary) -> dict[str, bool]:
-    """Which outputs of the model have been trained, by this run or by its warm start."""
+def start_answers(run: RunConfig, vocabulary: Vocabulary) -> dict[str, bool | int]:
+    """What a new run's model can do with what its warm start brings.
+
+    Returns:
+        Which outputs have been trained, by the run or by its start (prompts_trained,
+        parts_trained), and the canvas of inference (image_size): that of training, or that of the
+        start if it is larger, so that a short run does not make masks coarser.
+    """
     start = {}
     if run.model.warm_start:
         start = checkpoint_io.read_meta(zoo.resolve(run.model.warm_start))
@@ -127,7 +133,14 @@ def trained_answers(run: RunConfig, vocabulary: Vocabulary) -> dict[str, bool]:
         "prompts_trained": run.data.interactive_batch > 0
         or (bool(start) and start.get("prompts_trained", True)),
         "parts_trained": bool(vocabulary.part_names) or knew_parts,
+        "image_size": max(run.data.image_size, _canvas_of(start)),
     }
+
+
+def _canvas_of(start: Mapping) -> int:
+    """Side of the canvas that a model was made for; released weights have none."""
+    is_own = start.get("prompt_preset", "default") == "default"
+    return int(start.get("image_size") or 0) if is_own else 0
 
 
 def default_match() -> dict:

@@ -91,13 +91,13 @@ def train(
         state, resumed = build.start_or_resume(run, model, tx, mesh, checkpoints, learned)
         if resumed is None:
             meta |= build.first_levels(run, model)
-            meta |= build.trained_answers(run, vocabulary)
+            meta |= build.start_answers(run, vocabulary)
         else:
             position, saved = resumed
             # The same position in another order, if the seed has changed.
             has_other_order = any(change.startswith("seed:") for change in changes)
             data.restore(data.state(int(state.step)) if has_other_order else position)
-            kept = ("level_order", "level_sizes", "prompts_trained", "parts_trained")
+            kept = ("level_order", "level_sizes", "prompts_trained", "parts_trained", "image_size")
             kept += ("before", "measured")
             meta |= {key: saved[key] for key in kept if key in saved}
             report.log_info(f"resumed at step {int(state.step)} of {run.steps}")

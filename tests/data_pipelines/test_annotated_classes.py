@@ -88,7 +88,7 @@ def test_old_records_that_do_not_say_it_are_refused(tmp_path):
     folder = tmp_path / "train" / records_module.VERSION
     folder.mkdir(parents=True)
     (folder / records_module.CLAIM).write_text("{}")
-    manifest = {"format": 2, "dataset": "paco"}
+    manifest = {"format": 2, "dataset": "paco", "options": {}, "classes": {}}
     (folder / records_module.MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(DataError, match="does not say which classes"):
         open_source("paco", tmp_path, "train", UNION)

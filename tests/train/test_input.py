@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 
 from configs.joint import get_config
 from data_pipelines.builders.tfds_builder import RecordsBuilder
-from data_pipelines.sources import CocoFolder, Records
+from data_pipelines.sources import CocoFolder, RecordReader
 from semsam_jax import config as config_lib
 from semsam_jax.core.errors import DataError
 from semsam_jax.train import input as input_lib
@@ -44,7 +44,7 @@ def test_records_native_folders_and_own_sets_feed_one_run(root, tmp_path):
     vocabulary = input_lib.open_vocabulary(run, names)
     assert vocabulary.datasets == ("coco", "paco", "mine")
     sources = input_lib.open_sources(run, names, "train", vocabulary)
-    assert isinstance(sources["coco"], Records)
+    assert isinstance(sources["coco"], RecordReader)
     assert isinstance(sources["mine"], CocoFolder)
     mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
     valid = np.ones(len(vocabulary), bool)

@@ -211,3 +211,20 @@ def test_a_warm_start_that_read_tokens_alone_starts_the_rest_at_zero(fresh):
     assert (again["decoder"]["object_pooled_embed"] == 7.0).all()
     with pytest.raises(CheckpointError, match="object_pooled_embed: unknown"):
         merge(fresh[1], own, "another preset")
+
+
+@pytest.mark.parametrize(
+    ("size", "start", "wanted"),
+    [
+        (256, None, 256),
+        (256, {"image_size": 384}, 384),
+        (512, {"image_size": 384}, 512),
+        (256, {"image_size": 1344, "prompt_preset": "released_v1"}, 256),
+        (256, {}, 256),
+    ],
+)
+def test_a_run_keeps_a_larger_canvas_of_inference(size, start, wanted, monkeypatch):
+    monkeypatch.setattr(build.checkpoint_io, "read_meta", lambda _: start)
+    run = tiny(warm_start="" if start is None else str(DATA))
+    run = dataclasses.replace(run, data=dataclasses.replace(run.data, image_size=size))
+    assert build.start_answers(run, build_vocabulary(["coco"]))["image_size"] == wanted
