@@ -23,23 +23,10 @@ Hardware: CPUs or one small card. Hours: docs/lite.md.
 from ml_collections import ConfigDict
 
 from configs.common.base import base
-from configs.common.lite import at_lite_size
+from configs.common.lite import MASKS, at_lite_size
 from configs.joint import SHARES
 
-_ALL_BUT_NAMES = (
-    "backbone",
-    "pixel_decoder",
-    "prompt_encoder",
-    "query_selector",
-    "denoising",
-    "decoder/layers",
-    "decoder/norm",
-    "decoder/ref_point_head",
-    "decoder/bbox_embed",
-    "decoder/mask_embed",
-    "decoder/mask_window",
-    "decoder/iou_head",
-)
+_ALL_BUT_NAMES = (*MASKS, "query_selector", "denoising")
 
 
 def get_config(stage: str = "masks") -> ConfigDict:

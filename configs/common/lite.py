@@ -2,6 +2,20 @@
 
 from ml_collections import ConfigDict
 
+MASKS = (
+    "backbone",
+    "pixel_decoder",
+    "prompt_encoder",
+    "decoder/layers",
+    "decoder/norm",
+    "decoder/ref_point_head",
+    "decoder/bbox_embed",
+    "decoder/mask_embed",
+    "decoder/mask_window",
+    "decoder/iou_head",
+)
+"""Parameters that decide the masks of prompts and their predicted IoU; frozen, those stay."""
+
 
 def at_lite_size(config: ConfigDict) -> ConfigDict:
     """Sets canvas, prompts, loss and optimiser of `lite`."""
