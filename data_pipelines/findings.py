@@ -13,6 +13,8 @@ NAMED = 5
 NO_OUTLINE = "no usable outline"
 NO_PIXEL = "outline without a pixel in the image"
 NO_AREA = "box without area in the image"
+FRACTIONS = "coordinates between 0 and 1"
+PIXELS = "coordinates beyond the image"
 UNKNOWN_IMAGE = "image_id of no image in the file"
 NO_IMAGE_ID = "no id"
 NO_RECORD = "no annotation record for it"
@@ -34,6 +36,8 @@ _SUBJECTS = {
 }
 _USED = (LOST_WHOLE, DOUBLED_ID, DOUBLED_FILE)
 _ADVICE = {
+    FRACTIONS: "fractions of the image; wanted pixels: multiply x by its width and y by its height",
+    PIXELS: "pixels; wanted fractions of the image: divide x by its width and y by its height",
     NO_OUTLINE: "the reader's option boxes_only trains on boxes instead, "
     "--config.data.custom_boxes_only=True in a run",
     DOUBLED_FILE: "each is an example without the annotations of the others, and one of them may "

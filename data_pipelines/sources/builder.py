@@ -6,6 +6,7 @@ import functools
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from data_pipelines import decode, findings
 from data_pipelines.findings import Unused
 from data_pipelines.schema import RawExample, RawInstance
 from data_pipelines.sources.base import Source
+from data_pipelines.sources.outlines import is_in_fractions, to_rle
 from data_pipelines.sources.values import clean_text, short
 from semsam_jax.core.errors import DataError
 from semsam_jax.core.rle import encode_mask, mask_areas, mask_boxes
@@ -147,6 +149,35 @@ class ExampleBuilder:
         x, y, w, h = (float(value) for value in mask_boxes([rle])[0])
         return self._append(RawInstance(rle=rle, box=(x, y, x + w, y + h), **labels), is_crowd)
 
+    def add_outline(
+        self,
+        segmentation: Any,
+        *,
+        name: str = "",
+        file: pathlib.Path | None = None,
+        **labels: int | bool,
+    ) -> int:
+        """Adds a mask in any of COCO's notations (`outlines.to_rle`); see `add_mask`.
+
+        Args:
+            segmentation: the outline.
+            name: of the annotation, for reports.
+            file: where it is written, for errors.
+            **labels: of the `RawInstance`, and `is_crowd`.
+
+        Raises:
+            DataError: the outline is damaged.
+        """
+        try:
+            rle = to_rle(segmentation, self.height, self.width)
+        except ValueError as error:
+            where = "" if file is None else f" in {file}"
+            raise self.broken(f"{name or 'an annotation'}{where}: {error}") from error
+        if rle is not None and self._shows_fractions() and is_in_fractions(segmentation):
+            self.leave_out(findings.FRACTIONS, name)
+            return -1
+        return self.add_mask(rle, name=name, **labels)
+
     def add_array(self, mask: np.ndarray, *, name: str = "", **labels: int | bool) -> int:
         """Adds a bool or 0/1 mask [h,w]; see `add_mask`."""
         return self.add_mask(encode_mask(mask), name=name, **labels)
@@ -170,6 +201,9 @@ class ExampleBuilder:
         if box[2] <= box[0] or box[3] <= box[1]:
             self.leave_out(findings.NO_AREA, name)
             return -1
+        if self._shows_fractions() and min(x, y) >= 0 and max(box) <= 1:
+            self.leave_out(findings.FRACTIONS, name)
+            return -1
         return self._append(RawInstance(rle=None, box=box, **labels), is_crowd)
 
     def build(self) -> RawExample:
@@ -188,6 +222,10 @@ class ExampleBuilder:
             partial=self.partial,
             is_exclusive=self.is_exclusive,
         )
+
+    def _shows_fractions(self) -> bool:
+        """Whether the image is larger than what coordinates of 0 to 1 could outline in pixels."""
+        return min(self.height, self.width) > 2
 
     def _append(self, instance: RawInstance, is_crowd: bool) -> int:
         kept = self.ignored if is_crowd else self.instances

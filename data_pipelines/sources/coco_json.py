@@ -19,7 +19,6 @@ from data_pipelines.findings import Unused
 from data_pipelines.index.strings import StringCollector, StringTable
 from data_pipelines.sources.builder import ExampleBuilder
 from data_pipelines.sources.json_stream import read_elements
-from data_pipelines.sources.outlines import to_rle
 from data_pipelines.sources.values import (
     MISSING,
     IdCodes,
@@ -362,13 +361,7 @@ def _add_row(
     if boxes_only:
         return builder.add_box(table.boxes[row].tolist(), **fields)
     outline = table.outlines[int(table.outline_at[row])]
-    try:
-        rle = to_rle(json.loads(outline or "[]"), builder.height, builder.width)
-    except (ValueError, TypeError, KeyError) as error:
-        raise builder.broken(
-            f"annotation {table.id_texts.quoted(int(table.ids[row]))} in {table.path}: {error}"
-        ) from error
-    return builder.add_mask(rle, **fields)
+    return builder.add_outline(json.loads(outline or "[]"), file=table.path, **fields)
 
 
 def category_name(category: Mapping) -> str:

@@ -31,7 +31,6 @@ from data_pipelines.sources.base import Source, first_existing
 from data_pipelines.sources.builder import ExampleBuilder
 from data_pipelines.sources.coco_folder import check_own_name
 from data_pipelines.sources.layouts import COCOTREE, find_layout, layout_error
-from data_pipelines.sources.outlines import to_rle
 from data_pipelines.sources.values import short, whole
 from data_pipelines.vocabulary import Vocabulary
 from semsam_jax.core.errors import DataError
@@ -104,17 +103,9 @@ class CocoTree(Source):
             parent = added.get(above, -1)
             if above and parent < 0:
                 builder.leave_out(findings.LOST_WHOLE, name)
-            try:
-                outline = to_rle(nodes[name].get("segmentation"), builder.height, builder.width)
-            except ValueError as error:
-                raise builder.broken(f"mask {name}: {error}") from error
-            added[name] = builder.add_mask(
-                outline,
-                name=name,
-                object_id=object_id,
-                part_id=part_id,
-                parent=parent,
-                is_pseudo=True,
+            fields = {"object_id": object_id, "part_id": part_id, "parent": parent}
+            added[name] = builder.add_outline(
+                nodes[name].get("segmentation"), name=f"mask {name}", is_pseudo=True, **fields
             )
             if object_id >= 0:
                 seen.add((object_id, part_id))

@@ -66,6 +66,18 @@ def to_rle(segmentation: Any, height: int, width: int) -> dict | None:
     return packed
 
 
+def is_in_fractions(segmentation: Any) -> bool:
+    """Whether every coordinate of the polygons, which `to_rle` accepts, lies between 0 and 1.
+
+    In pixels that is less than the first one; tools that count in fractions write it.
+    """
+    if not isinstance(segmentation, list):
+        return False
+    polygons = [_polygon(points, place) for place, points in enumerate(_listed(segmentation))]
+    values = np.concatenate([polygon.reshape(-1) for polygon in polygons])
+    return bool(values.min() >= 0 and 0 < values.max() <= 1)
+
+
 def _listed(segmentation: list) -> list:
     """A list of polygons, also if the file has a single one without the outer list."""
     is_flat = bool(segmentation) and not isinstance(segmentation[0], (list, dict))

@@ -16,7 +16,6 @@ from data_pipelines.findings import Unused
 from data_pipelines.schema import RawExample
 from data_pipelines.sources.base import Source, read_json
 from data_pipelines.sources.builder import ExampleBuilder
-from data_pipelines.sources.outlines import to_rle
 from data_pipelines.sources.sa1b_listing import read_listing
 from data_pipelines.sources.values import finite, flag, image_side, short
 from data_pipelines.vocabulary import Vocabulary
@@ -89,16 +88,12 @@ class SA1B(Source):
             if self._is_poor(builder, annotation, name):
                 builder.leave_out(findings.LOW_QUALITY, name)
                 continue
-            try:
-                rle = to_rle(annotation.get("segmentation"), builder.height, builder.width)
-            except ValueError as error:
-                raise builder.broken(f"{name}: {error}") from error
             # The embedded sample marks machine-made regions among human masks; SA-1B itself
             # has no such key: its masks are the data set's ground truth.
             is_pseudo = flag(annotation.get("is_pseudo"))
             if is_pseudo is None:
                 raise builder.broken(f"{name}: is_pseudo is neither 0 nor 1")
-            builder.add_mask(rle, is_pseudo=is_pseudo, name=name)
+            builder.add_outline(annotation.get("segmentation"), is_pseudo=is_pseudo, name=name)
         return builder.build()
 
     def _is_poor(self, builder: ExampleBuilder, annotation: Mapping, name: str) -> bool:

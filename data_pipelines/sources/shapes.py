@@ -43,11 +43,13 @@ from data_pipelines.sources.layouts import (
     layout_error,
     read_yaml,
 )
-from data_pipelines.sources.outlines import to_rle
 from data_pipelines.sources.values import clean_text, finite, image_side, plain_name, short, whole
 from data_pipelines.vocabulary import Vocabulary
 from semsam_jax.core.errors import DataError
 from semsam_jax.core.rle import encode_mask
+
+_FAR_OUTSIDE = 2.0
+"""Fractions beyond this are no outline that leaves the image a little: they are pixels."""
 
 
 class _ShapeFolder(Source):
@@ -100,7 +102,7 @@ class _ShapeFolder(Source):
             xy = np.array(points, np.float64).reshape(-1, 2)
             (x0, y0), (x1, y1) = xy.min(axis=0), xy.max(axis=0)
             return builder.add_box((x0, y0, x1 - x0, y1 - y0), **fields)
-        return builder.add_mask(to_rle([points], builder.height, builder.width), **fields)
+        return builder.add_outline([points], **fields)
 
 
 class YoloFolder(_ShapeFolder):
@@ -171,6 +173,9 @@ class YoloFolder(_ShapeFolder):
                 f"{what}: {len(numbers)} numbers behind the class; wanted x, y of three points or "
                 "more"
             )
+        if max(map(abs, numbers)) > _FAR_OUTSIDE:
+            builder.leave_out(findings.PIXELS, what)
+            return
         sides = (builder.width, builder.height)
         points = [value * sides[at % 2] for at, value in enumerate(numbers)]
         self._add(builder, points, name, what)

@@ -218,6 +218,16 @@ def test_yolo_boxes_and_labels_without_images_are_told(tmp_path):
     )
 
 
+def test_yolo_lines_in_pixels_and_labelme_shapes_in_fractions_are_told(tmp_path):
+    report = yolo_text(tmp_path / "yolo", f"0 {' '.join(map(str, DOG))}\n" + yolo_line(1, CAT))
+    assert report.num_instances == 3
+    assert "coordinates beyond the image (pixels; wanted fractions" in report.unused[0]
+    assert "line 1 of p1.txt (dog)" in report.unused[0]
+    points = [[0.25, 0.25], [0.6, 0.25], [0.6, 0.75]]
+    report = check.check(labelme_shapes(tmp_path / "l", [{"label": "dog", "points": points}]))
+    assert "coordinates between 0 and 1 (fractions of the image" in report.unused[0]
+
+
 @pytest.mark.parametrize("text", ["names: 5", "[1, 2]", "a: [", "nc: 2", "names: {dog: 0}"])
 def test_a_data_yaml_without_names(text, tmp_path):
     yolo(tmp_path, described=text)

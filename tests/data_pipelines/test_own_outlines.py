@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from data_pipelines import build, check
+from data_pipelines import build, check, findings
 from data_pipelines.index import open_index
 from data_pipelines.sources.outlines import to_rle
 from semsam_jax.core.errors import DataError
@@ -123,6 +123,29 @@ def test_a_set_of_boxes_says_why_nothing_can_be_used(tmp_path):
     source = read(write(tmp_path, each("segmentation", lambda _: [])))
     with pytest.raises(DataError, match=r"none of 2 records is usable.*4 annotations.*boxes_only"):
         open_index(source, "own")
+
+
+def in_fractions(content):
+    for row in content["annotations"]:
+        (outline,) = row["segmentation"]
+        row["segmentation"] = [[value / (96, 64)[at % 2] for at, value in enumerate(outline)]]
+        row["bbox"] = [value / (96, 64)[at % 2] for at, value in enumerate(row["bbox"])]
+
+
+@pytest.mark.parametrize("boxes_only", [False, True])
+def test_coordinates_that_are_fractions_of_the_image_are_told(boxes_only, tmp_path):
+    said = "coordinates between 0 and 1 (fractions of the image; wanted pixels"
+    source = read(write(tmp_path / "all", in_fractions), boxes_only=boxes_only)
+    report = check.check(source)
+    assert (report.num_instances, report.broken) == (0, [])
+    assert f"4 annotations not used, {said}" in report.unused[0]
+    assert "'1' annotation 1 (dog)" in report.unused[0]
+    with pytest.raises(DataError) as caught:
+        open_index(source, "own")
+    assert f"4 annotations not used, {said}" in str(caught.value)
+    change = first(segmentation=[[0.25, 0.25, 0.6, 0.25, 1, 1]], bbox=[0.25, 0.25, 0.75, 0.75])
+    source = read(write(tmp_path / "one", change), boxes_only=boxes_only)
+    assert open_index(source, "own").report.unused == {findings.FRACTIONS: 1}
 
 
 def test_deep_json_and_great_values_never_end_the_process(tmp_path):
