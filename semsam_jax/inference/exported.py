@@ -18,7 +18,7 @@ from semsam_jax.inference.export import ONNX, PREDICTED
 from semsam_jax.inference.guided import GuidedUpsampler
 from semsam_jax.inference.images import ImageLike, load_image
 from semsam_jax.inference.preprocess import Frame, fit_image
-from semsam_jax.inference.requests import Request, check_request
+from semsam_jax.inference.requests import Request, check_request, warn_of_fractions
 from semsam_jax.inference.upsample import upsample_masks
 
 
@@ -117,6 +117,7 @@ class ExportedModel:
         """Masks of every level for every click (x, y in image pixels, [p, 2])."""
         pixels = load_image(image)
         check = check_request(Request(point_coords), pixels.shape[:2])
+        warn_of_fractions(check, pixels.shape[:2])
         if not len(check.points):
             raise PromptError("prompt: no points given.")
         frame = self.frame(pixels.shape[:2])

@@ -35,6 +35,7 @@ from semsam_jax.inference.requests import (
     check_sequence,
     check_whole,
     split_batch,
+    warn_of_fractions,
 )
 from semsam_jax.inference.results import Segments, SegmentsBatch
 from semsam_jax.inference.upsample import upsample_logits
@@ -242,6 +243,8 @@ class Predictor:
         low_hw = encoded.pyramid.mask_features.shape[1:3]
         given = [read_mask(one.mask_input, encoded.frame, low_hw) for one in requests]
         checked = [check_request(request, encoded.frame.image_hw) for request in requests]
+        for check in checked:
+            warn_of_fractions(check, encoded.frame.image_hw)
         checked = [add_mask(check, mask) for check, mask in zip(checked, given, strict=True)]
         levels = [parse_levels(request.level, self.model.num_levels) for request in requests]
         boxes, types = prompt_arrays(checked, encoded.frame)

@@ -181,7 +181,6 @@ def check_request(request: Request, image_hw: tuple[int, int]) -> CheckedRequest
     has_mask = request.mask_input is not None
     if not len(boxes) and not is_positive.any() and not has_mask:
         raise PromptError("prompt: nothing to segment; give at least one positive click or a box.")
-    _notice_fractions(points, boxes, image_hw)
     return CheckedRequest(points, is_positive, boxes)
 
 
@@ -199,11 +198,11 @@ def _check_labels(labels: object, count: int) -> Bool[np.ndarray, " c"]:
     return array == POSITIVE
 
 
-def _notice_fractions(points: np.ndarray, boxes: np.ndarray, image_hw: tuple[int, int]) -> None:
+def warn_of_fractions(request: CheckedRequest, image_hw: tuple[int, int]) -> None:
     """Warns where all coordinates look like fractions of the image instead of pixels."""
-    values = np.concatenate([points.ravel(), boxes.ravel()])
+    values = np.concatenate([request.points.ravel(), request.boxes.ravel()])
     is_small = values.size > 0 and min(image_hw) > 2 and values.max() <= 1
-    if is_small and (len(boxes) or (values % 1 > 0).any()):
+    if is_small and (len(request.boxes) or (values % 1 > 0).any()):
         warnings.warn(
             f"the prompt {np.round(values, 3).tolist()[:4]} looks like fractions of the image, but "
             f"is taken as pixels: multiply x by {image_hw[1]} and y by {image_hw[0]}.",

@@ -8,7 +8,7 @@ from semsam_jax.core.errors import CheckpointError, PromptError
 from semsam_jax.inference.clicks import logits_at
 from semsam_jax.inference.mask_prompt import describe_mask
 from semsam_jax.inference.predictor import Predictor
-from semsam_jax.inference.requests import Request
+from semsam_jax.inference.requests import Request, check_request
 from semsam_jax.inference.results import Segments, SegmentsBatch
 from tests.golden.table import assert_masks_recorded
 
@@ -240,6 +240,8 @@ def test_fractions_are_noticed(isolated):
         warnings.simplefilter("error")
         isolated.predict([[0, 0]])
         isolated.predict([[0.5, 20]])
+        # A command checks its prompts before it loads the model; the predictor alone warns.
+        check_request(Request([[0.5, 0.4]]), (128, 160))
 
 
 def test_a_mask_is_refined(tiny_model, image_a):
