@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import pathlib
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from contextlib import contextmanager
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
+from google.protobuf import json_format
 from tensorflow_datasets.core import dataset_builder, splits
 from tqdm import tqdm
 
@@ -26,7 +28,7 @@ from data_pipelines.builders.codec import features
 from data_pipelines.builders.shards import ShardPlan
 from data_pipelines.findings import Findings
 from data_pipelines.index.build import save_index
-from data_pipelines.index.files import write_json
+from data_pipelines.index.files import write_json, write_whole
 from data_pipelines.index.scan import (
     IndexReport,
     check_report,
@@ -77,7 +79,14 @@ class RecordsBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
         out = os.fspath(data_dir)
         if "://" not in out:  # workers may start in another folder
             out = os.path.abspath(os.path.expanduser(out))
-        super().__init__(data_dir=out, config=config, file_format="array_record")
+        try:  # TFDS reads the description that an earlier build has left
+            super().__init__(data_dir=out, config=config, file_format="array_record")
+        except (json_format.ParseError, UnicodeDecodeError) as error:
+            file = epath.Path(out) / dataset / split / records.VERSION / "dataset_info.json"
+            raise DataError(
+                f"{file}: damaged ({str(error).splitlines()[0]}); delete it and build again, "
+                "finished files are kept"
+            ) from error
         self._source = open_single_dataset(dataset, root, split, options or {}, is_native=True)
         if pathlib.Path(root).resolve() in (self.data_path, *self.data_path.parents):
             raise DataError(
@@ -249,7 +258,7 @@ class RecordsBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
             name=plan.split, shard_lengths=sizes, num_bytes=num_bytes, filename_template=template
         )
         self.info.set_splits(splits.SplitDict([info]))
-        self.info.write_to_directory(self.data_path)
+        self._write_info()
         listed = [
             {key: r[key] for key in ("file", "bytes", "sha256", "examples")} for r in receipts
         ]
@@ -257,6 +266,16 @@ class RecordsBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
         write_json(folder / records.MANIFEST, claim | {"files": listed})
         shards.remove_scratch(plan.folder)
         return report
+
+    def _write_info(self) -> None:
+        """Writes TFDS' description, each of its files whole or not at all."""
+        with tempfile.TemporaryDirectory() as scratch:
+            self.info.write_to_directory(epath.Path(scratch))
+            for file in sorted(pathlib.Path(scratch).iterdir()):
+                content = file.read_bytes()
+                # Where TFDS has read an earlier description, it writes empty metadata.
+                if content != b"{}":
+                    write_whole(self.data_path / file.name, lambda out, c=content: out.write(c))
 
     def _report(self, receipts: Sequence[dict]) -> IndexReport:
         dropped, named = merge_findings(receipts)

@@ -13,7 +13,7 @@ from absl import logging as absl_logging
 from tqdm import tqdm
 
 from data_pipelines import build, sample
-from data_pipelines.builders import shards
+from data_pipelines.builders import shards, tfds_builder
 from data_pipelines.builders.tfds_builder import RecordsBuilder
 from data_pipelines.check import check
 from data_pipelines.index import build_index, open_index
@@ -173,6 +173,41 @@ def test_a_killed_process_leaves_whole_shards_only(coco, tmp_path):
     assert build.main(arguments) == 0
     records = open_source("coco", tmp_path / "coco", "train", UNION)
     assert list(records) == list(open_native("coco", coco, "train", UNION))
+
+
+def contents(folder):
+    return {
+        path.relative_to(folder): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_a_build_that_was_killed_while_it_was_described_ends_as_any_other(
+    coco, tmp_path, monkeypatch
+):
+    make("coco", coco, tmp_path / "whole", shard_records=3).download_and_prepare()
+    whole = contents(tmp_path / "whole")
+    write = tfds_builder.write_json
+
+    def killed(path, content):
+        if path.name == records_module.MANIFEST:
+            raise KeyboardInterrupt
+        write(path, content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tfds_builder, "write_json", killed)
+        for _ in range(2):  # the second one reads what the first has described
+            with pytest.raises(KeyboardInterrupt):
+                make("coco", coco, tmp_path / "cut", shard_records=3).download_and_prepare()
+    make("coco", coco, tmp_path / "cut", shard_records=3).download_and_prepare()
+    assert contents(tmp_path / "cut") == whole
+    make("coco", coco, tmp_path / "cut", shard_records=3).download_and_prepare()
+    assert contents(tmp_path / "cut") == whole
+    info = tmp_path / "cut/coco/train/1.0.0/dataset_info.json"
+    info.write_bytes(info.read_bytes()[:40])
+    with pytest.raises(DataError, match=r"dataset_info\.json: damaged"):
+        make("coco", coco, tmp_path / "cut", shard_records=3)
 
 
 def test_a_file_cut_short_is_told_when_opened_and_mended_by_the_build(coco, tmp_path):
