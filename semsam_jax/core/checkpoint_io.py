@@ -10,10 +10,12 @@ Steps are written by `train.checkpoints`. Every function here accepts DIR, DIR/c
 a step; of a run that has both, the newer one is used.
 """
 
-import json
 import logging
 import os
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -132,44 +134,42 @@ def read_model(path: str | os.PathLike) -> tuple[dict, dict]:
     return lora.merged(params), meta
 
 
-def write_level_order(
-    path: str | os.PathLike, level_order: list[int], level_sizes: list[float] | None = None
-) -> None:
-    """Writes the tokens of levels 1, 2, ... into the newest model below `path`.
-
-    Args:
-        path: a run or a model.
-        level_order: each token once.
-        level_sizes: mean square root of the mask area of level 1, 2, ..., fractions of the image;
-            None if they are not known for this order.
-    """
-    folder = find_model(path)
-    meta = read_meta(folder)
-    wanted = list(range(len(meta["level_order"])))
-    if sorted(level_order) != wanted:
-        raise CheckpointError(
-            f"checkpoint {folder}: level order {level_order} does not name each of {wanted} once."
-        )
-    update_meta(folder, {"level_order": level_order, "level_sizes": level_sizes})
+def checksum(params: Mapping[str, Any]) -> int:
+    """CRC-32 of all parameters of a model, nested mappings of arrays."""
+    total = 0
+    for name in sorted(params):
+        leaf = params[name]
+        total = zlib.crc32(name.encode(), total)
+        if isinstance(leaf, Mapping):
+            total = zlib.crc32(checksum(leaf).to_bytes(4), total)
+        else:
+            total = zlib.crc32(np.asarray(leaf).tobytes(), total)
+    return total
 
 
 def update_meta(path: str | os.PathLike, changes: dict) -> None:
-    """Changes entries of the metadata of the newest model below `path`."""
+    """Changes entries of the metadata of the newest model below `path`, all or none.
+
+    Args:
+        path: a run or a model.
+        changes: such as `level_order`: the tokens of levels 1, 2, ...
+
+    Raises:
+        CheckpointError: an order does not name each token once, or the file cannot be written.
+    """
     folder = find_model(path)
-    meta = read_meta(folder) | changes
+    meta = read_meta(folder)
+    order, wanted = changes.get("level_order"), list(range(len(meta.get("level_order", ()))))
+    if order is not None and sorted(order) != wanted:
+        raise CheckpointError(
+            f"checkpoint {folder}: level order {order} does not name each of {wanted} once."
+        )
+    meta |= changes
     if model_files.has_model(folder):
         model_files.write_config(folder, meta)
         return
     file = folder / "meta" / META_FILE
-    partial = file.with_name(".metadata.partial")
-    try:
-        partial.write_text(json.dumps(meta))
-        partial.replace(file)
-    except OSError as error:
-        raise CheckpointError(
-            f"checkpoint {file}: cannot be written ({error.strerror or error}); check its "
-            f"permissions, or copy the checkpoint."
-        ) from error
+    model_files.write_json(file, meta)
 
 
 def _restore(folder: AnyPath, key: str) -> dict:

@@ -169,16 +169,22 @@ def read_versioned(file: AnyPath) -> dict:
 
 def write_config(folder: str | os.PathLike, config: Mapping[str, Any]) -> None:
     """Replaces the `config.json` of a model folder atomically."""
-    file = as_path(folder) / CONFIG
-    partial = file.with_name(f".{CONFIG}.partial")
+    write_json(as_path(folder) / CONFIG, dict(config))
+
+
+def write_json(file: AnyPath, content: dict) -> None:
+    """Replaces a JSON file atomically; CheckpointError if it cannot be written."""
+    partial = file.with_name(f".{file.name}.partial")
     try:
-        partial.write_text(json.dumps(dict(config), indent=1) + "\n")
+        partial.write_text(json.dumps(content, indent=1) + "\n")
         partial.replace(file)
     except OSError as error:
         raise CheckpointError(
             f"{file}: cannot be written ({error.strerror or error}); check its permissions, or "
             f"copy the model."
         ) from error
+    finally:  # of an interrupt, too
+        _remove(partial)
 
 
 def _portable(config: Mapping[str, Any]) -> dict[str, Any]:

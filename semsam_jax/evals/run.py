@@ -13,7 +13,7 @@ import jax
 from semsam_jax.convert import zoo
 from semsam_jax.core import checkpoint_io
 from semsam_jax.core.console import hides_progress
-from semsam_jax.core.errors import DataError
+from semsam_jax.core.errors import ConfigError, DataError
 from semsam_jax.core.paths import AnyPath
 from semsam_jax.evals import plots, report, sources
 from semsam_jax.evals.dataset_samples import EvalDataset, EvalFrame, open_dataset
@@ -54,6 +54,12 @@ def evaluate(options: EvalOptions) -> dict[str, SuiteResult]:
 
 def _evaluate(options: EvalOptions) -> dict[str, SuiteResult]:
     checkpoint = checkpoint_io.choose_checkpoint(zoo.resolve(options.checkpoint or None))
+    writes = options.write_levels or options.write_masks or options.write_names
+    if writes and checkpoint == checkpoint_io.SHIPPED:
+        raise ConfigError(
+            f"calibrate: would change the model of the package for everyone who uses this "
+            f"installation; copy {checkpoint} and give the copy as --checkpoint, or add --dry-run."
+        )
     meta = checkpoint_io.read_meta(checkpoint)
     frame = choose_frame(options, meta)
     dataset = open_dataset(
@@ -79,13 +85,8 @@ def _evaluate(options: EvalOptions) -> dict[str, SuiteResult]:
         outcomes[name] = dataclasses.replace(outcome, rows=rows)
         if jax.process_index() == 0:
             _write(out, name, outcomes[name], about)
-    if options.write_levels and jax.process_index() == 0:
-        levels = context.levels()
-        order, sizes = list(levels.level_order), list(levels.level_sizes)
-        checkpoint_io.write_level_order(checkpoint, order, sizes)
-        print(f"wrote the order of levels {order} and their mean sizes into {checkpoint}")
-    if options.write_masks or options.write_names:
-        _write_thresholds(options, checkpoint, dataset, context)
+    if writes:
+        _calibrate(options, checkpoint, dataset, context)
     if jax.process_index() == 0:
         print(f"results in {out}")
     return outcomes
@@ -123,24 +124,35 @@ def evaluate_folder(options: EvalOptions) -> dict[str, sources.MaskScores]:
     return scores
 
 
-def _write_thresholds(
+def _calibrate(
     options: EvalOptions, checkpoint: AnyPath, dataset: EvalDataset, context: EvalContext
 ) -> None:
-    """Measures the thresholds that suit the checkpoint, with its new order of levels."""
-    found: dict[str, dict] = {}
+    """Measures what the options ask for and writes all of it at once, or nothing."""
+    found: dict[str, object] = {}
+    if options.write_levels:
+        levels = context.levels()
+        found["level_order"] = list(levels.level_order)
+        found["level_sizes"] = list(levels.level_sizes)
+    thresholds: dict[str, dict] = {}
     has_names = dataset.has_classes and context.meta.get("class_heads_trained")
     if options.write_names and has_names:
-        found |= name_thresholds(context.name_table)
+        thresholds |= name_thresholds(context.name_table)
         for kind, bins in calibrations(context.name_table).items() if context.draws else ():
             plots.plot_name_reliability(context.out / f"names_{kind}.png", bins, kind)
     if jax.process_index() != 0:
         return
     if options.write_masks:
-        model = model_from_params(*checkpoint_io.read_model(checkpoint))
-        found |= mask_thresholds(model, dataset.canvas_samples())
+        params, meta = checkpoint_io.read_model(checkpoint)
+        model = model_from_params(params, meta | found)
+        thresholds |= mask_thresholds(model, dataset.canvas_samples())
+    if not found and not thresholds:
+        return
+    checkpoint_io.update_meta(checkpoint, found | thresholds)
     if found:
-        checkpoint_io.update_meta(checkpoint, found)
-        print(f"wrote the thresholds that suit it: {json.dumps(found)}")
+        order = found["level_order"]
+        print(f"wrote the order of levels {order} and their mean sizes into {checkpoint}")
+    if thresholds:
+        print(f"wrote the thresholds that suit it: {json.dumps(thresholds)}")
 
 
 def choose_frame(options: EvalOptions, meta: Mapping) -> EvalFrame:
@@ -170,7 +182,7 @@ def _context(
     count = max(1, min(len(dataset.samples()), len(jax.local_devices())))
     eval_loop = EvalLoop(
         folder=out / "progress",
-        settings=about | _identity(options, checkpoint, meta, dataset),
+        settings=about | _identity(options, params, meta, dataset),
         show_progress=sys.stderr.isatty() and not hides_progress(),
         devices=tuple(jax.local_devices()[:count]),
         images_per_device=options.images_per_device,
@@ -191,10 +203,15 @@ def _context(
 
 
 def _identity(
-    options: EvalOptions, checkpoint: object, meta: Mapping, dataset: EvalDataset
+    options: EvalOptions, params: Mapping, meta: Mapping, dataset: EvalDataset
 ) -> dict[str, object]:
     """What must be equal to resume an interrupted evaluation, besides its description."""
-    identity: dict[str, object] = {"view": options.view, "schema": meta.get("schema_version")}
+    identity: dict[str, object] = {
+        "view": options.view,
+        "points_per_side": options.points_per_side,
+        "meta": meta,
+        "weights": checkpoint_io.checksum(params),
+    }
     if jax.process_count() == 1:  # ages of files may differ between machines
         identity["images"] = dataset.source.fingerprint
     return identity

@@ -160,10 +160,10 @@ def test_the_order_of_levels_is_written_where_the_model_is_read(tmp_path):
     order = [5, 4, 3, 2, 1, 0]
     save_model(tmp_path / "m", PARAMS, META)
     for path in (tmp_path / "m", run_with_steps(tmp_path / "run", 7)):
-        checkpoint_io.write_level_order(path, order)
+        checkpoint_io.update_meta(path, {"level_order": order})
         assert checkpoint_io.read_meta(path)["level_order"] == order
         with pytest.raises(CheckpointError, match="does not name each"):
-            checkpoint_io.write_level_order(path, [0, 0, 1, 2, 3, 4])
+            checkpoint_io.update_meta(path, {"level_order": [0, 0, 1, 2, 3, 4]})
 
 
 def test_the_checkpoint_of_a_command_is_chosen_in_the_open(tmp_path, monkeypatch, capsys):

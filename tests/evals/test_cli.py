@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -15,7 +16,8 @@ from data_pipelines.transforms import geometry
 from semsam_jax import config
 from semsam_jax.__main__ import main
 from semsam_jax.core import checkpoint_io
-from semsam_jax.core.errors import CheckpointError, ConfigError, DataError
+from semsam_jax.core.errors import ConfigError, DataError
+from semsam_jax.evals import run
 from semsam_jax.evals.dataset_samples import EvalFrame, open_dataset
 from semsam_jax.evals.options import SUITE_NAMES, EvalOptions, parse_suites
 from semsam_jax.evals.run import choose_frame
@@ -95,9 +97,36 @@ def test_calibration_writes_the_order_it_measured(checkpoint, tmp_path, capsys):
     checkpoint_io.read_model(copy)  # still whole
 
 
-def test_level_order_names_every_token_once(checkpoint):
-    with pytest.raises(CheckpointError, match="each of"):
-        checkpoint_io.write_level_order(checkpoint, [0, 0, 1, 2, 3, 4])
+def test_a_calibration_that_is_cut_short_changes_nothing(checkpoint, tmp_path, monkeypatch, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(checkpoint, copy)
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    arguments = ["calibrate", "--checkpoint", str(copy), "--data.limit", "2"]
+    arguments += ["--prompts-per-call", "4", "--out", str(tmp_path / "out")]
+
+    def stops(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "mask_thresholds", stops)
+    assert main(arguments) == 130
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
+    assert "wrote" not in capsys.readouterr().out
+    assert main(["calibrate", "--levels"]) == 2
+    assert "model of the package" in capsys.readouterr().err
+
+
+def test_an_evaluation_is_resumed_with_the_same_weights_only(checkpoint):
+    params, meta = checkpoint_io.read_model(checkpoint)
+    dataset = open_dataset("coco", None, "val", EvalFrame(64), 1)
+    options = EvalOptions()
+    found = [
+        run._identity(options, params, meta, dataset),
+        run._identity(EvalOptions(points_per_side=8), params, meta, dataset),
+        run._identity(options, params, meta | {"level_order": [1, 0, 2, 3, 4, 5]}, dataset),
+        run._identity(options, jax.tree.map(lambda x: x + (x == x.max()), params), meta, dataset),
+    ]
+    assert len({json.dumps(one, sort_keys=True) for one in found}) == len(found)
+    assert found[0] == run._identity(options, *checkpoint_io.read_model(checkpoint), dataset)
 
 
 def test_eval_only_config_is_the_same_evaluation(checkpoint, tmp_path):

@@ -52,7 +52,7 @@ def test_a_model_is_written_read_replaced_and_reordered(workdir):
     with pytest.raises(CheckpointError, match="s3://bucket/runs/first/model: already holds"):
         save_model(workdir / "model", PARAMS, META)
     save_model(workdir / "model", PARAMS, META | {"step": 5}, dtype="bfloat16", overwrite=True)
-    checkpoint_io.write_level_order(workdir, [0, 1])
+    checkpoint_io.update_meta(workdir, {"level_order": [0, 1]})
     params, meta = checkpoint_io.read_model("s3://bucket/runs/first")
     np.testing.assert_array_equal(params["a"]["kernel"], PARAMS["a"]["kernel"])
     assert (meta["step"], meta["level_order"]) == (5, [0, 1])
