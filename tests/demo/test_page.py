@@ -46,6 +46,8 @@ def test_levels_names_and_downloads(browser, server, screenshots, tmp_path):
     assert len(captions) == 6
     scores = [-1 if "empty" in c else float(re.search(r"IoU (-?[\d.]+)", c)[1]) for c in captions]
     assert scores[visitor.level() - 1] == max(scores)  # starts with the best that has pixels
+    lowest = visitor.page.evaluate("fetch('api/info').then((r) => r.json())")["min_score"]
+    assert ("unsure" in visitor.status) == (max(scores) < lowest)
     assert changed_pixels(visitor.canvas(), before) > 50
     other = next(i for i in (1, 2, 3, 4, 5, 6) if i != visitor.level())
     visitor.page.keyboard.press(str(other))

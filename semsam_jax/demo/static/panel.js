@@ -1,9 +1,14 @@
 // The panel beside the image: levels, kept masks, found masks, unknown names.
 import { css, colourOf, fromHex, hex, levelColour } from "./draw.js";
 import { newCanvas, shadeCanvas } from "./masks.js";
+import { $ } from "./page.js";
+import { draw } from "./picture.js";
 import { canUndo, changeKept, isEmpty, label, remember, shown, state, wanted } from "./state.js";
 
-export const $ = (selector) => document.querySelector(selector);
+// What the panel's buttons do: functions of other modules.
+const on = {};
+export function listenToPanel(handlers) { Object.assign(on, handlers); }
+
 const make = (tag, about = {}, ...children) => {
   const element = document.createElement(tag);
   for (const [key, value] of Object.entries(about)) {
@@ -13,8 +18,10 @@ const make = (tag, about = {}, ...children) => {
   return element;
 };
 
-export function showPanel(on) {
-  showAnswer(on); showKept(on); showUnknown(on);
+export function show() { draw(); showPanel(); }
+
+export function showPanel() {
+  showAnswer(); showKept(); showUnknown();
   const { rows, text } = wanted();
   $("#what").textContent = text;
   document.querySelectorAll("[data-get]").forEach((button) => { button.disabled = !rows.length; });
@@ -23,17 +30,17 @@ export function showPanel(on) {
   $("[data-do=keep]").disabled = !shown() || isEmpty(shown().mask);
 }
 
-function showAnswer(on) {
+function showAnswer() {
   const target = $("#result"), answer = state.answer;
   $("#granularity-row").hidden = answer?.kind !== "click";
   if (!answer || !answer.masks.length) {
     delete target.dataset.of;
     target.replaceChildren(make("p", { className: "hint" }, state.kept.length ? "Click on the next object." : "The six levels of a click appear here."));
-  } else if (answer.kind === "click") showStrip(target, on);
-  else showFound(target, on);
+  } else if (answer.kind === "click") showStrip(target);
+  else showFound(target);
 }
 
-function showStrip(target, on) {
+function showStrip(target) {
   const image = state.image, answer = state.answer;
   if (target.dataset.of !== String(answer.id)) {
     target.dataset.of = answer.id;
@@ -51,7 +58,7 @@ function showStrip(target, on) {
       button.style.setProperty("--c", css(levelColour(i + 1)));
       const names = [mask.object, mask.part].filter(Boolean).map((n) => `, ${n.name} ${n.score.toFixed(2)}`).join("");
       button.title = isEmpty(mask) ? `level ${i + 1} is empty` : `level ${i + 1}: predicted IoU ${mask.score.toFixed(2)}, ${(100 * mask.area).toFixed(1)} % of the image${names}`;
-      button.onclick = () => on.level(i + 1);
+      button.onclick = () => on.pickLevel(i + 1);
       return button;
     });
     target.replaceChildren(make("div", { className: "strip" }, ...buttons));
@@ -71,7 +78,7 @@ export function showStops() {
   }));
 }
 
-function showFound(target, on) {
+function showFound(target) {
   const answer = state.answer;
   if (target.dataset.of !== String(answer.id)) {
     target.dataset.of = answer.id;
@@ -92,7 +99,7 @@ function showFound(target, on) {
   target.querySelectorAll("li").forEach((row, i) => row.classList.toggle("picked", i === state.picked));
 }
 
-function showKept(on) {
+function showKept() {
   $("#kept").hidden = !state.kept.length;
   $("#kept-title").textContent = `${state.kept.length} kept`;
   const list = $("#kept-list"), focus = document.activeElement?.closest?.("#kept-list li")?.dataset.id;
@@ -102,11 +109,11 @@ function showKept(on) {
   }
   list.replaceChildren(...state.kept.map((one, i) => {
     const colour = make("input", { type: "color", value: hex(one.colour), title: "colour", "aria-label": "colour" });
-    colour.oninput = () => { changeKept(one.id, { colour: fromHex(colour.value) }); on.draw(); };
+    colour.oninput = () => { changeKept(one.id, { colour: fromHex(colour.value) }); draw(); };
     const name = make("input", { type: "text", value: one.name, placeholder: "name", "aria-label": "name", maxLength: 100, title: "object, or object / part" });
-    name.onchange = () => { remember(); changeKept(one.id, { name: name.value.trim() }); on.show(); };
+    name.onchange = () => { remember(); changeKept(one.id, { name: name.value.trim() }); show(); };
     name.onkeydown = (event) => { if (event.key === "Enter") name.blur(); event.stopPropagation(); };
-    name.onblur = () => setTimeout(() => on.show(), 200);  // a button of the row may have been pressed
+    name.onblur = () => setTimeout(() => show(), 200);  // a button of the row may have been pressed
     const buttons = [["↑", "move up", () => on.move(i, -1), i === 0], ["↓", "move down", () => on.move(i, 1), i === state.kept.length - 1], ["✕", "delete", () => on.remove(one.id), false]]
       .map(([text, title, onclick, disabled]) => make("button", { type: "button", className: "quiet", title, "aria-label": title, onclick, disabled }, text));
     const row = make("li", { "data-id": one.id, draggable: true }, colour, name,
@@ -124,7 +131,7 @@ function showKept(on) {
   }));
 }
 
-function showUnknown(on) {
+function showUnknown() {
   $("#unknown").replaceChildren(...state.unknown.map((name) => make("p", {}, make("s", {}, name.name), " is not known",
     ...(name.nearest.length ? [", try "] : []),
     ...name.nearest.map((near) => make("button", { type: "button", className: "quiet", title: "use this name", onclick: () => on.replaceName(name.name, near) }, near)))));

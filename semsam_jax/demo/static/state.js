@@ -15,8 +15,14 @@ export const state = {
   preview: null,     // {bits, level, score}
   mode: "add", names: "", unknown: [], isSaved: true,
 };
+export const CLICK = "Click on something.";
 const history = [];
-let nextId = 1;
+let nextId = 1, turn = 0;
+
+// Turns: what comes back from the server for a turn that is over is dropped.
+export const newTurn = () => ++turn;
+export const lastTurn = () => turn;
+export const isTurn = (number) => number === turn;
 
 const now = () => ({ points: [...state.points], box: state.box, answer: state.answer, level: state.level, between: state.between, kept: state.kept, selected: state.selected });
 export function remember() { history.push(now()); if (history.length > 100) history.shift(); }
@@ -25,6 +31,8 @@ export function undo() { if (history.length) Object.assign(state, history.pop(),
 export function forget() { history.length = 0; }
 
 export function dropPrompt() { Object.assign(state, { points: [], box: null, answer: null, between: null, picked: -1, depth: Infinity, preview: null, isChosen: false }); }
+
+export function leaveWhole() { if (state.answer?.kind === "whole") { state.answer = null; state.picked = -1; } }
 
 export function keepMask(mask, bits, key) {
   const one = { id: nextId, number: mask.number, key, name: sureName(mask), level: mask.level, score: mask.score, colour: colourOf(nextId - 1), bits, place: mask.place, area: mask.area };
