@@ -15,10 +15,15 @@ from jaxtyping import Float, Int, UInt8
 from semsam_jax.core.errors import CheckpointError, PromptError
 from semsam_jax.core.old_names import upgrade_meta
 from semsam_jax.inference.export import ONNX, PREDICTED
-from semsam_jax.inference.guided import GuidedUpsampler
+from semsam_jax.inference.guided import BOX_DETAIL, GuidedUpsampler
 from semsam_jax.inference.images import ImageLike, load_image
 from semsam_jax.inference.preprocess import Frame, fit_image
-from semsam_jax.inference.requests import Request, check_request, warn_of_fractions
+from semsam_jax.inference.requests import (
+    Request,
+    check_request,
+    split_batch,
+    warn_of_fractions,
+)
 from semsam_jax.inference.upsample import upsample_masks
 
 
@@ -113,22 +118,36 @@ class ExportedModel:
             frames.append(Frame(image_hw, resized, canvas, self.manifest["prompt_preset"]))
         return max(frames, key=lambda frame: frame.resized_hw[0] * frame.resized_hw[1])
 
-    def segment(self, image: ImageLike, point_coords: object) -> ExportedMasks:
-        """Masks of every level for every click (x, y in image pixels, [p, 2])."""
+    def segment(
+        self, image: ImageLike, point_coords: object = None, boxes: object = None
+    ) -> ExportedMasks:
+        """Masks of every level for every click and every box, each an object of its own.
+
+        Args:
+            image: path, PIL image or array, see `load_image`.
+            point_coords: clicks (x, y) in pixels of the image, [c, 2].
+            boxes: x0, y0, x1, y1 in pixels of the image, [b, 4].
+
+        Returns:
+            The answers to the clicks, then those to the boxes.
+
+        Raises:
+            PromptError: neither, or one that is not in the image.
+        """
         pixels = load_image(image)
-        check = check_request(Request(point_coords), pixels.shape[:2])
-        warn_of_fractions(check, pixels.shape[:2])
-        if not len(check.points):
-            raise PromptError("prompt: no points given.")
+        points, corners = _prompts(point_coords, boxes, pixels.shape[:2])
         frame = self.frame(pixels.shape[:2])
         pyramid = self.encode(fit_image(pixels, frame), frame.resized_hw)
-        boxes = frame.click_boxes(check.points)
-        answer = self.decode(pyramid, boxes, np.zeros(len(boxes), np.int32))
+        prompts = np.concatenate([frame.click_boxes(points), frame.box_prompts(corners)])
+        types = np.repeat([0, frame.box_type()], [len(points), len(corners)])
+        answer = self.decode(pyramid, prompts, types)
         order = np.array(self.manifest["level_order"])
         logits = answer["mask_logits"][:, order]
         flat = logits.reshape(-1, *logits.shape[2:])
         if self.manifest.get("guided_upsampling"):
-            masks = GuidedUpsampler(pixels, frame).masks(flat)
+            guide, first = GuidedUpsampler(pixels, frame), len(points) * len(order)
+            parts = [guide.masks(flat[:first]), guide.masks(flat[first:], BOX_DETAIL)]
+            masks = np.concatenate(parts)
         else:
             masks = upsample_masks(flat, frame, frame.image_hw)
         return ExportedMasks(
@@ -166,6 +185,22 @@ class ExportedModel:
             )
 
         return run
+
+
+def _prompts(
+    point_coords: object, boxes: object, image_hw: tuple[int, int]
+) -> tuple[Float[np.ndarray, "c 2"], Float[np.ndarray, "b 4"]]:
+    """Clicks and boxes, checked."""
+    if point_coords is None and boxes is None:
+        raise PromptError("prompt: got neither clicks nor boxes; give at least one of them.")
+    requests = [] if point_coords is None else [Request(point_coords)]
+    if boxes is not None:
+        requests += split_batch(Request(box=boxes)) or [Request(box=boxes)]
+    checked = [check_request(request, image_hw) for request in requests]
+    for check in checked:
+        warn_of_fractions(check, image_hw)
+    points = np.concatenate([check.points for check in checked])
+    return points, np.concatenate([check.boxes for check in checked])
 
 
 def _platform() -> str:

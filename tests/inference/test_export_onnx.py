@@ -125,11 +125,14 @@ def compare(model, folder, image, points):
         np.testing.assert_allclose(pyramid[name], array, rtol=1e-5, atol=1e-3, err_msg=name)
     for name, array in answer.items():
         np.testing.assert_allclose(found[name], array[0], rtol=1e-5, atol=1e-3, err_msg=name)
-    masks = exported.segment(image, points)
+    boxes = [[5, 10, 60, 80], [20, 15, 110, 100]]
+    masks = exported.segment(image, points, boxes)
+    assert len(masks.masks) == len(masks.scores) == len(points) + len(boxes)
     predictor = Predictor(model, size="native")
     predictor.set_image(image)
-    for i, point in enumerate(points):
-        segments = predictor.predict(point_coords=[point])
+    prompts = [{"point_coords": [point]} for point in points] + [{"box": box} for box in boxes]
+    for i, prompt in enumerate(prompts):
+        segments = predictor.predict(**prompt)
         np.testing.assert_allclose(masks.scores[i], segments.scores, atol=1e-3)
         assert (masks.masks[i] != segments.masks).mean() < 1e-3
         assert segments.masks.any()
@@ -158,10 +161,14 @@ def test_the_manifest_names_what_goes_in_and_comes_out(exported):
     assert not (exported / "params.npz").exists()
 
 
-def test_what_cannot_be_exported(tiny_model, tmp_path, monkeypatch):
+def test_what_cannot_be_exported_or_asked(tiny_model, exported, tmp_path, monkeypatch):
     half = dataclasses.replace(tiny_model, module=tiny_model.module.copy(dtype=jnp.bfloat16))
     with pytest.raises(ConfigError, match="float32"):
         export_model(half, tmp_path / "out", [(64, 64)], [1], (ONNX,))
+    with pytest.raises(PromptError, match="neither clicks nor boxes"):
+        ExportedModel(exported).segment(np.zeros((64, 64, 3), np.uint8))
+    with pytest.raises(PromptError, match="outside the image"):
+        ExportedModel(exported).segment(np.zeros((64, 64, 3), np.uint8), boxes=[[0, 0, 9, 65]] * 2)
     with pytest.raises(PromptError, match="platforms"):
         run("--platforms", "cpu", "--out", tmp_path / "out")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -245,8 +252,8 @@ def test_the_page_finds_the_masks_that_python_finds(served, exported_lite, tmp_p
 
     image = Image.open(PHOTO)
     image.save(tmp_path / "cat.png")
-    point = [200, 150]
-    wanted = ExportedModel(exported_lite).segment(np.asarray(image), [point])
+    point, box = [200, 150], [110, 20, 330, 280]
+    wanted = ExportedModel(exported_lite).segment(np.asarray(image), [point], [box])
     with sync_playwright() as play:
         browser = play.chromium.launch(
             executable_path=CHROMIUM, args=["--headless", "--no-sandbox", "--disable-gpu"]
@@ -265,20 +272,32 @@ def test_the_page_finds_the_masks_that_python_finds(served, exported_lite, tmp_p
         page.wait_for_function("document.getElementById('status').textContent.includes('encoded')")
         area = page.locator("#marks").bounding_box()
         scale = area["width"] / image.width
-        page.mouse.click(area["x"] + point[0] * scale, area["y"] + point[1] * scale)
-        page.wait_for_function("document.getElementById('status').textContent.includes('IoU')")
-        page.screenshot(path=tmp_path / "page.png")
-        found, scores = [], []
-        for level in range(1, 7):
-            page.get_by_role("button", name=str(level), exact=True).click()
-            height, width, marked = page.evaluate(MARKED)
-            found.append(np.array(marked, bool).reshape(height, width))
-            if found[-1].any():
-                scores.append((level, float(status.text_content().split("IoU ")[1][:4])))
+        corners = [(area["x"] + x * scale, area["y"] + y * scale) for x, y in (box[:2], box[2:])]
+        for prompt in range(2):
+            page.evaluate("document.getElementById('status').textContent = ''")
+            if prompt == 0:
+                page.mouse.click(area["x"] + point[0] * scale, area["y"] + point[1] * scale)
+            else:
+                page.mouse.move(*corners[0])
+                page.mouse.down()
+                page.mouse.move(*corners[1], steps=3)
+                page.mouse.up()
+            page.wait_for_function("document.getElementById('status').textContent.includes('ms.')")
+            check_levels(page, wanted.masks[prompt], wanted.scores[prompt])
         browser.close()
     assert not problems
-    differ = (np.array(found) != wanted.masks[0]).mean((1, 2))
-    assert differ.max() < 2e-3, differ
-    assert len(scores) >= 3
-    for level, score in scores:
-        assert score == pytest.approx(wanted.scores[0][level - 1], abs=0.011)
+
+
+def check_levels(page, masks, scores):
+    """What the page shows at each level is the mask that Python finds."""
+    status, with_pixels = page.locator("#status"), 0
+    for level in range(1, 7):
+        page.get_by_role("button", name=str(level), exact=True).click()
+        height, width, marked = page.evaluate(MARKED)
+        found = np.array(marked, bool).reshape(height, width)
+        assert (found != masks[level - 1]).mean() < 2e-3, level
+        if found.any():
+            score = float(status.text_content().split("IoU ")[1][:4])
+            assert score == pytest.approx(scores[level - 1], abs=0.011)
+            with_pixels += 1
+    assert with_pixels >= 3
