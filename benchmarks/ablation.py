@@ -44,6 +44,7 @@ COLUMNS = {
 
 
 def main() -> None:
+    """Trains what is missing and prints the table of variants."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
@@ -65,7 +66,15 @@ def main() -> None:
 
 
 def run(folder: Path, seed: int, values: dict[str, object], suites: str, flags: list[str]) -> None:
-    """Trains one variant with one seed."""
+    """Trains one variant with one seed.
+
+    Args:
+        folder: of the run.
+        seed: of weights, order and augmentation.
+        values: configuration keys that differ from `flags`.
+        suites: evaluated at the end, joined by commas.
+        flags: of `semsam_jax.main`.
+    """
     names = tuple(suites.split(","))
     own = {"seed": seed, "eval_suites": names, **values}
     flags = [*flags, f"--workdir={folder}", *(f"--config.{k}={v}" for k, v in own.items())]
@@ -73,14 +82,18 @@ def run(folder: Path, seed: int, values: dict[str, object], suites: str, flags: 
 
 
 def scores(folder: Path) -> dict[str, float]:
-    """The figures of the last evaluation of a run."""
+    """The figures of a run's last evaluation, by column; scores are fractions of one."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     last = next(row for row in reversed(rows) if any(key.startswith("eval/") for key in row))
     return {name: last[key] for name, key in COLUMNS.items() if key in last}
 
 
 def table(found: dict[str, list[dict[str, float]]]) -> str:
-    """Variants by figures; what no run has is left out."""
+    """Markdown table of variants by figures: mean over seeds, half their range in brackets.
+
+    Args:
+        found: `scores` of each seed of each variant; a figure that no run has is left out.
+    """
     columns = [c for c in COLUMNS if any(c in one for runs in found.values() for one in runs)]
     lines = ["| variant | " + " | ".join(columns) + " |", "| --- " * (1 + len(columns)) + "|"]
     for name, runs in found.items():

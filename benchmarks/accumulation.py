@@ -30,6 +30,7 @@ from semsam_jax.train.warm_start import random_params
 
 
 def main() -> None:
+    """Prints the seconds of a step in both modes, and those of the matching."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=8, help="measured steps of each mode")
     parser.add_argument("--rows", type=int, default=4, help="interactive and generic rows each")

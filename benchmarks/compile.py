@@ -30,6 +30,7 @@ SMALL = 0.3
 
 
 def main() -> None:
+    """Starts the measured run in a process of its own, with an empty cache."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--warm", action="store_true", help="start once before, to fill the cache")
     parser.add_argument("--no-parts", action="store_true", help="programs alone")
@@ -50,7 +51,13 @@ def main() -> None:
 
 
 def measure(workdir: Path, flags: list[str], parts: bool) -> None:
-    """One start, in a process of its own."""
+    """One start up to its first step; prints the tables.
+
+    Args:
+        workdir: of the run.
+        flags: of `semsam_jax.main`.
+        parts: also count the instructions of the step, by part of the model.
+    """
     start, cpu = time.perf_counter(), time.process_time()
     from absl import flags as absl_flags
     from ml_collections import config_flags
@@ -122,7 +129,11 @@ def _shape(array):
 
 @contextmanager
 def compile_times():
-    """Seconds of tracing, lowering and compiling of each program."""
+    """Seconds of tracing, lowering and compiling of each program.
+
+    Yields:
+        Program -> `trace`, `lower` and `compile` -> seconds; filled while the block lasts.
+    """
     from jax import monitoring
 
     seconds: dict[str, Counter] = {}
@@ -140,7 +151,11 @@ def compile_times():
 
 
 def print_parts(first) -> None:
-    """Instructions of both halves of the step, by part."""
+    """Prints the instructions of both halves of the step, by part.
+
+    Args:
+        first: the `TrainStep` and the shapes that it was called with.
+    """
     from semsam_jax.parallel.cycles import count_instructions
     from semsam_jax.train import aot
 

@@ -21,6 +21,7 @@ REPEATS = 15
 
 
 def main() -> None:
+    """Prints the median milliseconds of one and of fifty clicks, with and without masks."""
     config = model_config("swin_t").decoder
     h, w = CANVAS
     keys = jax.random.split(jax.random.key(0), 6)

@@ -1,6 +1,6 @@
 """A crowd, damaged files and a flood against the web demo: requests, failures, peak memory.
 
-    python -m benchmarks.demo_load                      # the last training run
+    python -m benchmarks.demo_load                      # the weights of the package
     python -m benchmarks.demo_load --checkpoint DIR --images 200 --visitors 8 --flood-sec 20
 
 Starts `python -m semsam_jax demo` in a process of its own on a free port. Every visitor has an
@@ -48,7 +48,12 @@ class LoadTally:
     lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
     def row(self, name: str, server: "DemoServer") -> str:
-        """Line of the table."""
+        """Line of the table.
+
+        Args:
+            name: of the phase.
+            server: whose memory stands in the last column.
+        """
         answered = sum(n for status, n in self.statuses.items() if status == 200)
         refused = sum(n for status, n in self.statuses.items() if status != 200)
         clicks = "–"
@@ -69,7 +74,11 @@ class DemoServer:
     port: int
 
     def memory_mb(self, field: str = "VmRSS") -> float:
-        """Memory of the server; `VmHWM` is its peak."""
+        """Memory of the server in MiB.
+
+        Args:
+            field: of `/proc/PID/status`: `VmRSS` is what is resident now, `VmHWM` its peak.
+        """
         text = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(rf"{field}:\s+(\d+)", text).group(1)) / 1024
 
@@ -81,7 +90,12 @@ class Visitor:
         self._server, self._tally, self._address = server, tally, address
 
     def post(self, path: str, body: bytes | dict) -> dict | None:
-        """Content of the answer; None if it was refused, or failed."""
+        """Content of the answer; None if it was refused, or failed.
+
+        Args:
+            path: below `/api/`.
+            body: a file, or what becomes JSON.
+        """
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         connection = http.client.HTTPConnection(
             "127.0.0.1", self._server.port, timeout=300, source_address=(self._address, 0)
@@ -112,7 +126,15 @@ class Visitor:
         return answer if status == 200 else None
 
     def visit(self, content: bytes, number: int) -> str | None:
-        """Drops an image and works on it; returns its secret."""
+        """Drops an image and works on it.
+
+        Args:
+            content: an image file.
+            number: of the visit; every tenth also segments everything.
+
+        Returns:
+            The secret of the image; None if it was refused.
+        """
         image = self.post("image", content)
         if image is None:
             return None
@@ -135,7 +157,7 @@ class Visitor:
 def main() -> None:
     """Prints a table; exits with 1 if anything failed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--checkpoint", help="default: the last training run")
+    parser.add_argument("--checkpoint", help="default: the weights of the package")
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--visitors", type=int, default=8)
     parser.add_argument("--flood-threads", type=int, default=32)
@@ -168,14 +190,21 @@ def main() -> None:
 
 @contextlib.contextmanager
 def start(checkpoint: str | None) -> Iterator[DemoServer]:
-    """Runs the demo while the block lasts."""
+    """Runs the demo while the block lasts.
+
+    Args:
+        checkpoint: folder of a model, or None for the weights of the package.
+    """
     command = [sys.executable, "-m", "semsam_jax", "demo", "--port", "0"]
     command += ["--checkpoint", checkpoint] if checkpoint else []
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    found = re.search(r"http://127\.0\.0\.1:(\d+)", process.stdout.readline())
-    if found is None:
-        sys.exit("the demo did not start")
+    found = None
     try:
+        for line in process.stdout:  # the first one says which checkpoint it is
+            if found := re.search(r"http://127\.0\.0\.1:(\d+)", line):
+                break
+        if found is None:
+            sys.exit("the demo did not start")
         yield DemoServer(process, int(found.group(1)))
     finally:
         process.terminate()
@@ -198,7 +227,18 @@ def make_images() -> Iterator[bytes]:
 def crowd(
     server: DemoServer, tally: LoadTally, images: list[bytes], number: int, visitors: int
 ) -> list:
-    """Many visitors with many images, all tabs left open."""
+    """Many visitors with many images, all tabs left open.
+
+    Args:
+        server: the demo.
+        tally: counts what is sent and answered.
+        images: image files, taken in turn.
+        number: images dropped in all.
+        visitors: who drop them at the same time, each from an address of its own.
+
+    Returns:
+        The secrets of the images.
+    """
     keys, turns = [], iter(range(number))
 
     def visit(address: str) -> None:
@@ -215,7 +255,11 @@ def crowd(
 
 
 def damaged(server: DemoServer, tally: LoadTally, images: list[bytes]) -> list:
-    """Files that are no images, from many addresses, while a visitor clicks."""
+    """Files that are no images, from many addresses, while a visitor clicks.
+
+    Returns:
+        The secrets of the visitor's images.
+    """
     bomb = io.BytesIO()
     Image.new("1", (12_000, 12_000)).save(bomb, "PNG")
     strip = io.BytesIO()
@@ -234,7 +278,18 @@ def damaged(server: DemoServer, tally: LoadTally, images: list[bytes]) -> list:
 def flood(
     server: DemoServer, tally: LoadTally, images: list[bytes], threads: int, seconds: float
 ) -> list:
-    """One address asks for whole images and sends images without a pause; a visitor clicks."""
+    """One address asks for whole images and sends images without a pause; a visitor clicks.
+
+    Args:
+        server: the demo.
+        tally: counts what is sent and answered.
+        images: image files.
+        threads: requests at the same time.
+        seconds: how long.
+
+    Returns:
+        The secrets of all images.
+    """
     stop = time.perf_counter() + seconds
     key = Visitor(server, tally, "127.0.0.99").post("image", images[0])["image"]
 
@@ -251,7 +306,11 @@ def flood(
 
 
 def beside(server: DemoServer, tally: LoadTally, images: list[bytes], work: list[Callable]) -> list:
-    """Runs `work` in threads and visits with one image after the other until they are done."""
+    """Runs `work` in threads and visits with one image after the other until they are done.
+
+    Returns:
+        The secrets of the visitor's images.
+    """
     threads = [threading.Thread(target=one) for one in work]
     visitor, keys = Visitor(server, tally, "127.0.0.50"), []
     for thread in threads:

@@ -32,7 +32,7 @@ GIB_A_ROW = {"swin_t": 2.5, "swin_l": 5.0}
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of the table."""
+    """One line of the table: what was measured, the figure with its unit, and under what."""
 
     what: str
     figure: str
@@ -45,7 +45,16 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """How large everything is: full on an accelerator, small on a CPU."""
+    """How large everything is: full on an accelerator, small on a CPU.
+
+    Attributes:
+        preset: of the model for inference.
+        side: of the square image, pixels.
+        clicks: the larger of two numbers of clicks.
+        points_per_side: of the grid of clicks.
+        steps: presets of the training steps.
+        repeats: of each measurement; the smallest counts.
+    """
 
     preset: str
     side: int
@@ -60,6 +69,7 @@ SMALL = Sizes("tiny", 64, 4, 2, ("tiny",), 1)
 
 
 def main() -> None:
+    """Prints the table row by row, and writes it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, help="also write the table here")
     parser.add_argument("--minutes", type=float, default=8.0)
@@ -76,7 +86,12 @@ def main() -> None:
 
 
 def table(rows: list[Row], arguments: list[str]) -> list[str]:
-    """The table with what it was made on, as lines of Markdown."""
+    """The table with what it was made on, as lines of Markdown.
+
+    Args:
+        rows: what was measured so far.
+        arguments: of the command.
+    """
     device = jax.devices()[0]
     today = datetime.datetime.now(datetime.UTC).date()
     version = device.client.platform_version.splitlines()[0]
@@ -92,7 +107,16 @@ def table(rows: list[Row], arguments: list[str]) -> list[str]:
 
 
 def measure(sections: list[str], sizes: Sizes, end: float) -> Iterator[Row]:
-    """Runs the sections one after the other, as long as there is time."""
+    """Runs the sections one after the other, as long as there is time.
+
+    Args:
+        sections: some of `SECTIONS`.
+        sizes: how large everything is.
+        end: when to stop, by `time.monotonic`.
+
+    Yields:
+        A row for each figure; a part that is not reached or fails says so in its row.
+    """
     run = {"forms": forms, "encode": encode, "everything": everything, "step": steps}
     for name in sections:
         for what, part in run[name](sizes):
@@ -108,6 +132,7 @@ def measure(sections: list[str], sizes: Sizes, end: float) -> Iterator[Row]:
 
 
 Parts = Iterator[tuple[str, Callable[[], Iterator[Row]]]]
+"""The parts of a section: what each measures, and the function that yields its rows."""
 
 
 def forms(sizes: Sizes) -> Parts:

@@ -27,6 +27,7 @@ _MIB = 2**20
 
 
 def main() -> None:
+    """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--preset", default="lite")
     parser.add_argument("--image_size", type=int, default=256)
@@ -47,7 +48,13 @@ def main() -> None:
 
 
 def run_of(args: argparse.Namespace, mode: str, rows: str) -> config_lib.RunConfig:
-    """The run of a mode, as if its checkpoint had been one of `args.preset`."""
+    """The run of a mode, as if its checkpoint had been one of `args.preset`.
+
+    Args:
+        args: of the command.
+        mode: one of `finetune.FROZEN`.
+        rows: interactive and generic rows a step, such as `4+2`.
+    """
     config = finetune.get_config(mode)
     interactive, _, generic = rows.partition("+")
     config.model.preset, config.data.image_size = args.preset, args.image_size
@@ -63,7 +70,16 @@ def run_of(args: argparse.Namespace, mode: str, rows: str) -> config_lib.RunConf
 
 
 def measure(run: config_lib.RunConfig, is_traced: bool) -> tuple[int, int, int | None]:
-    """Bytes of the state, of what is kept between the programs, and at the fullest moment."""
+    """Memory of a training step on one device.
+
+    Args:
+        run: the configuration.
+        is_traced: compile nothing.
+
+    Returns:
+        Bytes of the state, of what is kept between the programs, and at the fullest moment (None
+        if nothing was compiled).
+    """
     mesh = build_mesh(devices=jax.devices()[:1])
     model = build.build_model(run)
     tx = build.build_tx(run, model)

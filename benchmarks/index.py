@@ -39,6 +39,7 @@ MB = 1e6
 
 
 def main() -> None:
+    """Writes the set and opens it in both forms, each in a new process."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--entries", type=int, default=11_185_362)
     parser.add_argument("--workers", type=int, default=2)
@@ -62,7 +63,12 @@ def main() -> None:
 
 
 def write_listing(folder: pathlib.Path, entries: int) -> None:
-    """Keeps a listing and an index of so many images as if a scan had left them."""
+    """Keeps a listing and an index as if a scan had left them.
+
+    Args:
+        folder: with archives of `IMAGES` images in `tars`; the listing goes into `cache`.
+        entries: images in the listing; the real ones over and over.
+    """
     real = read_listing(folder / "tars")
     places = np.resize(real.places, entries)
     listing = Listing(StringTable.of(f"sa_{n}" for n in range(entries)), real.archives, places)
@@ -74,7 +80,12 @@ def write_listing(folder: pathlib.Path, entries: int) -> None:
 
 
 def write_records(folder: pathlib.Path, entries: int) -> None:
-    """One built shard under as many names as the whole set has shards."""
+    """One built shard under as many names as the whole set has shards.
+
+    Args:
+        folder: as for `write_listing`; records go into `records`.
+        entries: images of the set, rounded up to whole shards.
+    """
     builder = RecordsBuilder("sa1b", folder / "tars", "train", folder / "records")
     builder.download_and_prepare()
     data = pathlib.Path(builder.plan.folder)
@@ -91,6 +102,7 @@ def write_records(folder: pathlib.Path, entries: int) -> None:
 
 
 def synthetic_index(entries: int) -> tuple[dict[str, np.ndarray], IndexReport]:
+    """An index of so many images with two masks each, [entries] an array, and its report."""
     arrays = {
         "position": np.arange(entries, dtype=np.int64),
         "num_instances": np.full(entries, 2, np.int32),
@@ -101,7 +113,13 @@ def synthetic_index(entries: int) -> tuple[dict[str, np.ndarray], IndexReport]:
 
 
 def measure(kind: str, folder: pathlib.Path, workers: int) -> None:
-    """Opens the set and draws rows; prints what that costs."""
+    """Opens the set and draws rows; prints what that costs.
+
+    Args:
+        kind: `tars` or `records`.
+        folder: as for `write_listing`.
+        workers: processes that read.
+    """
     me = psutil.Process()
     before = me.memory_full_info().uss
     start = time.perf_counter()

@@ -56,7 +56,15 @@ def main() -> None:
 
 
 def run_row(args: argparse.Namespace, name: str) -> dict:
-    """Measures one row in a new process."""
+    """Measures one row in a new process.
+
+    Args:
+        args: of the command.
+        name: one of `ROWS`.
+
+    Returns:
+        See `measure`.
+    """
     command = [sys.executable, "-m", "benchmarks.inference", "--run", name]
     for key in ("checkpoint", "image", "dtype", "repeats", "points_per_side"):
         command += [f"--{key.replace('_', '-')}", str(getattr(args, key))]
@@ -65,7 +73,11 @@ def run_row(args: argparse.Namespace, name: str) -> dict:
 
 
 def measure(args: argparse.Namespace) -> dict:
-    """Measures the row `args.run` in this process."""
+    """Measures the row `args.run` in this process.
+
+    Returns:
+        `what` it is, `wall` and `cpu` seconds, `peak_gb` of the process.
+    """
     import resource
 
     import jax
@@ -86,7 +98,7 @@ def measure(args: argparse.Namespace) -> dict:
         wall, cpu = best(lambda: jax.block_until_ready(model.encode(canvas, [frame])), args.repeats)
         what = f"encode {size}"
     elif args.run == "auto":
-        generator, num_measured = make_generator(model, image, frame, args.points_per_side)
+        generator, num_measured = make_generator(model, image, args.points_per_side)
         found: list = []
         wall, cpu = best(lambda: found.__setitem__(slice(None), generator.generate(image)), 1)
         clicks = args.points_per_side**2
@@ -104,8 +116,17 @@ def measure(args: argparse.Namespace) -> dict:
     return {"what": what, "wall": wall, "cpu": cpu, "peak_gb": peak}
 
 
-def make_generator(model: Any, image: Any, frame: Any, points_per_side: int) -> tuple[Any, float]:
-    """A generator whose IoU filter lets `PASS_SHARE` of random weights' masks through."""
+def make_generator(model: Any, image: Any, points_per_side: int) -> tuple[Any, float]:
+    """A generator whose IoU filter lets `PASS_SHARE` of random weights' masks through.
+
+    Args:
+        model: a `LoadedModel`; trained weights keep SAM's threshold of 0.88.
+        image: uint8 [h, w, 3].
+        points_per_side: clicks along each side of the grid.
+
+    Returns:
+        The `MaskGenerator`, and the share of masks that pass.
+    """
     import numpy as np
 
     from semsam_jax.inference.grid import point_grid
@@ -126,7 +147,15 @@ def make_generator(model: Any, image: Any, frame: Any, points_per_side: int) -> 
 
 
 def time_cold_start(args: argparse.Namespace, folder: str) -> dict:
-    """From the start of the command to its result on disk, with a warm compilation cache."""
+    """From the start of the command to its result on disk, with a warm compilation cache.
+
+    Args:
+        args: of the command.
+        folder: for the cache and results.
+
+    Returns:
+        As `measure`, without memory.
+    """
     command = [sys.executable, "-m", "semsam_jax", "segment", args.image, "--point", "300,300"]
     command += ["--checkpoint", args.checkpoint, "--dtype", args.dtype, "--out", f"{folder}/out"]
     env = os.environ | {"SEMSAM_JAX_CACHE": f"{folder}/cache"}
@@ -141,7 +170,12 @@ def time_cold_start(args: argparse.Namespace, folder: str) -> dict:
 
 
 def best(run: Callable[[], Any], repeats: int) -> tuple[float, float]:
-    """Smallest wall and CPU seconds, after one call that compiles."""
+    """Smallest wall and CPU seconds of a call, after one that compiles.
+
+    Args:
+        run: what is timed.
+        repeats: timed calls.
+    """
     run()
     wall, cpu = [], []
     for _ in range(repeats):

@@ -41,7 +41,13 @@ from data_pipelines.vocabulary import build_vocabulary
 
 
 def random_jpeg(rng: np.random.Generator, height: int, width: int) -> bytes:
-    """A JPEG with smooth colours and camera noise: about 0.3 bytes a pixel."""
+    """A JPEG file with smooth colours and camera noise: about 0.3 bytes a pixel.
+
+    Args:
+        rng: of colours and noise.
+        height: pixels.
+        width: pixels.
+    """
     coarse = rng.integers(0, 255, (height // 32, width // 32, 3)).astype(np.uint8)
     smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).astype(np.float32)
     noisy = np.clip(smooth + rng.normal(0, 8, smooth.shape), 0, 255).astype(np.uint8)
@@ -51,13 +57,25 @@ def random_jpeg(rng: np.random.Generator, height: int, width: int) -> bytes:
 
 
 def instance(mask: np.ndarray, object_id: int) -> RawInstance:
+    """An annotated mask.
+
+    Args:
+        mask: bool [h, w].
+        object_id: of its class; -1 for none.
+    """
     rle = coco_mask.encode(np.asfortranarray(mask))
     x, y, w, h = (float(value) for value in coco_mask.toBbox(rle))
     return RawInstance(rle=rle, box=(x, y, x + w, y + h), object_id=object_id)
 
 
 def sa1b_example(num_masks: int, height: int = 1500, width: int = 2250) -> RawExample:
-    """Ragged blobs: most are small, a few cover much of the image."""
+    """An image as SA-1B's, with ragged blobs: most are small, a few cover much of it.
+
+    Args:
+        num_masks: blobs.
+        height: pixels.
+        width: pixels.
+    """
     rng = np.random.default_rng(0)
     noise = cv2.resize(rng.normal(0, 1, (height // 24, width // 24)), (width, height))
     yy, xx = np.mgrid[:height, :width].astype(np.float32)
@@ -71,7 +89,13 @@ def sa1b_example(num_masks: int, height: int = 1500, width: int = 2250) -> RawEx
 
 
 def coco_example(num_segments: int = 20, height: int = 480, width: int = 640) -> RawExample:
-    """Ragged cells that together cover the image."""
+    """An image as COCO panoptic's, with ragged cells that together cover it.
+
+    Args:
+        num_segments: cells, of as many classes.
+        height: pixels.
+        width: pixels.
+    """
     rng = np.random.default_rng(0)
     yy, xx = np.mgrid[:height, :width].astype(np.float32)
     noise = cv2.resize(rng.normal(0, 25, (height // 8, width // 8)), (width, height))
@@ -84,7 +108,12 @@ def coco_example(num_segments: int = 20, height: int = 480, width: int = 640) ->
 
 
 def rate(work: Callable[[], object], repeats: int) -> float:
-    """Runs per second of processor time, so that other work on the machine counts little."""
+    """Runs per second of processor time, so that other work on the machine counts little.
+
+    Args:
+        work: what is timed, once before the clock starts.
+        repeats: timed runs.
+    """
     work()
     start = time.process_time()
     for _ in range(repeats):
@@ -93,11 +122,22 @@ def rate(work: Callable[[], object], repeats: int) -> float:
 
 
 def make_row(decoder: RecordDecoder, record: bytes, maker: row.RowMaker, rng) -> dict:
+    """A training row (`data_pipelines.schema`) of a stored record."""
     return maker((decoder(record), "any"), rng)
 
 
 def measure(example: RawExample, augment: geometry.Augment, stride: int, repeats: int) -> Callable:
-    """Prints the rates of one record; returns the work, for a profile."""
+    """Prints the rates of one record.
+
+    Args:
+        example: becomes the record.
+        augment: of its dataset.
+        stride: of the masks on the canvas, pixels.
+        repeats: timed runs.
+
+    Returns:
+        The work of a row, for a profile.
+    """
     vocabulary = build_vocabulary(["coco"])
     maker = row.RowMaker(
         shape=BatchShape(mask_stride=stride, vocab_size=len(vocabulary)),
@@ -130,7 +170,13 @@ def measure(example: RawExample, augment: geometry.Augment, stride: int, repeats
 
 
 def measure_workers(example: RawExample, workers: int, batches: int) -> None:
-    """Prints the rows a second of some worker processes, and the most memory one of them held."""
+    """Prints the rows a second of worker processes, and the most memory (MB) one of them held.
+
+    Args:
+        example: read over and over.
+        workers: processes.
+        batches: of four rows, timed after the first.
+    """
     config = PipelineConfig(
         shape=BatchShape(),
         interactive=StreamConfig(4, Mixture({"sa1b": 1.0})),
@@ -158,7 +204,13 @@ def measure_workers(example: RawExample, workers: int, batches: int) -> None:
 
 
 def write_images(example: RawExample, folder: pathlib.Path, count: int) -> None:
-    """The example some times over, as unpacked SA-1B."""
+    """The example some times over, as unpacked SA-1B.
+
+    Args:
+        example: image and masks.
+        folder: is made.
+        count: copies.
+    """
     folder.mkdir()
     annotations = [
         {"segmentation": {"size": item.rle["size"], "counts": item.rle["counts"].decode()}}
@@ -173,6 +225,7 @@ def write_images(example: RawExample, folder: pathlib.Path, count: int) -> None:
 
 
 def main() -> None:
+    """Prints the rates, and the peak memory of the process."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--masks", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=20)

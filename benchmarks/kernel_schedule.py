@@ -21,6 +21,7 @@ _LINE = re.compile(r"\s*(?:0x[0-9a-f]+|0)\s+(LH|LB|LE|PB|PF|CT)?:?\s*((?:> ?)*):
 
 
 def main() -> None:
+    """Prints the table of bundles."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--topology", default="v5e:2x2")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
@@ -46,7 +47,12 @@ def main() -> None:
 
 
 def compile_kernels(topology: str, dtype: str) -> None:
-    """Forward and backward of one encoder layer of one image."""
+    """Compiles forward and backward of one encoder layer of one image; the compiler writes dumps.
+
+    Args:
+        topology: of the TPU slice, such as `v5e:2x2`.
+        dtype: of values; places and weights are float32.
+    """
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -85,7 +91,18 @@ def compile_kernels(topology: str, dtype: str) -> None:
 
 
 def count_bundles(folder: Path, kernel: str) -> tuple[list[int], int]:
-    """Bundles of each inner loop, and of everything outside of them."""
+    """Bundles of a kernel.
+
+    Args:
+        folder: with the compiler's dumps.
+        kernel: its name.
+
+    Returns:
+        Bundles of each inner loop, and of everything outside of them.
+
+    Raises:
+        SystemExit: the compiler wrote no schedule of it.
+    """
     files = sorted(
         f for f in folder.glob(f"*{kernel}*final_bundles.txt") if "analysis" not in f.name
     )

@@ -104,6 +104,10 @@ def kill_and_resume(
 def compare(first: Path, second: Path) -> None:
     """Compares the newest checkpoints of two runs and all losses that they logged.
 
+    Args:
+        first: folder of a run.
+        second: folder of another one.
+
     Raises:
         RuntimeError: they are not bitwise equal.
     """
@@ -220,6 +224,7 @@ def _losses(run: Path) -> dict[int, set[float]]:
 
 
 def main() -> None:
+    """Runs, kills, compares, and prints what happened."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--workdir", type=Path, required=True)

@@ -24,6 +24,7 @@ POINTS, CANVAS, DIM = 12544, 512, 64
 
 
 def main() -> None:
+    """Prints the times of the host and of the device."""
     for images in (1, 8):
         print(f"{images} images, prompts:  host {host_ms(images, 'prompts'):8.2f} ms")
         print(f"{images} images, queries:  host {host_ms(images, 'queries'):8.2f} ms")
@@ -37,7 +38,13 @@ def main() -> None:
 
 
 def host_ms(images: int, stream: str, repeats: int = 5) -> float:
-    """Median milliseconds of `assign`."""
+    """Median milliseconds of `assign`.
+
+    Args:
+        images: rows of the batch.
+        stream: `prompts` or `queries`.
+        repeats: timed calls.
+    """
     rng = np.random.default_rng(0)
     if stream == "prompts":
         shape = (images, PROMPTS, TOKENS, TOKENS)
@@ -52,6 +59,11 @@ def host_ms(images: int, stream: str, repeats: int = 5) -> float:
 
 def v4_32_ms(instances: int, rows: int = 8, repeats: int = 21) -> tuple[float, float, float, float]:
     """Milliseconds of `assign` for both streams of a host.
+
+    Args:
+        instances: slots in use, of `INSTANCES`.
+        rows: of each stream.
+        repeats: timed calls.
 
     Returns:
         Median and least of the wall clock; seconds of all processors, median of the whole call and

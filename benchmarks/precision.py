@@ -20,6 +20,7 @@ SCORES = ("one_click_iou_max", "one_click_iou_oracle")
 
 
 def main() -> None:
+    """Trains twice and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("flags", nargs="+", help="flags of the quickstart, after --")

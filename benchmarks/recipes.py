@@ -38,6 +38,7 @@ PASSES = {"high": 3, "bf16_bf16_f32_x3": 3, "highest": 6, "bf16_bf16_f32_x6": 6}
 
 
 def main() -> None:
+    """Prints the table."""
     argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", NUM_CHIPS)  # stand for the chips: nothing runs
@@ -62,7 +63,12 @@ def main() -> None:
 
 
 def row(name: str, run: config_lib.RunConfig) -> str:
-    """One line of the table."""
+    """One line of the table.
+
+    Args:
+        name: of the recipe.
+        run: its configuration.
+    """
     work = count(run)
     chip, rate = cost_report.CHIPS[KIND], CHIPS[KIND].flops * NUM_CHIPS
     flops = {"bfloat16": 0.0, "float32 once": 0.0, "float32 in passes": 0.0}
@@ -95,7 +101,7 @@ def _class_of(passes: int) -> str:
 
 
 def count(run: config_lib.RunConfig) -> Arithmetic:
-    """Work of one step of a run."""
+    """Work of one step of a run, on all chips together."""
     mesh = build_mesh()
     names = input_lib.open_vocabulary(run, input_lib.used_datasets(run))
     model = build.build_model(run)

@@ -38,6 +38,7 @@ class Row:
 
 
 def main() -> None:
+    """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--checkpoint", help="(default: the model of the package)")
     parser.add_argument("--root", default="", help="of the datasets (default: the sample)")
@@ -65,7 +66,16 @@ def line(row: Row) -> str:
 
 
 def measure(model: LoadedModel, samples, max_objects: int) -> dict[str, Row]:
-    """One round for every kind of wrong mask of every object."""
+    """One round for every kind of wrong mask of every object.
+
+    Args:
+        model: from `load_model`.
+        samples: annotated images.
+        max_objects: the largest of an image that are tried.
+
+    Returns:
+        Kind -> IoUs, one for each object.
+    """
     rows = {kind: Row() for kind in KINDS}
     predictor = Predictor(model)
 
@@ -94,7 +104,15 @@ def measure(model: LoadedModel, samples, max_objects: int) -> dict[str, Row]:
 
 
 def objects(sample: EvalSample, count: int) -> Iterator[np.ndarray]:
-    """The largest countable objects of an image that leave room for a wrong mask."""
+    """The largest countable objects of an image that leave room for a wrong mask.
+
+    Args:
+        sample: an annotated image.
+        count: at most so many.
+
+    Yields:
+        bool [h, w].
+    """
     things = sample.flags("is_thing", True) & ~sample.flags("is_crowd", False)
     masks = [sample.mask(index) for index in np.flatnonzero(things)]
     masks = [mask for mask in masks if SMALLEST_PX <= mask.sum() < 0.6 * mask.size]
@@ -102,7 +120,15 @@ def objects(sample: EvalSample, count: int) -> Iterator[np.ndarray]:
 
 
 def spoil(truth: np.ndarray, kind: str) -> np.ndarray:
-    """A wrong mask of an object, by about a quarter of its size."""
+    """A wrong mask of an object, by about a quarter of its size.
+
+    Args:
+        truth: bool [h, w], not empty.
+        kind: one of `KINDS`, but the last.
+
+    Returns:
+        bool [h, w]; may be empty.
+    """
     rows, columns = np.flatnonzero(truth.any(1)), np.flatnonzero(truth.any(0))
     y0, y1, x0, x1 = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
     if kind == "its box":
@@ -120,13 +146,18 @@ def spoil(truth: np.ndarray, kind: str) -> np.ndarray:
 
 
 def corrected(truth: np.ndarray, wrong: np.ndarray) -> Request:
-    """A wrong mask and a click in its largest error."""
+    """A wrong mask with a click in its largest error.
+
+    Args:
+        truth: bool [h, w].
+        wrong: bool [h, w], another one.
+    """
     x, y, is_positive = next_click(truth, wrong)
     return Request(point_coords=[[x, y]], point_labels=[int(is_positive)], mask_input=wrong)
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> float:
-    """IoU of two masks."""
+    """IoU of two masks [h, w], 0 to 1."""
     return float((a & b).sum() / max(1, (a | b).sum()))
 
 

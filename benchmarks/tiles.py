@@ -82,14 +82,25 @@ def compare(args: argparse.Namespace) -> None:
 
 
 def ious(first: list, second: list) -> np.ndarray:
-    """IoU of every pair."""
+    """IoU of every pair, float64 [n, m].
+
+    Args:
+        first: n masks as COCO RLE.
+        second: m masks.
+    """
     if not first or not second:
         return np.zeros((len(first), len(second)))
     return coco_mask.iou(first, second, [0] * len(second))
 
 
 def measure_memory(side: int, tile: int = 1024, overlap: int = 128) -> None:
-    """Peak memory of windows, run lengths and seams for squares in a large TIFF file."""
+    """Prints the peak memory of windows, run lengths and seams for squares in a large TIFF file.
+
+    Args:
+        side: of the square image, pixels.
+        tile: side of a tile, pixels.
+        overlap: what neighbouring tiles share, pixels.
+    """
     import rasterio
 
     rng = np.random.default_rng(0)

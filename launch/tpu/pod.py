@@ -34,6 +34,8 @@ WORKER = "semsam_jax/launch/tpu/worker.sh"
 class Pod:
     """One TPU slice (or several behind one queued resource).
 
+    Methods end the process with a message if `gcloud` is missing or fails.
+
     Attributes:
         name, zone, project: where it is; an empty project is gcloud's own default.
         type: accelerator type, such as v5litepod-16 or v4-32.
@@ -78,11 +80,15 @@ class Pod:
         self._ssh(f"tar xzf {archive} && {mount}bash {WORKER} install")
 
     def run(self, train: list[str]) -> None:
-        """Starts the job on every worker; it goes on when this command ends."""
+        """Starts the job on every worker; it goes on when this command ends.
+
+        Args:
+            train: flags of `semsam_jax.main`.
+        """
         self._ssh(f"bash {WORKER} start {shlex.join(train)}")
 
     def status(self) -> str:
-        """Returns "running", "done", "failed CODE" or "gone"."""
+        """Returns "running", "done", "failed CODE", "gone" or "unreachable"."""
         if self._state() in GONE:
             return "gone"
         answer = self._ssh(f"bash {WORKER} status", worker="0", is_captured=True)
@@ -90,6 +96,10 @@ class Pod:
 
     def watch(self, train: list[str], period_sec: float) -> int:
         """Follows the job to its end; makes a new machine whenever the old one is gone.
+
+        Args:
+            train: flags of `semsam_jax.main`, to start it again with.
+            period_sec: between two looks.
 
         Returns:
             The exit code of the job.
@@ -178,7 +188,17 @@ class Pod:
 
 
 def main(argv: list[str]) -> int:
-    """Runs one command; returns the exit code."""
+    """Runs one command.
+
+    Args:
+        argv: words of the command line, behind the program's name.
+
+    Returns:
+        The exit code: 0, or that of the job.
+
+    Raises:
+        SystemExit: wrong arguments, no `gcloud`, or a command of it failed.
+    """
     own, train = argv, []
     if "--" in argv:
         cut = argv.index("--")

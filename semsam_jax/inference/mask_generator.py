@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import math
 import warnings
-from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -44,6 +43,7 @@ from semsam_jax.inference.mask_selection import (
     KeptMasks,
     filter_masks,
     inclusive_box,
+    suited_thresholds,
     suppress,
     suppress_cleaned,
     touches_crop_border,
@@ -147,11 +147,7 @@ class MaskGenerator:
         check_flag("tree", tree)
         if not isinstance(overlap, str) or overlap not in OVERLAPS:
             raise PromptError(f"overlap: got {str(overlap)[:60]!r}; wanted all or none.")
-        suited = mask_thresholds(model.meta)
-        pred_iou_thresh = suited[0] if pred_iou_thresh is None else pred_iou_thresh
-        stability_score_thresh = (
-            suited[1] if stability_score_thresh is None else stability_score_thresh
-        )
+        least = suited_thresholds(model.meta, pred_iou_thresh, stability_score_thresh)
         if not isinstance(output_mode, str) or output_mode not in OUTPUT_MODES:
             raise PromptError(
                 f"output_mode: got {str(output_mode)[:60]!r}; wanted one of "
@@ -161,8 +157,8 @@ class MaskGenerator:
         self.points_per_side = points_per_side
         self.points_per_batch = points_per_batch
         self.filters = Filters(
-            pred_iou_thresh=pred_iou_thresh,
-            stability_score_thresh=stability_score_thresh,
+            pred_iou_thresh=least[0],
+            stability_score_thresh=least[1],
             stability_score_offset=stability_score_offset,
             box_nms_thresh=box_nms_thresh,
             crop_nms_thresh=crop_nms_thresh,
@@ -186,14 +182,23 @@ class MaskGenerator:
         self.tile, self.tile_overlap = tile, tile_overlap
 
     def generate(self, image: ImageLike | LargeImage) -> Records:
-        """Returns one record for each mask, as a list with ways into other formats.
+        """Finds all masks of an image.
 
-        Keys are SAM's: `segmentation` (bool [h, w] or RLE by `output_mode`), `area`, `bbox`
-        (x, y, width, height between the outermost pixels, as SAM computes it),
-        `predicted_iou`, `point_coords` ([[x, y]] image pixels), `stability_score` (before
-        small regions are removed), `crop_box` (x, y, width, height); and `level`, `token`,
-        and with labels `object` and `part` ({"name", "score", "is_sure"}). No mask is empty and
-        no two are equal, whatever the thresholds.
+        Args:
+            image: path, PIL image or array, see `load_image`; or an open `LargeImage`.
+
+        Returns:
+            One record for each mask, as a list with ways into other formats. Keys are SAM's:
+            `segmentation` (bool [h, w] or RLE by `output_mode`), `area` (pixels), `bbox` (x, y,
+            width, height between the outermost pixels, as SAM computes it), `predicted_iou`,
+            `point_coords` ([[x, y]] image pixels), `stability_score` (before small regions are
+            removed), `crop_box` (x, y, width, height); and `level`, `token`, and with labels
+            `object` and `part` ({"name", "score", "is_sure"}). No mask is empty and no two are
+            equal, whatever the thresholds.
+
+        Raises:
+            DataError: not a readable image.
+            PromptError: binary masks of a large image that need more than 4 GiB.
         """
         if isinstance(image, LargeImage) or self.tile is not None:
             found, image_hw = self._find_in_tiles(image)
@@ -392,9 +397,3 @@ class MaskGenerator:
             if name is not None:
                 record[key] = name.record()
         return record
-
-
-def mask_thresholds(meta: Mapping) -> tuple[float, float]:
-    """Predicted IoU and stability that suit a checkpoint, as it says."""
-    stored = meta.get("mask_thresholds") or {}
-    return float(stored.get("pred_iou", 0.88)), float(stored.get("stability", 0.92))

@@ -7,7 +7,7 @@ stability, crop border, box NMS, removal of small regions, box NMS again.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import cv2
 import jax
@@ -52,6 +52,24 @@ class Filters:
             if not is_finite_number(value) or not (is_free or value >= 0):
                 wanted = "a number" if is_free else "a number of at least 0"
                 raise PromptError(f"{field.name}: got {str(value)[:60]}; wanted {wanted}.")
+
+
+def suited_thresholds(
+    meta: Mapping, pred_iou: float | None, stability: float | None
+) -> tuple[float, float]:
+    """Thresholds of predicted IoU and stability, as given or as they suit a checkpoint.
+
+    Args:
+        meta: its `config.json`, where `calibrate` stores them; else they are Semantic-SAM's.
+        pred_iou: None for what suits it.
+        stability: None for what suits it.
+    """
+    stored = meta.get("mask_thresholds") or {}
+    if pred_iou is None:
+        pred_iou = float(stored.get("pred_iou", Filters.pred_iou_thresh))
+    if stability is None:
+        stability = float(stored.get("stability", Filters.stability_score_thresh))
+    return pred_iou, stability
 
 
 @dataclasses.dataclass(frozen=True)

@@ -104,7 +104,11 @@ class Predictor:
 
     @property
     def pyramid(self) -> Pyramid:
-        """Features of the image that was set, on the device; one image."""
+        """Features of the image that was set, on the device: levels [1, h / s, w / s, d].
+
+        Raises:
+            PromptError: no image set.
+        """
         if self._encoded is None:
             raise PromptError("pyramid: no image set; call set_image first.")
         return self._encoded.pyramid
@@ -150,10 +154,10 @@ class Predictor:
                 (`inference.granularity`). Empty only where the masks of all levels are.
 
         Returns:
-            `Segments`; unpacks as masks [m, h, w], scores [m], low_res_logits [m, h/4, w/4],
-            in the order of the levels. An empty mask has the lowest score, at most 0. For
-            several boxes [n, 4], or clicks [n, k, 2], a `SegmentsBatch`: the same with a first
-            axis of n.
+            `Segments`; unpacks as masks [m, h, w] of the image's size, scores [m] (predicted
+            IoU), low_res_logits [m, canvas h / 4, canvas w / 4], in the order of the levels. An
+            empty mask has the lowest score, at most 0. For several boxes [n, 4], or clicks
+            [n, k, 2], a `SegmentsBatch`: the same with a first axis of n.
 
         Raises:
             PromptError: no image set, or the prompt cannot be used on it.
@@ -180,6 +184,9 @@ class Predictor:
 
         Returns:
             A `Segments` for each request.
+
+        Raises:
+            PromptError: as `predict`, or the requests are no list of requests.
         """
         if self._encoded is None:
             raise PromptError("predict: no image set; call set_image first.")
@@ -210,6 +217,10 @@ class Predictor:
 
         Returns:
             For each image, for each of its requests, the masks.
+
+        Raises:
+            DataError: an image cannot be read.
+            PromptError: a request cannot be used, or there are other numbers of images and lists.
         """
         check_sequence("images", images, "a list of images")
         check_sequence("requests", requests, "a list of requests for each image")

@@ -27,18 +27,16 @@ def wheel_metadata(wheel):
 
 def test_the_wheel_holds_code_types_sample_page_and_recipes(wheel_names):
     for name in (
-        "semsam_jax/py.typed",
-        "semsam_jax/text/templates.txt",
-        "semsam_jax/demo/static/app.js",
         "data_pipelines/vocabularies/coco.json",
         "data_pipelines/sample/README.md",
         "data_pipelines/sample/data/ATTRIBUTION.csv",
         "configs/joint.py",
+        "semsam_jax/weights/lite/README.md",
     ):
         assert name in wheel_names, name
-    sample = ROOT / "data_pipelines" / "sample" / "data"
-    for path in sample.rglob("*"):
-        if path.is_file():
+    # All files of the package but the READMEs of its folders, and the whole sample.
+    for path in [*ROOT.glob("semsam_jax/**/*"), *ROOT.glob("data_pipelines/sample/data/**/*")]:
+        if path.is_file() and path.name != "README.md" and "__pycache__" not in path.parts:
             assert path.relative_to(ROOT).as_posix() in wheel_names
     assert not [n for n in wheel_names if n.startswith(("tests/", "benchmarks/", "launch/"))]
 
@@ -48,7 +46,8 @@ def test_the_sdist_holds_everything_the_wheel_is_made_of(sdist, wheel_names):
         names = {n.partition("/")[2] for n in archive.getnames()}
     missing = [n for n in wheel_names if ".dist-info/" not in n and n not in names]
     assert missing == []
-    assert {"README.md", "LICENSE", "pyproject.toml", "setup.py"} <= names
+    assert {"README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "pyproject.toml"} <= names
+    assert not [n for n in names if n.startswith(("tests", "benchmarks", "launch", "docs"))]
 
 
 def test_the_pythons_named_are_those_the_dependencies_allow(wheel):
