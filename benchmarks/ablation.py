@@ -1,12 +1,15 @@
 r"""What single rules of a recipe are worth: the same run with each of them taken back, by seed.
 
-    python -m benchmarks.ablation --workdir DIR --seeds 0 1 -- --config=configs/joint.py:scratch \
-        --config.data.root=DATA --config.data.custom=FOLDER --config.data.datasets.custom=2 \
-        --config.data.generic_datasets.custom=2 --config.eval_dataset=custom \
+    python -m benchmarks.ablation --workdir DIR --seeds 0 1 --start runs/lite_finish \
+        --forget decoder/iou_head -- --config=configs/joint.py:scratch --config.data.root=DATA \
+        --config.data.custom=FOLDER --config.data.datasets.custom=4 \
+        --config.data.generic_datasets.custom=4 --config.eval_dataset=custom \
         --config.eval_images=100
 
 Everything after -- goes to `python -m semsam_jax.main`; the data decides what can be seen: FOLDER
-needs objects with named parts (categories `whole:part`), DATA the same objects without.
+needs objects with named parts (categories `whole:part`), DATA the same objects without. With
+--start all variants begin at a checkpoint whose class heads were never trained; --forget gives
+the parts of it that a variant would inherit from its rival random values again.
 A run that is there is not repeated. Prints the mean over seeds and, in brackets, half their range.
 """
 
@@ -15,6 +18,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+
+from semsam_jax.core.checkpoint_io import read_model
+from semsam_jax.core.model_files import save_model
+from semsam_jax.models.presets import from_json
+from semsam_jax.models.semantic_sam import SemanticSAM
+from semsam_jax.train.warm_start import random_params
 
 VARIANTS: dict[str, dict[str, object]] = {
     "as it is": {},
@@ -50,8 +59,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--suites", default="one_click,generic,names,part", help="(%(default)s)")
+    parser.add_argument("--start", help="checkpoint that all variants begin at; default: random")
+    parser.add_argument("--forget", nargs="*", default=[], metavar="PART", help="as iou_head")
     parser.add_argument("flags", nargs="+", help="flags of the quickstart, after --")
     args = parser.parse_args()
+    if args.start:
+        start = args.workdir / "start"
+        if not start.exists():
+            forget(args.start, args.forget, start)
+        args.flags += [f"--config.model.warm_start={start}", "--config.model.backbone_weights="]
     found = {}
     for number, (name, values) in enumerate(VARIANTS.items()):
         if name not in args.variants:
@@ -63,6 +79,19 @@ def main() -> None:
                 run(folder, seed, values, args.suites, args.flags)
             found[name].append(scores(folder))
     print(table(found))
+
+
+def forget(checkpoint: str, parts: list[str], folder: Path) -> None:
+    """Writes a copy of a checkpoint in which some parts are random again."""
+    params, meta = read_model(checkpoint)
+    fresh = random_params(SemanticSAM(from_json(meta["model_config"])), 0)
+    for part in parts:
+        *path, last = part.split("/")
+        old, new = params, fresh
+        for key in path:
+            old, new = old[key], new[key]
+        old[last] = new[last]
+    save_model(folder, params, meta)
 
 
 def run(folder: Path, seed: int, values: dict[str, object], suites: str, flags: list[str]) -> None:

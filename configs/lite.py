@@ -40,10 +40,12 @@ def get_config(stage: str = "masks") -> ConfigDict:
     config.data.num_prompts = 32
     config.log_every = 50
     config.save_every = 500
+    config.model.granularity_token = True
     if stage != "names":
         config.data.datasets = ConfigDict({"sa1b": 1.0})
         config.text.source = "none"
         config.loss.iou_every_layer = False
+        config.loss.granularity = 1.0
     if stage == "masks":
         config.model.backbone_weights = "imagenet"
         config.model.init = "similarity"

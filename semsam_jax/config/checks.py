@@ -57,6 +57,11 @@ def check(run: RunConfig) -> None:
             f"loss.many_to_one: wants one target per prompt, got data.max_targets "
             f"{data.max_targets}; set data.max_targets=1."
         )
+    if run.loss.granularity and not model.decoder.granularity_token:
+        raise ConfigError(
+            f"loss.granularity: {run.loss.granularity}, and the model has no token for them; set "
+            f"model.granularity_token=True or loss.granularity=0."
+        )
     if not 1 <= data.max_targets <= model.decoder.num_tokens:
         raise ConfigError(
             f"data.max_targets: {data.max_targets}; a prompt has 1 to "

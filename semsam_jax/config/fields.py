@@ -43,6 +43,8 @@ class ModelChoice:
             the object head learns from whole objects only; False trains the object head with both,
             as in checkpoints without that projection.
         logit_scale: initial log scale of the class cosines, 0 for the preset's.
+        granularity_token: a seventh token answers a granularity (`models.granularity_token`);
+            `loss.granularity` is the weight of its loss.
     """
 
     preset: str = "lite"
@@ -56,6 +58,7 @@ class ModelChoice:
     lora_rank: int = 0
     part_owner: bool = True
     logit_scale: float = 0.0
+    granularity_token: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,5 +263,6 @@ def model_config(choice: ModelChoice) -> presets.ModelConfig:
         num_tokens=choice.num_tokens or config.decoder.num_tokens,
         part_owner=choice.part_owner,
         logit_scale=choice.logit_scale or config.decoder.logit_scale,
+        granularity_token=choice.granularity_token,
     )
     return dataclasses.replace(config, decoder=decoder)

@@ -62,10 +62,12 @@ def inherit_from_checkpoint(run: RunConfig, meta: Mapping) -> RunConfig:
     """
     model, data, text = run.model, run.data, run.text
     if model.preset == CHECKPOINT:
-        tokens = meta["model_config"]["decoder"]["num_tokens"]
+        decoder = meta["model_config"]["decoder"]
+        tokens, has_seventh = decoder["num_tokens"], decoder.get("granularity_token", False)
         preset = presets.model_config(meta["preset"])
         changed = 0 if tokens == preset.decoder.num_tokens else tokens
-        model = dataclasses.replace(model, preset=meta["preset"], num_tokens=changed)
+        changes = {"num_tokens": changed, "granularity_token": has_seventh}
+        model = dataclasses.replace(model, preset=meta["preset"], **changes)
     if data.image_size == 0:
         data = dataclasses.replace(data, image_size=int(meta.get("image_size") or 1024))
     if text.source == CHECKPOINT:

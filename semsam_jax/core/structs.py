@@ -197,6 +197,7 @@ class StreamOutputs:
         prompt_features: float32 [b, h/4, w/4, mask_dim] of the interactive rows.
         queries: generic predictions.
         query_features: float32 [b, h/4, w/4, mask_dim] of the generic rows.
+        asked: [l, b, p, m, ...] answers to granularities (`criterion.asked`), or None.
         touched_rows: float32 [b] of both streams, fraction of the pyramid's rows that samples of
             neighbouring encoder queries touch, averaged over layers.
     """
@@ -206,3 +207,4 @@ class StreamOutputs:
     queries: GenericPredictions | None
     query_features: Array | None
     touched_rows: Array | None = None
+    asked: Predictions | None = None

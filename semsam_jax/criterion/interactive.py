@@ -13,10 +13,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from semsam_jax.core.errors import ShapeError
 from semsam_jax.core.structs import Batch, Predictions
+from semsam_jax.criterion.cells import at_cells, cell_ious
 from semsam_jax.criterion.points import Sampled, mask_terms, mean_over, over_layers, sample
 from semsam_jax.criterion.terms import CriterionConfig, box_terms, class_heads, class_term
-from semsam_jax.models.heads import mask_logits
-from semsam_jax.ops.bitmasks import sample_bits
 
 # Cells of the mask features: a target below this area is no likelier to be meant.
 _SMALLEST_AREA = 4.0
@@ -80,7 +79,7 @@ def interactive_losses(
     instance = jnp.maximum(targets, 0).reshape(b, -1)
     row_of_token = (jnp.arange(p)[None, :, None] * k + token).reshape(b, -1)
 
-    cells = _at_cells(rows, mask_features.shape[1:3]) if config.score_all_tokens else None
+    cells = at_cells(rows, mask_features.shape[1:3]) if config.score_all_tokens else None
 
     def quality_of_all(one: Predictions) -> tuple[Array, Array]:
         """IoU term [b, p, k] of every token of a layer, and which of them count."""
@@ -130,22 +129,6 @@ def interactive_losses(
     return terms
 
 
-def _at_cells(rows: Batch, hw: tuple[int, int]) -> tuple[Float[Array, "b i n"], Bool[Array, "b n"]]:
-    """Ground-truth masks (0 or 1) at the cell centres of a map, and which cells lie in the
-    image.
-    """
-    b, n = rows.size_hw.shape[0], hw[0] * hw[1]
-    y, x = ((jnp.arange(side) + 0.5) / side for side in hw)
-    centers = jnp.stack(jnp.meshgrid(x, y), axis=-1).reshape(1, n, 2)
-    centers = jnp.broadcast_to(centers, (b, n, 2))
-    canvas_hw, valid_hw = rows.image.shape[1:3], rows.size_hw
-    is_row = (y * canvas_hw[0])[None] < valid_hw[:, :1]
-    is_column = (x * canvas_hw[1])[None] < valid_hw[:, 1:]
-    in_image = (is_row[:, :, None] & is_column[:, None]).reshape(b, n)
-    truth = (sample_bits(rows.mask_bits, centers) >= 0.5) & in_image[:, None]
-    return truth.astype(jnp.float32), in_image
-
-
 def _iou_targets(
     predictions: Predictions,
     mask_features: Float[Array, "b h w d"],
@@ -155,25 +138,13 @@ def _iou_targets(
     is_pair: Bool[Array, "b p t"],
     config: CriterionConfig,
 ) -> Float[Array, "b p k"]:
-    """Training target of each token's predicted IoU (`CriterionConfig.iou_target`).
-
-    IoUs are computed over all cells of the image: too few loss points fall into a small target to
-    estimate its IoU.
-    """
-    embed, features = jax.lax.stop_gradient((predictions.mask_embed, mask_features))
-    limits, precision = predictions.mask_limits, config.precision
-    logits = mask_logits(embed, features, limits, precision=precision)
-    logits = logits.reshape(*embed.shape[:3], -1)
-    mask = ((logits > 0) & in_image[:, None, None]).astype(jnp.float32)
-    inter = jnp.einsum("bpkn,bin->bpki", mask, truth)
-    area = truth.sum(-1)
-    union = mask.sum(-1)[..., None] + area[:, None, None] - inter
-    iou = inter / jnp.maximum(union, 1.0)
+    """Training target of each token's predicted IoU (`CriterionConfig.iou_target`)."""
+    iou = cell_ious(predictions, mask_features, truth, in_image, config.precision)
     index = jnp.maximum(targets, 0)
     own = jnp.take_along_axis(iou, index[:, :, None], axis=-1)
     if config.iou_target == "best":
         return jnp.where(is_pair[:, :, None], own, 0.0).max(-1)
-    own_area = jnp.take_along_axis(area[:, None], index, axis=-1)
+    own_area = jnp.take_along_axis(truth.sum(-1)[:, None], index, axis=-1)
     share = is_pair / jnp.maximum(own_area, _SMALLEST_AREA)
     share /= jnp.maximum(share.sum(-1, keepdims=True), _NO_SHARE)
     return jnp.sum(own * share[:, :, None], axis=-1)

@@ -66,6 +66,8 @@ class LossConfig(LossWeights):
         class_balance: weight the names of prompts by the frequency of their class to the power of
             minus this (0: equal weights, 0.5: inverse square root), see `balanced_weights`.
         interactive, generic: weights of the streams.
+        granularity: weight of the answers to granularities (`criterion.asked`), for models with
+            `DecoderConfig.granularity_token`.
     """
 
     num_points: int = 12544
@@ -82,6 +84,7 @@ class LossConfig(LossWeights):
     class_balance: float = 0.0
     interactive: float = 1.0
     generic: float = 1.0
+    granularity: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -50,6 +50,7 @@ from semsam_jax.evals.one_click import scored_masks
 from semsam_jax.evals.prompt_runner import PromptQuery, PromptRunner, PromptWork
 from semsam_jax.evals.samples import EvalSample
 from semsam_jax.inference.granularity import GranularityScale, token_weights
+from semsam_jax.models.semantic_sam import SemanticSAM
 
 GRID = tuple(step / 10 for step in range(11))
 _SAME_IOU = 0.9
@@ -62,11 +63,12 @@ class BlendedModel(nn.Module):
 
     Attributes:
         model: `SemanticSAM`, or any module with its two methods.
-        weights: share of each token in each answer that is added.
+        weights: share of each token in each answer that is added; None asks the model's own token
+            for granularities.
     """
 
     model: nn.Module
-    weights: tuple[tuple[float, ...], ...]
+    weights: tuple[tuple[float, ...], ...] | None
 
     def encode_image(self, *args: object, **options: object) -> Pyramid:
         """The image half of the model."""
@@ -74,13 +76,20 @@ class BlendedModel(nn.Module):
 
     def decode_prompts(self, *args: object, **options: object) -> Predictions:
         """The prompt half of the model, with the new answers."""
-        return _with_blends(self.model.decode_prompts(*args, **options), self.weights)
+        if self.weights is not None:
+            return _with_blends(self.model.decode_prompts(*args, **options), self.weights)
+        prompts = args[1].boxes.shape[:2]
+        grid = jnp.broadcast_to(jnp.asarray(GRID, jnp.float32), (*prompts, len(GRID)))
+        answer = self.model.decode_prompts(*args, **options, granularity=grid)
+        return jax.tree.map(lambda x: jnp.roll(x, len(GRID), axis=3), answer)
 
 
 def blended_model(
     model: nn.Module, scale: GranularityScale, level_order: Sequence[int]
 ) -> BlendedModel:
     """The model with the answers to `GRID` in front, as `Predictor` gives them."""
+    if isinstance(model, SemanticSAM) and model.config.decoder.granularity_token:
+        return BlendedModel(model, None)
     weights = token_weights(scale, GRID, level_order)
     return BlendedModel(model, tuple(map(tuple, weights.tolist())))
 

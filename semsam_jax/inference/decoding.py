@@ -36,8 +36,9 @@ def decode_prompts(
     types: Int[np.ndarray, " p"],
     names: LabelSet | None,
     isolate: bool,
+    granularity: Float[np.ndarray, "p m"] | None = None,
 ) -> Predictions:
-    """Decodes any number of prompts of one image in chunks; NumPy arrays [p, k, ...].
+    """Decodes any number of prompts of one image in chunks; NumPy arrays [p, k + m, ...].
 
     Isolated prompts are padded to a power of two, so that few programs are compiled;
     prompts that see each other go in one call, exactly as many as they are.
@@ -51,11 +52,35 @@ def decode_prompts(
         valid = rows < num
         rows = np.minimum(rows, num - 1)
         prompts = Prompts(boxes=boxes[rows][None], type_index=types[rows][None], valid=valid[None])
-        found = model.decode(pyramid, prompts, text, isolate)
+        asked = None if granularity is None else granularity[rows][None]
+        found = model.decode(pyramid, prompts, text, isolate, asked)
         parts.append(jax.tree.map(lambda x: np.asarray(x)[0][valid], found))  # noqa: B023
     answer = jax.tree.map(lambda *x: np.concatenate(x), *parts)
     check_finite(answer.pred_ious)
     return answer
+
+
+def asked_of_prompts(
+    model: LoadedModel, asked: Sequence[Sequence[float] | None], sizes: Sequence[int]
+) -> Float[np.ndarray, "p m"] | None:
+    """Granularities that the token of a model is asked for; None if there are none, or no token.
+
+    Args:
+        model: the model.
+        asked: of each request, or None.
+        sizes: number of prompts of each request.
+
+    Returns:
+        One row for each prompt, filled up to a power of two with its last value.
+    """
+    count = max((len(values) for values in asked if values), default=0)
+    if not count or not model.has_granularity_token:
+        return None
+    count = 1 << (count - 1).bit_length()
+    rows = [
+        np.pad(values or (1.0,), (0, count - len(values or (1.0,))), "edge") for values in asked
+    ]
+    return np.repeat(np.asarray(rows, np.float32), sizes, axis=0)
 
 
 def check_finite(pred_ious: Float[np.ndarray, "*p"]) -> None:

@@ -84,6 +84,11 @@ class LoadedModel:
         """Whether masks follow the image's edges at its size (`inference.guided`)."""
         return self.module.config.guided_upsampling
 
+    @property
+    def has_granularity_token(self) -> bool:
+        """Whether a token answers granularities; else the answers of two levels are blended."""
+        return self.module.config.decoder.granularity_token
+
     @functools.cached_property
     def granularity_scale(self) -> GranularityScale:
         """Granularity of each level; a warning says if it was never measured."""
@@ -118,15 +123,20 @@ class LoadedModel:
         return self._run(_encode, (), images, size_hw)
 
     def decode(
-        self, pyramid: Pyramid, prompts: Prompts, text: TextTable | None, isolate: bool = True
+        self,
+        pyramid: Pyramid,
+        prompts: Prompts,
+        text: TextTable | None,
+        isolate: bool = True,
+        granularity: Float[np.ndarray, "b p m"] | None = None,
     ) -> Predictions:
-        """Answers prompts; every array is [b, p, k, ...].
+        """Answers prompts; every array is [b, p, k + m, ...], m = 0 without `granularity`.
 
         Raises:
             CheckpointError: the model never learned to.
         """
         check_prompts(self)
-        return self._run(_decode, (isolate,), pyramid, prompts, text)
+        return self._run(_decode, (isolate,), pyramid, prompts, text, granularity)
 
     def decode_generic(self, pyramid: Pyramid, text: TextTable) -> GenericPredictions:
         """Answers with the generic branch; CheckpointError if the model has none."""
@@ -312,13 +322,14 @@ def _encode(module: SemanticSAM, params: dict, image: Array, size_hw: Array) -> 
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _decode(module, isolate: bool, params: dict, pyramid, prompts, text) -> Predictions:
+def _decode(module, isolate, params: dict, pyramid, prompts, text, granularity) -> Predictions:
     answer = module.apply(
         {"params": params},
         pyramid,
         prompts,
         text,
         isolate=isolate,
+        granularity=granularity,
         method=SemanticSAM.decode_prompts,
     )
     return jax.tree.map(lambda x: x[-1], answer)

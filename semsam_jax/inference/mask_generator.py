@@ -22,7 +22,7 @@ from semsam_jax.inference.crop_masks import (
     measure_embeddings,
     render_masks,
 )
-from semsam_jax.inference.decoding import check_finite
+from semsam_jax.inference.decoding import asked_of_prompts, check_finite
 from semsam_jax.inference.found import FoundMask, different
 from semsam_jax.inference.granularity import (
     Granularity,
@@ -154,8 +154,7 @@ class MaskGenerator:
                 f"{', '.join(OUTPUT_MODES)}."
             )
         self.model = model
-        self.points_per_side = points_per_side
-        self.points_per_batch = points_per_batch
+        self.points_per_side, self.points_per_batch = points_per_side, points_per_batch
         self.filters = Filters(
             pred_iou_thresh=least[0],
             stability_score_thresh=least[1],
@@ -172,13 +171,11 @@ class MaskGenerator:
             self._weights = token_weights(scale, self.granularities, model.level_order)
         self.tokens = tokens_of_levels(self.levels, model.level_order)
         self.names = None if labels is None else label_set(model, labels)
-        self.crop_n_layers = crop_n_layers
-        self.crop_overlap_ratio = crop_overlap_ratio
+        self.crop_n_layers, self.crop_overlap_ratio = crop_n_layers, crop_overlap_ratio
         self.crop_n_points_downscale_factor = crop_n_points_downscale_factor
         self.output_mode = output_mode
         self.overlap, self.min_visible, self.tree = overlap, min_visible, tree
-        self.size = size
-        self.isolate = isolate
+        self.size, self.isolate = size, isolate
         self.tile, self.tile_overlap = tile, tile_overlap
 
     def generate(self, image: ImageLike | LargeImage) -> Records:
@@ -351,14 +348,17 @@ class MaskGenerator:
             valid = rows < len(boxes)
             rows = np.minimum(rows, len(boxes) - 1)
             prompts = Prompts(boxes[rows][None], np.zeros((1, len(rows)), np.int32), valid[None])
-            answer = self.model.decode(pyramid, prompts, text, self.isolate)
+            asked = asked_of_prompts(self.model, [self.granularities], [len(rows)])
+            own = None if asked is None else asked[None]
+            answer = self.model.decode(pyramid, prompts, text, self.isolate, own)
             ious, embed = np.asarray(answer.pred_ious)[0], np.asarray(answer.mask_embed)[0]
-            if self.granularities is None:
+            if asked is not None:
+                tokens = self.model.num_levels + np.arange(len(self.tokens))
+            if self.granularities is None or asked is not None:
                 ious, embed = ious[:num, tokens], embed[:num, tokens]
             else:  # the blend of logits is the mask of the blended embeddings
                 ious = ious[:num].astype(np.float32) @ self._weights.T
-                embed = embed[:num].astype(np.float32)
-                embed = np.einsum("gk,nkd->ngd", self._weights, embed)
+                embed = np.einsum("gk,nkd->ngd", self._weights, embed[:num].astype(np.float32))
             ious = ious.reshape(-1)
             check_finite(ious)
             embed = embed.reshape(len(ious), -1)

@@ -10,7 +10,12 @@ from jaxtyping import Bool, Float
 from semsam_jax.core.errors import PromptError
 from semsam_jax.core.structs import Predictions, Pyramid
 from semsam_jax.inference.clicks import combine_clicks
-from semsam_jax.inference.decoding import decode_prompts, prompt_arrays, prompt_logits
+from semsam_jax.inference.decoding import (
+    asked_of_prompts,
+    decode_prompts,
+    prompt_arrays,
+    prompt_logits,
+)
 from semsam_jax.inference.encoded_image import EncodedImage, encode_images
 from semsam_jax.inference.granularity import (
     Granularity,
@@ -49,6 +54,7 @@ class _Mask:
     score: float
     disagreements: int = 0  # clicks on the wrong side
     granularity: float | None = None
+    name_column: int | None = None  # of the predictions; None is that of its token
 
 
 class Predictor:
@@ -259,20 +265,23 @@ class Predictor:
         checked = [add_mask(check, mask) for check, mask in zip(checked, given, strict=True)]
         levels = [parse_levels(request.level, self.model.num_levels) for request in requests]
         boxes, types = prompt_arrays(checked, encoded.frame)
-        found = decode_prompts(self.model, encoded.pyramid, boxes, types, names, self.isolate)
         sizes = [check.num_prompts for check in checked]
+        asked = [parse_granularity(r.granularity, r.level, r.area) for r in requests]
+        granularity = asked_of_prompts(self.model, asked, sizes)
+        found = decode_prompts(
+            self.model, encoded.pyramid, boxes, types, names, self.isolate, granularity
+        )
         logits = prompt_logits(encoded.pyramid.mask_features[0], found, sizes)
         answers, start = [], 0
-        rows = zip(requests, checked, levels, logits, given, strict=True)
-        for request, check, wanted, low, mask in rows:
+        rows = zip(requests, checked, levels, asked, logits, given, strict=True)
+        for request, check, wanted, granularities, low, mask in rows:
             stop = start + check.num_prompts
             own = jax.tree.map(lambda x: x[start:stop], found)  # noqa: B023
-            asked = parse_granularity(request.granularity, request.level, request.area)
-            if asked is None:
-                tokens = tokens_of_levels(wanted, self.model.level_order)
-                masks = self._masks(encoded, check, tokens, own.pred_ious, low)
+            if granularities is None:
+                tokens, k = tokens_of_levels(wanted, self.model.level_order), self.model.num_levels
+                masks = self._masks(encoded, check, tokens, own.pred_ious[:, :k], low[:, :k])
             else:
-                masks = self._continuous(encoded, check, asked, own.pred_ious, low)
+                masks = self._continuous(encoded, check, granularities, own.pred_ious, low)
             if not multimask_output or request.area is not None:
                 masks = self._best(encoded, masks, request.area, mask)
             answers.append(self._segments(encoded, check, own, masks, names, return_logits))
@@ -308,12 +317,15 @@ class Predictor:
     ) -> list[_Mask]:
         """The mask at each granularity; for an empty one that of the nearest level with pixels."""
         order, scale = self.model.level_order, self.model.granularity_scale
-        weights = token_weights(scale, granularities, order)
-        blended = np.einsum("gk,pkhw->pghw", weights, logits)
-        logits = np.concatenate([logits, blended], axis=1)
-        ious = ious.astype(np.float32)
-        ious = np.concatenate([ious, ious @ weights.T], axis=1)
-        tokens = range(len(order), logits.shape[1])
+        tokens = range(len(order), len(order) + len(granularities))
+        if self.model.has_granularity_token:
+            logits, ious = logits[:, : tokens.stop], ious[:, : tokens.stop]
+        else:
+            weights = token_weights(scale, granularities, order)
+            blended = np.einsum("gk,pkhw->pghw", weights, logits)
+            logits = np.concatenate([logits, blended], axis=1)
+            ious = ious.astype(np.float32)
+            ious = np.concatenate([ious, ious @ weights.T], axis=1)
         found = []
         for mask, asked in zip(
             self._masks(encoded, check, tokens, ious, logits), granularities, strict=True
@@ -326,7 +338,11 @@ class Predictor:
                 full = (other for other in others if not encoded.is_empty(other.logits))
                 mask = next(full, mask)
                 token = mask.token if mask.token < len(order) else token
-            found.append(dataclasses.replace(mask, token=token, granularity=asked))
+            is_own = self.model.has_granularity_token and mask.token >= len(order)
+            column = mask.token if is_own else token
+            found.append(
+                dataclasses.replace(mask, token=token, granularity=asked, name_column=column)
+            )
         return found
 
     @staticmethod
@@ -379,10 +395,9 @@ class Predictor:
         parts: list = [None] * len(chosen)
         if names is not None and not names.is_empty:
             for i, mask in enumerate(chosen):
-                objects[i] = names.best_object(
-                    object_logits(found, len(names.parts))[mask.prompt, mask.token]
-                )
-                parts[i] = names.best_part(found.part_logits[mask.prompt, mask.token])
+                own = (mask.prompt, mask.token if mask.name_column is None else mask.name_column)
+                objects[i] = names.best_object(object_logits(found, len(names.parts))[own])
+                parts[i] = names.best_part(found.part_logits[own])
         scores = np.array([mask.score for mask in chosen], np.float32)
         is_empty = ~(masks > 0 if return_logits else masks).any((1, 2))
         scores[is_empty] = min(0.0, *scores)  # it overlaps with nothing, and is never the best

@@ -54,7 +54,8 @@ class DecoderStates:
     """Outputs of the layers for the heads.
 
     Attributes:
-        outputs: [l,b,q,c] layer outputs, before any final norm.
+        outputs: [l,b,q,c] layer outputs, before any final norm; tokens that answer a granularity
+            stand behind the others.
         references: float32 [l+1,b,q,4] boxes in 0..1; entry i goes into layer i with its
             gradient cut, entry i+1 comes out with its gradient.
     """
@@ -112,15 +113,20 @@ class DecoderLayer(nn.Module):
         pos: Float[Array, "b q c"],
         references: Float[Array, "b q 4"],
         memory: Float[Array, "b n c"],
-        blocked: Bool[Array, "#b q q"] | None,
+        blocked: Bool[Array, "_r _g _m"] | None,
+        others: tuple[Float[Array, "g k c"], Float[Array, "g k c"]] | None = None,
     ) -> tuple[Float[Array, "b q c"], dict[str, Array]]:
-        """Returns the new content and the two attention outputs (for inspection)."""
+        """Returns the new content and the two attention outputs (for inspection).
+
+        `others` are content and positions of tokens that each group attends to as well.
+        """
         config, shape = self.config, content.shape
         # Groups do not attend to each other: they become rows of the batch, which avoids a q x q
         # mask.
         folded = shape if self.group is None else (-1, self.group, shape[-1])
         attention = MultiHeadAttention(config.num_heads, dtype=self.dtype, name="self_attn")
-        self_out = attention(content.reshape(folded), pos.reshape(folded), blocked).reshape(shape)
+        self_out = attention(content.reshape(folded), pos.reshape(folded), blocked, others)
+        self_out = self_out.reshape(shape)
         # Norms carry the reference's numbers: 2, 1, 3 in the order of use.
         content = LayerNorm(dtype=self.dtype, name="norm2")(content + self_out)
         cross_out = DeformableAttention(
@@ -183,6 +189,7 @@ class Decoder(nn.Module):
         *,
         group: int | None = None,
         blocked: Bool[Array, "#b q q"] | None = None,
+        asked: Float[Array, "b p m c"] | None = None,
     ) -> DecoderStates:
         """Runs all layers.
 
@@ -192,6 +199,12 @@ class Decoder(nn.Module):
             memory: tokens to attend to.
             group: number of consecutive tokens that attend to each other, None for all.
             blocked: [.., query, key] True where self-attention is masked; not with `group`.
+            asked: tokens of each prompt that answer a granularity. They start at its boxes and
+                attend to its other tokens, each as it was before the layer, and to themselves;
+                nothing attends to them.
+
+        Returns:
+            The states of the tokens, then of those that were asked.
         """
         layer = self._layer(memory.shapes, group)
         tokens = memory.tokens.astype(self.dtype)
@@ -203,27 +216,63 @@ class Decoder(nn.Module):
         position, offsets = _pure(self.ref_point_head), _pure(self.heads.bbox_embed)
         has_internals = self.is_mutable_collection("intermediates")
 
-        def body(params: Any, carry: tuple[Array, Array], _: None) -> tuple[Any, Any]:
-            content, reference = carry
+        def refine(content: Array, reference: Array) -> Array:
+            return jax.nn.sigmoid(offsets(content.astype(jnp.float32)) + inverse_sigmoid(reference))
+
+        def positions(reference: Array) -> tuple[Array, Array]:
             sine = sine_boxes(reference, 2 * self.config.dim)
-            pos = position(sine.astype(self.dtype))
+            return sine, position(sine.astype(self.dtype))
+
+        def body(params: Any, carry: Any, _: None) -> tuple[Any, Any]:
+            (content, reference), beside = carry
+            sine, pos = positions(reference)
+            if beside is not None:
+                beside, beside_reference = beside
+                of_prompts = tuple(
+                    x.reshape(b * num_prompts, -1, x.shape[-1]) for x in (content, pos)
+                )
+                beside, _ = asked_layer.apply(
+                    {"params": params},
+                    beside,
+                    positions(beside_reference)[1],
+                    beside_reference,
+                    tokens,
+                    not_itself,
+                    of_prompts,
+                )
+                beside = (beside, refine(beside, beside_reference))
             content, internals = layer.apply(
                 {"params": params}, content, pos, reference, tokens, blocked
             )
-            refined = jax.nn.sigmoid(
-                offsets(content.astype(jnp.float32)) + inverse_sigmoid(reference)
-            )
             # The next layer starts from a cut reference, the heads from the whole one:
             # the box loss of a layer also trains the refinement before it.
+            refined = refine(content, reference)
             internals = internals | {"query_sine": sine, "query_pos": pos}
-            kept = (content, refined, internals if has_internals else None)
-            return (content, jax.lax.stop_gradient(refined)), kept
+            kept = ((content, refined), beside, internals if has_internals else None)
+            carry = [
+                None if one is None else (one[0], jax.lax.stop_gradient(one[1]))
+                for one in ((content, refined), beside)
+            ]
+            return tuple(carry), kept
 
-        carry = (content.astype(self.dtype), first_reference)
-        _, (outputs, refined, internals) = scan_layers(body, self.layers, carry, remat=self.remat)
-        states = DecoderStates(
-            outputs=outputs, references=jnp.concatenate([first_reference[None], refined])
+        first, beside = (content.astype(self.dtype), first_reference), None
+        if asked is not None:
+            b, num_prompts, m, c = asked.shape
+            asked_layer = self._layer(memory.shapes, m)
+            own = first_reference.reshape(b, num_prompts, -1, 4)[:, :, :1]
+            own = jnp.broadcast_to(own, (b, num_prompts, m, 4)).reshape(b, -1, 4)
+            beside = (asked.astype(self.dtype).reshape(b, -1, c), own)
+            num_others = content.shape[1] // num_prompts
+            not_itself = jnp.arange(num_others + m)[None] - num_others
+            not_itself = ((not_itself >= 0) & (not_itself != jnp.arange(m)[:, None]))[None]
+        _, (kept, beside_kept, internals) = scan_layers(
+            body, self.layers, (first, beside), remat=self.remat
         )
+        states = _states(kept, first_reference)
+        if beside_kept is not None:
+            states = jax.tree.map(
+                lambda *x: jnp.concatenate(x, axis=2), states, _states(beside_kept, beside[1])
+            )
         if has_internals:
             self.sow("intermediates", "layers", internals)
             self.sow("intermediates", "states", states)
@@ -294,6 +343,13 @@ class Decoder(nn.Module):
 
     def _layer(self, shapes: LevelShapes, group: int | None) -> DecoderLayer:
         return DecoderLayer(self.config, shapes, group, dtype=self.dtype, parent=None)
+
+
+def _states(kept: tuple[Array, Array], first_reference: Array) -> DecoderStates:
+    outputs, refined = kept
+    return DecoderStates(
+        outputs=outputs, references=jnp.concatenate([first_reference[None], refined])
+    )
 
 
 def _pure(module: nn.Module) -> Any:

@@ -273,7 +273,8 @@ class MultiHeadAttention(nn.Module):
         self,
         x: Float[Array, "b n c"],
         pos: Float[Array, "b n c"] | None = None,
-        blocked: Bool[Array, "#b n n"] | None = None,
+        blocked: Bool[Array, "#b n m"] | None = None,
+        others: tuple[Float[Array, "b o c"], Float[Array, "b o c"]] | None = None,
     ) -> Float[Array, "b n c"]:
         """Attends within each row of the batch.
 
@@ -282,11 +283,15 @@ class MultiHeadAttention(nn.Module):
             pos: added to the tokens before the query and key projections.
             blocked: [.., query, key], True where attention is masked. A query with all keys masked
                 gets the mean of all values.
+            others: tokens and positions that are attended to as well, with `pos`; they are the
+                first keys.
 
         Returns:
             The attended tokens after the output projection, without residual.
         """
         b, n, c = x.shape
+        if others is not None:
+            x, pos = (jnp.concatenate(pair, axis=1) for pair in zip(others, (x, pos), strict=True))
         # Queries, keys and values, in this order.
         kernel, bias = DenseParams(c, 3 * c, self.dtype, name="in_proj")()
         x = x.astype(self.dtype)
@@ -296,7 +301,8 @@ class MultiHeadAttention(nn.Module):
             qk = (x + pos.astype(self.dtype)) @ kernel[:, : 2 * c] + _broadcast(bias[: 2 * c], 3)
             q, k = jnp.split(qk, 2, axis=-1)
             v = x @ kernel[:, 2 * c :] + _broadcast(bias[2 * c :], 3)
-        q, k, v = (y.reshape(b, n, self.num_heads, -1) for y in (q, k, v))
+        q, k, v = (y.reshape(b, -1, self.num_heads, c // self.num_heads) for y in (q, k, v))
+        q = q if others is None else q[:, -n:]
         logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
         logits = logits * (c // self.num_heads) ** -0.5
         if blocked is not None:

@@ -99,6 +99,8 @@ class DecoderConfig:
             and inference (`Predictions.mask_limits`); 0 for no limit, as in the paper.
         pooled_names: class embeddings come from a token and from the backbone's maps at strides
             16 and 32, averaged under the token's mask (`models.mask_pooling`). Not in the paper.
+        granularity_token: adds a token that answers a granularity between the finest part and the
+            whole (`models.granularity_token`). Not in the paper.
     """
 
     dim: int = 256
@@ -117,6 +119,7 @@ class DecoderConfig:
     mask_window: bool = False
     box_margin: float = 0.0
     pooled_names: bool = False
+    granularity_token: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,11 +24,13 @@ class PromptTokens:
 
     Attributes:
         content: [b,p,k,c].
-        references: float32 [b,p,4] prompt boxes in logit space, one for all k tokens.
+        references: float32 [b,p,4] prompt boxes in logit space, one for all tokens of a prompt.
+        asked: [b,p,m,c] tokens that answer a granularity, or None.
     """
 
     content: jax.Array
     references: jax.Array
+    asked: jax.Array | None = None
 
 
 class PromptEncoder(nn.Module):
@@ -53,11 +55,13 @@ class PromptEncoder(nn.Module):
         *,
         noise: Float[Array, "b p 4"] | None = None,
         is_box: Bool[Array, "b p"] | None = None,
+        granularity: Float[Array, "b p m c"] | None = None,
     ) -> PromptTokens:
         """Embeds prompts.
 
         Args:
             prompts: clicks and boxes, cxcywh in fractions of the padded canvas.
+            granularity: of `GranularityToken`, for tokens beside the `num_tokens`.
             noise: uniform[0,1) in training, None otherwise.
             is_box: which prompts are boxes; needed with `noise`, because the type index
                 does not tell (released weights use one index for both).
@@ -81,4 +85,5 @@ class PromptEncoder(nn.Module):
                 )
             factor = jnp.where(is_box, 1.0, self.point_noise_factor)[..., None]
             boxes = add_box_noise(boxes, noise, self.noise_scale * factor)
-        return PromptTokens(content=content, references=inverse_sigmoid(boxes))
+        asked = None if granularity is None else prompt_content[:, :, None] + granularity
+        return PromptTokens(content=content, references=inverse_sigmoid(boxes), asked=asked)

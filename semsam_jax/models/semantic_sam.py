@@ -28,6 +28,7 @@ from semsam_jax.models.decoder import (
 )
 from semsam_jax.models.denoising import Denoising, DenoisingTargets, attention_mask
 from semsam_jax.models.efficientnet_lite import EfficientNetLite
+from semsam_jax.models.granularity_token import GranularityToken
 from semsam_jax.models.learned_names import LearnedNames
 from semsam_jax.models.mask_window import window_features
 from semsam_jax.models.pixel_decoder import PixelDecoder
@@ -66,6 +67,8 @@ class SemanticSAM(nn.Module):
         self.prompt_encoder = PromptEncoder(
             decoder.dim, decoder.num_tokens, decoder.noise_scale, decoder.point_noise_factor
         )
+        if decoder.granularity_token:
+            self.granularity_token = GranularityToken(decoder.dim)
         pixel_decoder = config.pixel_decoder
         sizes = pixel_decoder.mask_dim, pixel_decoder.num_levels, config.pooled_dim
         self.decoder = Decoder(decoder, *sizes, **common)
@@ -129,6 +132,7 @@ class SemanticSAM(nn.Module):
         isolate: bool = True,
         noise: Float[Array, "b p 4"] | None = None,
         is_box: Bool[Array, "b p"] | None = None,
+        granularity: Float[Array, "b p m"] | None = None,
     ) -> Predictions:
         """Predicts k tokens for each click or box.
 
@@ -141,11 +145,24 @@ class SemanticSAM(nn.Module):
                 interact, as in the original demo.
             noise: uniform[0,1) box noise of training, with `is_box`.
             is_box: which prompts are boxes; read only with `noise`.
+            granularity: 0 (the finest part) to 1 (the whole), what each prompt is asked for beside
+                its k tokens, whose answers it leaves as they are.
 
         Returns:
-            Predictions [l,b,p,k,...], l = 1 unless `all_layers`.
+            Predictions [l,b,p,k+m,...], l = 1 unless `all_layers`; m = 0 without `granularity`.
+
+        Raises:
+            ConfigError: a granularity, and the model has no token for it.
         """
-        tokens = self.prompt_encoder(prompts, noise=noise, is_box=is_box)
+        content = None
+        if granularity is not None:
+            if not self.config.decoder.granularity_token:
+                raise ConfigError(
+                    "SemanticSAM.decode_prompts: got a granularity, but this model has no token "
+                    "for it (decoder.granularity_token is False)."
+                )
+            content = self.granularity_token(granularity)
+        tokens = self.prompt_encoder(prompts, noise=noise, is_box=is_box, granularity=content)
         b, p, k, c = tokens.content.shape
         blocked = None
         if not isolate:
@@ -157,15 +174,24 @@ class SemanticSAM(nn.Module):
             self._memory(pyramid),
             group=k if isolate else None,
             blocked=blocked,
+            asked=tokens.asked,
         )
         if not all_layers:
             states = DecoderStates(outputs=states.outputs[-1:], references=states.references[-2:])
         limits, margin = None, self.config.decoder.box_margin
         if margin:
             limits = box_limits(prompts.boxes, prompts.type_index == BOX_TYPE, margin)
-            limits = jnp.repeat(limits, k, axis=1)
-        out = self.decoder.predict(states, text, pyramid, limits, is_generic=False)
-        return jax.tree.map(lambda x: x.reshape(x.shape[0], b, p, k, *x.shape[3:]), out)
+
+        def predict(own: DecoderStates, count: int) -> Predictions:
+            of_tokens = None if limits is None else jnp.repeat(limits, count, axis=1)
+            out = self.decoder.predict(own, text, pyramid, of_tokens, is_generic=False)
+            return jax.tree.map(lambda x: x.reshape(x.shape[0], b, p, count, *x.shape[3:]), out)
+
+        if granularity is None:
+            return predict(states, k)
+        first = predict(jax.tree.map(lambda x: x[:, :, : p * k], states), k)
+        asked = predict(jax.tree.map(lambda x: x[:, :, p * k :], states), granularity.shape[-1])
+        return jax.tree.map(lambda *x: jnp.concatenate(x, axis=3), first, asked)
 
     def decode_generic(
         self,
@@ -261,7 +287,9 @@ class SemanticSAM(nn.Module):
         pyramid = self.encode_image(image, jnp.full((1, 2), _INIT_CANVAS, jnp.int32))
         boxes = jnp.full((1, 1, 4), 0.5)
         valid, name = jnp.ones((1, 1), bool), jnp.zeros((1, 1), jnp.int32)
-        self.decode_prompts(pyramid, Prompts(boxes=boxes, type_index=name, valid=valid))
+        asked = jnp.ones((1, 1, 1)) if decoder.granularity_token else None
+        prompts = Prompts(boxes=boxes, type_index=name, valid=valid)
+        self.decode_prompts(pyramid, prompts, granularity=asked)
         if self.config.has_generic:
             text = TextTable(
                 objects=jnp.ones((1, decoder.text_dim)), parts=jnp.ones((0, decoder.text_dim))

@@ -3,8 +3,9 @@
 The same order as `np.packbits(masks, axis=-1)`. A hundred masks of 1024 x 1024 take 13 MB.
 """
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from semsam_jax.core.errors import ShapeError
 from semsam_jax.ops.point_sample import bilinear_corners, gather_rows
@@ -22,6 +23,11 @@ def pack_masks(masks: Bool[Array, "*n h w"]) -> UInt8[Array, "*n h w8"]:
             "pad the canvas to a multiple of 32 first."
         )
     return jnp.packbits(masks, axis=-1, bitorder="big")
+
+
+def mask_areas(mask_bits: UInt8[Array, "*n h w8"]) -> Int[Array, "*n"]:
+    """Number of pixels of packed masks, int32."""
+    return jax.lax.population_count(mask_bits).astype(jnp.int32).sum((-2, -1))
 
 
 def sample_bits(

@@ -12,7 +12,8 @@ from semsam_jax.models.presets import MAX_LOGIT_SCALE
 
 NO_DECAY = re.compile(
     r"(^|/)(norm\d?|out_norm\d|ln_\w+)/(scale|bias)$|relative_position_bias_table$"
-    r"|(label_embed|type_embed|mask_tokens|token_embedding|logit_scale|learned_names/rows)$"
+    r"|(label_embed|type_embed|mask_tokens|token_embedding|logit_scale|learned_names/rows"
+    r"|granularity_token/token)$"
 )
 """Parameters without weight decay: norms, embeddings, position-bias tables and the scale of the
 class scores."""

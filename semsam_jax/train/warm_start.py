@@ -150,10 +150,13 @@ def given_params(
         merged = merge(shapes, start, choice.warm_start)
         given |= {part: merged[part] for part in taken}
         origins |= dict.fromkeys(taken, choice.warm_start)
-        if not meta.get("class_heads_trained"):
-            notes.append(f"the class heads in {choice.warm_start} were never trained")
-        elif scale is not None:
+        if meta.get("class_heads_trained"):
             scale = None  # those have a trained scale
+        else:
+            notes.append(f"the class heads in {choice.warm_start} were never trained")
+            if "decoder" in taken:
+                own_scale = np.float32(model.config.decoder.logit_scale)
+                given["decoder"] = {**given["decoder"], "logit_scale": own_scale}
     if scale is not None:
         if "decoder" not in given:
             given["decoder"] = random_params(model, run.seed, ["decoder"])["decoder"]

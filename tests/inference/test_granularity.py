@@ -3,18 +3,23 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from semsam_jax.core.errors import CheckpointError, PromptError
+from semsam_jax.core.structs import Prompts
 from semsam_jax.inference.granularity import (
     granularity_scale,
     parse_granularity,
     token_weights,
 )
+from semsam_jax.inference.loading import model_from_params
 from semsam_jax.inference.mask_generator import MaskGenerator
 from semsam_jax.inference.predictor import Predictor
 from semsam_jax.inference.requests import Request
+from semsam_jax.models.semantic_sam import SemanticSAM, init_params
+from tests.inference.conftest import tiny_meta
 
 SIZES = [0.8, 0.6, 0.5, 0.35, 0.3, 0.2]
 """Stops 1, 2/3, 1/2, 1/4, 1/6, 0."""
@@ -160,3 +165,49 @@ def test_an_uncalibrated_checkpoint_says_so_once(tiny_model, image_a, caplog):
     assert [len(answer) for answer in predictor.predict_many(requests)] == [1, 1]
     assert caplog.text.count("`semsam calibrate` measures them") == 1
     assert json.dumps(predictor.predict([[50, 60]], granularity=0.4).records())
+
+
+@pytest.fixture(scope="module")
+def with_token(tiny_params, image_a):
+    config, params = tiny_params
+    decoder = dataclasses.replace(config.decoder, granularity_token=True)
+    config = dataclasses.replace(config, decoder=decoder)
+    fresh = init_params(SemanticSAM(config), jax.random.key(0))["granularity_token"]
+    params = {**params, "granularity_token": fresh}
+    predictor = Predictor(model_from_params(params, tiny_meta(config)), size="native")
+    predictor.set_image(image_a)
+    return predictor
+
+
+def test_a_model_with_the_token_answers_with_it(with_token, predictor):
+    levels = with_token.predict([[50, 60]], return_logits=True)
+    np.testing.assert_array_equal(
+        levels.masks, predictor.predict([[50, 60]], return_logits=True).masks
+    )
+    asked = [1.0, 0.4, 0.0]
+    found = with_token.predict([[50, 60]], granularity=asked, return_logits=True)
+    model, frame = with_token.model, with_token._encoded.frame
+    prompts = Prompts(
+        frame.click_boxes(np.array([[50.0, 60.0]]))[None], np.zeros((1, 1), np.int32), [[True]]
+    )
+    asked = np.array([[asked]], np.float32)
+    direct = model.decode(with_token.pyramid, prompts, None, True, asked)
+    np.testing.assert_allclose(found.scores, np.asarray(direct.pred_ious)[0, 0, 6:], atol=1e-4)
+    assert found.granularities == (1.0, 0.4, 0.0)
+    np.testing.assert_array_equal(
+        with_token.predict([[50, 60]], return_logits=True).masks, levels.masks
+    )
+    # Requests with and without a granularity in one call, clicks that are combined, everything.
+    both = with_token.predict_many(
+        [
+            {"point_coords": [[50, 60]]},
+            {"point_coords": [[50, 60], [90, 30]], "point_labels": [1, 0], "granularity": 0.4},
+        ]
+    )
+    np.testing.assert_array_equal(both[0].masks, levels.masks > 0)
+    assert both[1].granularities == (0.4,)
+    options = {"points_per_side": 4, "pred_iou_thresh": -10.0, "stability_score_thresh": 0.0}
+    records = MaskGenerator(
+        model, granularity=[0.3, 0.7], size="native", box_nms_thresh=1.0, **options
+    ).generate(np.zeros((64, 64, 3), np.uint8))
+    assert {r["granularity"] for r in records} <= {0.3, 0.7}

@@ -1,0 +1,94 @@
+"""Granularities to ask for, and the loss of the answers, by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from semsam_jax.core.structs import Predictions
+from semsam_jax.criterion.asked import Asked, ask, asked_losses, chain_places
+from semsam_jax.criterion.terms import CriterionConfig
+from tests.criterion.recorded import make_rows
+
+HW = (16, 64)
+
+
+def strips():
+    """Rows of one image: strips of 4, 16 and 36 columns from the left, prompts in 3, 2 and 1."""
+    masks = np.zeros((3, *HW), bool)
+    for mask, columns in zip(masks, (4, 16, 36), strict=True):
+        mask[:, :columns] = True
+    boxes = np.array([[c / 128, 0.5, c / 64, 1.0] for c in (4, 16, 36)], np.float32)
+    targets = np.array([[0, 1, 2], [1, 2, -1], [2, -1, -1]])
+    return make_rows(masks, boxes, targets)
+
+
+def test_the_place_of_a_mask_in_its_chain():
+    places = np.asarray(chain_places(strips()))[0]
+    # Roots of the areas are as 2 : 4 : 6.
+    np.testing.assert_allclose(places[0], [0.0, 0.5, 1.0], atol=1e-6)
+    np.testing.assert_allclose(places[1, :2], [0.0, 1.0], atol=1e-6)
+    assert places[2, 0] == 1.0  # alone
+
+
+def test_two_different_masks_are_asked_for_about_where_they_are():
+    rows = strips()
+    seen = set()
+    for seed in range(20):
+        asked = ask(rows, jax.random.key(seed))
+        instance = np.asarray(asked.instance)[0]
+        seen.add(tuple(instance[0]))
+        assert sorted(instance[1].tolist()) == [1, 2]
+        assert instance[2].tolist() == [2, -1]
+        place = {0: 0.0, 1: 0.5, 2: 1.0}
+        for i, value in zip(instance[0], np.asarray(asked.granularity)[0, 0], strict=True):
+            assert abs(value - place[i]) < 0.25
+    assert seen == {(a, b) for a in range(3) for b in range(3) if a != b}
+
+
+def test_a_box_is_asked_for_anything_and_rows_without_masks_for_nothing():
+    rows = strips()
+    boxed = rows.replace(prompt_is_box=jnp.ones_like(rows.prompt_is_box))
+    values = [np.asarray(ask(boxed, jax.random.key(i)).granularity)[0, 2, 0] for i in range(40)]
+    assert min(values) < 0.2
+    assert max(values) > 0.8
+    unmasked = rows.replace(has_masks=jnp.zeros(1, bool))
+    assert (np.asarray(ask(unmasked, jax.random.key(0)).instance) == -1).all()
+    invalid = rows.replace(prompt_valid=jnp.array([[True, False, True]]))
+    assert (np.asarray(ask(invalid, jax.random.key(0)).instance)[0, 1] == -1).all()
+
+
+def test_losses_of_right_and_wrong_answers():
+    """Answers are whole columns of the map: 16, then 36 columns, each meant for 16 columns."""
+    rows = strips()
+    h, w = HW[0] // 4, HW[1] // 4
+    columns = jnp.arange(w)
+    maps = jnp.stack([jnp.where(columns < c, 20.0, -20.0) for c in (4, 9)], axis=-1)
+    features = jnp.broadcast_to(maps[None, None], (1, h, w, 2))
+    one = Predictions(
+        mask_embed=jnp.eye(2)[None, None, None],
+        boxes=jnp.array([[0.125, 0.5, 0.25, 1.0], [0.375, 0.5, 0.25, 1.0]])[None, None, None],
+        pred_ious=jnp.array([0.7, 0.7])[None, None, None],
+    )
+    layers = jax.tree.map(lambda x: jnp.concatenate([x, x]), one)
+    rows = rows.replace(
+        **{name: getattr(rows, name)[:, :1] for name in ("prompt_box", "prompt_is_box")},
+        prompt_valid=rows.prompt_valid[:, :1],
+        prompt_targets=rows.prompt_targets[:, :1],
+    )
+    config = CriterionConfig(num_points=512, match_points=512)
+    points = config.plan.draw(jax.random.key(0), 1)
+    asked = Asked(granularity=jnp.full((1, 1, 2), 0.5), instance=jnp.array([[[1, -1]]]))
+    right = asked_losses(layers, features, rows, asked, points, config)
+    assert right["mask_bce"].shape == (2,)
+    assert float(right["l1"][0]) < 1e-6
+    assert float(right["dice"][1]) < 0.1
+    # The last layer alone learns the IoU, which is 1.
+    np.testing.assert_allclose(right["iou"], [0.0, 0.3**2], atol=1e-6)
+    asked = asked.replace(instance=jnp.array([[[-1, 1]]]))
+    wrong = asked_losses(layers, features, rows, asked, points, config)
+    np.testing.assert_allclose(wrong["iou"], [0.0, (0.7 - 4 / 9) ** 2], atol=1e-6)
+    np.testing.assert_allclose(wrong["l1"], 0.25, atol=1e-6)
+    assert float(wrong["mask_bce"][1]) > 10 * float(right["mask_bce"][1])
+    nothing = asked.replace(instance=jnp.full((1, 1, 2), -1))
+    terms = asked_losses(layers, features, rows, nothing, points, config)
+    assert all(not np.any(values) for values in terms.values())
