@@ -32,8 +32,8 @@ from semsam_jax.evals.one_click import clicks_of, scored_masks
 from semsam_jax.evals.prompt_runner import PromptQuery, PromptRunner, PromptWork
 from semsam_jax.evals.report import TableRow
 from semsam_jax.evals.samples import EvalSample
+from semsam_jax.inference.name_scores import AS_THEY_ARE, KINDS, ScoreScale
 
-KINDS = ("object", "part")
 PROMPTS = ("box", "click")
 NUM_BINS = 10
 MIN_IOU = 0.5
@@ -208,6 +208,7 @@ def evaluate_names(
     box_type: int = 1,
     prompts_per_call: int = 16,
     eval_loop: EvalLoop | None = None,
+    scales: tuple[ScoreScale, ScoreScale] = AS_THEY_ARE,
 ) -> NameTable:
     """Names every annotated mask from its box and from a click; one row for each prompt.
 
@@ -220,13 +221,15 @@ def evaluate_names(
         box_type: type index of a box (1 in our own training, 0 for released weights).
         prompts_per_call: prompts of an image that are decoded together.
         eval_loop: devices, progress and records; one device and no records by default.
+        scales: how scores of objects and of parts come from logits.
     """
     eval_loop = eval_loop or EvalLoop()
     runner = PromptRunner.on(
         eval_loop, model, params, prompts_per_call, isolate=True, text=known.text
     )
     names = unique_names(known)
-    scorer = runner.scorer(functools.partial(_name_all, names=names, box_type=box_type))
+    work = functools.partial(_name_all, names=names, box_type=box_type, scales=scales)
+    scorer = runner.scorer(work)
     return eval_loop.run("names", NameEvaluator(), samples, scorer).result()
 
 
@@ -274,7 +277,10 @@ def unique_names(known: KnownClasses) -> tuple[UniqueNames, UniqueNames]:
 
 
 def _name_all(
-    sample: EvalSample, names: tuple[UniqueNames, UniqueNames], box_type: int
+    sample: EvalSample,
+    names: tuple[UniqueNames, UniqueNames],
+    box_type: int,
+    scales: tuple[ScoreScale, ScoreScale],
 ) -> PromptWork:
     """Gives the rows of one image."""
     rows, masks = scored_masks(sample, skip_crowd=True)
@@ -307,6 +313,8 @@ def _name_all(
             right = scores[np.arange(len(at)), truth[at]]
             ranks[at] = (scores >= right[:, None]).sum(1) - 1
         highest[at] = scores.max(1)
-    score = 1 / (1 + np.exp(-highest))
+    score = np.empty(len(boxes))
+    for number, scale in enumerate(scales):
+        score[kind == number] = scale.scores(highest[kind == number])
     fit = iou[np.arange(len(boxes)), best]
     return (NameTable(kind, prompt, truth, chosen_rank, rank, score, fit),)

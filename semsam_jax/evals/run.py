@@ -179,6 +179,8 @@ def _context(
     options: EvalOptions, checkpoint: object, dataset: EvalDataset, out: Path, about: Mapping
 ) -> EvalContext:
     params, meta = checkpoint_io.read_model(checkpoint)
+    if options.write_names:  # measured anew, from scores as they are
+        meta = {key: value for key, value in meta.items() if key != "name_scales"}
     count = max(1, min(len(dataset.samples()), len(jax.local_devices())))
     eval_loop = EvalLoop(
         folder=out / "progress",

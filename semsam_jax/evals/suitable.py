@@ -4,22 +4,27 @@ A model that was trained for minutes is less confident than one trained for week
 thresholds of the latter it finds and names nothing.
 """
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from itertools import islice
 
 import numpy as np
+from scipy.optimize import minimize
+from scipy.special import logit
 
 from semsam_jax.evals.class_embeddings import known_classes
 from semsam_jax.evals.eval_loop import EvalLoop
-from semsam_jax.evals.names import MIN_IOU, NameTable, calibrations, evaluate_names
+from semsam_jax.evals.names import MIN_IOU, NameTable, calibrations, evaluate_names, reliability
 from semsam_jax.evals.part_ap import ClassList
 from semsam_jax.evals.samples import EvalSample
 from semsam_jax.inference.loading import LoadedModel
+from semsam_jax.inference.name_scores import ScoreScale
 from semsam_jax.inference.predictor import Predictor
 from semsam_jax.inference.requests import Request
 
 MAX_IMAGES = 24
 GRID = 8
+MIN_NAMES = 50
 _IOU_SHARE, _STABILITY_SHARE = 0.6, 0.3
 _STEP = 0.05
 
@@ -99,23 +104,63 @@ def mask_thresholds(
 
 
 def name_thresholds(table: NameTable) -> dict[str, dict]:
-    """`name_thresholds` of a checkpoint's config, and `name_calibration` beside it.
+    """`name_scales` and `name_thresholds` of a checkpoint's config, and `name_calibration` beside.
 
-    The score that gives the best F1 of "named, and rightly", over masks that the model finds (IoU
-    at least 0.5); of the calibration the number of such names, the share that is right, and the
-    expected calibration error. A kind of names that nothing could be measured for is left out.
+    The scale that makes scores honest (`fit_scale`), and of the scores that it gives the one with
+    the best F1 of "named, and rightly", over masks that the model finds (IoU at least 0.5). Of the
+    calibration the number of such names, the share that is right, and the expected calibration
+    error before and after, on the same masks. A kind of names that nothing could be measured for
+    is left out.
 
     Args:
-        table: of `names.evaluate_names`.
+        table: of `names.evaluate_names`, with scores as they are.
     """
-    thresholds, measured = {}, {}
+    scales, thresholds, measured = {}, {}, {}
     for kind, bins in calibrations(table).items():
         own = table.of(kind)
         own = own.select(own.iou >= MIN_IOU)
+        scale = fit_scale(logit(own.score), own.is_right)
+        if scale != ScoreScale():
+            own = dataclasses.replace(own, score=scale.scores(logit(own.score)))
+        scales[kind] = [scale.gain, scale.offset]
         thresholds[kind] = best_threshold(own.score, own.is_right)
-        right = float(own.is_right.mean())
-        measured[kind] = {"names": len(own), "right": right, "error": bins.error}
-    return {"name_thresholds": thresholds, "name_calibration": measured} if thresholds else {}
+        measured[kind] = {
+            "names": len(own),
+            "right": float(own.is_right.mean()),
+            "error_before": bins.error,
+            "error": reliability(own).error,
+        }
+    if not thresholds:
+        return {}
+    return {
+        "name_scales": scales,
+        "name_thresholds": thresholds,
+        "name_calibration": measured,
+    }
+
+
+def fit_scale(logits: np.ndarray, is_right: np.ndarray) -> ScoreScale:
+    """The scale with the highest likelihood; none for fewer than `MIN_NAMES` names.
+
+    A name that is right counts as (r + 1) / (r + 2) of one, a wrong one as 1 / (w + 2), where r and
+    w are the numbers of both, so that the line stays finite where all names are right (Platt,
+    1999). A line that falls would turn the order around, and is none.
+
+    Args:
+        logits: float [n] of the best name of each mask.
+        is_right: bool [n] whether it is right.
+    """
+    if len(logits) < MIN_NAMES:
+        return ScoreScale()
+    right = int(np.sum(is_right))
+    wanted = np.where(is_right, (right + 1) / (right + 2), 1 / (len(logits) - right + 2))
+
+    def loss(line: np.ndarray) -> float:
+        x = line[0] * logits + line[1]
+        return float(np.mean(np.logaddexp(0, x) - wanted * x))
+
+    gain, offset = minimize(loss, (1.0, 0.0), method="BFGS").x
+    return ScoreScale(float(gain), float(offset)) if gain > 0 else ScoreScale()
 
 
 def best_threshold(scores: np.ndarray, is_right: np.ndarray) -> float:

@@ -16,6 +16,7 @@ from semsam_jax.evals.names import NameTable, evaluate_names
 from semsam_jax.evals.one_click import OneClickResult, evaluate_one_click
 from semsam_jax.evals.part_ap import ClassList
 from semsam_jax.evals.report import TableRow
+from semsam_jax.inference.name_scores import name_scales
 
 
 @dataclasses.dataclass
@@ -79,6 +80,7 @@ class EvalContext:
             box_type=0 if self.is_released else 1,
             prompts_per_call=self.prompts_per_call,
             eval_loop=self.eval_loop,
+            scales=name_scales(self.meta),
         )
 
     @property

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from semsam_jax.core.errors import CheckpointError, PromptError
 from semsam_jax.core.structs import Predictions, TextTable
 from semsam_jax.inference.loading import LoadedModel
+from semsam_jax.inference.name_scores import AS_THEY_ARE, ScoreScale, name_scales
 from semsam_jax.inference.results import ScoredName, UnknownName
 from semsam_jax.text.tables import table_of
 from semsam_jax.text.templates import embed_names
@@ -60,6 +61,7 @@ class LabelSet:
             compiled. Scores of padding rows are never read.
         object_thresh: score from which an object name counts as sure.
         part_thresh: the same for part names.
+        scales: how scores of objects and of parts come from logits.
     """
 
     objects: tuple[str, ...]
@@ -70,6 +72,7 @@ class LabelSet:
     unknown: tuple[UnknownName, ...] = ()
     object_thresh: float = DEFAULT_NAME_THRESH
     part_thresh: float = DEFAULT_NAME_THRESH
+    scales: tuple[ScoreScale, ScoreScale] = AS_THEY_ARE
 
     @property
     def is_empty(self) -> bool:
@@ -78,11 +81,11 @@ class LabelSet:
 
     def best_object(self, logits: Float[np.ndarray, " v"]) -> ScoredName | None:
         """Best object name for one token, None if there are no object names."""
-        return _best(self.objects, logits, self.object_thresh)
+        return _best(self.objects, logits, self.object_thresh, self.scales[0])
 
     def best_part(self, logits: Float[np.ndarray, " v"]) -> ScoredName | None:
         """Best part name for one token, None if there are no part names."""
-        return _best(self.parts, logits, self.part_thresh)
+        return _best(self.parts, logits, self.part_thresh, self.scales[1])
 
 
 def label_set(model: LoadedModel, labels: Labels) -> LabelSet:
@@ -125,8 +128,9 @@ def label_set(model: LoadedModel, labels: Labels) -> LabelSet:
         for name in dict.fromkeys(names.objects + names.parts)
         if name not in rows
     )
-    thresholds = name_thresholds(model.meta)
-    return LabelSet(objects, parts, names.stuff & set(objects), exact, table, unknown, *thresholds)
+    stuff, thresholds = names.stuff & set(objects), name_thresholds(model.meta)
+    scales = name_scales(model.meta)
+    return LabelSet(objects, parts, stuff, exact, table, unknown, *thresholds, scales)
 
 
 def name_thresholds(meta: Mapping) -> tuple[float, float]:
@@ -239,12 +243,14 @@ def unknown_message(names: Sequence[str], nearest: Mapping[str, tuple], total: i
     )
 
 
-def _best(names: tuple[str, ...], logits: np.ndarray, threshold: float) -> ScoredName | None:
+def _best(
+    names: tuple[str, ...], logits: np.ndarray, threshold: float, scale: ScoreScale
+) -> ScoredName | None:
     if not names:
         return None
     logits = np.asarray(logits, np.float64)[: len(names)]
     best = int(logits.argmax())
-    score = float(1 / (1 + np.exp(-logits[best])))
+    score = float(scale.scores(logits[best]))
     return ScoredName(names[best], score, score >= threshold)
 
 

@@ -33,7 +33,9 @@ from semsam_jax.models.semantic_sam import SemanticSAM
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _META_TYPES = {
     "image_size": int,
-    **dict.fromkeys(("text", "vocabulary", "mask_thresholds", "name_thresholds"), Mapping),
+    **dict.fromkeys(
+        ("text", "vocabulary", "mask_thresholds", "name_thresholds", "name_scales"), Mapping
+    ),
 }
 _PROMPT_PRESETS = ("default", "released_v1")
 _log = logging.getLogger(__name__)

@@ -16,7 +16,8 @@ from semsam_jax.evals.names import (
     unique_names,
 )
 from semsam_jax.evals.part_ap import ClassList
-from semsam_jax.evals.suitable import name_thresholds
+from semsam_jax.evals.suitable import best_threshold, fit_scale, name_thresholds
+from semsam_jax.inference.name_scores import ScoreScale
 from tests.evals.fakes import ReadingModel, reading_sample
 
 SURE = round(1 / (1 + np.exp(-6.0)), 6)
@@ -117,6 +118,37 @@ def test_the_calibration_error_is_the_mean_gap_of_the_bins():
     assert suited["name_thresholds"] == {"object": 0.9, "part": 0.7}
     assert suited["name_calibration"]["object"]["names"] == 5
     assert suited["name_calibration"]["object"]["right"] == 0.4
+    assert suited["name_scales"] == {"object": [1.0, 0.0], "part": [1.0, 0.0]}  # too few names
+
+
+def test_scores_become_honest_and_keep_their_order():
+    """Logits whose line is known: sigmoid(2 x + 1)."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(-1, 1, 4000)
+    is_right = rng.random(4000) < 1 / (1 + np.exp(-(2 * logits + 1)))
+    scale = fit_scale(logits, is_right)
+    np.testing.assert_allclose((scale.gain, scale.offset), (2, 1), atol=0.15)
+    columns = {
+        "kind": np.zeros(4000),
+        "prompt": np.zeros(4000),
+        "truth": np.zeros(4000),
+        "chosen_rank": np.where(is_right, 0, 1),
+        "rank": np.where(is_right, 0, 1),
+        "score": 1 / (1 + np.exp(-logits)),
+        "iou": np.ones(4000),
+    }
+    suited = name_thresholds(table(**columns))
+    measured = suited["name_calibration"]["object"]
+    assert measured["error_before"] > 0.1
+    assert measured["error"] < 0.02
+    # The same names are sure, whatever the scale: the threshold moves with the scores.
+    raw = best_threshold(columns["score"], is_right)
+    gain, offset = suited["name_scales"]["object"]
+    moved = 1 / (1 + np.exp(-(gain * np.log(raw / (1 - raw)) + offset)))
+    assert suited["name_thresholds"]["object"] == pytest.approx(moved)
+    assert fit_scale(-logits, is_right) == ScoreScale()  # it would turn the order around
+    always = fit_scale(logits, np.ones(4000, bool))
+    assert np.isfinite((always.gain, always.offset)).all()
 
 
 def test_rows_do_not_depend_on_the_order_of_the_images():

@@ -187,6 +187,24 @@ def test_a_weak_name_says_so(tiny_model, image_a):
     assert record_name({"object": ScoredName("dog", 0.9).record(), "part": record["part"]}) == "dog"
 
 
+def test_scores_take_the_scale_of_the_checkpoint(tiny_model, image_a):
+    model = with_encoder(tiny_model)
+    predictor = Predictor(model, size="native")
+    predictor.set_image(image_a)
+    before = predictor.predict([[50, 60]], labels="dog,cat;head,leg")
+    model.meta["name_scales"] = {"object": [2.0, 0.5]}
+    after = predictor.predict([[50, 60]], labels="dog,cat;head,leg")
+    assert [n.name for n in after.objects] == [n.name for n in before.objects]
+    logits = [np.log(n.score / (1 - n.score)) for n in before.objects]
+    wanted = [1 / (1 + np.exp(-(2 * x + 0.5))) for x in logits]
+    np.testing.assert_allclose([n.score for n in after.objects], wanted, atol=1e-6)
+    assert [n.score for n in after.parts] == [n.score for n in before.parts]
+    for wrong in ([0.0, 1.0], [1.0], "steep", [1.0, float("nan")]):
+        model.meta["name_scales"] = {"object": wrong}
+        with pytest.raises(CheckpointError, match=r"name_scales\.object.*calibrate --names"):
+            predictor.predict([[50, 60]], labels="dog")
+
+
 def test_a_table_of_another_size_is_an_error(tiny_model):
     with pytest.raises(CheckpointError, match="1024"):
         label_set(with_table(tiny_model), "dog")
