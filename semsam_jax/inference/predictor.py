@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from semsam_jax.core.errors import PromptError
 from semsam_jax.core.structs import Predictions, Pyramid
@@ -20,7 +20,6 @@ from semsam_jax.inference.encoded_image import EncodedImage, encode_images
 from semsam_jax.inference.granularity import (
     Granularity,
     Level,
-    levels_by_area,
     parse_granularity,
     parse_levels,
     token_weights,
@@ -31,6 +30,7 @@ from semsam_jax.inference.labels import Labels, LabelSet, label_set, object_logi
 from semsam_jax.inference.loading import LoadedModel, check_model
 from semsam_jax.inference.mask_prompt import add_mask, read_mask
 from semsam_jax.inference.preprocess import Size, check_size
+from semsam_jax.inference.prompt_masks import PromptMask, best_mask, filled_mask
 from semsam_jax.inference.requests import (
     CheckedRequest,
     Request,
@@ -44,17 +44,6 @@ from semsam_jax.inference.requests import (
 )
 from semsam_jax.inference.results import Segments, SegmentsBatch
 from semsam_jax.inference.upsample import upsample_logits
-
-
-@dataclasses.dataclass(frozen=True)
-class _Mask:
-    prompt: int
-    token: int
-    logits: Float[np.ndarray, "h w"]  # at stride 4
-    score: float
-    disagreements: int = 0  # clicks on the wrong side
-    granularity: float | None = None
-    name_column: int | None = None  # of the predictions; None is that of its token
 
 
 class Predictor:
@@ -283,7 +272,7 @@ class Predictor:
             else:
                 masks = self._continuous(encoded, check, granularities, own.pred_ious, low)
             if not multimask_output or request.area is not None:
-                masks = self._best(encoded, masks, request.area, mask)
+                masks = best_mask(encoded, masks, request.area, mask)
             answers.append(self._segments(encoded, check, own, masks, names, return_logits))
             start = stop
         return answers
@@ -295,15 +284,15 @@ class Predictor:
         tokens: Sequence[int],
         ious: Float[np.ndarray, "p k"],
         logits: Float[np.ndarray, "p k h w"],
-    ) -> list[_Mask]:
+    ) -> list[PromptMask]:
         """The mask of each of these tokens."""
         if check.is_single:
-            return [_Mask(0, t, logits[0, t], float(ious[0, t])) for t in tokens]
+            return [PromptMask(0, t, logits[0, t], float(ious[0, t])) for t in tokens]
         xy = encoded.frame.to_canvas(check.points)
         parts = [combine_clicks(logits, ious, xy, check.is_positive, t) for t in tokens]
-        masks = [_Mask(c.prompt, c.token, c.logits, c.score, c.disagreements) for c in parts]
+        masks = [PromptMask(c.prompt, c.token, c.logits, c.score, c.disagreements) for c in parts]
         return [
-            self._filled(mask, logits[list(part.bases), part.token], encoded)
+            filled_mask(mask, logits[list(part.bases), part.token], encoded)
             for mask, part in zip(masks, parts, strict=True)
         ]
 
@@ -314,7 +303,7 @@ class Predictor:
         granularities: Sequence[float],
         ious: Float[np.ndarray, "p k"],
         logits: Float[np.ndarray, "p k h w"],
-    ) -> list[_Mask]:
+    ) -> list[PromptMask]:
         """The mask at each granularity; for an empty one that of the nearest level with pixels."""
         order, scale = self.model.level_order, self.model.granularity_scale
         tokens = range(len(order), len(order) + len(granularities))
@@ -345,43 +334,12 @@ class Predictor:
             )
         return found
 
-    @staticmethod
-    def _best(
-        encoded: EncodedImage,
-        masks: list[_Mask],
-        area: float | None,
-        given: Bool[np.ndarray, "ih iw"] | None,
-    ) -> list[_Mask]:
-        """The best one: nearest to an area, most like a given mask, or by predicted IoU."""
-        if area is None:
-            like = [0.0 if given is None else -encoded.resemblance(m.logits, given) for m in masks]
-            order = [
-                masks[i]
-                for i in sorted(
-                    range(len(masks)),
-                    key=lambda i: (masks[i].disagreements, like[i], -masks[i].score),
-                )
-            ]
-        else:
-            areas = np.array([encoded.area_fraction(mask.logits) for mask in masks])
-            order = [masks[i] for i in levels_by_area(areas, area)]
-        # A level that is empty at the size of the image answers nothing.
-        return [next((mask for mask in order if not encoded.is_empty(mask.logits)), order[0])]
-
-    @staticmethod
-    def _filled(mask: _Mask, singles: Float[np.ndarray, "p h w"], encoded: EncodedImage) -> _Mask:
-        """The mask, or the first single answer that has pixels if it has none itself."""
-        if not encoded.is_empty(mask.logits):
-            return mask
-        others = (dataclasses.replace(mask, logits=single) for single in singles)
-        return next((other for other in others if not encoded.is_empty(other.logits)), mask)
-
     def _segments(
         self,
         encoded: EncodedImage,
         check: CheckedRequest,
         found: Predictions,
-        chosen: list[_Mask],
+        chosen: list[PromptMask],
         names: LabelSet | None,
         return_logits: bool,
     ) -> Segments:
