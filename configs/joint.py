@@ -82,7 +82,7 @@ def _full(config: ConfigDict) -> ConfigDict:
     config = at_full_size(config, config.model.preset)
     config.model.warm_start = "required"
     config.model.granularity_token = True
-    config.loss.granularity = 1.0
+    config.loss.granularity = 0.3
     config.text.source = "encoder"
     others = {"cocotree": 0.0, "custom": 0.0}
     config.data.datasets = ConfigDict({**CLICKED, "objects365": 0.0, **others})

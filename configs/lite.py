@@ -45,7 +45,7 @@ def get_config(stage: str = "masks") -> ConfigDict:
         config.data.datasets = ConfigDict({"sa1b": 1.0})
         config.text.source = "none"
         config.loss.iou_every_layer = False
-        config.loss.granularity = 1.0
+        config.loss.granularity = 0.3
     if stage == "masks":
         config.model.backbone_weights = "imagenet"
         config.model.init = "similarity"
