@@ -90,3 +90,20 @@ def test_what_a_page_names_exists(page):
         aimed = page.parent / target if target else page
         if "://" not in target and aimed.suffix == ".md":
             assert anchor in anchors(aimed), f"{target}#{anchor}: no such heading"
+
+
+def test_printed_commands_of_full_recipes_say_where_the_weights_come_from():
+    """Those that start at a Swin; a command goes on behind a backslash."""
+    found = []
+    launchers = (p for p in ROOT.glob("launch/**/*") if p.is_file() and p.suffix != ".ipynb")
+    for file in (*PAGES, *launchers):
+        text = re.sub(r"\\\n[# ]*", " ", file.read_text(encoding="utf-8"))
+        found += [
+            (file.name, line)
+            for line in text.splitlines()
+            if re.search(r"(main|train|semsam_jax|sbatch) .*configs/(joint|sa1b)\.py:swin", line)
+            and not line.startswith("|")
+        ]
+    assert len(found) > 6
+    known = ("warm_start=", "backbone_weights=", "--compile_only")
+    assert not [one for one in found if not any(flag in one[1] for flag in known)]
