@@ -205,7 +205,7 @@ def api_router(service: Service) -> APIRouter:
     async def everything(request: Request, body: EverythingBody) -> MasksAnswer:
         client = client_of(request.scope)
         if body.level != "all" and body.level > engine.num_levels:
-            raise HTTPError(400, f"There is no level {body.level}.")
+            raise HTTPError(400, f"level: got {body.level}; wanted 1..{engine.num_levels} or all.")
         if body.tile is not None and body.image is None:
             raise HTTPError(400, "tile: needs the file itself; give image instead of image_id.")
         if body.tile is not None and 2 * body.overlap > body.tile:

@@ -254,8 +254,11 @@ class Engine:
             tile: see `MaskGenerator`.
             tile_overlap: what neighbouring tiles share, pixels.
         """
-        if grid not in GRIDS or not 0 <= quality <= 1:
-            raise HTTPError(400, "Invalid settings.")
+        if grid not in GRIDS:
+            wanted = ", ".join(map(str, GRIDS))
+            raise HTTPError(400, f"grid: got {grid} clicks along a side; wanted one of {wanted}.")
+        if not 0 <= quality <= 1:
+            raise HTTPError(400, f"The smallest score is a number from 0 to 1; got {quality:g}.")
         generator = _explained(
             lambda: MaskGenerator(
                 self.model,

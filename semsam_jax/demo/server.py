@@ -143,6 +143,9 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
+        kind = request.headers.get("content-type", "")
+        if request.method == "POST" and "json" not in kind:
+            return _error(400, f"content-type: got {kind[:60]!r}; wanted application/json.")
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"] if part != "body")[:80]
         return _error(400, f"{place or 'request'}: {first['msg']}.")

@@ -147,6 +147,8 @@ def test_tiles_are_of_the_file_at_full_resolution(client, monkeypatch):
         ({"tile": 128, "overlap": 64}, 413, "588 tiles"),
         ({"tile": 256, "overlap": 200}, 400, "overlap: got 200"),
         ({"tile": 64}, 400, "tile"),
+        ({"grid": 7}, 400, "wanted one of 8, 16, 24, 32"),
+        ({"level": 7}, 400, "wanted 1..6 or all"),
         ({"image": None, "image_id": "unknown"}, 400, "image_id"),
     ):
         answer = client.post("/v1/everything", json=body | wrong)
@@ -227,6 +229,7 @@ def test_a_body_of_another_kind_is_no_json(client):
         "/v1/segment", content=json.dumps(CLICK), headers={"content-type": "text/plain"}
     )
     assert answer.status_code == 400
+    assert "wanted application/json" in answer.json()["error"]
 
 
 def test_the_api_describes_itself(client):
