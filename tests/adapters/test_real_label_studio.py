@@ -64,7 +64,8 @@ def studio(tmp_path_factory):
     folder, port = tmp_path_factory.mktemp("label_studio"), free_port()
     about = {"LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN": "true", "COLLECT_ANALYTICS": "false"}
     about |= {"LATEST_VERSION_CHECK": "false", "SENTRY_DSN": "", "HOME": str(folder)}
-    about |= {"SSRF_PROTECTION_ENABLED": "false"}  # our backend is on this machine
+    # By default it refuses backends on this machine, and webhooks to them.
+    about |= {"USE_DEFAULT_BANNED_SUBNETS": "false"}
     command = [EXECUTABLE, "start", "--no-browser", "--port", str(port)]
     command += ["--data-dir", str(folder / "data"), "--username", "a@b.example"]
     command += ["--password", "a-long-password", "--user-token", TOKEN]

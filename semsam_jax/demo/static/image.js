@@ -29,7 +29,7 @@ export function close() {
 
 const send = async (file) => (await request("image", file, { isRaw: true })).json();
 const leaveKept = () => state.isSaved || !state.kept.length
-  || confirm(`${state.kept.length} kept masks of this image are not downloaded. Leave them?`);
+  || confirm(`Kept masks of this image that are not downloaded: ${state.kept.length}. Leave them?`);
 function startAgain() { newTurn(); dropPrompt(); forget(); Object.assign(state, { kept: [], selected: null, isSaved: true, unknown: [] }); }
 
 // Asks about the image; if the server has put it away in the meantime, sends it once more.
