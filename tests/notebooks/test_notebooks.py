@@ -21,6 +21,7 @@ from nbclient import NotebookClient
 from semsam_jax.core import checkpoint_io
 from tests.convert.test_cli import DATA
 from tests.e2e.runs import SMALL
+from tools.set_repository import set_repository
 
 pytestmark = pytest.mark.timeout(1800)
 COLAB = Path(__file__).parents[2] / "launch" / "colab"
@@ -30,7 +31,8 @@ MAX_BYTES = 1_500_000
 # In the layout of the released files, with random weights.
 RELEASED = DATA / "tiny_ref.pth"
 KEEP = os.environ.get("SEMSAM_JAX_KEEP_NOTEBOOKS")
-HOME = "git+https://github.com/OWNER/semsam_jax"
+HOME = f"git+https://github.com/{(COLAB / 'repository.txt').read_text().strip()}"
+UNSET = "git+https://github.com/OWNER/semsam_jax"
 TRAIN = [f"--config.{key}={value}" for key, value in SMALL.items() if key != "steps"]
 
 
@@ -91,6 +93,39 @@ def test_notebooks_are_short_and_start_with_the_installation(path):
         assert "/work/" not in cell.source
     for name in parameters_of(path.stem, ""):
         assert f"\n{name} = " in notebook.cells[0].source
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_first_cell_names_what_is_not_set_and_picks_the_extra_of_the_chip(path, monkeypatch):
+    def prepared(source, has_gpu):
+        """What the cell has found when pip would start."""
+        notebook, found = read(path), {}
+        with_parameters(notebook, {"SOURCE": source})
+        code, _, pip = notebook.cells[0].source.partition("%pip install ")
+        assert pip == '-q "semsam-jax[{extras}] @ {SOURCE}"'
+        monkeypatch.setattr(shutil, "which", lambda name: "/x" if has_gpu else None)
+        monkeypatch.setattr(os.path, "exists", lambda path: False)
+        exec(code, found)
+        return found["extras"]
+
+    first = "train" if path.stem == "train_and_fine_tune" else ""
+    assert prepared("file:///wheel", has_gpu=False) == first
+    assert prepared("file:///wheel", has_gpu=True) == f"{first},cuda".lstrip(",")
+    with pytest.raises(ValueError, match="put the account that hosts semsam_jax in the place of"):
+        prepared(UNSET, has_gpu=False)
+
+
+def test_one_command_sets_the_address_everywhere(tmp_path):
+    folder = shutil.copytree(COLAB, tmp_path / "colab")
+    assert set_repository(folder) == []
+    set_repository(folder, "some-one/my.fork")
+    for path in (*folder.glob("*.ipynb"), folder / "README.md"):
+        text = path.read_text()
+        assert "some-one/my.fork/blob/main/launch/colab/" in text
+        assert "OWNER/semsam_jax" not in text
+    assert "UX-Decoder/Semantic-SAM/releases" in (folder / "convert_and_check.ipynb").read_text()
+    assert (folder / "repository.txt").read_text() == "some-one/my.fork\n"
+    assert set_repository(folder) == []
 
 
 @pytest.mark.parametrize(
