@@ -41,8 +41,9 @@ def check(state: Mapping[str, np.ndarray], where: str) -> None:
     found = [key for key in _LEARNED_QUERIES if key in state]
     if found:
         raise ConversionError(
-            f"{where}: a model of OpenSeeD with the decoupled decoder ({', '.join(found)}), whose "
-            f"learned queries do not exist here; its backbone alone is taken by "
+            f"{where}: a model of OpenSeeD with the decoupled decoder: "
+            f"{len(state[found[0]])} learned queries for stuff ({', '.join(found)}), which have no "
+            f"counterpart here; its backbone alone is taken by "
             f"`semsam convert --preset swin_t|swin_l --backbone FILE --out DIR`."
         )
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from semsam_jax.__main__ import main
 from semsam_jax.convert import openseed
 from semsam_jax.convert.detect import detect_config
 from semsam_jax.convert.from_torch import examine
@@ -10,6 +11,7 @@ from semsam_jax.convert.names import unwrap
 from semsam_jax.convert.released import read_released
 from semsam_jax.convert.torch_reader import read_state_dict
 from semsam_jax.convert.torch_writer import write_state_dict
+from semsam_jax.core.checkpoint_io import read_model
 from semsam_jax.core.errors import CheckpointError, ConversionError
 from semsam_jax.inference.labels import label_set
 from semsam_jax.inference.loading import model_from_params
@@ -21,13 +23,13 @@ PREDICTOR = "sem_seg_head.predictor."
 DRAWN = ("mask_tokens", "pb_embedding", "label_enc", "iou_prediction_head", "class_embed_part")
 
 
-def openseed_keys():
+def openseed_keys(backbone="swint"):
     """Names and shapes of `openseed_swint_lang.yaml`, read off its code.
 
     Those of Semantic-SAM with a text tower, without what was added for prompts and parts, and with
     the selection of queries, which Semantic-SAM's published files lack.
     """
-    keys = key_list("swint") | key_list("text")
+    keys = key_list(backbone) | key_list("text")
     keys = {k: v for k, v in keys.items() if not k.startswith(tuple(PREDICTOR + d for d in DRAWN))}
     shapes = {"enc_output.weight": (256, 256)}
     shapes |= dict.fromkeys(
@@ -57,11 +59,46 @@ def test_the_published_swin_t_maps_completely():
     assert not openseed.is_openseed(full)
 
 
-def test_learned_queries_are_refused():
-    state = hollow_state(openseed_keys(), 7)
-    state[f"{PREDICTOR}query_feat.weight"] = np.zeros((100, 256), np.float32)
-    with pytest.raises(ConversionError, match=r"decoupled decoder \(.*query_feat.*--backbone FILE"):
+@pytest.mark.parametrize(
+    ("backbone", "preset", "window"), [("swint", "swin_t", 7), ("swinl", "swin_l", 12)]
+)
+def test_learned_queries_are_refused_and_are_all_that_is_missing(backbone, preset, window):
+    """`openseed_swin*_lang_decouple.yaml`: 100 learned queries for stuff, everything else maps."""
+    state = hollow_state(openseed_keys(backbone), window)
+    rest, config = detect_config(state)
+    assert (rest, config.has_generic) == (preset, True)
+    assert examine(openseed.complete(state, config)[0], config).is_complete
+    queries = {f"{PREDICTOR}query_{kind}.weight": n for kind, n in (("feat", 256), ("embed", 4))}
+    state |= {name: np.zeros((100, width), np.float32) for name, width in queries.items()}
+    assert detect_config(state) == (rest, config)
+    assert examine(state, config).unexpected == list(queries)
+    told = r"x.pt: a model of OpenSeeD with the decoupled decoder.*100 learned.*--backbone FILE"
+    with pytest.raises(ConversionError, match=told):
         openseed.check(state, "checkpoint x.pt")
+    report = examine(state, config, parts=("backbone",))
+    assert not report.missing
+    assert not report.misshaped
+
+
+def test_the_backbone_of_a_file_with_learned_queries_converts(tmp_path, capsys):
+    """As the message says; of the small recorded model."""
+    state = {}
+    for name in ("tiny_ref", "tiny_generic_ref"):
+        state |= unwrap(read_state_dict(DATA / f"{name}.pth"))
+    kept = {k: v for k, v in state.items() if not k.startswith(tuple(PREDICTOR + d for d in DRAWN))}
+    kept[f"{PREDICTOR}query_feat.weight"] = np.zeros((100, 64), np.float32)
+    file = tmp_path / "decoupled.pt"
+    write_state_dict(file, {f"model.{key}": value for key, value in kept.items()})
+    assert main(["convert", str(file), "--out", str(tmp_path / "a")]) == 2
+    said = capsys.readouterr().err
+    assert "query_feat.weight" in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "a").exists()
+    command = ["convert", "--preset", "tiny", "--backbone", str(file)]
+    assert main([*command, "--out", str(tmp_path / "b")]) == 0
+    params, _ = read_model(tmp_path / "b")
+    stem = params["backbone"]["patch_embed"]["norm"]["scale"]
+    np.testing.assert_array_equal(stem, state["backbone.patch_embed.norm.weight"])
 
 
 def test_a_file_without_prompts_says_so(tmp_path):
