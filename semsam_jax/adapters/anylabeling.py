@@ -11,7 +11,12 @@ import cv2
 import numpy as np
 
 from semsam_jax.core.errors import PromptError
-from semsam_jax.inference.convert_results import record_mask, record_name, record_score
+from semsam_jax.inference.convert_results import (
+    record_class,
+    record_mask,
+    record_name,
+    record_score,
+)
 from semsam_jax.inference.outlines import Polygon, mask_polygons
 from semsam_jax.inference.requests import Request
 
@@ -115,7 +120,7 @@ def shapes(records: Sequence[Mapping], fineness: float) -> list[dict]:
             outline = _simplified(polygon, fineness)
             found.append(
                 {
-                    "label": record_name(record) or UNNAMED,
+                    "label": record_class(record) if record_name(record) else UNNAMED,
                     "shape_type": "polygon",
                     "points": [*outline, outline[0]],
                     "score": round(record_score(record), 4),

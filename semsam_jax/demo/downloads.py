@@ -16,6 +16,8 @@ from semsam_jax.demo.sessions import ImageSession
 from semsam_jax.inference import visualize
 from semsam_jax.inference.convert_results import (
     record_caption,
+    record_class,
+    record_classes,
     record_mask,
     record_name,
     record_score,
@@ -100,7 +102,7 @@ def _labelme(records: list[dict], image: str, height: int, width: int) -> bytes:
 
 def _yolo(records: list[dict], image: str, height: int, width: int) -> bytes:
     """A label file and the list of classes, as in a folder for training."""
-    classes = list(dict.fromkeys(record_name(record) or "thing" for record in records))
+    classes = record_classes(records)
     stem = image.rpartition(".")[0] or image
     lines = "".join(f"  {number}: {json.dumps(name)}\n" for number, name in enumerate(classes))
     return _archive(
@@ -121,7 +123,7 @@ def _panoptic(records: list[dict], image: str, height: int, width: int) -> bytes
         if not len(rows):
             continue  # hidden below smaller ones
         x, y = int(columns.min()), int(rows.min())
-        name = record_name(record) or "thing"
+        name = record_class(record)
         segments.append(
             {
                 "id": number,
@@ -138,7 +140,7 @@ def _panoptic(records: list[dict], image: str, height: int, width: int) -> bytes
         "images": [about],
         "annotations": [{"image_id": 1, "file_name": f"{stem}.png", "segments_info": segments}],
         "categories": [
-            {"id": i, "name": name, "supercategory": name, "isthing": 1}
+            {"id": i, "name": name, "supercategory": name.partition(":")[0], "isthing": 1}
             for name, i in categories.items()
         ],
     }

@@ -6,7 +6,9 @@ All functions take the records that `segment`, `auto` and `MaskGenerator` give: 
 """
 
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cv2
@@ -43,6 +45,18 @@ def record_mask(record: Record) -> Bool[np.ndarray, "h w"]:
 def record_name(record: Record) -> str | None:
     """`object`, `part`, `object / part`, or None if no name is sure."""
     return " / ".join(_names(record)) or None
+
+
+def record_class(record: Record) -> str:
+    """`object`, or `object:part` as in PACO, so that a file with it is training data; `thing` if no
+    name is sure.
+    """
+    return ":".join(_names(record)) or UNNAMED
+
+
+def record_classes(records: Sequence[Record]) -> list[str]:
+    """The different classes of records in order of appearance, as files number them."""
+    return list(dict.fromkeys(record_class(record) for record in checked_records(records)))
 
 
 def record_caption(record: Record) -> str:
@@ -112,12 +126,16 @@ def scale_record(record: Record, height: int, width: int) -> dict:
     return new
 
 
-def to_coco(records: Sequence[Record], file_name: str, height: int, width: int) -> dict:
+def to_coco(
+    records: Sequence[Record], file_name: str | os.PathLike, height: int, width: int
+) -> dict:
     """COCO data set of one image: `images`, `annotations`, `categories`; see `to_coco_dataset`."""
     return to_coco_dataset([(records, file_name, height, width)])
 
 
-def to_coco_dataset(results: Iterable[tuple[Sequence[Record], str, int, int]]) -> dict:
+def to_coco_dataset(
+    results: Iterable[tuple[Sequence[Record], str | os.PathLike, int, int]],
+) -> dict:
     """COCO data set of several images, each given as (records, file name, height, width).
 
     A category is an object, or `object:part` as in PACO, so that the file is training data
@@ -126,12 +144,12 @@ def to_coco_dataset(results: Iterable[tuple[Sequence[Record], str, int, int]]) -
     numbers: dict[str, int] = {}
     images, annotations = [], []
     for records, file_name, height, width in results:
-        about = {"file_name": file_name, "height": height, "width": width}
+        about = {"file_name": _file_name(file_name), "height": height, "width": width}
         images.append({"id": len(images) + 1, **about})
         for record in checked_records(records):
             mask = record_mask(record)
             _check_size(mask, height, width)
-            name = ":".join(_names(record)) or UNNAMED
+            name = record_class(record)
             annotation = {
                 "id": len(annotations) + 1,
                 "image_id": len(images),
@@ -154,14 +172,19 @@ def to_coco_dataset(results: Iterable[tuple[Sequence[Record], str, int, int]]) -
     }
 
 
-def to_labelme(records: Sequence[Record], file_name: str, height: int, width: int) -> dict:
+def to_labelme(
+    records: Sequence[Record], file_name: str | os.PathLike, height: int, width: int
+) -> dict:
     """LabelMe file of one image; each piece of a mask is a polygon, pieces share a group.
+
+    Labels are the categories of `to_coco_dataset`.
 
     Polygons run along the edges of pixels (`outlines.mask_polygons`). Holes are lost: LabelMe's
     polygons have none. Empty masks have no polygon; a warning counts them.
     """
     shapes = []
     empty = []
+    file_name = _file_name(file_name)
     for group, record in enumerate(checked_records(records), start=1):
         mask = record_mask(record)
         _check_size(mask, height, width)
@@ -171,7 +194,7 @@ def to_labelme(records: Sequence[Record], file_name: str, height: int, width: in
         for polygon in polygons:
             shapes.append(
                 {
-                    "label": record_name(record) or UNNAMED,
+                    "label": record_class(record),
                     "points": polygon,
                     "group_id": group,
                     "shape_type": "polygon",
@@ -222,12 +245,13 @@ def to_yolo(
         records: the masks.
         height: of the image, pixels.
         width: of the image, pixels.
-        class_names: the classes in their order; None numbers names in order of appearance.
+        class_names: the classes in their order, the same for all images of a data set; None
+            numbers those of this image as `record_classes` lists them.
 
     Raises:
         DataError: a record has a name that is not among the classes.
     """
-    names = [record_name(record) or UNNAMED for record in checked_records(records)]
+    names = [record_class(record) for record in checked_records(records)]
     is_list = isinstance(class_names, Sequence) and not isinstance(class_names, str | bytes)
     if class_names is not None and not is_list:
         raise DataError(f"yolo: got {type(class_names).__name__}; wanted a list of class names.")
@@ -239,7 +263,10 @@ def to_yolo(
         mask = record_mask(record)
         _check_size(mask, height, width)
         if name not in classes:
-            raise DataError(f"yolo: {name!r} is not among the {len(classes)} class names.")
+            raise DataError(
+                f"yolo: {name!r} is not among the {len(classes)} class names; add it, or leave "
+                f"its masks out."
+            )
         polygons = mask_polygons(mask)
         if polygons:
             points = np.array(joined(polygons)) / [width, height]
@@ -251,8 +278,9 @@ def to_yolo(
 def to_supervision(records: Sequence[Record]) -> "supervision.Detections":
     """`supervision.Detections` with masks, boxes, scores, `class_name` and `level`.
 
-    Masks stay run-length encoded (`supervision.CompactMask`) where supervision has it, from 0.28
-    on: hundreds of masks of a large image then take kilobytes instead of gigabytes.
+    The name is that of `record_class`. Masks stay run-length encoded (`supervision.CompactMask`)
+    where supervision has it, from 0.28 on: hundreds of masks of a large image then take kilobytes
+    instead of gigabytes.
 
     Raises:
         DataError: the package `supervision` is not installed.
@@ -280,7 +308,7 @@ def to_supervision(records: Sequence[Record]) -> "supervision.Detections":
         masks = supervision.CompactMask.from_coco_rle(packed, inclusive, size)
     else:
         masks = np.stack([rle.decode(one) for one in packed])
-    names = [record_name(record) or UNNAMED for record in records]
+    names = [record_class(record) for record in records]
     numbers = {name: i for i, name in enumerate(dict.fromkeys(names))}
     return supervision.Detections(
         xyxy=xyxy,
@@ -292,6 +320,12 @@ def to_supervision(records: Sequence[Record]) -> "supervision.Detections":
             "level": np.array([int(_number(record, "level", 0)) for record in records]),
         },
     )
+
+
+def _file_name(name: str | os.PathLike) -> str:
+    if not isinstance(name, str | os.PathLike):
+        raise DataError(f"file_name: got {type(name).__name__}; wanted a name or a path.")
+    return name if isinstance(name, str) else Path(name).as_posix()
 
 
 def _sure(record: Record) -> list[Mapping]:

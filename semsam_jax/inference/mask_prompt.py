@@ -5,11 +5,14 @@ described by its box, positive clicks at the innermost points of its pieces, and
 the innermost points of the rest of its box.
 """
 
+from collections.abc import Mapping
+
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float
 
-from semsam_jax.core.errors import PromptError
+from semsam_jax.core import rle
+from semsam_jax.core.errors import DataError, PromptError
 from semsam_jax.inference.preprocess import Frame
 from semsam_jax.inference.requests import CheckedRequest
 from semsam_jax.inference.upsample import upsample_masks
@@ -24,24 +27,33 @@ def read_mask(
     """The mask at the size of the image, None without one.
 
     Args:
-        mask_input: a mask of the image's size, bool or numbers (above 0 is inside), [h, w] or
-            [1, h, w]; or `low_res_logits` of an answer on this image, one of them.
+        mask_input: a mask of the image's size: bool, numbers or logits (above 0 is inside), [h, w]
+            or [1, h, w], or COCO RLE as records have it; or `low_res_logits` of an answer on this
+            image, one of them.
         frame: sizes.
         low_hw: height and width of `low_res_logits`.
 
     Raises:
-        PromptError: another shape or type, or an empty mask.
+        PromptError: another shape or type, probabilities, or an empty mask.
     """
     if mask_input is None:
         return None
     height, width = frame.image_hw
+    if isinstance(mask_input, Mapping):
+        try:
+            mask_input = rle.decode(mask_input)
+        except DataError as error:
+            raise PromptError(f"mask_input: {error}") from error
     try:
         array = np.asarray(mask_input)
         is_number = array.dtype.kind in "biuf"
     except ValueError:
         is_number = False
     if not is_number:
-        raise PromptError("mask_input: wanted an array of booleans or numbers.")
+        raise PromptError(
+            f"mask_input: got {type(mask_input).__name__}; wanted an array of booleans or numbers, "
+            f"or COCO RLE."
+        )
     if array.ndim == 3 and len(array) == 1:
         array = array[0]
     if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -49,6 +61,7 @@ def read_mask(
     if array.shape == tuple(low_hw) and array.dtype.kind == "f":
         mask = upsample_masks(array[None].astype(np.float32), frame, frame.image_hw)[0]
     elif array.shape == (height, width):
+        _refuse_probabilities(array)
         mask = array > 0
     else:
         raise PromptError(
@@ -58,6 +71,15 @@ def read_mask(
     if not mask.any():
         raise PromptError("mask_input: the mask is empty; wanted at least one pixel inside.")
     return mask
+
+
+def _refuse_probabilities(array: np.ndarray) -> None:
+    """Above 0 is inside: of probabilities this would be nearly everything."""
+    if array.dtype.kind == "f" and array.min() >= 0 and array.max() <= 1 and (array % 1).any():
+        raise PromptError(
+            "mask_input: got values between 0 and 1, which look like probabilities p; wanted a "
+            "mask, such as p > 0.5, or logits."
+        )
 
 
 def add_mask(check: CheckedRequest, mask: Bool[np.ndarray, "h w"] | None) -> CheckedRequest:

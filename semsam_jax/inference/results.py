@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, overload
@@ -66,11 +67,11 @@ class _Convertible(abc.ABC):
         """`supervision.Detections`; masks stay run-length encoded where supervision can."""
         return convert_results.to_supervision(self.records())
 
-    def to_coco(self, file_name: str = "image.jpg") -> dict:
+    def to_coco(self, file_name: str | os.PathLike = "image.jpg") -> dict:
         """COCO data set of this image: `images`, `annotations`, `categories`."""
         return convert_results.to_coco(self.records(), file_name, *self._image_hw())
 
-    def to_labelme(self, file_name: str = "image.jpg") -> dict:
+    def to_labelme(self, file_name: str | os.PathLike = "image.jpg") -> dict:
         """LabelMe file of this image."""
         return convert_results.to_labelme(self.records(), file_name, *self._image_hw())
 
@@ -78,11 +79,16 @@ class _Convertible(abc.ABC):
         """For each mask the outlines of its pieces, (x, y) pixels, large pieces first."""
         return convert_results.to_polygons(self.records())
 
+    def class_names(self) -> list[str]:
+        """The classes of the masks, `object`, `object:part` or `thing`, in order of appearance."""
+        return convert_results.record_classes(self.records())
+
     def to_yolo(self, class_names: Sequence[str] | None = None) -> str:
         """Lines of a YOLO segmentation label file: class, then x y of one polygon in 0..1.
 
         Args:
-            class_names: the classes in their order; None numbers the names as they come.
+            class_names: the classes in their order, the same for all images of a data set; None
+                numbers those of this image, `self.class_names()`.
         """
         return convert_results.to_yolo(self.records(), *self._image_hw(), class_names=class_names)
 

@@ -100,7 +100,7 @@ def test_labelme_polygons_cover_the_masks(records, masks):
     assert content["imageData"] is None
     groups = [shape["group_id"] for shape in content["shapes"]]
     assert groups == [1, 2, 3, 3]
-    assert [s["label"] for s in content["shapes"]] == ["dog", "dog / head", "thing", "thing"]
+    assert [s["label"] for s in content["shapes"]] == ["dog", "dog:head", "thing", "thing"]
     for group, mask in enumerate(masks, start=1):
         drawn = np.zeros_like(mask)
         for shape in content["shapes"]:
@@ -124,7 +124,7 @@ def test_supervision_detections(records, masks):
     assert isinstance(found, supervision.Detections)
     np.testing.assert_array_equal(found.mask, masks)
     np.testing.assert_allclose(found.confidence, [0.9, 0.8, 0.7])
-    assert found["class_name"].tolist() == ["dog", "dog / head", "thing"]
+    assert found["class_name"].tolist() == ["dog", "dog:head", "thing"]
     assert found["level"].tolist() == [1, 2, 3]
     for box, mask in zip(found.xyxy, masks, strict=True):
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
@@ -229,6 +229,8 @@ def test_segments_answer_in_other_formats(masks, tmp_path):
     assert [c["name"] for c in segments.to_coco("a.jpg")["categories"]] == ["dog", "head", "thing"]
     assert [len(polygons) for polygons in segments.to_polygons()] == [1, 1, 2]
     np.testing.assert_array_equal(segments.to_label_map() == 2, masks[1])
+    assert segments.class_names() == ["dog", "head", "thing"]
+    assert segments.to_coco(tmp_path / "a.jpg")["images"][0]["file_name"] == f"{tmp_path}/a.jpg"
     lines = segments.to_yolo().splitlines()
     assert [line.split()[0] for line in lines] == ["0", "1", "2"]
     for line, mask in zip(lines, masks, strict=True):

@@ -123,6 +123,8 @@ def calls(model, image):
         yield f"{kind}.index", lambda x, r=result: r[x]
         yield f"{kind}.plot", lambda x, r=result: r.plot(x)
         yield f"{kind}.to_yolo", lambda x, r=result: r.to_yolo(x)
+        yield f"{kind}.to_coco", lambda x, r=result: r.to_coco(x)
+        yield f"{kind}.to_labelme", lambda x, r=result: r.to_labelme(x)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "a"
         yield "save.image", lambda x: answer.save(out / str(len(os.listdir(folder))), x)
