@@ -1,6 +1,6 @@
 """Memory of fine-tuning by mode and rows a step: the table of docs/finetune.md.
 
-    python -m benchmarks.finetune_memory                       # lite at 256 px, as compiled here
+    python -m benchmarks.finetune_memory                       # lite at 384 px, as compiled here
     python -m benchmarks.finetune_memory --preset swin_t --image_size 1024 --trace_only \
         --set model.dtype=bfloat16 model.remat=full
 
@@ -30,7 +30,7 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--preset", default="lite")
-    parser.add_argument("--image_size", type=int, default=256)
+    parser.add_argument("--image_size", type=int, default=384)
     parser.add_argument("--modes", nargs="+", default=list(finetune.FROZEN))
     parser.add_argument(
         "--rows", nargs="+", default=["4+2", "2+1", "1+1"], help="interactive + generic rows"

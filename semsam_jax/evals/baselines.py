@@ -77,6 +77,8 @@ def score_baseline(
         dataset=np.full(len(rows), sample.dataset, dtype=object),
         instance_id=sample.ids()[rows],
         is_thing=sample.flags("is_thing", True)[rows],
+        object_id=sample.classes("object_ids")[rows],
+        part_id=sample.classes("part_ids")[rows],
         click_xy=clicks_xy,
         iou=np.asarray(iou),
         pred_iou=quality,

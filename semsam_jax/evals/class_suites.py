@@ -40,6 +40,7 @@ def generic(context: EvalContext) -> SuiteResult:
         *_panoptic_rows(result.panoptic, "54.6 (T, COCO), 55.2 (T, +SA-1B)"),
         TableRow("mIoU", 100 * result.semantic.miou),
         TableRow("mask AP", 100 * result.mask_ap.ap, "46.1 (T, COCO), 47.4 (T, +SA-1B)"),
+        TableRow("mask AP50", 100 * result.mask_ap.ap50),
         TableRow("box AP", 100 * result.box_ap.ap, "50.1 (T, COCO), 52.3 (T, +SA-1B)"),
     ]
     return SuiteResult(
@@ -64,7 +65,8 @@ def names(context: EvalContext) -> SuiteResult:
     by_class: dict[str, dict[str, float]] = {}
     for kind, own in zip(KINDS, unique_names(known), strict=True):
         accuracy = table.class_accuracy(kind, len(own.texts))
-        by_class |= _by_class(own.texts, name_accuracy=accuracy)
+        texts = [f":{text}" if kind == "part" else text for text in own.texts]
+        by_class |= _by_class(texts, name_accuracy=accuracy)
     return SuiteResult(rows, prefixed("names", scalars), notes, known.is_complete, by_class)
 
 
@@ -101,7 +103,13 @@ def part(context: EvalContext) -> SuiteResult:
         TableRow("part mask AP", 100 * mask_ap.ap, "30.5 (T), 31.4 (T, +SA-1B)"),
         TableRow("part mask AP50", 100 * mask_ap.ap50),
     ]
-    return SuiteResult(rows, prefixed("part", result.scalars()), notes, found.is_complete)
+    split, pairs = len(found.classes.object_ids), found.classes.pairs
+    texts = [
+        f"{found.names[of]}:{found.names[split + part]}"
+        for of, part in zip(pairs.objects, pairs.parts, strict=True)
+    ]
+    by_class = _by_class(texts, ap=mask_ap.class_ap, ap50=mask_ap.class_ap50)
+    return SuiteResult(rows, prefixed("part", result.scalars()), notes, found.is_complete, by_class)
 
 
 def everything(context: EvalContext) -> SuiteResult:

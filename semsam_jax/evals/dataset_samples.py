@@ -20,7 +20,7 @@ from data_pipelines.vocabulary import Vocabulary, build_vocabulary
 from semsam_jax.core.errors import DataError
 from semsam_jax.evals.options import CANVAS_MULTIPLE
 from semsam_jax.evals.part_ap import ClassList, build_pairs
-from semsam_jax.evals.samples import EvalSample
+from semsam_jax.evals.samples import ClassNames, EvalSample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +147,13 @@ class EvalDataset:
         span = self.source.vocabulary.object_slice(self.name)
         return span.stop > span.start
 
+    def class_names(self) -> ClassNames:
+        """Names of the objects and parts of the dataset; none if it has no classes."""
+        vocabulary = self.source.vocabulary
+        spans = vocabulary.object_slice(self.name), vocabulary.part_slice(self.name)
+        numbers = (range(len(vocabulary))[span] for span in spans)
+        return ClassNames(*({n: vocabulary.entry(n).text for n in group} for group in numbers))
+
     def class_list(self) -> tuple[ClassList, list[str], list[str]]:
         """Classes of the dataset with the names of objects and of parts.
 
@@ -165,7 +172,8 @@ class EvalDataset:
                 example = self.source[position]
                 for item in (*example.instances, *example.ignored):
                     if item.part_id >= 0 and not item.is_pseudo:
-                        pairs.add((item.object_id - objects[0], item.part_id - parts[0]))
+                        thing, part = item.object_id - objects[0], item.part_id - parts[0]
+                        pairs.add((int(thing), int(part)))
         classes = ClassList(
             object_ids=objects,
             is_thing=np.asarray([vocabulary.entry(int(i)).is_thing for i in objects], bool),

@@ -24,7 +24,7 @@ from semsam_jax.evals.clicks import CLICK_BOX_PX, centre_click, click_boxes
 from semsam_jax.evals.eval_loop import EvalLoop
 from semsam_jax.evals.evaluator import Evaluator, exact_mean
 from semsam_jax.evals.prompt_runner import PromptQuery, PromptRunner, PromptWork
-from semsam_jax.evals.samples import SIZE_NAMES, EvalSample, size_class
+from semsam_jax.evals.samples import SIZE_NAMES, ClassNames, EvalSample, size_class
 
 _TEXT_COLUMNS = ("image_id", "dataset")
 
@@ -54,6 +54,7 @@ class ClickTable:
         image_id, dataset: str [N].
         instance_id: int64 [N].
         is_thing: bool [N].
+        object_id, part_id: int64 [N] class index, -1 none.
         click_xy: int64 [N, 2] canvas pixels.
         iou: float64 [N, k] IoU of each token's mask with the clicked instance.
         pred_iou: float32 [N, k] quality predicted by the model.
@@ -66,6 +67,8 @@ class ClickTable:
     dataset: np.ndarray
     instance_id: np.ndarray
     is_thing: np.ndarray
+    object_id: np.ndarray
+    part_id: np.ndarray
     click_xy: np.ndarray
     iou: np.ndarray
     pred_iou: np.ndarray
@@ -222,6 +225,33 @@ def evaluate_one_click(
     return eval_loop.run(name, OneClickEvaluator(), samples, scorer).result()
 
 
+def class_figures(table: ClickTable, names: ClassNames) -> dict[str, dict[str, float]]:
+    """For each class with a name: how many of its masks were clicked, and their IoU in percent.
+
+    Args:
+        table: the clicks.
+        names: of the dataset's classes.
+
+    Returns:
+        "cat", "cat:head" or ":head" (a part of no known object) -> "masks" and "iou", the mean of
+        `ClickTable.iou_max`; in the order of the classes.
+    """
+    pairs = zip(table.object_id.tolist(), table.part_id.tolist(), strict=True)
+    rows: dict[tuple[int, int], list[int]] = {}
+    for row, pair in enumerate(pairs):
+        rows.setdefault(pair, []).append(row)
+    found: dict[str, list[int]] = {}
+    for pair in sorted(rows):
+        text = names.text(*pair)
+        if text:
+            found.setdefault(text, []).extend(rows[pair])
+    iou = table.iou_max
+    return {
+        text: {"masks": float(len(own)), "iou": 100 * exact_mean(iou[own])}
+        for text, own in found.items()
+    }
+
+
 def click_all(sample: EvalSample, protocol: ClickProtocol) -> PromptWork:
     """Clicks every instance of one image; gives its rows and the number of masks skipped."""
     rows, masks = scored_masks(sample, protocol.skip_crowd)
@@ -281,6 +311,8 @@ def tabulate(
         dataset=np.full(len(rows), sample.dataset, dtype=object),
         instance_id=sample.ids()[rows],
         is_thing=sample.flags("is_thing", True)[rows],
+        object_id=sample.classes("object_ids")[rows],
+        part_id=sample.classes("part_ids")[rows],
         click_xy=clicks_xy,
         iou=scores.iou[..., 0],
         pred_iou=scores.pred_ious,
@@ -297,6 +329,8 @@ def empty_table() -> ClickTable:
         dataset=np.zeros(0, object),
         instance_id=np.zeros(0, np.int64),
         is_thing=np.zeros(0, bool),
+        object_id=np.zeros(0, np.int64),
+        part_id=np.zeros(0, np.int64),
         click_xy=np.zeros((0, 2), np.int64),
         iou=np.zeros((0, 0)),
         pred_iou=np.zeros((0, 0), np.float32),

@@ -11,6 +11,18 @@ import numpy as np
 
 from semsam_jax.evals.one_click import ClickTable
 
+CLASS_FIGURES = {
+    "masks": "masks",
+    "iou": "IoU",
+    "ap": "AP",
+    "ap50": "AP50",
+    "name_accuracy": "name right",
+}
+"""Figures of a class and their titles: how many masks were clicked, and percent."""
+
+Classes = Mapping[str, Mapping[str, float]]
+"""Name of a class -> some of `CLASS_FIGURES`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class TableRow:
@@ -35,15 +47,20 @@ def write_json(
     notes: Mapping[str, str],
     rows: Sequence[TableRow],
     scalars: Mapping[str, float],
+    classes: Classes,
 ) -> None:
-    """Writes meta, notes, the rows of the table and the scores; nan becomes null, so that any
-    reader takes it.
+    """Writes meta, notes, the rows of the table, the scores and the figures of each class; nan
+    becomes null, so that any reader takes it, and is left out of the figures of classes.
     """
     content = {
         "meta": dict(meta),
         "notes": dict(notes),
         "rows": [vars(row) | {"value": _number(row.value)} for row in rows],
         "scores": {name: _number(value) for name, value in scalars.items()},
+        "classes": {
+            text: {name: _number(v) for name, v in figures.items() if not math.isnan(v)}
+            for text, figures in classes.items()
+        },
     }
     text = json.dumps(content, indent=1, default=_plain)
     path.write_text(text + "\n", encoding="utf-8")
@@ -51,24 +68,35 @@ def write_json(
 
 def write_summary(path: Path, folder: Path, meta: Mapping) -> None:
     """Writes one table of all suites in `folder` that were measured with the same `meta`."""
-    rows = []
+    rows: list[TableRow] = []
+    classes: dict[str, dict[str, float]] = {}
     for file in sorted(folder.glob("*.json")):
         content = json.loads(file.read_text(encoding="utf-8"))
         if content.get("meta") == json.loads(json.dumps(dict(meta), default=_plain)):
             for row in content["rows"]:
                 value = math.nan if row["value"] is None else row["value"]
                 rows.append(TableRow(row["name"], value, row["published"], row["note"]))
-    write_markdown(path, "Evaluation: all suites", rows, meta)
+            for text, figures in content.get("classes", {}).items():
+                classes.setdefault(text, {}).update(figures)
+    write_markdown(path, "Evaluation: all suites", rows, meta, classes)
 
 
 def write_markdown(
-    path: Path, title: str, rows: Sequence[TableRow], about: Mapping[str, str]
+    path: Path,
+    title: str,
+    rows: Sequence[TableRow],
+    about: Mapping[str, str],
+    classes: Classes,
 ) -> None:
-    """Writes a table with the published figures beside ours, and what it was measured on."""
-    path.write_text(markdown(title, rows, about), encoding="utf-8")
+    """Writes a table with the published figures beside ours, what it was measured on, and the
+    figures of each class.
+    """
+    path.write_text(markdown(title, rows, about, classes), encoding="utf-8")
 
 
-def markdown(title: str, rows: Sequence[TableRow], about: Mapping[str, str]) -> str:
+def markdown(
+    title: str, rows: Sequence[TableRow], about: Mapping[str, str], classes: Classes
+) -> str:
     """The text of `write_markdown`."""
     lines = [f"# {title}", ""]
     lines += [f"- {name}: {value}" for name, value in about.items()]
@@ -76,7 +104,22 @@ def markdown(title: str, rows: Sequence[TableRow], about: Mapping[str, str]) -> 
     for row in rows:
         value = "-" if math.isnan(row.value) else f"{row.value:.1f}"
         lines.append(f"| {row.name} | {value} | {row.published} | {row.note} |")
+    if classes:
+        head, *table = class_cells(classes)
+        lines += ["", "| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
+        lines += ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in table]
     return "\n".join(lines) + "\n"
+
+
+def class_cells(classes: Classes) -> list[list[str]]:
+    """Head and rows of the table of classes, without columns that no class has a figure for."""
+    columns = [key for key in CLASS_FIGURES if any(key in row for row in classes.values())]
+    table = [["class", *(CLASS_FIGURES[key] for key in columns)]]
+    for text, figures in classes.items():
+        digits = {key: 0 if key == "masks" else 1 for key in columns}
+        cells = (f"{figures[k]:.{n}f}" if k in figures else "-" for k, n in digits.items())
+        table.append([text, *cells])
+    return table
 
 
 def write_click_table(path: Path, table: ClickTable) -> None:

@@ -1,7 +1,7 @@
 """Evaluation samples: an image on its canvas with its ground truth."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -12,6 +12,23 @@ SMALL_PX, MEDIUM_PX = 32.0**2, 96.0**2
 """Borders of COCO's size classes, areas in pixels of the original image."""
 
 SIZE_NAMES = ("small", "medium", "large")
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassNames:
+    """Names of a dataset's classes, by the class indices that its samples have.
+
+    Attributes:
+        objects, parts: class index -> name.
+    """
+
+    objects: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    parts: Mapping[int, str] = dataclasses.field(default_factory=dict)
+
+    def text(self, object_id: int, part_id: int) -> str:
+        """Gives "cat", "cat:head", ":head" for a part of no known object, "" without a name."""
+        thing, part = self.objects.get(object_id, ""), self.parts.get(part_id, "")
+        return f"{thing}:{part}" if part else thing
 
 
 @dataclasses.dataclass(frozen=True)

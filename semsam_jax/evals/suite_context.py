@@ -16,6 +16,7 @@ from semsam_jax.evals.names import NameTable, evaluate_names
 from semsam_jax.evals.one_click import OneClickResult, evaluate_one_click
 from semsam_jax.evals.part_ap import ClassList
 from semsam_jax.evals.report import TableRow
+from semsam_jax.evals.samples import ClassNames
 from semsam_jax.inference.name_scores import name_scales
 
 
@@ -29,6 +30,7 @@ class EvalContext:
         images: images with masks in the stored image's pixels.
         whole: images with masks on the canvas.
         class_list: classes of the dataset with the names of objects and of parts.
+        class_names: the names alone; none where the dataset has no classes.
         eval_loop: devices, processes, records and progress.
         out: folder for pictures and the table of clicks; None draws nothing.
         prompts_per_call: prompts decoded together.
@@ -42,6 +44,7 @@ class EvalContext:
     images: ImageSet
     whole: ImageSet
     class_list: Callable[[], tuple[ClassList, list[str], list[str]]]
+    class_names: Callable[[], ClassNames]
     eval_loop: EvalLoop
     out: Path | None = None
     prompts_per_call: int = 16
@@ -103,7 +106,8 @@ class SuiteResult:
         scalars: numbers for the JSON file.
         notes: head of the table.
         is_complete: False if classes had to be left out, so that no published figure fits.
-        by_class: name of a class -> its figures in percent, without those that do not exist.
+        by_class: "cat", "cat:head" or ":head" -> the figures of this class
+            (`report.CLASS_FIGURES`), without those that do not exist.
     """
 
     rows: list[TableRow]

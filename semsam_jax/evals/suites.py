@@ -13,7 +13,7 @@ from semsam_jax.evals.continuous_suite import measure_continuous
 from semsam_jax.evals.granularity import GranularityProtocol, evaluate_granularity
 from semsam_jax.evals.interactive import InteractiveProtocol, evaluate_interactive
 from semsam_jax.evals.levels import LevelCalibration
-from semsam_jax.evals.one_click import OneClickResult
+from semsam_jax.evals.one_click import OneClickResult, class_figures
 from semsam_jax.evals.prompt_runner import PromptRunner
 from semsam_jax.evals.proposals import evaluate_proposals
 from semsam_jax.evals.report import TableRow
@@ -43,7 +43,8 @@ def one_click(context: EvalContext) -> SuiteResult:
             runner = PromptRunner(context.model, context.params, prompts_per_call=1)
             gallery.draw_gallery(out / "gallery.png", runner, samples, table)
     rows = _click_rows("1-click IoU", result, ("54.5 (T), 57.0 (L)", "73.8 (T), 74.2 (L)"))
-    return SuiteResult(rows, prefixed("one_click", result.scalars()), notes)
+    by_class = class_figures(result.table, context.class_names())
+    return SuiteResult(rows, prefixed("one_click", result.scalars()), notes, by_class=by_class)
 
 
 def levels(context: EvalContext) -> SuiteResult:

@@ -24,6 +24,7 @@ class BestCheckpoint:
         folder: where the model is.
         score: of the model that is kept, None without one.
         step: at which it was made.
+        evaluation: what `HeldOutEvaluation.run` found then; empty if unknown.
     """
 
     def __init__(self, workdir: str | os.PathLike, is_on: bool):
@@ -31,15 +32,17 @@ class BestCheckpoint:
         self._is_on = is_on
         self.score: float | None = None
         self.step: int | None = None
+        self.evaluation: dict = {}
         if is_on and (has_model(self.folder) or checkpoint_io.complete_steps(self.folder)):
             meta = checkpoint_io.read_meta(self.folder)
             self.score, self.step = meta["score"], meta["step"]
+            self.evaluation = meta.get("evaluation") or {}
 
-    def update(self, score: float, params: Mapping, meta: Mapping, step: int) -> bool:
+    def update(self, found: Mapping, params: Mapping, meta: Mapping, step: int) -> bool:
         """Keeps a model if its score is the highest so far.
 
         Args:
-            score: mean IoU on the validation images, 0..1.
+            found: its evaluation; the score is the mean IoU of one click, `iou_max`.
             params: whole arrays, as inference uses them.
             meta: of the run.
             step: of the run.
@@ -47,12 +50,13 @@ class BestCheckpoint:
         Returns:
             Whether it was kept.
         """
+        score = found["iou_max"]
         if not self._is_on or math.isnan(score):  # images without masks have no score
             return False
         if self.score is not None and score <= self.score:
             return False
-        self.score, self.step = score, step
+        self.score, self.step, self.evaluation = score, step, dict(found)
         if jax.process_index() == 0:
-            about = {**meta, "score": score, "step": step}
+            about = {**meta, "score": score, "step": step, "evaluation": self.evaluation}
             save_model(self.folder, jax.device_get(params), about, overwrite=True)
         return True

@@ -13,7 +13,8 @@ from semsam_jax.evals.dataset_samples import EvalDataset
 from semsam_jax.evals.eval_loop import EvalLoop
 from semsam_jax.evals.extra import load_suites
 from semsam_jax.evals.levels import calibrate_levels
-from semsam_jax.evals.one_click import OneClickResult, evaluate_one_click
+from semsam_jax.evals.one_click import OneClickResult, class_figures, evaluate_one_click
+from semsam_jax.evals.samples import ClassNames
 from semsam_jax.evals.suitable import measure_thresholds
 from semsam_jax.inference.loading import model_from_params
 from semsam_jax.text.tables import table_of
@@ -74,8 +75,8 @@ class HeldOutEvaluation:
 
         Returns:
             iou_max and iou_oracle in 0..1, and num_instances; where names are evaluated,
-            mask_ap, mask_ap50 and name_accuracy in 0..1, and `classes`, the figures of each class
-            in percent. None without images.
+            mask_ap, mask_ap50 and name_accuracy in 0..1; where the data has classes, `classes`,
+            the figures of each (`evals.report.CLASS_FIGURES`). None without images.
         """
         if self._data is None:
             return None
@@ -88,7 +89,12 @@ class HeldOutEvaluation:
         others, classes = self._others(eval_loop)
         scalars |= others
         if len(classes) <= _MAX_CLASSES:
-            scalars |= {f"class/{n}/{k}": v for n, row in classes.items() for k, v in row.items()}
+            scalars |= {
+                f"class/{name}/{key}": value
+                for name, row in classes.items()
+                for key, value in row.items()
+                if key != "masks"
+            }
         # The figures of one click keep the short names that dashboards show first; what the
         # images say nothing about (no such size or class among them) is left out.
         named = {f"eval/{k.removeprefix('one_click/')}": v for k, v in scalars.items()}
@@ -111,24 +117,27 @@ class HeldOutEvaluation:
         found = calibrate_levels(self.result.table)
         return {"level_order": list(found.level_order), "level_sizes": list(found.level_sizes)}
 
-    def names(self) -> dict[str, dict[int, str]] | None:
-        """Name of each class of the images that the model can name; None where it names none."""
+    def names(self) -> ClassNames | None:
+        """The classes of the images that the model can name; None where it names none."""
         if self._data is None or not self._meta.get("class_heads_trained"):
             return None
         source = (self._meta.get("text") or {}).get("source")
         if source == "none" or not self._data.has_classes:
             return None
-        classes, objects, parts = self._data.class_list()
-        known = [True] * (len(objects) + len(parts))
-        if source == "table":
-            known = (table_of(self._meta["text"], None).find([*objects, *parts]) >= 0).tolist()
-        ids = [*classes.object_ids.tolist(), *classes.part_ids.tolist()]
-        rows = list(zip(ids, [*objects, *parts], known, strict=True))
-        split = len(objects)
-        return {
-            kind: {number: name for number, name, is_known in group if is_known}
-            for kind, group in (("objects", rows[:split]), ("parts", rows[split:]))
-        }
+        names = self._data.class_names()
+        if source != "table":
+            return names
+        table = table_of(self._meta["text"], None)
+
+        def known(group: Mapping[int, str]) -> dict[int, str]:
+            found = (table.find(list(group.values())) >= 0).tolist()
+            return {
+                n: text
+                for (n, text), is_known in zip(group.items(), found, strict=True)
+                if is_known
+            }
+
+        return ClassNames(known(names.objects), known(names.parts))
 
     def thresholds(self, params: dict, meta: Mapping) -> dict[str, dict[str, float]]:
         """Thresholds that suit a model (`evals.suitable`); nothing without images or prompts.
@@ -139,20 +148,21 @@ class HeldOutEvaluation:
         """
         if self._data is None or not meta.get("prompts_trained", True):
             return {}
-        names = self.names() or {}
+        names = self.names() or ClassNames()
         return measure_thresholds(
             model_from_params(jax.device_get(params), dict(meta), cache_programs=True),
             self._data.samples(),
-            names.get("objects"),
-            names.get("parts"),
+            names.objects,
+            names.parts,
             max_images=_IMAGES_FOR_THRESHOLDS,
         )
 
     def _others(self, eval_loop: EvalLoop) -> tuple[dict[str, float], dict[str, dict]]:
         """Scalars of the suites beside one click, and figures of each class."""
         names = [name for name in self._suites if name != "one_click"]
+        classes = class_figures(self.result.table, self._data.class_names())
         if not names and self._parts is None:
-            return {}, {}
+            return {}, classes
         suites = load_suites()
         wanted = [(name, self._data) for name in names]
         scalars: dict[str, float] = {}
@@ -160,13 +170,13 @@ class HeldOutEvaluation:
             wanted.append(("part", self._parts))
         elif self._parts is not None:
             scalars |= self._clicked_parts(eval_loop)
-        classes: dict[str, dict[str, float]] = {}
         for name, data in wanted:
             if name == "levels" and not len(self.result.table):
                 continue  # without a click no level has a size
             outcome = suites.SUITES[name](self._context(suites, data, eval_loop))
             scalars |= outcome.scalars
-            for text, figures in outcome.by_class.items():
+            # Parts of another dataset have classes of their own.
+            for text, figures in outcome.by_class.items() if data is self._data else ():
                 classes.setdefault(text, {}).update(figures)
         return scalars, classes
 
@@ -185,6 +195,7 @@ class HeldOutEvaluation:
             images=data.image_samples(),
             whole=data.canvas_samples(),
             class_list=data.class_list,
+            class_names=data.class_names,
             eval_loop=eval_loop,
             points_per_side=_POINTS_PER_SIDE,
         )

@@ -1,7 +1,7 @@
 """The figure of a run: ground truth beside the answers, and one click at every level."""
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import jax
 import numpy as np
@@ -10,7 +10,7 @@ from PIL import Image
 from semsam_jax.core.paths import AnyPath
 from semsam_jax.evals.clicks import centre_click
 from semsam_jax.evals.evaluator import exact_mean
-from semsam_jax.evals.samples import EvalSample
+from semsam_jax.evals.samples import ClassNames, EvalSample
 from semsam_jax.inference.loading import model_from_params
 from semsam_jax.inference.predictor import Predictor
 from semsam_jax.inference.requests import Request
@@ -24,7 +24,7 @@ def draw_predictions(
     params: dict,
     meta: dict,
     samples: Iterable[EvalSample],
-    names: Mapping[str, Mapping[int, str]] | None = None,
+    names: ClassNames | None = None,
 ) -> np.ndarray | None:
     """Draws a row for some images: the annotated instances, the answers to a click on each of
     them, and the six levels of the click on the largest countable one.
@@ -33,8 +33,7 @@ def draw_predictions(
         params: as inference uses them.
         meta: of the run.
         samples: held-out images; no picture without any.
-        names: "objects" and "parts", each class index -> its name, of the classes that the
-            model can name; without them masks stay without names.
+        names: of the classes that the model can name; without them masks stay without names.
 
     Returns:
         The picture, uint8 [h,w,3], or None.
@@ -70,7 +69,7 @@ def _row(
     predictor: Predictor,
     sample: EvalSample,
     clicked: list[tuple[int, np.ndarray, tuple[float, float]]],
-    names: Mapping[str, Mapping[int, str]] | None,
+    names: ClassNames | None,
 ) -> np.ndarray:
     height, width = sample.size_hw
     image = sample.image[:height, :width]
@@ -84,8 +83,11 @@ def _row(
     strip = level_strip(image, list(found.masks), captions, points=[(*click, True)])
     objects, parts = sample.classes("object_ids"), sample.classes("part_ids")
     labels = None
-    if names and (names["objects"] or names["parts"]):
-        labels = {kind: list(dict.fromkeys(names[kind].values())) for kind in ("objects", "parts")}
+    if names and (names.objects or names.parts):
+        labels = {
+            "objects": list(dict.fromkeys(names.objects.values())),
+            "parts": list(dict.fromkeys(names.parts.values())),
+        }
     answers = predictor.predict_many(
         [Request(point_coords=[xy]) for _, _, xy in clicked],
         multimask_output=False,
@@ -93,9 +95,13 @@ def _row(
     )
     true_texts, texts, ious = [], [], []
     for (index, mask, _), answer in zip(clicked, answers, strict=True):
-        kind, number = ("parts", parts[index]) if parts[index] >= 0 else ("objects", objects[index])
-        true_texts.append((names or {}).get(kind, {}).get(int(number), ""))
-        best = answer.parts[0] if kind == "parts" else answer.objects[0]
+        is_part, known = parts[index] >= 0, names or ClassNames()
+        true_texts.append(
+            known.parts.get(int(parts[index]), "")
+            if is_part
+            else known.objects.get(int(objects[index]), "")
+        )
+        best = answer.parts[0] if is_part else answer.objects[0]
         union = int((mask | answer.masks[0]).sum())
         ious.append(int((mask & answer.masks[0]).sum()) / max(1, union))
         texts.append(f"{best.name} {ious[-1]:.2f}" if best is not None else f"{ious[-1]:.2f}")

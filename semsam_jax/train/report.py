@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from semsam_jax.config import RunConfig
 from semsam_jax.core.paths import AnyPath
 from semsam_jax.evals.dataset_samples import EvalDataset
+from semsam_jax.evals.report import class_cells
 from semsam_jax.train.best import BestCheckpoint
 from semsam_jax.train.hooks import Clock, NonFiniteWatch
 from semsam_jax.train.input import Input, data_name
@@ -74,14 +75,12 @@ def say_evaluation(step: int, found: Mapping, is_best: bool) -> None:
 
 
 def class_table(classes: Mapping[str, Mapping[str, float]]) -> str:
-    """AP, AP50 and accuracy of the name of each class, percent; "-" where nothing is annotated."""
-    columns = {"ap": "AP", "ap50": "AP50", "name_accuracy": "name right"}
-    width = max(5, *(len(name) for name in classes))
-    lines = [f"  {'class':<{width}}" + "".join(f"{text:>12}" for text in columns.values())]
-    for name, figures in classes.items():
-        cells = [f"{figures[key]:.1f}" if key in figures else "-" for key in columns]
-        lines.append(f"  {name:<{width}}" + "".join(f"{cell:>12}" for cell in cells))
-    return "\n".join(lines)
+    """The figures of each class (`evals.report.CLASS_FIGURES`) as lines of text."""
+    cells = class_cells(classes)
+    width = max(len(row[0]) for row in cells)
+    return "\n".join(
+        f"  {row[0]:<{width}}" + "".join(f"{cell:>12}" for cell in row[1:]) for row in cells
+    )
 
 
 def config_text(run: RunConfig) -> str:
@@ -158,7 +157,7 @@ def summarize(run: RunConfig, meta: Mapping, best: BestCheckpoint) -> dict:
             for when, found in (("before", before), ("after", after))
             if key in found
         },
-        **({} if best.score is None else _of_best(best)),
+        **({} if best.score is None else _of_best(best, run.steps)),
         "host_matching_share": _rounded(totals["host_matching_share"], 4),
         "input_wait_share": _rounded(totals["input_wait_share"], 4),
         "skipped_steps": totals["skipped_steps"],
@@ -166,8 +165,12 @@ def summarize(run: RunConfig, meta: Mapping, best: BestCheckpoint) -> dict:
     }
 
 
-def _of_best(best: BestCheckpoint) -> dict:
-    return {"one_click_iou_max_best": best.score, "best_step": best.step}
+def _of_best(best: BestCheckpoint, last_step: int) -> dict:
+    found = best.evaluation
+    figures = {f"{key}_best": found[key] for key in _NAMED if key in found}
+    if best.step != last_step and found.get("classes"):
+        figures["classes_best"] = found["classes"]
+    return {"one_click_iou_max_best": best.score, "best_step": best.step} | figures
 
 
 def _rounded(value: float | None, digits: int) -> float | None:
@@ -185,18 +188,20 @@ def finished_summary(workdir: AnyPath) -> dict | None:
 def log_summary(summary: Mapping, workdir: AnyPath, best: BestCheckpoint) -> None:
     """Prints the summary as a short table and what to do next."""
     log_info(f"\ndone in {format_duration(summary['seconds'])}:")
-    classes = summary.get("classes", {})
     for key, value in summary.items():
-        if key == "classes":
+        if isinstance(value, Mapping):
             continue
         shown = f"{value:.4g}" if isinstance(value, float) else value
         log_info(f"  {key:<28} {shown}")
-    if 0 < len(classes) <= _MAX_CLASSES:
-        log_info(class_table(classes))
     after = summary.get("one_click_iou_max_after")
     is_best_earlier = best.score is not None and (after is None or best.score > after)
     model = best.folder if is_best_earlier else workdir
     why = f"  (the best model, of step {best.step})" if is_best_earlier else ""
+    classes = summary.get("classes_best" if is_best_earlier else "classes") or {}
+    if classes:
+        log_info(f"classes of {model}, percent:")
+        is_long = len(classes) > _MAX_CLASSES
+        log_info(f"  {len(classes)}, see summary.json" if is_long else class_table(classes))
     log_info(
         f"figures: {workdir}/predictions.png\n"
         f"try it: semsam segment IMAGE --checkpoint {model} --point X,Y{why}"

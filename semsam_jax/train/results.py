@@ -36,7 +36,7 @@ def evaluate(
     meta |= evaluator.levels()
     if found is None:
         return None
-    is_best = best.update(found["iou_max"], evaluator.params, meta, step)
+    is_best = best.update(found, evaluator.params, meta, step)
     report.say_evaluation(step, found, is_best)
     if step and meta.get("prompts_trained", True) and jax.process_index() == 0:
         picture = figures.draw_predictions(evaluator.params, meta, samples, evaluator.names())

@@ -42,6 +42,9 @@ def test_generic_suite_names_its_classes(checkpoint, tmp_path, capsys):
     assert main([*arguments, "--suite", "generic", "--data.dataset", "pascal_part"]) == 0
     assert "20 of 20 objects" in capsys.readouterr().out
     assert (tmp_path / "precision_recall.png").exists()
+    for name in ("generic.md", "results.md"):
+        assert "| class | AP | AP50 |\n|---|---:|---:|\n| " in (tmp_path / name).read_text()
+    assert json.loads((tmp_path / "generic.json").read_text())["classes"]
 
 
 def test_mistakes_are_told_in_one_line(checkpoint, tmp_path, capsys):

@@ -33,27 +33,44 @@ def test_json_writes_nan_as_null(tmp_path):
     path = tmp_path / "a.json"
     rows = [report.TableRow("PQ", float("nan"))]
     scores = {"a": 1.5, "b": float("nan")}
-    report.write_json(path, {"x": np.float32(2), "y": np.arange(2)}, {"n": "m"}, rows, scores)
+    about, classes = (
+        {"x": np.float32(2), "y": np.arange(2)},
+        {"cat": {"ap": float("nan"), "iou": 2.5}},
+    )
+    report.write_json(path, about, {"n": "m"}, rows, scores, classes)
     content = json.loads(path.read_text())
     assert content["scores"] == {"a": 1.5, "b": None}
     assert content["rows"] == [{"name": "PQ", "value": None, "published": "", "note": ""}]
     assert content["meta"] == {"x": 2.0, "y": [0, 1]}
+    assert content["classes"] == {"cat": {"iou": 2.5}}
 
 
 def test_summary_joins_suites_of_one_setting(tmp_path):
-    for name, step, value in (("a", "1", 10.0), ("b", "1", float("nan")), ("c", "2", 30.0)):
+    nan = float("nan")
+    for name, step, value, classes in (
+        ("a", "1", 10.0, {"cat": {"ap": 12.34}, "a|b": {"ap": nan}}),
+        ("b", "1", nan, {"cat": {"name_accuracy": 50.0}}),
+        ("c", "2", 30.0, {"dog": {"ap": 1.0}}),
+    ):
         row = report.TableRow(f"row {name}", value)
-        report.write_json(tmp_path / f"{name}.json", {"step": step}, {}, [row], {})
+        report.write_json(tmp_path / f"{name}.json", {"step": step}, {}, [row], {}, classes)
     report.write_summary(tmp_path / "results.md", tmp_path, {"step": "1"})
     text = (tmp_path / "results.md").read_text()
     assert "| row a | 10.0 |" in text
     assert "| row b | - |" in text
     assert "row c" not in text
+    table = text[text.index("| class ") :].splitlines()
+    assert table == [
+        "| class | AP | name right |",
+        "|---|---:|---:|",
+        "| cat | 12.3 | 50.0 |",
+        "| a\\|b | - | - |",
+    ]
 
 
 def test_markdown_has_a_line_per_row():
     rows = [report.TableRow("IoU", 54.321, "54.5", "note"), report.TableRow("PQ", float("nan"))]
-    text = report.markdown("Title", rows, {"data": "coco"})
+    text = report.markdown("Title", rows, {"data": "coco"}, {})
     assert text.startswith("# Title\n\n- data: coco\n")
     assert "| IoU | 54.3 | 54.5 | note |" in text
     assert "| PQ | - |  |  |" in text

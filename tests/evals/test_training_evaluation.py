@@ -12,6 +12,7 @@ import pytest
 from semsam_jax.config import build
 from semsam_jax.core.errors import ConfigError
 from semsam_jax.evals.dataset_samples import EvalDataset, EvalFrame
+from semsam_jax.evals.samples import ClassNames
 from semsam_jax.train.evaluation import HeldOutEvaluation
 from semsam_jax.train.report import class_table
 from semsam_jax.train.state import TrainState
@@ -48,11 +49,14 @@ def test_suites_are_measured_and_logged(tmp_path):
     state = TrainState(params={"w": jnp.zeros(3)}, opt_state=(), step=jnp.int32(7))
     found = evaluator.run(state, writer)
     writer.close()
-    classes = {"cat": {"ap": 100.0, "ap50": 100.0, "name_accuracy": 100.0}}
+    cat = {"masks": 1.0, "iou": 50.0, "ap": 100.0, "ap50": 100.0, "name_accuracy": 100.0}
+    classes = {"cat": cat}
     names = {"mask_ap": 1.0, "mask_ap50": 1.0, "name_accuracy": 1.0, "classes": classes}
     assert found == {"iou_max": 0.5, "iou_oracle": 1.0, "num_instances": 1} | names
-    assert class_table(classes).splitlines()[1].split() == ["cat", "100.0", "100.0", "100.0"]
-    assert evaluator.names() == {"objects": {0: "cat", 1: "dog"}, "parts": {}}
+    head, row = (line.split() for line in class_table(classes).splitlines())
+    assert head == ["class", "masks", "IoU", "AP", "AP50", "name", "right"]
+    assert row == ["cat", "1", "50.0", "100.0", "100.0", "100.0"]
+    assert evaluator.names() == ClassNames({0: "cat", 1: "dog"})
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
     record = json.loads(line)
     assert record["step"] == 7
@@ -61,6 +65,7 @@ def test_suites_are_measured_and_logged(tmp_path):
     assert record["eval/generic/mask_ap/ap"] == 100.0
     assert record["eval/granularity/iou"] == 100.0
     assert record["eval/names/accuracy"] == record["eval/class/cat/ap50"] == 100.0
+    assert record["eval/class/cat/iou"] == 50.0
     assert record["eval/levels/area/1"] >= record["eval/levels/area/2"]
     assert 0 < record["eval/baseline_blob/iou_oracle"] < 100
     assert "NaN" not in line
@@ -68,6 +73,21 @@ def test_suites_are_measured_and_logged(tmp_path):
     levels = evaluator.levels()
     assert levels["level_order"] == [1, 2, 0]
     assert levels["level_sizes"] == sorted(levels["level_sizes"], reverse=True)
+
+
+def test_parts_are_classes_of_their_own(tmp_path):
+    """The branch calls strip 1 a handle, which is strip 2: third of three with the same class."""
+    data = EvalDataset(FakeParts(), EvalFrame(32), None, is_sample=False)
+    evaluator = HeldOutEvaluation(Reading(), data, META, ("one_click", "names", "part"))
+    state = TrainState(params={}, opt_state=(), step=jnp.int32(0))
+    classes = evaluator.run(state, MetricWriter(tmp_path))["classes"]
+    handle = classes.pop("mug:handle")
+    assert (handle["ap"], handle["ap50"]) == (pytest.approx(100 / 3), pytest.approx(100 / 3))
+    assert (handle["masks"], handle["iou"]) == (1, 100)
+    assert classes == {
+        "mug": {"masks": 1.0, "iou": 50.0, "name_accuracy": 100.0},
+        ":handle": {"name_accuracy": 100.0},
+    }
 
 
 def test_no_images_no_evaluation(tmp_path):
@@ -88,7 +108,8 @@ def test_parts_without_names_are_clicked(tmp_path):
     meta = META | {"class_heads_trained": False}
     evaluator = HeldOutEvaluation(Reading(), dataset(has_crowd=False), meta, parts=parts)
     writer = MetricWriter(tmp_path)
-    evaluator.run(TrainState(params={}, opt_state=(), step=jnp.int32(0)), writer)
+    found = evaluator.run(TrainState(params={}, opt_state=(), step=jnp.int32(0)), writer)
+    assert found["classes"] == {"cat": {"masks": 1, "iou": 50.0}}
     writer.close()
     record = json.loads((tmp_path / "metrics.jsonl").read_text())
     assert record["eval/num_instances"] == 1

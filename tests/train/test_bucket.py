@@ -74,11 +74,10 @@ def test_metrics_of_a_run_and_of_its_resumption_are_one_file(workdir):
 
 def test_best_model_picture_and_summary(workdir):
     best = BestCheckpoint(workdir, is_on=True)
-    assert best.update(0.25, PARAMS, META, step=3)
-    assert (
-        BestCheckpoint(workdir, is_on=True).score,
-        BestCheckpoint(workdir, is_on=True).step,
-    ) == (0.25, 3)
+    found = {"iou_max": 0.25, "mask_ap": 0.5, "classes": {"cat": {"ap": 50.0}}}
+    assert best.update(found, PARAMS, META, step=3)
+    again = BestCheckpoint(workdir, is_on=True)
+    assert (again.score, again.step, again.evaluation) == (0.25, 3, found)
     figures.save_figure(workdir, np.zeros((4, 5, 3), np.uint8))
     assert (workdir / "predictions.png").read_bytes().startswith(b"\x89PNG")
     assert report.finished_summary(workdir) is None

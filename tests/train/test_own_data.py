@@ -165,7 +165,7 @@ def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
 
 def test_no_score_is_never_the_best(tmp_path):
     best = BestCheckpoint(tmp_path, True)
-    assert not best.update(float("nan"), {}, {}, 0)
+    assert not best.update({"iou_max": float("nan")}, {}, {}, 0)
     assert best.score is None
     assert not list(tmp_path.iterdir())
 
