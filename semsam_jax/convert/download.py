@@ -15,12 +15,12 @@ from tqdm import tqdm
 
 from semsam_jax.core.console import hides_progress
 from semsam_jax.core.errors import CheckpointError
+from semsam_jax.core.model_files import is_web_page
 
 _CHUNK = 1 << 20
 _TRIES = 6
 _TIMEOUT_SEC = 30.0
 _WAIT_SEC = 1.0
-_PAGE_STARTS = (b"<!doctype", b"<html", b"<?xml", b"<head")
 
 
 def download(url: str, target: Path, *, sha256: str | None = None, size: int | None = None) -> str:
@@ -163,7 +163,7 @@ def _refuse_page(url: str, content_type: str) -> None:
 
 
 def _refuse_start(url: str, chunk: bytes) -> None:
-    if chunk.lstrip()[:9].lower().startswith(_PAGE_STARTS):
+    if is_web_page(chunk):
         _refuse_page(url, "text/html")
 
 

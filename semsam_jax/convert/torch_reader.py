@@ -24,6 +24,7 @@ from semsam_jax.convert.torch_pickle import (
 )
 from semsam_jax.core.console import hides_progress
 from semsam_jax.core.errors import ConversionError
+from semsam_jax.core.model_files import other_kind
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
@@ -170,7 +171,8 @@ def _read_legacy(
     # A bounded copy, so that a damaged length field cannot reserve memory.
     front = io.BytesIO(stream.read(min(size, _MAX_PICKLE_BYTES)))
     if front.read(14) != b"\x80\x02\x8a\x0a" + _LEGACY_MAGIC.to_bytes(10, "little"):
-        raise ConversionError(f"{not_ours}; give the .pth file itself.")
+        repair = other_kind(front.getvalue()[:64]) or "give the .pth file itself"
+        raise ConversionError(f"{not_ours}; {repair}.")
     front.seek(0)
     magic, protocol, system, tree, keys = (load_description(front, where) for _ in range(5))
     if magic != _LEGACY_MAGIC or protocol != _LEGACY_PROTOCOL or not isinstance(system, dict):

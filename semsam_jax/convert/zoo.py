@@ -7,6 +7,7 @@ Downloads are kept in the cache (`SEMSAM_JAX_CACHE`).
 """
 
 import dataclasses
+import difflib
 import os
 import re
 import shutil
@@ -16,6 +17,8 @@ from semsam_jax.core import checkpoint_io, model_files
 from semsam_jax.core.errors import CheckpointError
 
 _RELEASES = "https://github.com/UX-Decoder/Semantic-SAM/releases/download/checkpoint"
+_HUB_PAGE = re.compile(r"https?://huggingface\.co/([\w.-]+/[\w.-]+)")
+_WORD = re.compile(r"[\w-]+")
 _HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 
 
@@ -53,7 +56,7 @@ def resolve(name: str | os.PathLike | None) -> str | os.PathLike | None:
     A folder or file of that name in the working directory takes precedence.
 
     Raises:
-        CheckpointError: it cannot be downloaded, converted or stored.
+        CheckpointError: it cannot be downloaded, converted or stored, or is no known name.
     """
     if not isinstance(name, str) or Path(name).exists():
         return name
@@ -63,6 +66,18 @@ def resolve(name: str | os.PathLike | None) -> str | os.PathLike | None:
         return fetch_release(name, RELEASES[name])
     if name.startswith("hf:"):
         return fetch_repository(name)
+    if name.startswith(("https://", "http://")):
+        page = _HUB_PAGE.match(name)
+        wanted = f"hf://{page[1]}" if page else "the path of the file, once it is downloaded"
+        raise CheckpointError(f"checkpoint {name}: a web address; wanted {wanted}.")
+    if _WORD.fullmatch(name) and name != checkpoint_io.LAST_RUN:
+        known = [LITE, *RELEASES]
+        near = difflib.get_close_matches(re.sub(r"\W", "_", name.lower()), known, 1, 0.7)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise CheckpointError(
+            f"checkpoint {name}: no such folder or file here, and no name of weights, which are "
+            f"{', '.join(known)} and hf://OWNER/NAME{hint}"
+        )
     return name
 
 

@@ -98,8 +98,8 @@ def find_model(path: str | os.PathLike) -> AnyPath:
         return root / MODEL
     if not root.exists():
         raise CheckpointError(
-            f"checkpoint {root}: no such folder; give the --workdir of a training run or the "
-            f"--out of `python -m semsam_jax convert`."
+            f"checkpoint {root}: no such folder or file; give the --workdir of a training run, the "
+            f"--out of `semsam convert`, or a .pth file of the original."
         )
     found = ", ".join(sorted(p.name for p in root.iterdir())[:8]) if root.is_dir() else "a file"
     raise CheckpointError(

@@ -9,6 +9,7 @@
 bfloat16 or float16, and are loaded as float32.
 """
 
+import contextlib
 import json
 import os
 import tempfile
@@ -23,6 +24,7 @@ from semsam_jax.core.old_names import upgrade_meta
 from semsam_jax.core.paths import AnyPath, as_path, is_local
 
 SCHEMA_VERSION = 1
+_PAGE_STARTS = (b"<!doctype", b"<html", b"<?xml", b"<head")
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 STORED_DTYPES = {
     "float32": np.float32,
@@ -125,9 +127,11 @@ def load_model_files(folder: str | os.PathLike) -> tuple[dict, dict]:
                 copy.flush()
                 arrays = load_file(copy.name)
     except (SafetensorError, OSError, KeyError) as error:
+        repair = "copy or convert it again"
+        with contextlib.suppress(OSError), file.open("rb") as stream:
+            repair = other_kind(stream.read(64)) or repair
         raise CheckpointError(
-            f"{file}: damaged or unreadable ({str(error).splitlines()[0]}); copy or convert it "
-            f"again."
+            f"{file}: damaged or unreadable ({str(error).splitlines()[0]}); {repair}."
         ) from error
     params: dict = {}
     for name, array in arrays.items():
@@ -141,6 +145,24 @@ def load_model_files(folder: str | os.PathLike) -> tuple[dict, dict]:
             array = array.astype(np.float32, copy=False)
         part[last] = array
     return params, config
+
+
+def is_web_page(head: bytes) -> bool:
+    """Whether a file is HTML or XML, by its first bytes."""
+    return head.lstrip()[:9].lower().startswith(_PAGE_STARTS)
+
+
+def other_kind(head: bytes) -> str:
+    """What a file is and how to get weights instead, by its first bytes; "" if it is no known one.
+
+    Args:
+        head: at least 25 bytes of a file that should hold weights.
+    """
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS: run `git lfs pull` in the clone that it is from"
+    if is_web_page(head):
+        return "it is a web page: a login or a portal may be in between; get the file itself"
+    return ""
 
 
 def read_config(folder: str | os.PathLike) -> dict:

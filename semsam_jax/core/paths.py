@@ -4,6 +4,8 @@ import os
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
+from semsam_jax.core.errors import DataError
+
 if TYPE_CHECKING:
     from etils import epath
 
@@ -14,12 +16,22 @@ else:
 
 
 def as_path(path: str | os.PathLike) -> AnyPath:
-    """Returns a local path, or one that etils opens for a URL such as `gs://bucket/folder`."""
+    """Returns a local path, or one that etils opens for a URL such as `gs://bucket/folder`.
+
+    Raises:
+        DataError: an address that etils does not open, such as a web page.
+    """
     if is_local(path):
         return Path(path)
     from etils import epath  # imported where it is used: most paths are local
 
-    return epath.Path(path)
+    try:
+        return epath.Path(path)
+    except KeyError as error:
+        raise DataError(
+            f"{path}: {error.args[0]} addresses cannot be opened; wanted a folder or file of this "
+            f"machine, or a bucket (gs://, s3://)."
+        ) from error
 
 
 def is_local(path: str | os.PathLike) -> bool:

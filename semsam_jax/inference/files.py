@@ -78,15 +78,21 @@ def write_segment_map(path: Path, segment_map: np.ndarray) -> None:
     write_picture(path, np.stack([ids >> s & 255 for s in (0, 8, 16)], -1).astype(np.uint8))
 
 
+def write_label_map(path: Path, label_map: np.ndarray) -> None:
+    """Writes the numbers of masks, [h, w], as a grey PNG of 16 bits."""
+    if label_map.max(initial=0) > np.iinfo(np.uint16).max:
+        raise OutputError(f"{path}: a label map holds at most 65535 masks; got {label_map.max()}.")
+    picture = Image.fromarray(label_map.astype(np.uint16))
+    _write(path, lambda partial: picture.save(partial, compress_level=3))
+
+
 def make_folder(path: Path) -> Path:
     """Creates the output folder; OutputError if that is impossible."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:  # ValueError: a name with a null byte
         detail = getattr(error, "strerror", None) or error
-        raise OutputError(
-            f"--out {path}: cannot make this folder ({detail}); choose another."
-        ) from error
+        raise OutputError(f"{path}: cannot make this folder ({detail}); choose another.") from error
     return path
 
 

@@ -101,7 +101,8 @@ class _Convertible(abc.ABC):
         return Image.fromarray(_overlay(self.records(), _checked_image(image, self._image_hw())))
 
     def save(self, folder: str | Path, image: ImageLike | None = None) -> Path:
-        """Writes masks.json and label_map.png, and overlay.png if the image is given.
+        """Writes masks.json, label_map.png (`to_label_map`, grey, 16 bits), and overlay.png if the
+        image is given.
 
         Returns:
             The folder.
@@ -109,6 +110,8 @@ class _Convertible(abc.ABC):
         Raises:
             DataError: the folder holds results already, or cannot be written.
         """
+        if not isinstance(folder, str | os.PathLike):
+            raise DataError(f"folder: got {type(folder).__name__}; wanted a path.")
         root = Path(folder)
         names = ("masks.json", "label_map.png", "overlay.png")
         there = [name for name in names if (root / name).exists()]
@@ -116,11 +119,11 @@ class _Convertible(abc.ABC):
             raise DataError(f"{root}: already holds {', '.join(there)}; choose another folder.")
         pixels = None if image is None else _checked_image(image, self._image_hw())
         records = [_plain(record) for record in self.records()]
+        label_map = convert_results.to_label_map(records, *self._image_hw())
         files.make_folder(root)
+        files.write_label_map(root / names[1], label_map)
         if pixels is not None:
             files.write_picture(root / names[2], _overlay(records, pixels))
-        label_map = convert_results.to_label_map(records, *self._image_hw())
-        files.write_segment_map(root / names[1], label_map)
         files.write_json(root / names[0], records)
         return root
 

@@ -17,7 +17,7 @@ from semsam_jax.convert import download as downloads
 from semsam_jax.convert import zoo
 from semsam_jax.convert.download import download
 from semsam_jax.core import checkpoint_io, model_files
-from semsam_jax.core.errors import CheckpointError
+from semsam_jax.core.errors import CheckpointError, SemSamError
 from semsam_jax.inference.loading import load_model
 
 DATA = Path(__file__).parent.parent / "golden" / "data"
@@ -301,6 +301,41 @@ def test_names_and_folders(tmp_path, monkeypatch):
     assert zoo.resolve("swin_t") == "swin_t"  # the user's own folder
     with pytest.raises(CheckpointError, match="hf://OWNER/NAME"):
         zoo.resolve("hf://only")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("swint", r"no name of weights, which are lite, swin_t, .*; did you mean 'swin_t'\?"),
+        ("SWIN-L", "did you mean 'swin_l'"),
+        ("vit_h", r"are lite, swin_t, swin_l and hf://OWNER/NAME\.$"),
+        ("https://huggingface.co/me/mine/tree/main", "a web address; wanted hf://me/mine"),
+        ("https://example.com/a.pth", "a web address; wanted the path of the file"),
+        ("ftp://example.com/a.pth", "ftp:// addresses cannot be opened; wanted a folder"),
+        ("runs/none", "no such folder or file"),
+    ],
+)
+def test_what_is_no_model_is_told_in_one_line(tmp_path, monkeypatch, name, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SemSamError, match=message):
+        load_model(name)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"<!DOCTYPE html><title>Log in</title>", "it is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "run `git lfs pull`"),
+    ],
+)
+def test_files_that_stand_where_weights_should_be(tmp_path, content, message):
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(SemSamError, match=message):
+        load_model(tmp_path / "a.pth")
+    (tmp_path / "config.json").write_bytes((checkpoint_io.SHIPPED / "config.json").read_bytes())
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(SemSamError, match=message):
+        load_model(tmp_path)
 
 
 def test_a_repository_is_pushed_and_loaded(server, monkeypatch, tmp_path, capsys):

@@ -35,6 +35,7 @@ SUMMARY_KEYS = {
     "host_matching_share",
     "input_wait_share",
     "skipped_steps",
+    "classes",
 }
 
 
@@ -53,6 +54,8 @@ def test_it_leaves_checkpoints_metrics_summary_and_pictures(finished):
     assert summary["steps"] == 12
     assert all(v is not None and np.isfinite(v) for v in summary.values() if type(v) is float)
     assert 0 <= summary["one_click_iou_max_after"] <= summary["one_click_iou_oracle_after"] <= 1
+    # The small run knows no names here: clicks alone have figures.
+    assert all(row.keys() == {"masks", "iou"} for row in summary["classes"].values())
     assert sorted(runs.losses(workdir)) == list(range(1, 13))
     assert any((workdir / "tensorboard").iterdir())
     assert "decoder/layers" in (workdir / "parameters.txt").read_text()

@@ -244,6 +244,8 @@ def test_segments_answer_in_other_formats(masks, tmp_path):
     assert np.asarray(segments.plot(image)).any()
     out = segments.save(tmp_path / "out", image)
     assert {p.name for p in out.iterdir()} == {"masks.json", "label_map.png", "overlay.png"}
+    with Image.open(out / "label_map.png") as picture:
+        np.testing.assert_array_equal(np.asarray(picture), segments.to_label_map())
     again = json.loads((out / "masks.json").read_text())
     np.testing.assert_array_equal(convert.record_mask(again[2]), masks[2])
     with pytest.raises(DataError, match="already holds masks"):

@@ -127,6 +127,7 @@ def calls(model, image):
         yield f"{kind}.to_labelme", lambda x, r=result: r.to_labelme(x)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "a"
+        yield "save.folder", lambda x: answer.save([x])
         yield "save.image", lambda x: answer.save(out / str(len(os.listdir(folder))), x)
 
 
