@@ -43,6 +43,9 @@ class ModelChoice:
             the object head learns from whole objects only; False trains the object head with both,
             as in checkpoints without that projection.
         logit_scale: initial log scale of the class cosines, 0 for the preset's.
+        train_backbone: EfficientNet-Lite learns, too, at `optimizer.backbone_factor` of the rate and
+            with fixed statistics; Swin always does. `optimizer.frozen` leaves parts of it as they
+            are, such as "backbone/stem".
         granularity_token: a seventh token answers a granularity (`models.granularity_token`);
             `loss.granularity` is the weight of its loss.
     """
@@ -59,6 +62,7 @@ class ModelChoice:
     part_owner: bool = True
     logit_scale: float = 0.0
     granularity_token: bool = False
+    train_backbone: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,4 +269,7 @@ def model_config(choice: ModelChoice) -> presets.ModelConfig:
         logit_scale=choice.logit_scale or config.decoder.logit_scale,
         granularity_token=choice.granularity_token,
     )
-    return dataclasses.replace(config, decoder=decoder)
+    backbone = config.backbone
+    if choice.train_backbone and isinstance(backbone, presets.EfficientNetLiteConfig):
+        backbone = dataclasses.replace(backbone, is_trained=True)
+    return dataclasses.replace(config, backbone=backbone, decoder=decoder)
