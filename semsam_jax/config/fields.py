@@ -43,9 +43,9 @@ class ModelChoice:
             the object head learns from whole objects only; False trains the object head with both,
             as in checkpoints without that projection.
         logit_scale: initial log scale of the class cosines, 0 for the preset's.
-        train_backbone: EfficientNet-Lite learns, too, at `optimizer.backbone_factor` of the rate and
-            with fixed statistics; Swin always does. `optimizer.frozen` leaves parts of it as they
-            are, such as "backbone/stem".
+        train_backbone: EfficientNet-Lite learns, too, with fixed statistics and at
+            `optimizer.backbone_factor` of the rate; Swin always does. `optimizer.frozen` leaves
+            parts of it as they are, such as "backbone/stem".
         granularity_token: a seventh token answers a granularity (`models.granularity_token`);
             `loss.granularity` is the weight of its loss.
     """

@@ -10,6 +10,7 @@ from semsam_jax import config
 from semsam_jax.core.errors import ConfigError
 from semsam_jax.criterion.terms import CriterionConfig, LossWeights
 from semsam_jax.models.semantic_sam import SemanticSAM, init_params
+from semsam_jax.train import build
 from semsam_jax.train.build import criterion_config
 
 
@@ -112,3 +113,12 @@ def test_every_key_of_the_losses_reaches_the_criterion():
     criterion = criterion_config(config.build({"loss": {**changed, "owner_class": 3.0}}))
     assert {name: getattr(criterion, name) for name in changed} == changed
     assert criterion.weights.owner_class == 3.0
+
+
+def test_the_backbone_of_lite_learns_when_told_to():
+    run = config.build(lite.get_config("masks"))
+    assert not config.model_config(run.model).backbone.is_trained
+    choice = dataclasses.replace(run.model, train_backbone=True)
+    assert config.model_config(choice).backbone.is_trained
+    frozen = build.frozen_groups(config.model_config(choice), run)
+    assert "backbone" not in frozen
