@@ -1,7 +1,11 @@
 """Predictor: encode an image once, then ask for masks by clicks and boxes."""
 
 import dataclasses
+import functools
+import itertools
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -11,6 +15,7 @@ from semsam_jax.core.errors import PromptError
 from semsam_jax.core.structs import Predictions, Pyramid
 from semsam_jax.inference.clicks import combine_clicks
 from semsam_jax.inference.decoding import (
+    LOGITS_CHUNK,
     asked_of_prompts,
     decode_prompts,
     prompt_arrays,
@@ -261,11 +266,10 @@ class Predictor:
             self.model, encoded.pyramid, boxes, types, names, self.isolate, granularity
         )
         logits = prompt_logits(encoded.pyramid.mask_features[0], found, sizes)
-        answers, start = [], 0
-        rows = zip(requests, checked, levels, asked, logits, given, strict=True)
-        for request, check, wanted, granularities, low, mask in rows:
-            stop = start + check.num_prompts
-            own = jax.tree.map(lambda x: x[start:stop], found)  # noqa: B023
+
+        def answer(row: tuple) -> Segments:
+            request, check, wanted, granularities, low, mask, start = row
+            own = jax.tree.map(lambda x: x[start : start + check.num_prompts], found)
             if granularities is None:
                 tokens, k = tokens_of_levels(wanted, self.model.level_order), self.model.num_levels
                 masks = self._masks(encoded, check, tokens, own.pred_ious[:, :k], low[:, :k])
@@ -273,8 +277,15 @@ class Predictor:
                 masks = self._continuous(encoded, check, granularities, own.pred_ious, low)
             if not multimask_output or request.area is not None:
                 masks = best_mask(encoded, masks, request.area, mask)
-            answers.append(self._segments(encoded, check, own, masks, names, return_logits))
-            start = stop
+            return self._segments(encoded, check, own, masks, names, return_logits)
+
+        starts = np.cumsum([0, *sizes[:-1]]).tolist()
+        rows = zip(requests, checked, levels, asked, logits, given, starts, strict=True)
+        if len(requests) == 1:
+            return [answer(next(rows))]
+        answers: list[Segments] = []
+        while group := list(itertools.islice(rows, LOGITS_CHUNK)):  # not the logits of all at once
+            answers += _threads().map(answer, group)
         return answers
 
     def _masks(
@@ -370,3 +381,9 @@ class Predictor:
             unknown=() if names is None else names.unknown,
             granularities=tuple(m.granularity for m in chosen if m.granularity is not None),
         )
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    """Requests of one call are brought to the size of the image beside each other."""
+    return ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="masks")
