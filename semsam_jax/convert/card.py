@@ -2,6 +2,14 @@
 
 from collections.abc import Mapping
 
+_FIGURES = {
+    "iou_max": "one-click IoU",
+    "iou_oracle": "best of the masks",
+    "mask_ap": "mask AP",
+    "mask_ap50": "AP50",
+    "name_accuracy": "name accuracy",
+}
+
 
 def model_card(repository: str, meta: Mapping, licence: str) -> str:
     """Markdown with a YAML head.
@@ -31,6 +39,7 @@ def model_card(repository: str, meta: Mapping, licence: str) -> str:
         f"- names of objects and parts: {names}",
         *([f"- names whose vectors were learned with it: {', '.join(learned)}"] if learned else []),
         *([f"- made from: {source}"] if source else []),
+        *_figures(meta.get("evaluation") or {}),
     ]
     use = [
         "```python",
@@ -44,3 +53,10 @@ def model_card(repository: str, meta: Mapping, licence: str) -> str:
     title = f"# {repository.partition('/')[2]}"
     about = "Weights for `semsam_jax`: Semantic-SAM in JAX/Flax (`pip install semsam-jax[hub]`)."
     return "\n".join([*head, "", title, "", about, "", *facts, "", *use, ""])
+
+
+def _figures(found: Mapping) -> list[str]:
+    """What the training run measured on its held-out images."""
+    texts = [f"{text} {100 * found[key]:.1f}" for key, text in _FIGURES.items() if key in found]
+    count = found.get("num_instances")
+    return [f"- on {count} held-out masks of its run, percent: {', '.join(texts)}"] if texts else []

@@ -78,7 +78,7 @@ def show_levels(
         captions.append(f"level {level}  {answer.scores[i]:.2f}  {' / '.join(names)}")
     marks = [(p[0], p[1], bool(p[2])) for p in points]
     strip = level_strip(image, list(answer.masks), captions, points=marks, boxes=list(boxes))
-    return show(strip, 1600)
+    return show(strip, 1000)
 
 
 def show_records(image: UInt8[np.ndarray, "h w 3"], records: Sequence[dict]) -> "Picture":

@@ -31,7 +31,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         nargs="?",
         default="",
         metavar="FOLDER",
-        help="holds one folder per source, each a dataset with masks: scores a click and a box per "
+        help="a dataset with masks, or a folder of several: scores a click and a box for each "
         "mask at the image's own size and writes sources.md, .json and .csv with the mean over "
         "sources",
     )

@@ -302,6 +302,18 @@ def open_dataset(
     return EvalDataset(source, frame, limit, is_sample=root is None)
 
 
+def open_folder(folder: Path, split: str, frame: EvalFrame, limit: int | None) -> EvalDataset:
+    """Opens a custom dataset, whatever its folder is called.
+
+    Raises:
+        DataError: no such split, or no layout of a custom dataset.
+    """
+    name = "custom" if folder.name in DATASETS else folder.name
+    vocabulary = build_vocabulary([], extra={name: custom_classes(name, folder, split)})
+    source = open_source(name, folder, split, vocabulary)
+    return EvalDataset(source, frame, limit, is_sample=False)
+
+
 def _vocabulary(name: str, folder: Path, split: str) -> Vocabulary:
     """Names of the dataset; a custom dataset lists them in its annotation file."""
     if name in DATASETS:

@@ -32,8 +32,8 @@ class EvalOptions:
     Attributes:
         checkpoint: workdir of a training run, or folder of a converted checkpoint; the last
             finished training run by default.
-        folder: holds one folder per source; scores clicks and boxes on all of them instead of
-            the suites.
+        folder: holds one folder per source, or is one; scores clicks and boxes on all of them
+            instead of the suites.
         suites: what to measure, some of `SUITE_NAMES`.
         out: folder for tables and pictures; CHECKPOINT/evaluation/DATASET by default.
         root: holds one folder per dataset; the embedded sample by default.

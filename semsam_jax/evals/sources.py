@@ -1,10 +1,11 @@
 """What a user gets on several datasets at once: `semsam evaluate FOLDER`.
 
-Each subfolder of FOLDER is one source, in any layout of a custom dataset (`data_pipelines`). Every
-mask is asked for twice, through `Predictor`, at the image's own size: by a click at its deepest
-point and by its tight box. All figures are means over the masks of a source; the mean over sources
-weighs each source alike, so that a large one does not decide. Its standard error comes from
-resampling images within their source (bootstrap, arXiv 1411.5279 and earlier).
+Each subfolder of FOLDER is one source, in any layout of a custom dataset (`data_pipelines`); a
+FOLDER that is such a dataset itself is the only one. Every mask is asked for twice, through
+`Predictor`, at the image's own size: by a click at its deepest point and by its tight box. All
+figures are means over the masks of a source; the mean over sources weighs each source alike, so
+that a large one does not decide. Its standard error comes from resampling images within their
+source (bootstrap, arXiv 1411.5279 and earlier).
 """
 
 import csv
@@ -23,7 +24,7 @@ from semsam_jax.core import rle
 from semsam_jax.core.errors import DataError
 from semsam_jax.evals.box_prompt import tight_box
 from semsam_jax.evals.clicks import centre_click
-from semsam_jax.evals.dataset_samples import EvalDataset, EvalFrame, open_dataset
+from semsam_jax.evals.dataset_samples import EvalDataset, EvalFrame, open_folder
 from semsam_jax.evals.levels import kendall_tau_descending
 from semsam_jax.inference.loading import LoadedModel
 from semsam_jax.inference.predictor import Predictor
@@ -33,6 +34,8 @@ SIZES = (0.003, 0.01, 0.03, 0.1, 1.0)
 """Upper ends of the size classes, as shares of the image."""
 
 _MIN_AREA = 64
+_PARTS = ("train", "val", "valid", "validation", "test")
+"""Folders of one dataset, which look like datasets themselves."""
 _RESAMPLES = 1000
 
 
@@ -81,7 +84,7 @@ class MaskScores:
 
 
 def source_folders(folder: str | Path, split: str) -> list[Path]:
-    """The subfolders that hold a dataset, by name.
+    """The subfolders that hold a dataset, by name, or the folder itself if it is one.
 
     Raises:
         DataError: there is no such folder, or none in it.
@@ -90,6 +93,8 @@ def source_folders(folder: str | Path, split: str) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"evaluate {folder}: no such folder.")
     found = [sub for sub in sorted(folder.iterdir()) if sub.is_dir() and has_split(sub, split)]
+    if all(sub.name in _PARTS for sub in found) and has_split(folder, split):
+        return [folder.resolve()]
     if not found:
         raise DataError(
             f"evaluate {folder}: none of its folders holds a dataset with the split {split!r}; "
@@ -112,7 +117,7 @@ def score_sources(
 
     Args:
         model: the checkpoint.
-        folder: holds one folder per source.
+        folder: holds one folder per source, or is one.
         split: which part of each.
         limit: images of a source, all by default.
         size: side of the square that images are resized to, the checkpoint's own by default.
@@ -129,7 +134,7 @@ def score_sources(
     # Masks are scored in the stored image's pixels; the canvas is the predictor's affair.
     frame = EvalFrame(image_size=32, in_image_frame=True)
     for sub in source_folders(folder, split):
-        dataset, _ = open_dataset(sub.name, str(folder), split, frame, limit).surveyed()
+        dataset, _ = open_folder(sub, split, frame, limit).surveyed()
         rows = [
             row
             for number, example in enumerate(_progress(dataset, show_progress))

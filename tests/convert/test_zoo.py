@@ -15,6 +15,7 @@ import pytest
 from semsam_jax.__main__ import main
 from semsam_jax.convert import download as downloads
 from semsam_jax.convert import zoo
+from semsam_jax.convert.card import model_card
 from semsam_jax.convert.download import download
 from semsam_jax.core import checkpoint_io, model_files
 from semsam_jax.core.errors import CheckpointError, SemSamError
@@ -319,6 +320,14 @@ def test_what_is_no_model_is_told_in_one_line(tmp_path, monkeypatch, name, messa
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SemSamError, match=message):
         load_model(name)
+
+
+def test_the_card_of_a_fine_tuned_model_has_its_figures():
+    evaluation = {"iou_max": 0.5, "mask_ap": 0.125, "num_instances": 7, "classes": {"cat": {}}}
+    card = model_card("me/mine", {"preset": "lite", "evaluation": evaluation}, "mit")
+    line = "- on 7 held-out masks of its run, percent: one-click IoU 50.0, mask AP 12.5"
+    assert line in card.splitlines()
+    assert "held-out" not in model_card("me/mine", {"preset": "lite"}, "mit")
 
 
 @pytest.mark.parametrize(

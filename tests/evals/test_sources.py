@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from semsam_jax.__main__ import main
-from semsam_jax.evals.sources import MaskScores, summarize
+from semsam_jax.evals.dataset_samples import EvalFrame, open_folder
+from semsam_jax.evals.sources import MaskScores, source_folders, summarize
 
 
 def table(click_iou, predicted_iou, images=None, fill=0.5) -> MaskScores:
@@ -67,6 +68,22 @@ def write_source(folder, file_name, side=64):
     content = {"images": [image], "annotations": annotations}
     content["categories"] = [{"id": 1, "name": "square"}]
     (folder / "annotations/val.json").write_text(json.dumps(content))
+
+
+def test_a_folder_that_is_a_dataset_is_its_only_source(tmp_path):
+    write_source(tmp_path / "coco", "a.png")
+    assert source_folders(tmp_path / "coco", "val") == [tmp_path / "coco"]
+    dataset = open_folder(tmp_path / "coco", "val", EvalFrame(64), None)
+    assert (dataset.name, dataset.class_names().objects) == ("custom", {0: "square"})
+    shape = {"label": "square", "points": [[8, 8], [24, 8], [24, 24]], "shape_type": "polygon"}
+    about = {"shapes": [shape], "imagePath": "a.png", "imageHeight": 64, "imageWidth": 64}
+    for split in ("train", "val"):  # of LabelMe, each of which could be a dataset, too
+        folder = tmp_path / "mine" / split
+        folder.mkdir(parents=True)
+        Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(folder / "a.png")
+        (folder / "a.json").write_text(json.dumps(about))
+    assert source_folders(tmp_path / "mine", "val") == [tmp_path / "mine"]
+    assert source_folders(tmp_path, "val") == [tmp_path / "coco", tmp_path / "mine"]
 
 
 def test_the_command_writes_a_row_per_source_and_mask(checkpoint, tmp_path, capsys):
