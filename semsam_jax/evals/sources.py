@@ -34,7 +34,7 @@ SIZES = (0.003, 0.01, 0.03, 0.1, 1.0)
 """Upper ends of the size classes, as shares of the image."""
 
 _MIN_AREA = 64
-_PARTS = ("train", "val", "valid", "validation", "test")
+_PARTS = ("train", "val", "valid", "validation", "test", "annotations", "images", "labels", "data")
 """Folders of one dataset, which look like datasets themselves."""
 _RESAMPLES = 1000
 
