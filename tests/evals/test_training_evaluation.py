@@ -13,8 +13,10 @@ from semsam_jax.config import build
 from semsam_jax.core.errors import ConfigError
 from semsam_jax.evals.dataset_samples import EvalDataset, EvalFrame
 from semsam_jax.evals.samples import ClassNames
+from semsam_jax.train.best import BestCheckpoint
 from semsam_jax.train.evaluation import HeldOutEvaluation
 from semsam_jax.train.report import class_table
+from semsam_jax.train.results import evaluate
 from semsam_jax.train.state import TrainState
 from semsam_jax.train.writers import MetricWriter
 from tests.data_pipelines.fake_source import HANDLE, MUG, mask_instance
@@ -73,6 +75,21 @@ def test_suites_are_measured_and_logged(tmp_path):
     levels = evaluator.levels()
     assert levels["level_order"] == [1, 2, 0]
     assert levels["level_sizes"] == sorted(levels["level_sizes"], reverse=True)
+
+
+def test_an_evaluation_is_printed_and_kept_with_the_best_model(tmp_path, capsys):
+    evaluator = HeldOutEvaluation(Reading(), dataset(has_crowd=False), META)
+    state = TrainState(params={"w": jnp.zeros(3)}, opt_state=(), step=jnp.int32(0))
+    best, meta = BestCheckpoint(tmp_path, is_on=True), {"level_order": [0, 1, 2]}
+    found = evaluate(evaluator, best, MetricWriter(tmp_path), [], tmp_path, state, meta)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("step 0: one-click IoU 0.5000, best of the masks 1.0000")
+    assert [line.split() for line in lines[1:3]] == [
+        ["class", "masks", "IoU"],
+        ["cat", "1", "50.0"],
+    ]
+    assert BestCheckpoint(tmp_path, is_on=True).evaluation == found
+    assert sorted(meta["level_order"]) == [0, 1, 2]
 
 
 def test_parts_are_classes_of_their_own(tmp_path):
