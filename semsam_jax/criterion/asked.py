@@ -2,10 +2,16 @@
 
 The masks under a prompt are its chain. A mask of area A lies in it at
 
-    g = (sqrt(A) - sqrt(A_min)) / (sqrt(A_max) - sqrt(A_min)),   1 in a chain of one size
+    g = (sqrt(A) - sqrt(A_min)) / (sqrt(A_max) - sqrt(A_min))
 
-as UnSAMv2 (arXiv 2511.13714) places the masks of an object. A box says itself what is meant, so
-that its mask is the answer to any granularity.
+as UnSAMv2 (arXiv 2511.13714) places the masks of an object. A mask alone under a click has no
+place: it may be the whole or a part whose whole nobody drew. Such clicks are asked for any two
+granularities, whose answers are compared with each other alone: with g1 < g2, what belongs to the
+answer to g1 belongs to that to g2,
+
+    nesting = sum of max(0, p1 - p2) / sum of p1   over points, p1 and p2 the probabilities
+
+A box says itself what is meant, so that its mask is the answer to any granularity.
 """
 
 import typing
@@ -43,17 +49,21 @@ class Asked:
 
 
 def chain_places(rows: Batch) -> Float[Array, "b p t"]:
-    """Granularity of each target of each prompt; meaningless where there is none."""
+    """Granularity of each target of each prompt; nan in a chain of one size, and without target."""
     size = jnp.sqrt(mask_areas(rows.mask_bits).astype(jnp.float32))
     is_target = rows.prompt_targets >= 0
     own = jnp.take_along_axis(size[:, None], jnp.maximum(rows.prompt_targets, 0), axis=-1)
     low = jnp.where(is_target, own, jnp.inf).min(-1, keepdims=True)
     span = jnp.where(is_target, own, -jnp.inf).max(-1, keepdims=True) - low
-    return jnp.where(span > 0, (own - low) / jnp.where(span > 0, span, 1.0), 1.0)
+    place = (own - low) / jnp.where(span > 0, span, 1.0)
+    return jnp.where(is_target & (span > 0), place, jnp.nan)
 
 
 def ask(rows: Batch, key: PRNGKeyArray) -> Asked:
     """Draws up to `NUM_ASKED` different targets of each prompt, and asks for about their places.
+
+    Where there is no place, any granularity is asked for; its answer has no mask that is meant,
+    unless the prompt is a box.
 
     Args:
         rows: the interactive rows.
@@ -66,10 +76,12 @@ def ask(rows: Batch, key: PRNGKeyArray) -> Asked:
     order = jnp.argsort(lot, axis=-1)[..., :NUM_ASKED]
     place = jnp.take_along_axis(chain_places(rows), order, axis=-1)
     place += JITTER * jax.random.normal(keys[1], place.shape)
+    is_box = rows.prompt_is_box[..., None]
+    is_placed = ~jnp.isnan(place) & ~is_box
     anywhere = jax.random.uniform(keys[2], place.shape)
-    granularity = jnp.where(rows.prompt_is_box[..., None], anywhere, jnp.clip(place, 0.0, 1.0))
-    is_drawn = jnp.take_along_axis(is_target, order, axis=-1)
-    instance = jnp.where(is_drawn, jnp.take_along_axis(targets, order, axis=-1), -1)
+    granularity = jnp.where(is_placed, jnp.clip(place, 0.0, 1.0), anywhere)
+    is_meant = jnp.take_along_axis(is_target, order, axis=-1) & (is_placed | is_box)
+    instance = jnp.where(is_meant, jnp.take_along_axis(targets, order, axis=-1), -1)
     return Asked(granularity=granularity.astype(jnp.float32), instance=instance)
 
 
@@ -83,8 +95,8 @@ def asked_losses(
 ) -> dict[str, Float[Array, " l"]]:
     """Unweighted loss terms of every layer, means over the answers with a mask that is meant.
 
-    The predicted IoU learns that of the mask that is meant, over all cells of the image, in the
-    last layer alone.
+    That of nesting is a mean over all clicks. The predicted IoU learns that of the mask that is
+    meant, over all cells of the image, in the last layer alone.
 
     Args:
         predictions: of the answers, all layers, leading axes [l, b, p, m].
@@ -97,6 +109,7 @@ def asked_losses(
     b = rows.size_hw.shape[0]
     instance = jnp.maximum(asked.instance, 0).reshape(b, -1)
     counts = (asked.instance >= 0).astype(jnp.float32).reshape(b, -1)
+    is_click = rows.prompt_valid & ~rows.prompt_is_box & rows.has_masks[:, None]
     truth_boxes = jnp.take_along_axis(rows.boxes, instance[..., None], axis=1)
 
     def terms_of(one: Predictions, sampled: Sampled) -> dict[str, Array]:
@@ -105,7 +118,9 @@ def asked_losses(
             own.mask_embed, sampled, config.plan, own.mask_limits, precision=config.precision
         )
         terms |= box_terms(own.boxes, truth_boxes)
-        return {name: mean_over(values, counts) for name, values in terms.items()}
+        means = {name: mean_over(values, counts) for name, values in terms.items()}
+        crossing = _crossing(one, sampled, asked, config)
+        return means | {"nesting": mean_over(crossing, is_click.astype(jnp.float32))}
 
     terms = over_layers(
         terms_of, predictions, lambda at: sample(mask_features, rows, instance, at), points
@@ -118,3 +133,21 @@ def asked_losses(
     quality = mean_over(jnp.square(said - own[..., 0]), counts)
     terms["iou"] = jnp.zeros_like(terms["dice"]).at[-1].set(quality)
     return terms
+
+
+def _crossing(
+    predictions: Predictions, sampled: Sampled, asked: Asked, config: CriterionConfig
+) -> Float[Array, "b p"]:
+    """Share of the answer to the smaller of two granularities that lies outside the other."""
+    logits = jnp.einsum(
+        "bpmd,bjd->bpmj",
+        predictions.mask_embed.astype(jnp.float32),
+        sampled.features[:, 0],
+        precision=config.precision,
+    )
+    order = jnp.argsort(asked.granularity, axis=-1)[..., None]
+    small, large = jnp.moveaxis(
+        jnp.take_along_axis(jax.nn.sigmoid(logits), order, axis=2)[:, :, :2], 2, 0
+    )
+    outside = jnp.maximum(small - large, 0.0).sum(-1)
+    return outside / jnp.maximum(small.sum(-1), 1.0)

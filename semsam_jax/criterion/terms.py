@@ -68,6 +68,7 @@ class LossConfig(LossWeights):
         interactive, generic: weights of the streams.
         granularity: weight of the answers to granularities (`criterion.asked`), for models with
             `DecoderConfig.granularity_token`.
+        nesting: weight, within that, of the share of a small answer outside a larger one.
     """
 
     num_points: int = 12544
@@ -85,6 +86,7 @@ class LossConfig(LossWeights):
     interactive: float = 1.0
     generic: float = 1.0
     granularity: float = 0.0
+    nesting: float = 2.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,8 @@ def test_the_place_of_a_mask_in_its_chain():
     # Roots of the areas are as 2 : 4 : 6.
     np.testing.assert_allclose(places[0], [0.0, 0.5, 1.0], atol=1e-6)
     np.testing.assert_allclose(places[1, :2], [0.0, 1.0], atol=1e-6)
-    assert places[2, 0] == 1.0  # alone
+    assert np.isnan(places[2]).all()  # alone
+    assert np.isnan(places[1, 2])
 
 
 def test_two_different_masks_are_asked_for_about_where_they_are():
@@ -38,7 +39,7 @@ def test_two_different_masks_are_asked_for_about_where_they_are():
         instance = np.asarray(asked.instance)[0]
         seen.add(tuple(instance[0]))
         assert sorted(instance[1].tolist()) == [1, 2]
-        assert instance[2].tolist() == [2, -1]
+        assert instance[2].tolist() == [-1, -1]
         place = {0: 0.0, 1: 0.5, 2: 1.0}
         for i, value in zip(instance[0], np.asarray(asked.granularity)[0, 0], strict=True):
             assert abs(value - place[i]) < 0.25
@@ -48,6 +49,7 @@ def test_two_different_masks_are_asked_for_about_where_they_are():
 def test_a_box_is_asked_for_anything_and_rows_without_masks_for_nothing():
     rows = strips()
     boxed = rows.replace(prompt_is_box=jnp.ones_like(rows.prompt_is_box))
+    assert np.asarray(ask(boxed, jax.random.key(0)).instance)[0, 2].tolist() == [2, -1]
     values = [np.asarray(ask(boxed, jax.random.key(i)).granularity)[0, 2, 0] for i in range(40)]
     assert min(values) < 0.2
     assert max(values) > 0.8
@@ -91,4 +93,34 @@ def test_losses_of_right_and_wrong_answers():
     assert float(wrong["mask_bce"][1]) > 10 * float(right["mask_bce"][1])
     nothing = asked.replace(instance=jnp.full((1, 1, 2), -1))
     terms = asked_losses(layers, features, rows, nothing, points, config)
-    assert all(not np.any(values) for values in terms.values())
+    assert all(not np.any(values) for name, values in terms.items() if name != "nesting")
+
+
+def test_a_small_answer_lies_inside_a_large_one():
+    """Answers of 4 and 9 of 16 columns: nested one way, five ninths outside the other way."""
+    rows = strips()
+    rows = rows.replace(
+        **{name: getattr(rows, name)[:, :1] for name in ("prompt_box", "prompt_is_box")},
+        prompt_valid=rows.prompt_valid[:, :1],
+        prompt_targets=rows.prompt_targets[:, :1],
+    )
+    h, w = HW[0] // 4, HW[1] // 4
+    maps = jnp.stack([jnp.where(jnp.arange(w) < c, 20.0, -20.0) for c in (4, 9)], axis=-1)
+    features = jnp.broadcast_to(maps[None, None], (1, h, w, 2))
+    layer = Predictions(
+        mask_embed=jnp.eye(2)[None, None, None],
+        boxes=jnp.full((1, 1, 1, 2, 4), 0.5),
+        pred_ious=jnp.zeros((1, 1, 1, 2)),
+    )
+    config = CriterionConfig(num_points=4096, match_points=512)
+    points = config.plan.draw(jax.random.key(0), 1)
+    found = []
+    for wanted in ((0.2, 0.7), (0.7, 0.2)):
+        asked = Asked(jnp.array([[wanted]]), jnp.full((1, 1, 2), -1))
+        found.append(
+            float(asked_losses(layer, features, rows, asked, points, config)["nesting"][0])
+        )
+    np.testing.assert_allclose(found, [0.0, 5 / 9], atol=0.02)
+    boxed = rows.replace(prompt_is_box=jnp.ones((1, 1), bool))
+    asked = Asked(jnp.array([[(0.7, 0.2)]]), jnp.full((1, 1, 2), -1))
+    assert not np.any(asked_losses(layer, features, boxed, asked, points, config)["nesting"])
