@@ -85,6 +85,9 @@ def part(context: EvalContext) -> SuiteResult:
     classes, object_names, part_names = context.class_list()
     found = _with_text(context, classes, object_names, part_names)
     notes = found.notes
+    if not found.classes.pairs:
+        notes["nothing to score"] = "no parts with known names among these images"
+        return SuiteResult([], {}, notes, is_complete=False)
     result = evaluate_generic(
         context.model,
         context.params,

@@ -49,7 +49,7 @@ class HeldOutEvaluation:
         model: the network.
         data: the images; None turns the evaluation off.
         meta: of the checkpoints that the run writes.
-        suites: names of `evals.suites.SUITES`.
+        suites: names of `evals.suites.SUITES`; `generic` on images with parts brings `part`.
         parts: images on which AP of parts is measured as well; None measures none.
 
     Attributes:
@@ -160,11 +160,15 @@ class HeldOutEvaluation:
     def _others(self, eval_loop: EvalLoop) -> tuple[dict[str, float], dict[str, dict]]:
         """Scalars of the suites beside one click, and figures of each class."""
         names = [name for name in self._suites if name != "one_click"]
-        classes = class_figures(self.result.table, self._data.class_names())
+        class_names = self._data.class_names()
+        classes = class_figures(self.result.table, class_names)
         if not names and self._parts is None:
             return {}, classes
         suites = load_suites()
         wanted = [(name, self._data) for name in names]
+        names_parts = class_names.parts and self._meta.get("parts_trained", True)
+        if names_parts and "generic" in names and "part" not in names and self._parts is None:
+            wanted.append(("part", self._data))
         scalars: dict[str, float] = {}
         if self._parts is not None and self._meta.get("class_heads_trained"):
             wanted.append(("part", self._parts))

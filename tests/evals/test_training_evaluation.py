@@ -78,7 +78,8 @@ def test_suites_are_measured_and_logged(tmp_path):
 
 
 def test_an_evaluation_is_printed_and_kept_with_the_best_model(tmp_path, capsys):
-    evaluator = HeldOutEvaluation(Reading(), dataset(has_crowd=False), META)
+    # Images without parts have none to score.
+    evaluator = HeldOutEvaluation(Reading(), dataset(has_crowd=False), META, ("part",))
     state = TrainState(params={"w": jnp.zeros(3)}, opt_state=(), step=jnp.int32(0))
     best, meta = BestCheckpoint(tmp_path, is_on=True), {"level_order": [0, 1, 2]}
     found = evaluate(evaluator, best, MetricWriter(tmp_path), [], tmp_path, state, meta)
@@ -95,14 +96,14 @@ def test_an_evaluation_is_printed_and_kept_with_the_best_model(tmp_path, capsys)
 def test_parts_are_classes_of_their_own(tmp_path):
     """The branch calls strip 1 a handle, which is strip 2: third of three with the same class."""
     data = EvalDataset(FakeParts(), EvalFrame(32), None, is_sample=False)
-    evaluator = HeldOutEvaluation(Reading(), data, META, ("one_click", "names", "part"))
+    evaluator = HeldOutEvaluation(Reading(), data, META, ("one_click", "generic", "names"))
     state = TrainState(params={}, opt_state=(), step=jnp.int32(0))
     classes = evaluator.run(state, MetricWriter(tmp_path))["classes"]
     handle = classes.pop("mug:handle")
     assert (handle["ap"], handle["ap50"]) == (pytest.approx(100 / 3), pytest.approx(100 / 3))
     assert (handle["masks"], handle["iou"]) == (1, 100)
     assert classes == {
-        "mug": {"masks": 1.0, "iou": 50.0, "name_accuracy": 100.0},
+        "mug": {"masks": 1.0, "iou": 50.0, "ap": 100.0, "ap50": 100.0, "name_accuracy": 100.0},
         ":handle": {"name_accuracy": 100.0},
     }
 
