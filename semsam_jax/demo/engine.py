@@ -34,7 +34,7 @@ from semsam_jax.inference.results import Segments, UnknownName
 from semsam_jax.inference.segment import prompt_records
 from semsam_jax.inference.tiles import tile_boxes
 from semsam_jax.inference.tree import tree_of_records
-from semsam_jax.inference.whole_image import ask_generic, panoptic_segments, work_size
+from semsam_jax.inference.whole_image import find_panoptic
 from semsam_jax.text.tables import TextEmbeddings, normalise
 
 MAX_SEGMENTS = 250  # numbers that fit into the 8 bits of the picture, with room for none
@@ -322,20 +322,20 @@ class Engine:
         }
 
     def panoptic(self, session: ImageSession, names: str) -> dict:
-        """A class name for every pixel, from the generic branch."""
+        """A class name for every pixel, see `find_panoptic`."""
         start = time.perf_counter()
-        generic = _explained(
-            lambda: ask_generic(self.model, session.upload.pixels, names or "coco", None)
+        found = _explained(
+            lambda: find_panoptic(self.model, session.upload.pixels, names or "coco")
         )
-        segments, records = panoptic_segments(generic, work_size(session.upload.pixels.shape[:2]))
-        records = sorted(records, key=lambda record: -record["area"])[:MAX_SEGMENTS]
-        picture = np.zeros(segments.shape, np.uint8)
-        masks = [segments == record["id"] for record in records]
+        records = sorted(found.records, key=lambda record: -record["area"])[:MAX_SEGMENTS]
+        picture = np.zeros(found.segment_map.shape, np.uint8)
+        masks = [found.segment_map == record["id"] for record in records]
         for number, mask in enumerate(masks, start=1):
             picture[mask] = number
         numbers = session.remember(records, self._limits.record_bytes)
         return picture_answer(numbers, records, masks, picture) | {
-            "unknown": _unknown(generic.names.unknown),
+            "unknown": _unknown(found.unknown),
+            "is_from_masks": found.is_from_masks,
             "decode_sec": time.perf_counter() - start,
         }
 

@@ -1,6 +1,13 @@
-"""Panoptic, instance and semantic results of the generic branch for one image."""
+"""Panoptic, instance and semantic results for one image.
+
+They come from the queries of the generic branch. Where it is sure of nothing, as after little
+training, named masks of a grid of clicks are merged to a panoptic map instead.
+"""
 
 import dataclasses
+import sys
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -11,15 +18,19 @@ from jaxtyping import Float, Int, UInt8
 from semsam_jax.core import rle
 from semsam_jax.core.errors import PromptError
 from semsam_jax.inference import files, visualize
+from semsam_jax.inference.everything import panoptic_of_masks
 from semsam_jax.inference.labels import Labels, LabelSet, label_set
 from semsam_jax.inference.loading import LoadedModel, low_res_logits
+from semsam_jax.inference.mask_generator import MaskGenerator
 from semsam_jax.inference.preprocess import Frame, Size, fit_image
+from semsam_jax.inference.results import UnknownName
 from semsam_jax.inference.upsample import upsample_logits
 from semsam_jax.ops import panoptic
 
 TASKS = ("panoptic", "instance", "semantic")
 _MAX_WORK_PIXELS = 1_000_000
 _MIN_INSTANCE_SCORE = 0.25
+_POINTS_PER_SIDE = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +50,47 @@ class WholeImageAnswer:
     boxes: Float[np.ndarray, "q 4"]
     frame: Frame
     names: LabelSet
+
+
+@dataclasses.dataclass(frozen=True)
+class PanopticAnswer:
+    """A class name for the pixels of an image.
+
+    Attributes:
+        segment_map: the id of each pixel's segment, [h, w]; 0 for none.
+        records: of the segments.
+        unknown: names that the checkpoint does not know.
+        is_from_masks: whether the generic branch was sure of nothing, and these are masks of a
+            grid of clicks.
+    """
+
+    segment_map: Int[np.ndarray, "h w"]
+    records: list[dict]
+    unknown: tuple[UnknownName, ...]
+    is_from_masks: bool
+
+
+def find_panoptic(
+    model: LoadedModel, image: UInt8[np.ndarray, "h w 3"], labels: Labels, size: Size = None
+) -> PanopticAnswer:
+    """Labels the pixels of an image.
+
+    Args:
+        model: with a generic branch.
+        image: RGB.
+        labels: see `labels.label_set`.
+        size: see `preprocess.make_frame`.
+
+    Raises:
+        PromptError: no object names among the labels.
+        CheckpointError: the checkpoint has no generic branch, or untrained class heads.
+    """
+    answer = ask_generic(model, image, labels, size)
+    segment_map, records = panoptic_segments(answer, work_size(image.shape[:2]))
+    is_empty = not records
+    if is_empty:
+        segment_map, records = _merged_masks(model, image, labels, size, answer.names)
+    return PanopticAnswer(segment_map, records, answer.names.unknown, is_empty)
 
 
 def ask_generic(
@@ -101,14 +153,20 @@ def segment_whole_image(
     Returns:
         The records of masks.json.
     """
-    answer = ask_generic(model, image, labels, size)
     work_hw = work_size(image.shape[:2])
-    if task == "instance":
-        records = _instance_records(answer, work_hw)
-    elif task == "panoptic":
-        segment_map, records = panoptic_segments(answer, work_hw)
+    if task == "panoptic":
+        found = find_panoptic(model, image, labels, size)
+        segment_map, records = found.segment_map, found.records
+        if found.is_from_masks:
+            print(
+                "The generic branch of this checkpoint is sure of nothing here: these are named "
+                "masks of a grid of clicks.",
+                file=sys.stderr,
+            )
+    elif task == "instance":
+        records = _instance_records(ask_generic(model, image, labels, size), work_hw)
     else:
-        segment_map, records = _semantic(answer, work_hw)
+        segment_map, records = _semantic(ask_generic(model, image, labels, size), work_hw)
     files.make_folder(out)
     small = visualize.display_size(image)
     if task == "instance":
@@ -138,19 +196,44 @@ def panoptic_segments(
     answer: WholeImageAnswer, work_hw: tuple[int, int]
 ) -> tuple[Int[np.ndarray, "ph pw"], list[dict]]:
     """Assigns every pixel of the image to one query; returns the map of ids and the records."""
-    names = answer.names.objects
-    things = {i for i, name in enumerate(names) if name not in answer.names.stuff}
+    things = _things(answer.names)
     kept = panoptic.confident_queries(answer.class_logits, 0.25)
     masks = upsample_logits(answer.low_res_logits[kept], answer.frame, work_hw)
     result = panoptic.panoptic_map(answer.class_logits[kept], masks, things)
     segment_map = _to_image(result.segment_map, answer.frame)
+    return segment_map, _panoptic_records(segment_map, result.segments, answer.names)
+
+
+def _merged_masks(
+    model: LoadedModel, image: np.ndarray, labels: Labels, size: Size, names: LabelSet
+) -> tuple[np.ndarray, list[dict]]:
+    """Map and records of named masks of a grid of clicks."""
+    generator = MaskGenerator(
+        model, _POINTS_PER_SIDE, labels=labels, output_mode="coco_rle", size=size
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "no mask reached")  # the answer is empty, then
+        masks = generator.generate(image)
+    result = panoptic_of_masks(masks, names.objects, _things(names), image.shape[:2])
+    return result.segment_map, _panoptic_records(result.segment_map, result.segments, names)
+
+
+def _things(names: LabelSet) -> set[int]:
+    """Positions of the names of countable objects."""
+    return {i for i, name in enumerate(names.objects) if name not in names.stuff}
+
+
+def _panoptic_records(
+    segment_map: np.ndarray, segments: Sequence[panoptic.Segment], names: LabelSet
+) -> list[dict]:
     records = []
-    for segment in result.segments:
-        record = _record(segment.id, segment_map == segment.id, names, segment.category)
+    for segment in segments:
+        mask = segment_map == segment.id
+        record = _record(segment.id, mask, names.objects, segment.category)
         record |= {"score": segment.score, "is_thing": segment.is_thing}
         record["object"]["score"] = segment.score
         records.append(record)
-    return segment_map, records
+    return records
 
 
 def _semantic(answer: WholeImageAnswer, work_hw) -> tuple[np.ndarray, list[dict]]:

@@ -26,6 +26,7 @@ from tests.adapters.test_label_studio_brush import decode
 EXECUTABLE = os.environ.get("SEMSAM_JAX_LABEL_STUDIO")
 pytestmark = [
     pytest.mark.nightly,
+    pytest.mark.timeout(3600),
     pytest.mark.skipif(EXECUTABLE is None, reason="SEMSAM_JAX_LABEL_STUDIO is not set"),
 ]
 TOKEN = "1234567890abcdef1234567890abcdef12345678"
@@ -74,7 +75,8 @@ def studio(tmp_path_factory):
             command, stdout=log, stderr=log, env=os.environ | about, start_new_session=True
         )
     try:
-        wait_for(f"http://127.0.0.1:{port}/health", process, 600)
+        # Its first start makes a database in some hundred steps.
+        wait_for(f"http://127.0.0.1:{port}/health", process, 1800)
         yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(process.pid, signal.SIGTERM)

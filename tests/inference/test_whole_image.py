@@ -8,8 +8,14 @@ from PIL import Image
 from semsam_jax.core import rle
 from semsam_jax.core.errors import CheckpointError, PromptError
 from semsam_jax.inference.loading import model_from_params
-from semsam_jax.inference.whole_image import ask_generic, segment_whole_image, work_size
+from semsam_jax.inference.whole_image import (
+    ask_generic,
+    find_panoptic,
+    segment_whole_image,
+    work_size,
+)
 from semsam_jax.models import presets
+from semsam_jax.ops import panoptic
 from tests.inference.conftest import generic_params, tiny_meta
 
 NAMES = [f"class {i}" for i in range(9)]
@@ -50,6 +56,26 @@ def test_files_of_a_labelled_image(generic_model, image_a, tmp_path, task):
         ids = (red + 256 * green + 65536 * blue).T
         assert set(np.unique(ids)) - {0} <= {record["id"] for record in records}
     assert not list(tmp_path.glob(".*"))
+
+
+def test_masks_stand_in_for_a_generic_branch_that_is_sure_of_nothing(
+    generic_model, image_a, tmp_path, monkeypatch, capsys
+):
+    found = find_panoptic(generic_model, image_a, NAMES, "native")
+    assert found.records
+    assert not found.is_from_masks
+    monkeypatch.setattr(panoptic, "confident_queries", lambda logits, _: np.zeros(0, int))
+    meta = generic_model.meta | {
+        "mask_thresholds": {"pred_iou": -9.0, "stability": 0.0},
+        "name_thresholds": {"object": 0.0, "part": 0.0},
+    }
+    model = dataclasses.replace(generic_model, meta=meta)
+    records = segment_whole_image(model, image_a, "panoptic", NAMES, "native", tmp_path)
+    assert "grid of clicks" in capsys.readouterr().err
+    masks = np.stack([rle.decode(record["segmentation"]) for record in records])
+    assert len(masks) > 1
+    assert masks.sum(0).max() == 1  # every pixel belongs to at most one
+    assert {record["object"]["name"] for record in records} <= set(NAMES)
 
 
 def test_work_size_is_bounded():

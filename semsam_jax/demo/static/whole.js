@@ -34,7 +34,8 @@ const find = (path, body, what) => guarded(async () => {
   state.answer = number ? { id: `whole ${++answers}`, key: state.image.key, kind: "whole", masks: found.masks, map, isTree } : null;
   show();
   const how = isTree ? "The wheel goes up to the whole and down to the parts. Click to keep" : "Click on a mask to keep it";
-  say(number ? `${number} ${what} in ${seconds(found.decode_sec)}. ${how}; Esc goes back to clicks.`
+  const origin = found.is_from_masks ? " (named masks of a grid of clicks)" : "";
+  say(number ? `${number} ${what}${origin} in ${seconds(found.decode_sec)}. ${how}; Esc goes back to clicks.`
     : path === "panoptic" ? "The model is not sure enough about any of these names." : "Nothing scores that high. Lower Min. score in the settings.");
 });
 
