@@ -1,5 +1,6 @@
 """Plots of results, as PNG files; no display is needed."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from semsam_jax.evals.interactive import InteractiveResult
 from semsam_jax.evals.names import Reliability
 from semsam_jax.evals.one_click import ClickTable
 from semsam_jax.evals.panoptic import PanopticResult
+from semsam_jax.inference import files
 
 _BLUE, _ORANGE, _GREY = "#2a6fbb", "#d9772b", "#888888"
 _NUM_BINS = 10
@@ -188,4 +190,6 @@ def _figure(rows, columns=1, *, size=(6.4, 4.8), heights=None):
 
 
 def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=110)
+    content = io.BytesIO()
+    figure.savefig(content, dpi=110, format=path.suffix[1:])
+    files.write_bytes(path, content.getvalue())

@@ -2,14 +2,16 @@
 
 import csv
 import dataclasses
+import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from semsam_jax.evals.one_click import ClickTable
+from semsam_jax.inference import files
 
 CLASS_FIGURES = {
     "masks": "masks",
@@ -63,7 +65,7 @@ def write_json(
         },
     }
     text = json.dumps(content, indent=1, default=_plain)
-    path.write_text(text + "\n", encoding="utf-8")
+    files.write_text(path, text + "\n")
 
 
 def write_summary(path: Path, folder: Path, meta: Mapping) -> None:
@@ -71,7 +73,7 @@ def write_summary(path: Path, folder: Path, meta: Mapping) -> None:
     rows: list[TableRow] = []
     classes: dict[str, dict[str, float]] = {}
     for file in sorted(folder.glob("*.json")):
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = _results(file)
         if content.get("meta") == json.loads(json.dumps(dict(meta), default=_plain)):
             for row in content["rows"]:
                 value = math.nan if row["value"] is None else row["value"]
@@ -91,7 +93,7 @@ def write_markdown(
     """Writes a table with the published figures beside ours, what it was measured on, and the
     figures of each class.
     """
-    path.write_text(markdown(title, rows, about, classes), encoding="utf-8")
+    files.write_text(path, markdown(title, rows, about, classes))
 
 
 def markdown(
@@ -129,17 +131,32 @@ def write_click_table(path: Path, table: ClickTable) -> None:
     head = ["dataset", "image_id", "instance_id", "is_thing", "x", "y", "area_px"]
     head += ["iou_max", "iou_oracle", "chosen"]
     head += [f"{name}_{k}" for name in ("iou", "pred_iou", "pred_area") for k in tokens]
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(head)
-        chosen, best, most = table.chosen, table.iou_max, table.iou_oracle
-        for i in range(len(table)):
-            row = [table.dataset[i], table.image_id[i], int(table.instance_id[i])]
-            row += [int(table.is_thing[i]), *map(int, table.click_xy[i])]
-            row += [f"{table.area_px[i]:.1f}", f"{best[i]:.4f}", f"{most[i]:.4f}", int(chosen[i])]
-            for values in (table.iou, table.pred_iou, table.pred_area):
-                row += [f"{float(v):.4f}" for v in values[i]]
-            writer.writerow(row)
+    rows = [head]
+    chosen, best, most = table.chosen, table.iou_max, table.iou_oracle
+    for i in range(len(table)):
+        row = [table.dataset[i], table.image_id[i], int(table.instance_id[i])]
+        row += [int(table.is_thing[i]), *map(int, table.click_xy[i])]
+        row += [f"{table.area_px[i]:.1f}", f"{best[i]:.4f}", f"{most[i]:.4f}", int(chosen[i])]
+        for values in (table.iou, table.pred_iou, table.pred_area):
+            row += [f"{float(v):.4f}" for v in values[i]]
+        rows.append(row)
+    write_csv(path, rows)
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    """Writes a table, its head first."""
+    stream = io.StringIO(newline="")
+    csv.writer(stream).writerows(rows)
+    files.write_text(path, stream.getvalue())
+
+
+def _results(file: Path) -> dict:
+    """Content of a JSON file that `write_json` wrote; empty for any other file of the folder."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) and "rows" in content else {}
 
 
 def _number(value: float) -> float | None:

@@ -13,7 +13,7 @@ import jax
 from semsam_jax.convert import zoo
 from semsam_jax.core import checkpoint_io
 from semsam_jax.core.console import hides_progress
-from semsam_jax.core.errors import ConfigError, DataError
+from semsam_jax.core.errors import ConfigError
 from semsam_jax.core.paths import AnyPath
 from semsam_jax.evals import plots, report, sources
 from semsam_jax.evals.dataset_samples import EvalDataset, EvalFrame, open_dataset
@@ -23,6 +23,7 @@ from semsam_jax.evals.options import EvalOptions
 from semsam_jax.evals.suitable import mask_thresholds, name_thresholds
 from semsam_jax.evals.suite_context import EvalContext, SuiteResult
 from semsam_jax.evals.suites import SUITES
+from semsam_jax.inference import files
 from semsam_jax.inference.loading import model_from_params
 from semsam_jax.models.presets import from_json
 from semsam_jax.models.semantic_sam import SemanticSAM
@@ -77,10 +78,7 @@ def _evaluate(options: EvalOptions) -> dict[str, SuiteResult]:
     # The shipped model is among the installed files, which get no results.
     beside = Path() if checkpoint == checkpoint_io.SHIPPED else checkpoint
     out = Path(options.out or beside / "evaluation" / options.dataset)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"--out {out}: cannot be made ({error.strerror or error}).") from error
+    files.make_folder(out)
     about = _about(options, checkpoint, meta, dataset)
     context = _context(options, checkpoint, dataset, out, about)
     outcomes = {}
@@ -120,10 +118,7 @@ def evaluate_folder(options: EvalOptions) -> dict[str, sources.MaskScores]:
         "checkpoint": f"{checkpoint}" + (f", step {meta['step']}" if "step" in meta else ""),
         "data": f"{options.folder} {options.split}",
     }
-    try:
-        sources.write(out, scores, about, notes)
-    except OSError as error:
-        raise DataError(f"--out {out}: cannot be written ({error.strerror or error}).") from error
+    sources.write(out, scores, about, notes)
     print((out / "sources.md").read_text(encoding="utf-8"))
     print(f"results in {out}")
     return scores

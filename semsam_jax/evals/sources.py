@@ -8,7 +8,6 @@ that a large one does not decide. Its standard error comes from resampling image
 source (bootstrap, arXiv 1411.5279 and earlier).
 """
 
-import csv
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,10 +21,12 @@ from data_pipelines.schema import RawExample
 from data_pipelines.sources.single_dataset import has_split
 from semsam_jax.core import rle
 from semsam_jax.core.errors import DataError
+from semsam_jax.evals import report
 from semsam_jax.evals.box_prompt import tight_box
 from semsam_jax.evals.clicks import centre_click
 from semsam_jax.evals.dataset_samples import EvalDataset, EvalFrame, open_folder
 from semsam_jax.evals.levels import kendall_tau_descending
+from semsam_jax.inference import files
 from semsam_jax.inference.loading import LoadedModel
 from semsam_jax.inference.predictor import Predictor
 from semsam_jax.inference.requests import Request
@@ -231,8 +232,8 @@ def write(
     notes: Mapping[str, Sequence[str]],
 ) -> None:
     """Writes sources.md, sources.json and sources.csv (a row per mask)."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "sources.md").write_text(markdown(scores, about, notes), encoding="utf-8")
+    files.make_folder(out)
+    files.write_text(out / "sources.md", markdown(scores, about, notes))
     by_source = {
         name: {key: float(getattr(t, key).mean()) for key in ("chosen", "oracle", "box", "fill")}
         for name, t in scores.items()
@@ -240,13 +241,12 @@ def write(
     mean = {k: v for k, v in summarize(scores).items() if not np.isnan(v)}
     content = {"meta": dict(about), "mean": mean, "sources": by_source}
     text = json.dumps(content, indent=1)
-    (out / "sources.json").write_text(text + "\n", encoding="utf-8")
-    with (out / "sources.csv").open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["source", "image", "area", "chosen", "oracle", "box", "fill"])
-        for name, t in scores.items():
-            for row in zip(t.image, t.area, t.chosen, t.oracle, t.box, t.fill, strict=True):
-                writer.writerow([name, row[0], *(f"{float(v):.5f}" for v in row[1:])])
+    files.write_text(out / "sources.json", text + "\n")
+    rows = [["source", "image", "area", "chosen", "oracle", "box", "fill"]]
+    for name, t in scores.items():
+        for row in zip(t.image, t.area, t.chosen, t.oracle, t.box, t.fill, strict=True):
+            rows.append([name, row[0], *(f"{float(v):.5f}" for v in row[1:])])
+    report.write_csv(out / "sources.csv", rows)
 
 
 def _progress(dataset: EvalDataset, show: bool) -> Iterator[RawExample]:

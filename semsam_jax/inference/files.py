@@ -32,7 +32,12 @@ def write_json(path: Path, content: object) -> None:
             f"{path}: not written, because a result is NaN or infinite; the weights of the "
             f"checkpoint are damaged, or --dtype bfloat16 is too coarse for them."
         ) from error
-    _write(path, lambda partial: partial.write_text(text))
+    write_text(path, text)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text to a temporary file and renames it."""
+    write_bytes(path, text.encode("utf-8"))
 
 
 def write_picture(path: Path, picture: UInt8[np.ndarray, "h w 3"]) -> None:

@@ -54,6 +54,9 @@ def test_summary_joins_suites_of_one_setting(tmp_path):
     ):
         row = report.TableRow(f"row {name}", value)
         report.write_json(tmp_path / f"{name}.json", {"step": step}, {}, [row], {}, classes)
+    # The user's own files, and one that another command has not finished.
+    for number, content in enumerate(("[1, 2]", '{"meta": {"step": "1"}}', "5", '{"rows": [', "")):
+        (tmp_path / f"own{number}.json").write_text(content)
     report.write_summary(tmp_path / "results.md", tmp_path, {"step": "1"})
     text = (tmp_path / "results.md").read_text()
     assert "| row a | 10.0 |" in text
