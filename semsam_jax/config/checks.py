@@ -1,5 +1,7 @@
 """Checks of a configuration that its types do not make."""
 
+import functools
+
 from semsam_jax.config.fields import PROMPT_KINDS, RunConfig, model_config
 from semsam_jax.core.config_values import one_of
 from semsam_jax.core.errors import ConfigError
@@ -14,6 +16,7 @@ def check(run: RunConfig) -> None:
     Raises:
         ConfigError: names the key and what to do.
     """
+    _check_ranges(run)
     model = model_config(run.model)
     one_of("model.init", run.model.init, ("random", "similarity"))
     if run.model.init == "similarity":
@@ -44,12 +47,6 @@ def check(run: RunConfig) -> None:
             f"data.mask_stride: {data.mask_stride} does not fit image_size {data.image_size}; "
             f"image_size must be a multiple of 8 * mask_stride."
         )
-    for name in ("steps", "log_every", "save_every", "keep", "accumulate"):
-        if getattr(run, name) < 1:
-            raise ConfigError(f"{name}: {getattr(run, name)}; must be at least 1.")
-    for name in ("save_every_sec", "time_limit_sec", "max_skipped_in_a_row", "max_skipped"):
-        if getattr(run, name) < 0:
-            raise ConfigError(f"{name}: {getattr(run, name)}; must not be negative.")
     for name in run.eval_suites:
         one_of("eval_suites", name, SUITE_NAMES)
     if run.loss.many_to_one and data.max_targets != 1:
@@ -77,20 +74,12 @@ def check(run: RunConfig) -> None:
         raise ConfigError(
             f"loss.prompt_point_ratio: {run.loss.prompt_point_ratio}; must lie in 0..1, below 1."
         )
-    if run.slices < 0:
-        raise ConfigError(f"slices: {run.slices}; must not be negative (0: as the devices say).")
-    for name in ("interactive_batch", "generic_batch"):
-        if getattr(data, name) < 0:
-            raise ConfigError(f"data.{name}: {getattr(data, name)}; must not be negative.")
     if data.interactive_batch + data.generic_batch == 0:
         raise ConfigError("data.interactive_batch, data.generic_batch: both are 0.")
     for name in ("datasets", "granularity", "generic_datasets", "prompt_shares"):
         for key, share in getattr(data, name).items():
             if share < 0:
                 raise ConfigError(f"data.{name}.{key}: {share}; a share is not negative.")
-    for name in ("box_share", "flip", "granularity_balance", "center_clicks"):
-        if not 0 <= getattr(data, name) <= 1:
-            raise ConfigError(f"data.{name}: {getattr(data, name)}; must lie in 0..1.")
     for name, share in data.subsets.items():
         if not 0 < share <= 1:
             raise ConfigError(f"data.subsets.{name}: {share}; must lie in 0..1, above 0.")
@@ -100,6 +89,91 @@ def check(run: RunConfig) -> None:
         low, high = getattr(data, name)
         if not 0 < low <= high:
             raise ConfigError(f"data.{name}: {(low, high)}; wanted 0 < low <= high.")
+
+
+_AT_LEAST_1 = [
+    "steps",
+    "log_every",
+    "save_every",
+    "keep",
+    "accumulate",
+    "data.max_instances",
+    "data.num_prompts",
+    "loss.num_points",
+    "loss.match_points",
+    "loss.oversample_ratio",
+]
+_NOT_NEGATIVE = [
+    "save_every_sec",
+    "time_limit_sec",
+    "max_skipped_in_a_row",
+    "max_skipped",
+    "slices",
+    "seed",
+    "eval_every",
+    "eval_images",
+    "model.num_tokens",
+    "model.lora_rank",
+    "data.interactive_batch",
+    "data.generic_batch",
+    "data.num_workers",
+    "optimizer.learning_rate",
+    "optimizer.backbone_factor",
+    "optimizer.text_factor",
+    "optimizer.weight_decay",
+    "optimizer.warmup_steps",
+    "loss.mask_bce",
+    "loss.dice",
+    "loss.l1",
+    "loss.giou",
+    "loss.iou",
+    "loss.object_class",
+    "loss.part_class",
+    "loss.owner_class",
+    "loss.class_balance",
+    "loss.interactive",
+    "loss.generic",
+]
+_SHARES = [
+    "data.box_share",
+    "data.flip",
+    "data.granularity_balance",
+    "data.center_clicks",
+    "loss.importance_ratio",
+]
+
+
+def _check_ranges(run: RunConfig) -> None:
+    """Checks each number alone."""
+
+    def value_of(key: str) -> float | int:
+        return functools.reduce(getattr, key.split("."), run)
+
+    for key in _AT_LEAST_1:
+        if value_of(key) < 1:
+            raise ConfigError(f"{key}: {value_of(key)}; must be at least 1.")
+    for key in _NOT_NEGATIVE:
+        if value_of(key) < 0:
+            raise ConfigError(f"{key}: {value_of(key)}; must not be negative.")
+    for key in _SHARES:
+        if not 0 <= value_of(key) <= 1:
+            raise ConfigError(f"{key}: {value_of(key)}; must lie in 0..1.")
+    if run.seed >= 2**32:
+        raise ConfigError(f"seed: {run.seed}; must be below 2**32.")
+    if run.fsdp < 1 and run.fsdp != -1:
+        raise ConfigError(
+            f"fsdp: {run.fsdp}; must be at least 1, or -1 for all devices of a slice."
+        )
+    if run.optimizer.clip_norm <= 0:
+        raise ConfigError(f"optimizer.clip_norm: {run.optimizer.clip_norm}; must be above 0.")
+    if not 0 <= run.optimizer.ema < 1:
+        raise ConfigError(f"optimizer.ema: {run.optimizer.ema}; must lie in 0..1, below 1.")
+    first, second = run.optimizer.decay_at
+    if not 0 <= first <= second <= 1:
+        raise ConfigError(
+            f"optimizer.decay_at: {run.optimizer.decay_at}; wanted two fractions of the steps, the "
+            f"smaller one first."
+        )
 
 
 def check_batch(run: RunConfig, num_shards: int) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import typing
 from collections.abc import Mapping
 
@@ -44,16 +45,20 @@ def _convert(hint: object, value: object, where: str) -> object:
         return build_dataclass(hint, value, where)
     origin = typing.get_origin(hint)
     if origin is tuple:
-        (item_kind, *_) = typing.get_args(hint)
-        if isinstance(value, str) or not all(
-            isinstance(i, str) == (item_kind is str) for i in value
-        ):
-            raise ConfigError(f"{where}: got {value!r}, wanted a tuple of {item_kind.__name__}.")
-        return tuple(item_kind(item) for item in value)
+        kinds = typing.get_args(hint)
+        is_open = kinds[-1] is Ellipsis
+        if not isinstance(value, list | tuple) or not (is_open or len(value) == len(kinds)):
+            count = "" if is_open else f" {len(kinds)}"
+            raise ConfigError(f"{where}: got {value!r}, wanted{count} values: (..., ...).")
+        return tuple(_convert(kinds[0], item, where) for item in value)
     if origin is not None and issubclass(origin, Mapping):
-        return {str(k): float(v) for k, v in value.items()}
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where}: got {value!r}, wanted a group of keys.")
+        return {str(k): _convert(float, v, f"{where}.{k}") for k, v in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise ConfigError(f"{where}: got {value!r}, wanted {hint.__name__}.")
+    if hint is float and not math.isfinite(value):
+        raise ConfigError(f"{where}: got {value}, wanted a finite number.")
     return value

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from semsam_jax.config import OptimizerChoice
+from semsam_jax.core.errors import ConfigError
 from semsam_jax.models.presets import MAX_LOGIT_SCALE
 
 NO_DECAY = re.compile(
@@ -17,6 +18,9 @@ NO_DECAY = re.compile(
 )
 """Parameters without weight decay: norms, embeddings, position-bias tables and the scale of the
 class scores."""
+
+_OPTIONAL = ("text_encoder", "decoder/mask_window")
+"""Parts that only some models have; recipes for any model name them."""
 
 
 def build_optimizer(
@@ -94,6 +98,18 @@ def group_labels(params: dict, frozen: tuple[str, ...] = ()) -> dict:
 def is_frozen(name: str, frozen: tuple[str, ...]) -> bool:
     """Whether a parameter ("decoder/layers/norm1/scale") is in one of the named parts."""
     return any(name == part or name.startswith(f"{part}/") for part in frozen)
+
+
+def check_frozen(params: dict, frozen: tuple[str, ...]) -> None:
+    """Raises ConfigError for a name that would freeze nothing, except those of `_OPTIONAL`."""
+    names = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for part in frozen:
+        if part not in _OPTIONAL and not any(is_frozen(name, (part,)) for name in names):
+            known = sorted({name.split("/")[0] for name in names})
+            raise ConfigError(
+                f"optimizer.frozen: {part!r} is no part of this model; wanted some of "
+                f"{', '.join(known)}, or a part of them such as decoder/layers."
+            )
 
 
 def stop_frozen(params: dict, frozen: tuple[str, ...]) -> dict:

@@ -20,6 +20,7 @@ from semsam_jax.models.presets import EfficientNetLiteConfig
 from semsam_jax.models.semantic_sam import SemanticSAM, init_params
 from semsam_jax.models.similarity_init import align
 from semsam_jax.parallel.sharding import state_shardings
+from semsam_jax.train.optimizer import check_frozen
 from semsam_jax.train.report import log_info
 from semsam_jax.train.state import place
 from semsam_jax.train.text import initial_rows
@@ -106,6 +107,7 @@ def initial_params(
 def parameter_shapes(run: RunConfig, model: SemanticSAM) -> dict:
     """Shapes and dtypes of all parameters of a run, low-rank updates included."""
     shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    check_frozen(shapes, run.optimizer.frozen)
     if not run.model.lora_rank:
         return dict(shapes)
     return lora.add(shapes, run.model.lora_rank, run.seed, empty=jax.ShapeDtypeStruct)

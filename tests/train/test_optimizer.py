@@ -4,9 +4,16 @@ import numpy as np
 import pytest
 
 from semsam_jax.config import OptimizerChoice
+from semsam_jax.core.errors import ConfigError
 from semsam_jax.models import presets
 from semsam_jax.models.semantic_sam import SemanticSAM, init_params
-from semsam_jax.train.optimizer import build_optimizer, decay_mask, group_labels, schedule
+from semsam_jax.train.optimizer import (
+    build_optimizer,
+    check_frozen,
+    decay_mask,
+    group_labels,
+    schedule,
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +51,13 @@ def test_groups(shapes):
     assert {v for k, v in labels.items() if k.startswith("backbone/")} == {"frozen"}
     assert {v for k, v in labels.items() if k.startswith("text_encoder/")} == {"text"}
     assert {v for k, v in labels.items() if k.startswith("decoder/")} == {"default"}
+
+
+def test_a_name_that_freezes_nothing_is_refused(shapes):
+    check_frozen(shapes, ("backbone", "decoder/layers", "text_encoder"))
+    check_frozen({"decoder": shapes["decoder"]}, ("text_encoder",))
+    with pytest.raises(ConfigError, match=r"'decodr' is no part of this model.*decoder, "):
+        check_frozen(shapes, ("backbone", "decodr"))
 
 
 def test_step_schedule_is_the_papers():
