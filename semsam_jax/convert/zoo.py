@@ -58,7 +58,7 @@ def resolve(name: str | os.PathLike | None) -> str | os.PathLike | None:
     Raises:
         CheckpointError: it cannot be downloaded, converted or stored, or is no known name.
     """
-    if not isinstance(name, str) or Path(name).exists():
+    if not isinstance(name, str) or os.path.exists(name):
         return name
     if name == LITE:
         return checkpoint_io.SHIPPED

@@ -12,6 +12,7 @@ a step; of a run that has both, the newer one is used.
 
 import logging
 import os
+import sys
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -251,6 +252,7 @@ def choose_checkpoint(given: str | os.PathLike | None) -> AnyPath:
             )
     elif given is not None:
         chosen = as_path(given)
+        _check_name(chosen)
     elif model_files.has_model(SHIPPED):
         chosen = SHIPPED
     else:
@@ -258,5 +260,19 @@ def choose_checkpoint(given: str | os.PathLike | None) -> AnyPath:
             f"checkpoint: none given, and this installation has no {SHIPPED}; give a folder, or "
             f"{LAST_RUN} for the training run that finished last."
         )
-    print(f"checkpoint: {chosen}", flush=True)
+    encoding = sys.stdout.encoding or "utf-8"
+    shown = str(chosen).encode(encoding, "backslashreplace").decode(encoding)
+    print(f"checkpoint: {shown}", flush=True)
     return chosen
+
+
+def _check_name(path: AnyPath) -> None:
+    """Raises CheckpointError where no file can be looked for: the name is too long, say."""
+    try:
+        if is_local(path):
+            path.exists()
+    except OSError as error:
+        raise CheckpointError(
+            f"checkpoint {str(path)[:60]}...: cannot be read ({error.strerror or error}); give a "
+            f"folder."
+        ) from error

@@ -33,7 +33,7 @@ def record_mask(record: Record) -> Bool[np.ndarray, "h w"]:
     """Mask of a record, whatever its `output_mode` was."""
     segmentation = record.get("segmentation") if isinstance(record, Mapping) else None
     if isinstance(segmentation, np.ndarray) and segmentation.ndim == 2 and segmentation.size:
-        return segmentation.astype(bool)
+        return np.ma.filled(segmentation, 0).astype(bool)
     if isinstance(segmentation, Mapping):
         return rle.decode(segmentation)
     got = type(record if segmentation is None else segmentation).__name__
@@ -255,9 +255,9 @@ def to_yolo(
     is_list = isinstance(class_names, Sequence) and not isinstance(class_names, str | bytes)
     if class_names is not None and not is_list:
         raise DataError(f"yolo: got {type(class_names).__name__}; wanted a list of class names.")
-    classes = list(dict.fromkeys(names)) if class_names is None else list(class_names)
-    if not all(isinstance(name, str) for name in classes):
+    if is_list and not all(isinstance(name, str) for name in class_names):
         raise DataError("yolo: a class name is no text; wanted a list of class names.")
+    classes = list(dict.fromkeys(names)) if class_names is None else list(class_names)
     lines = []
     for record, name in zip(records, names, strict=True):
         mask = record_mask(record)

@@ -94,7 +94,7 @@ def parse_granularity(
     if granularity is None:
         return None
     try:
-        values = np.atleast_1d(granularity)
+        values = np.atleast_1d(as_array(granularity))
     except ValueError as error:  # lists of lists of different lengths
         raise _no_granularity(granularity) from error
     if values.ndim != 1 or not 1 <= len(values) <= _MAX_GRANULARITIES:
@@ -140,7 +140,9 @@ def parse_levels(level: Level, num_levels: int) -> tuple[int, ...]:
     if level is None or (isinstance(level, str) and level.strip().lower() == "all"):
         return everything
     try:
-        parts = level.split(",") if isinstance(level, str) else np.atleast_1d(level).tolist()
+        parts = (
+            level.split(",") if isinstance(level, str) else np.atleast_1d(as_array(level)).tolist()
+        )
     except ValueError as error:  # lists of lists of different lengths
         raise PromptError(f"level: got {str(level)[:60]}; wanted 1 to {num_levels}.") from error
     levels = []
@@ -185,6 +187,17 @@ def check_area(wanted: float | None) -> None:
         raise PromptError(
             f"area: got {str(wanted)[:60]}; wanted a fraction of the image in (0, 1]."
         )
+
+
+def as_array(values: object, dtype: type | None = None) -> np.ndarray:
+    """Returns `np.asarray(values, dtype)`; ValueError for whatever the conversion raises.
+
+    A tensor that requires a gradient raises RuntimeError, an image that is cut short OSError.
+    """
+    try:
+        return np.asarray(values, dtype)
+    except Exception as error:
+        raise ValueError(f"{type(values).__name__} is no array: {error}") from error
 
 
 def is_finite_number(value: object) -> bool:

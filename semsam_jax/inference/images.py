@@ -1,10 +1,12 @@
 """Loads an image from a path, PIL image or array as uint8 RGB, as displayed."""
 
+import contextlib
 import os
 import stat
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray
 
+_LONGEST_PATH = 500
 _DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 
 
@@ -45,7 +48,8 @@ def load_image(image: ImageLike, max_pixels: int | None = None) -> UInt8[np.ndar
     if isinstance(image, np.ndarray):
         return _from_array(image)
     if isinstance(image, Image.Image):
-        return _from_pil(image, "image", max_pixels)
+        with _decoder_errors("image"):  # its pixels are read now
+            return _from_pil(image, "image", max_pixels)
     if not isinstance(image, str | os.PathLike):
         raise DataError(
             f"image: got {type(image).__name__}; wanted a path, a PIL image or a NumPy array."
@@ -55,35 +59,48 @@ def load_image(image: ImageLike, max_pixels: int | None = None) -> UInt8[np.ndar
 
 def _from_path(path: Path, max_pixels: int | None) -> np.ndarray:
     check_is_file(path)
+    with warnings.catch_warnings(), _decoder_errors(_shown(path)):
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(path, formats=FORMATS) as opened:
+            return _from_pil(opened, _shown(path), max_pixels)
+
+
+@contextlib.contextmanager
+def _decoder_errors(where: str) -> Iterator[None]:
+    """Turns what the decoders of damaged files raise into one DataError."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as opened:
-                return _from_pil(opened, str(path), max_pixels)
+        yield
     except DataError:
         raise
     except Image.DecompressionBombError as error:
-        raise DataError(_too_large(str(path))) from error
+        raise DataError(_too_large(where)) from error
     except _DECODER_ERRORS as error:
         detail = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
-            f"{path}: not a readable image ({detail}); wanted a complete JPEG, PNG, WebP, "
+            f"{where}: not a readable image ({detail}); wanted a complete JPEG, PNG, WebP, "
             f"BMP, TIFF or GIF file."
         ) from error
 
 
 def check_is_file(path: Path) -> None:
     """Raises DataError for what is no file: a folder, nothing, or a pipe, which may never end."""
+    where = _shown(path)
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:
-        raise DataError(f"{path}: no such file; check the path of the image.") from error
+        raise DataError(f"{where}: no such file; check the path of the image.") from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
+        raise DataError(f"{where}: cannot be read ({error.strerror or error}).") from error
     if stat.S_ISDIR(mode):
-        raise DataError(f"{path}: is a folder, wanted an image; use `auto` for folders.")
+        raise DataError(f"{where}: is a folder, wanted an image; use `auto` for folders.")
     if not stat.S_ISREG(mode):
-        raise DataError(f"{path}: is a device or a pipe, wanted an image file.")
+        raise DataError(f"{where}: is a device or a pipe, wanted an image file.")
+
+
+def _shown(path: Path) -> str:
+    """A path for messages; what is longer than any path is no file name but, say, its content."""
+    text = str(path)
+    return text if len(text) <= _LONGEST_PATH else f"{text[:60]}..."
 
 
 def _from_pil(image: Image.Image, where: str, max_pixels: int | None = None) -> np.ndarray:

@@ -177,9 +177,15 @@ def parse_labels(labels: Labels) -> LabelNames:
     cleaned = []
     for names in (objects, parts):
         is_list = isinstance(names, Iterable) and not isinstance(names, str | bytes)
-        names = tuple(names) if is_list else None
+        try:
+            names = tuple(names) if is_list else None
+        except Exception:  # whatever the iteration over an object raises
+            names = None
         if names is None or not all(isinstance(name, str) for name in names):
             raise PromptError(f"labels: got {str(names or labels)[:60]}; wanted a list of strings.")
+        for name in names:
+            if not name.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in name):
+                raise PromptError(f"labels: {name[:60]!a} is no UTF-8 text; check its encoding.")
         cleaned.append(tuple(dict.fromkeys(n.strip() for n in names if n.strip())))
     if not cleaned[0] and not cleaned[1]:
         raise PromptError(

@@ -190,10 +190,14 @@ def load_model(
         ConversionError: a file that is no complete model of the original.
     """
     if not isinstance(dtype, str) or dtype not in _DTYPES:
-        raise CheckpointError(f"dtype: got {dtype!r}; wanted one of {', '.join(_DTYPES)}.")
+        raise CheckpointError(
+            f"dtype: got {str(dtype)[:60]!r}; wanted one of {', '.join(_DTYPES)}."
+        )
     is_whole = isinstance(pad_to_multiple, int) and not isinstance(pad_to_multiple, bool)
     if not is_whole or pad_to_multiple < STRIDE or pad_to_multiple % STRIDE:
-        raise CheckpointError(f"pad_to_multiple: got {pad_to_multiple}; wanted 32, 64, 96, ...")
+        raise CheckpointError(
+            f"pad_to_multiple: got {str(pad_to_multiple)[:60]}; wanted 32, 64, 96, ..."
+        )
     if path is not None and not isinstance(path, str | os.PathLike):
         raise CheckpointError(
             f"path: got {type(path).__name__}; wanted a folder or file, or None for the model that "
@@ -260,7 +264,8 @@ def model_from_params(
     prompt_preset = meta["prompt_preset"] if prompt_preset is None else prompt_preset
     if not isinstance(prompt_preset, str) or prompt_preset not in _PROMPT_PRESETS:
         raise CheckpointError(
-            f"prompt_preset: got {prompt_preset!r}; wanted one of {', '.join(_PROMPT_PRESETS)}."
+            f"prompt_preset: got {str(prompt_preset)[:60]!r}; wanted one of "
+            f"{', '.join(_PROMPT_PRESETS)}."
         )
     return LoadedModel(
         module=SemanticSAM(config=config, dtype=_DTYPES[dtype]),

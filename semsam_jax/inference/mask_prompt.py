@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 
 from semsam_jax.core import rle
 from semsam_jax.core.errors import DataError, PromptError
+from semsam_jax.inference.granularity import as_array
 from semsam_jax.inference.preprocess import Frame
 from semsam_jax.inference.requests import CheckedRequest
 from semsam_jax.inference.upsample import upsample_masks
@@ -45,7 +46,7 @@ def read_mask(
         except DataError as error:
             raise PromptError(f"mask_input: {error}") from error
     try:
-        array = np.asarray(mask_input)
+        array = as_array(mask_input)
         is_number = array.dtype.kind in "biuf"
     except ValueError:
         is_number = False

@@ -12,6 +12,7 @@ from semsam_jax.core.errors import PromptError
 from semsam_jax.inference.granularity import (
     Granularity,
     Level,
+    as_array,
     check_area,
     is_finite_number,
     parse_granularity,
@@ -227,8 +228,8 @@ def _numbers(values: object, what: str, columns: int | None) -> np.ndarray | Non
         return None
     wanted = "numbers" if columns is None else f"{columns} numbers each"
     try:
-        array = np.asarray(values, np.float64)
-    except (TypeError, ValueError, OverflowError) as error:
+        array = as_array(values, np.float64)
+    except ValueError as error:
         raise PromptError(f"{what}: got {str(values)[:60]}; wanted {wanted}.") from error
     if array.size and columns is not None and (array.ndim == 0 or array.shape[-1] != columns):
         raise PromptError(f"{what}: got shape {array.shape}; wanted [n, {columns}].")

@@ -317,7 +317,7 @@ class Records(list[dict], _Convertible):
 def _rows(index: int | slice | Sequence | np.ndarray, count: int) -> list[int]:
     try:
         rows = np.arange(count)[index]
-    except (IndexError, TypeError, ValueError, OverflowError) as error:
+    except Exception as error:  # whatever an object raises that is asked for an index
         raise SelectionError(f"index: got {str(index)[:60]}; there are {count} masks.") from error
     return np.atleast_1d(rows).ravel().tolist()
 

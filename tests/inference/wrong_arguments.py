@@ -4,6 +4,8 @@ A process of its own, because the tests' type checker would answer instead of th
 Prints one line for each call that ended with anything but a result or a SemSamError.
 """
 
+import decimal
+import io
 import os
 import sys
 import tempfile
@@ -13,11 +15,45 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from PIL import Image
 
 import semsam_jax
 from semsam_jax import MaskGenerator, Predictor, Request, SemSamError, load_model
 from semsam_jax.inference import convert_results
 from semsam_jax.inference.labels import label_set, parse_labels
+
+
+def _cut_short():
+    """A PIL image whose file ends early, which shows when its pixels are asked for."""
+    content = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(content, "JPEG")
+    return Image.open(io.BytesIO(content.getvalue()[:400]))
+
+
+def _closed():
+    """A PIL image whose file was closed before its pixels were read."""
+    content = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(content, "PNG")
+    image = Image.open(content)
+    image.close()
+    return image
+
+
+class _Hostile:
+    """Raises whatever is asked of it."""
+
+    def _raise(self, *_):
+        raise RuntimeError("no value")
+
+    __array__ = __len__ = __iter__ = __float__ = __index__ = __bool__ = __getitem__ = _raise
+
+
+def _endless():
+    """A list that holds itself."""
+    made = [1]
+    made.append(made)
+    return made
+
 
 WRONG = {
     "none": None,
@@ -48,8 +84,26 @@ WRONG = {
     "nan array": np.full((2, 2), np.nan),
     "deep array": np.zeros((1, 2, 3, 4)),
     "path": Path("/nowhere/at/all"),
+    "folder": Path("/"),
+    "device": "/dev/null",
+    "null": "a\0b",
+    "surrogate": "\ud800",
+    "long text": "a" * 5000,
+    "masked array": np.ma.masked_all((2, 2)),
+    "dates": np.array(["2020-01-01"], "datetime64[D]"),
+    "records": np.zeros(2, [("x", "f4")]),
+    "flags": np.zeros((2, 2), bool),
+    "complex array": np.ones((1, 2), complex),
+    "decimal": decimal.Decimal("NaN"),
+    "slice": slice(None),
+    "ellipsis": ...,
+    "range": range(2**40),
+    "endless list": _endless(),
+    "hostile": _Hostile(),
+    "image cut short": _cut_short(),
+    "closed image": _closed(),
+    "image of labels": Image.new("LAB", (8, 8)),
 }
-
 
 MASK_GENERATOR = """points_per_side points_per_batch pred_iou_thresh stability_score_thresh
     stability_score_offset box_nms_thresh level labels crop_n_layers crop_nms_thresh
