@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from data_pipelines.schema import DATASETS
+from data_pipelines.sources.values import is_storable
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,9 +62,16 @@ def share(text: str) -> float:
     return value
 
 
+def out_folder(text: str) -> str:
+    """A folder or a bucket to write to."""
+    if not text.strip() or not is_storable(text):
+        raise argparse.ArgumentTypeError(f"{text!a}; wanted a folder or a bucket (gs://...)")
+    return text
+
+
 def png_file(text: str) -> pathlib.Path:
     """A PNG file in a folder that exists."""
     path = pathlib.Path(text)
-    if path.suffix.lower() != ".png" or not path.parent.is_dir():
+    if path.suffix.lower() != ".png" or not path.parent.is_dir() or not is_storable(text):
         raise argparse.ArgumentTypeError(f"{text!r}; wanted a .png in a folder that exists")
     return path

@@ -16,7 +16,13 @@ import sys
 
 from absl import logging
 
-from data_pipelines.arguments import add_source_arguments, at_least, dataset_folder, share
+from data_pipelines.arguments import (
+    add_source_arguments,
+    at_least,
+    dataset_folder,
+    out_folder,
+    share,
+)
 from data_pipelines.builders.tfds_builder import RecordsBuilder, beam_config
 from semsam_jax.core.ending import run_command
 from semsam_jax.core.errors import SemSamError
@@ -26,7 +32,9 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     """Runs the build from the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog, description=__doc__.splitlines()[0])
     add_source_arguments(parser)
-    parser.add_argument("--out", required=True, help="folder or bucket (gs://...) of all records")
+    parser.add_argument(
+        "--out", required=True, type=out_folder, help="folder or bucket (gs://...) of all records"
+    )
     parser.add_argument("--split", nargs="+", default=["train"], help="one or more (train)")
     parser.add_argument("--shard-records", type=at_least(1), default=1000, help="images per file")
     parser.add_argument(
@@ -64,7 +72,7 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
             print(f"{builder.plan.folder}: {report.examples} examples of {report.records} records")
             for line in report.lines():
                 print(f"  {line}")
-    except SemSamError as error:
+    except (SemSamError, ImportError) as error:  # a bucket's file system says what to install
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:

@@ -84,6 +84,12 @@ def main(argv: list[str] | None = None) -> int:
         extra = f"pip install 'semsam-jax[{_EXTRAS[asked]}]'"
         print(f"semsam {asked}: {package} is not installed; run `{extra}`.", file=sys.stderr)
         return 2
+    except ImportError as error:
+        if error.name is not None:
+            raise
+        # A bucket's file system says what to install.
+        print(f"semsam {asked}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
     except BrokenPipeError:
         # The reader of the output has closed it (`| head`): exit quietly, like other commands.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -109,6 +109,10 @@ def run_with_errors(argv: list[str]) -> int:
         if _TRACEBACK.value:
             traceback.print_exc()
         return _fail(error)
+    except ImportError as error:
+        if error.name is not None:
+            raise
+        return _fail(ConfigError(str(error)))  # a bucket's file system says what to install
     except KeyboardInterrupt:
         print(
             "interrupted; run the same command to resume from the newest checkpoint",

@@ -74,6 +74,7 @@ class RecordsBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
         max_broken_share: float = 0.01,
         num_threads: int = 4,
     ):
+        self._source = open_single_dataset(dataset, root, split, options or {}, is_native=True)
         self.name = dataset
         config = tfds.core.BuilderConfig(name=split, version=records.VERSION)
         out = os.fspath(data_dir)
@@ -87,7 +88,6 @@ class RecordsBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
                 f"{file}: damaged ({str(error).splitlines()[0]}); delete it and build again, "
                 "finished files are kept"
             ) from error
-        self._source = open_single_dataset(dataset, root, split, options or {}, is_native=True)
         if pathlib.Path(root).resolve() in (self.data_path, *self.data_path.parents):
             raise DataError(
                 f"{dataset}: --out {out} would put records inside the data's own folder "
@@ -307,7 +307,11 @@ def _run_beam(
     """
     import apache_beam as beam
 
-    with beam.Pipeline(runner=config.beam_runner, options=config.beam_options) as pipeline:
+    try:
+        pipeline = beam.Pipeline(runner=config.beam_runner, options=config.beam_options)
+    except ValueError as error:
+        raise ConfigError(f"build: --runner={config.beam_runner}: {error}") from error
+    with pipeline:
         _ = (
             pipeline
             | "Shards" >> beam.Create(list(missing))

@@ -20,6 +20,7 @@ from data_pipelines.sources.pascal_part import PascalPart
 from data_pipelines.sources.records import RecordReader, find_records
 from data_pipelines.sources.sa1b import SA1B
 from data_pipelines.sources.shapes import LabelMeFolder, YoloFolder
+from data_pipelines.sources.values import finite, short
 from data_pipelines.vocabulary import Vocabulary
 from semsam_jax.core.errors import ConfigError, DataError
 
@@ -122,15 +123,22 @@ def open_native(
     reader = SOURCES.get(dataset) or own_reader(root, split, options)
     own = {} if dataset in SOURCES else {"dataset": dataset}
     own |= {"cache": cache} if reader is SA1B else {}
-    known = [
-        name
+    known = {
+        name: parameter.annotation
         for name, parameter in inspect.signature(reader).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY and name not in own
-    ]
+    }
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise ConfigError(
             f"{dataset}: unknown option {', '.join(unknown)}; its reader has "
             f"{', '.join(known) or 'none'}"
         )
+    for name, value in options.items():
+        number = finite(value) if known[name] is float and not isinstance(value, str) else value
+        if not isinstance(number, known[name]):
+            raise ConfigError(
+                f"{dataset}: option {name} is {short(value)}; wanted "
+                f"{inspect.formatannotation(known[name])}"
+            )
     return reader(root, split, vocabulary, **own, **options)

@@ -30,9 +30,11 @@ from data_pipelines.sources.coco_json import (
 from data_pipelines.sources.json_stream import read_elements
 from data_pipelines.sources.layouts import ImagePlaces, find_layout, layout_error
 from data_pipelines.sources.panoptic import class_labels
-from data_pipelines.sources.values import IdCodes, short
+from data_pipelines.sources.values import IdCodes, clean_text, is_storable, short
 from data_pipelines.vocabulary import Vocabulary
 from semsam_jax.core.errors import ConfigError, DataError
+
+_LONGEST_NAME = 100
 
 
 class CocoFolder(Source):
@@ -105,11 +107,17 @@ class CocoFolder(Source):
 
 
 def check_own_name(dataset: str) -> None:
-    """Refuses the name of one of the seven datasets for a custom one.
+    """Refuses a name for a custom dataset that is no name of a folder, or that of a built-in one.
 
     Raises:
-        ConfigError: it is one.
+        ConfigError: it is one of these.
     """
+    is_name = is_storable(dataset) and dataset.strip(". ") and not set(dataset) & set("/\\")
+    if not is_name or len(dataset.encode()) > _LONGEST_NAME:
+        raise ConfigError(
+            f"dataset {clean_text(dataset[:60])!r}: wanted a name that a folder can have, such as "
+            "mine"
+        )
     if dataset in DATASETS:
         raise ConfigError(
             f"coco_folder: dataset={dataset!r} is the name of a built-in dataset; choose your "

@@ -12,6 +12,7 @@ from data_pipelines.sources.cocotree import read_labels
 from data_pipelines.sources.layouts import COCO, COCOTREE, find_layout, layout_error
 from data_pipelines.sources.records import find_records, read_classes, read_options
 from data_pipelines.sources.shapes import own_names
+from data_pipelines.sources.values import short
 from data_pipelines.vocabulary import build_vocabulary
 from semsam_jax.core.errors import ConfigError, DataError
 
@@ -47,6 +48,8 @@ def open_single_dataset(
         vocabulary = build_vocabulary([dataset], **lists)
     else:
         file = options.get("annotations")
+        if not isinstance(file, str | None):
+            raise ConfigError(f"{dataset}: option annotations is {short(file)}; wanted a path")
         classes = custom_classes(dataset, root, split, annotations=file, is_native=is_native)
         vocabulary = build_vocabulary([], extra={dataset: classes})
     opener = open_native if is_native else open_source

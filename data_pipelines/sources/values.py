@@ -59,6 +59,11 @@ def clean_text(value: Any) -> str:
     return re.sub(r"[\x00-\x1f\x7f]+", " ", text)
 
 
+def is_storable(text: str) -> bool:
+    """Whether a text can be part of a path and be written as UTF-8."""
+    return not any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def plain_name(name: str) -> str:
     """A path with `/` for the backslashes of Windows tools."""
     return pathlib.PureWindowsPath(name).as_posix() if "\\" in name else name

@@ -3,6 +3,7 @@
 import pytest
 
 from data_pipelines import build, check, sample
+from tests.data_pipelines import own_data
 
 COCO = ["--dataset", "coco", "--root", str(sample.roots()["coco"])]
 
@@ -17,6 +18,7 @@ COCO = ["--dataset", "coco", "--root", str(sample.roots()["coco"])]
         (["--limit", "two"], "invalid number value: 'two'"),
         (["--contact-sheet", "nowhere/sheet.png"], "wanted a .png in a folder that exists"),
         (["--contact-sheet", "sheet.tiff"], "wanted a .png in a folder that exists"),
+        (["--contact-sheet", "a\0.png"], "wanted a .png in a folder that exists"),
     ],
 )
 def test_check_refuses(arguments, message, capsys):
@@ -32,6 +34,8 @@ def test_check_refuses(arguments, message, capsys):
         (["--threads", "0"], "0; wanted 1 or more"),
         (["--max-broken", "7"], "wanted a share from 0 to 1"),
         (["--options", "3"], "not a JSON object"),
+        (["--out", ""], "''; wanted a folder or a bucket"),
+        (["--out", "a\0b"], "wanted a folder or a bucket"),
     ],
 )
 def test_build_refuses(arguments, message, tmp_path, capsys):
@@ -41,6 +45,15 @@ def test_build_refuses(arguments, message, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_bucket_without_its_file_system_is_one_line(tmp_path, capsys, monkeypatch):
+    def missing(*_, **__):
+        raise ImportError("Please install gcsfs to access Google Storage")
+
+    monkeypatch.setattr(build, "RecordsBuilder", missing)
+    assert build.main([*COCO, "--out", "gs://bucket/records"]) == 2
+    assert capsys.readouterr().err == "error: Please install gcsfs to access Google Storage\n"
+
+
 @pytest.mark.parametrize(
     ("dataset", "options", "message"),
     [
@@ -48,6 +61,9 @@ def test_build_refuses(arguments, message, tmp_path, capsys):
         ("objects365", '{"a": 1, "b": 2}', "unknown option a, b; its reader has none"),
         ("sa1b", '{"cache": "x", "split": "val"}', "sa1b: cache, split cannot be options"),
         ("coco", '{"annotations": "stuff"}', "'stuff'; wanted 'panoptic' or 'instances'"),
+        ("coco", '{"annotations": 5}', "coco: option annotations is 5; wanted str"),
+        ("ade20k", '{"parts": "no"}', "ade20k: option parts is 'no'; wanted bool"),
+        ("sa1b", '{"min_predicted_iou": NaN}', "option min_predicted_iou is nan; wanted float"),
     ],
 )
 def test_reader_options_are_checked(dataset, options, message, capsys):
@@ -62,3 +78,23 @@ def test_a_place_that_cannot_be_written(tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")
     assert build.main([*COCO, "--out", str(tmp_path / "file")]) == 2
     assert str(tmp_path / "file") in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("own", '{"annotations": 5}', "own: option annotations is 5; wanted a path"),
+        ("own", '{"images": []}', "own: option images is a list of 0; wanted str"),
+        ("own", '{"boxes_only": "yes"}', "option boxes_only is 'yes'; wanted bool"),
+        ("", "{}", "dataset '': wanted a name that a folder can have"),
+        ("a/b", "{}", "dataset 'a/b': wanted a name"),
+        ("a\0b", "{}", "dataset 'a b': wanted a name"),
+        ("..", "{}", "dataset '..': wanted a name"),
+        ("x" * 300, "{}", "wanted a name"),
+    ],
+)
+def test_names_and_options_of_custom_sets_are_checked(name, options, message, tmp_path, capsys):
+    root = str(own_data.write(tmp_path))
+    assert check.main(["--dataset", name, "--root", root, "--options", options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
