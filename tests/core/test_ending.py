@@ -18,14 +18,20 @@ PYTHON_STARTS = "Failed to import the site module"
 """What Python itself says where a Ctrl-C comes before it is ready; nothing of ours runs yet."""
 
 
+@pytest.fixture(autouse=True, scope="module")
+def hears_interrupts():
+    """Commands that tests start hear Ctrl-C, also if the tests run in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def start(*command, **options):
     return subprocess.Popen(
         [sys.executable, *map(str, command)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # Tests that run in the background inherit that Ctrl-C is ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         **options,
     )
 
