@@ -91,7 +91,7 @@ def check(run: RunConfig) -> None:
             raise ConfigError(f"data.{name}: {(low, high)}; wanted 0 < low <= high.")
 
 
-_AT_LEAST_1 = [
+AT_LEAST_1 = [
     "steps",
     "log_every",
     "save_every",
@@ -103,7 +103,7 @@ _AT_LEAST_1 = [
     "loss.match_points",
     "loss.oversample_ratio",
 ]
-_NOT_NEGATIVE = [
+NOT_NEGATIVE = [
     "save_every_sec",
     "time_limit_sec",
     "max_skipped_in_a_row",
@@ -133,8 +133,9 @@ _NOT_NEGATIVE = [
     "loss.class_balance",
     "loss.interactive",
     "loss.generic",
+    "loss.granularity",
 ]
-_SHARES = [
+SHARES = [
     "data.box_share",
     "data.flip",
     "data.granularity_balance",
@@ -149,13 +150,13 @@ def _check_ranges(run: RunConfig) -> None:
     def value_of(key: str) -> float | int:
         return functools.reduce(getattr, key.split("."), run)
 
-    for key in _AT_LEAST_1:
+    for key in AT_LEAST_1:
         if value_of(key) < 1:
             raise ConfigError(f"{key}: {value_of(key)}; must be at least 1.")
-    for key in _NOT_NEGATIVE:
+    for key in NOT_NEGATIVE:
         if value_of(key) < 0:
             raise ConfigError(f"{key}: {value_of(key)}; must not be negative.")
-    for key in _SHARES:
+    for key in SHARES:
         if not 0 <= value_of(key) <= 1:
             raise ConfigError(f"{key}: {value_of(key)}; must lie in 0..1.")
     if run.seed >= 2**32:

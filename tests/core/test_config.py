@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from configs import finetune, joint, lite
 from semsam_jax import config
+from semsam_jax.config import checks
 from semsam_jax.core.errors import ConfigError
 from semsam_jax.criterion.terms import CriterionConfig, LossWeights
 from semsam_jax.models.semantic_sam import SemanticSAM, init_params
@@ -83,6 +84,22 @@ def test_joint_configs_build(choice):
 def test_wrong_values_name_the_key_and_the_fix(change, message):
     with pytest.raises(ConfigError, match=message):
         config.build(ConfigDict(change))
+
+
+def test_every_number_has_bounds():
+    """A number that is forgotten would be accepted whatever it is."""
+    flat = traverse_util.flatten_dict(config.RunConfig().to_dict(), sep=".")
+    numbers = {key for key, value in flat.items() if type(value) in (int, float)}
+    elsewhere = {
+        "fsdp",
+        "data.image_size",
+        "data.mask_stride",
+        "data.max_targets",
+        "model.logit_scale",
+    }
+    elsewhere |= {"optimizer.clip_norm", "optimizer.ema", "loss.prompt_point_ratio"}
+    elsewhere |= {key for key in numbers if key.split(".")[1:2] in (["prompt_shares"], ["subsets"])}
+    assert numbers - elsewhere == {*checks.AT_LEAST_1, *checks.NOT_NEGATIVE, *checks.SHARES}
 
 
 def test_batch_must_divide_over_the_devices():
