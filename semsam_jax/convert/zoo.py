@@ -69,14 +69,14 @@ def resolve(name: str | os.PathLike | None) -> str | os.PathLike | None:
     if name.startswith(("https://", "http://")):
         page = _HUB_PAGE.match(name)
         wanted = f"hf://{page[1]}" if page else "the path of the file, once it is downloaded"
-        raise CheckpointError(f"checkpoint {name}: a web address; wanted {wanted}.")
+        raise CheckpointError(f"checkpoint {name[:200]}: a web address; wanted {wanted}.")
     if _WORD.fullmatch(name) and name != checkpoint_io.LAST_RUN:
         known = [LITE, *RELEASES]
         near = difflib.get_close_matches(re.sub(r"\W", "_", name.lower()), known, 1, 0.7)
         hint = f"; did you mean {near[0]!r}?" if near else "."
         raise CheckpointError(
-            f"checkpoint {name}: no such folder or file here, and no name of weights, which are "
-            f"{', '.join(known)} and hf://OWNER/NAME{hint}"
+            f"checkpoint {name[:200]}: no such folder or file here, and no name of weights, which "
+            f"are {', '.join(known)} and hf://OWNER/NAME{hint}"
         )
     return name
 
