@@ -134,6 +134,7 @@ NOT_NEGATIVE = [
     "loss.interactive",
     "loss.generic",
     "loss.granularity",
+    "loss.nesting",
 ]
 SHARES = [
     "data.box_share",
