@@ -26,7 +26,7 @@ from configs.common.base import base
 from configs.common.lite import MASKS, at_lite_size
 from configs.joint import SHARES
 
-_ALL_BUT_NAMES = (*MASKS, "query_selector", "denoising")
+_ALL_BUT_NAMES = (*MASKS, "granularity_token", "query_selector", "denoising")
 
 
 def get_config(stage: str = "masks") -> ConfigDict:

@@ -6,7 +6,6 @@ MASKS = (
     "backbone",
     "pixel_decoder",
     "prompt_encoder",
-    "granularity_token",
     "decoder/layers",
     "decoder/norm",
     "decoder/ref_point_head",
