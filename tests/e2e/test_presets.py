@@ -11,7 +11,6 @@ from configs import joint
 from data_pipelines.schema import BatchShape
 from semsam_jax import config
 from semsam_jax.core.structs import Batch, StreamBatch
-from semsam_jax.models import presets
 from semsam_jax.models.semantic_sam import SemanticSAM, init_params
 from semsam_jax.parallel.mesh import build_mesh
 from semsam_jax.parallel.sharding import state_shardings
@@ -45,7 +44,7 @@ def _rows(run: config.RunConfig, rows: int) -> Batch:
 @pytest.mark.parametrize("preset", ["swin_t", "swin_l"])
 def test_a_full_size_joint_step_has_the_right_shapes(preset):
     run = config.build(joint.get_config(preset))
-    model_config = presets.model_config(preset)
+    model_config = config.model_config(run.model)
     mesh = build_mesh(run.fsdp)
     model = SemanticSAM(model_config, dtype=jnp.dtype(run.model.dtype), remat=run.model.remat)
     tx = build_optimizer(run.optimizer, run.steps, frozen_groups(model_config, run))
