@@ -18,7 +18,7 @@ from semsam_jax.inference.loading import model_from_params
 from semsam_jax.inference.mask_generator import MaskGenerator
 from semsam_jax.inference.predictor import Predictor
 from semsam_jax.inference.requests import Request
-from semsam_jax.models.semantic_sam import SemanticSAM, init_params
+from semsam_jax.models.granularity_token import GranularityToken
 from tests.inference.conftest import tiny_meta
 
 SIZES = [0.8, 0.6, 0.5, 0.35, 0.3, 0.2]
@@ -172,8 +172,8 @@ def with_token(tiny_params, image_a):
     config, params = tiny_params
     decoder = dataclasses.replace(config.decoder, granularity_token=True)
     config = dataclasses.replace(config, decoder=decoder)
-    fresh = init_params(SemanticSAM(config), jax.random.key(0))["granularity_token"]
-    params = {**params, "granularity_token": fresh}
+    fresh = GranularityToken(decoder.dim).init(jax.random.key(0), jax.numpy.ones((1, 1, 1)))
+    params = {**params, "granularity_token": fresh["params"]}
     predictor = Predictor(model_from_params(params, tiny_meta(config)), size="native")
     predictor.set_image(image_a)
     return predictor
