@@ -70,7 +70,9 @@ def ask(rows: Batch, key: PRNGKeyArray) -> Asked:
         key: random key.
     """
     keys = jax.random.split(key, 3)
-    targets = rows.prompt_targets
+    missing = max(0, NUM_ASKED - rows.prompt_targets.shape[-1])  # with data.max_targets=1
+    targets = jnp.pad(rows.prompt_targets, ((0, 0), (0, 0), (0, missing)), constant_values=-1)
+    rows = rows.replace(prompt_targets=targets)
     is_target = (targets >= 0) & rows.prompt_valid[..., None] & rows.has_masks[:, None, None]
     lot = jnp.where(is_target, jax.random.uniform(keys[0], targets.shape), 2.0)
     order = jnp.argsort(lot, axis=-1)[..., :NUM_ASKED]
@@ -146,8 +148,6 @@ def _crossing(
         precision=config.precision,
     )
     order = jnp.argsort(asked.granularity, axis=-1)[..., None]
-    small, large = jnp.moveaxis(
-        jnp.take_along_axis(jax.nn.sigmoid(logits), order, axis=2)[:, :, :2], 2, 0
-    )
+    small, large = jnp.moveaxis(jnp.take_along_axis(jax.nn.sigmoid(logits), order, axis=2), 2, 0)
     outside = jnp.maximum(small - large, 0.0).sum(-1)
     return outside / jnp.maximum(small.sum(-1), 1.0)

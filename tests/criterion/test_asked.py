@@ -46,6 +46,14 @@ def test_two_different_masks_are_asked_for_about_where_they_are():
     assert seen == {(a, b) for a in range(3) for b in range(3) if a != b}
 
 
+def test_two_answers_are_asked_for_where_a_prompt_has_one_target_at_most():
+    rows = strips()
+    rows = rows.replace(prompt_targets=rows.prompt_targets[..., :1])
+    asked = ask(rows, jax.random.key(0))
+    assert asked.granularity.shape == asked.instance.shape == (1, 3, 2)
+    assert (np.asarray(asked.instance) == -1).all()
+
+
 def test_a_box_is_asked_for_anything_and_rows_without_masks_for_nothing():
     rows = strips()
     boxed = rows.replace(prompt_is_box=jnp.ones_like(rows.prompt_is_box))

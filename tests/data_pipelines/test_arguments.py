@@ -67,11 +67,15 @@ def test_a_bucket_without_its_file_system_is_one_line(tmp_path, capsys, monkeypa
     ],
 )
 def test_reader_options_are_checked(dataset, options, message, capsys):
-    root = str(sample.roots()[dataset])
-    assert check.main(["--dataset", dataset, "--root", root, "--options", options]) == 2
+    assert message in _refusal(capsys, dataset, sample.roots()[dataset], options)
+
+
+def _refusal(capsys, dataset, root, options):
+    """The one line with which `check` ends."""
+    assert check.main(["--dataset", dataset, "--root", str(root), "--options", options]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
-    assert message in line
+    return line
 
 
 def test_a_place_that_cannot_be_written(tmp_path, capsys):
@@ -94,7 +98,4 @@ def test_a_place_that_cannot_be_written(tmp_path, capsys):
     ],
 )
 def test_names_and_options_of_custom_sets_are_checked(name, options, message, tmp_path, capsys):
-    root = str(own_data.write(tmp_path))
-    assert check.main(["--dataset", name, "--root", root, "--options", options]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert message in line
+    assert message in _refusal(capsys, name, own_data.write(tmp_path), options)
