@@ -26,6 +26,8 @@ from configs.common.base import base
 from configs.common.lite import MASKS, at_lite_size
 from configs.joint import SHARES
 
+# The last ten blocks of the backbone learn; these keep their ImageNet weights, without a gradient.
+_FIRST_BLOCKS = ("backbone/stem", *(f"backbone/block{number}" for number in range(11)))
 _ALL_BUT_NAMES = (*MASKS, "granularity_token", "query_selector", "denoising")
 
 
@@ -46,6 +48,8 @@ def get_config(stage: str = "masks") -> ConfigDict:
         config.text.source = "none"
         config.loss.iou_every_layer = False
         config.loss.granularity = 0.3
+        config.model.train_backbone = True
+        config.optimizer.frozen = _FIRST_BLOCKS
     if stage == "masks":
         config.model.backbone_weights = "imagenet"
         config.model.init = "similarity"

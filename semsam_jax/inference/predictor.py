@@ -139,9 +139,10 @@ class Predictor:
             point_coords: clicks (x, y) in image pixels, [n, 2].
             point_labels: 1 on the object, 0 beside it, [n]; None means all 1.
             box: x0, y0, x1, y1 in image pixels.
-            mask_input: a mask to refine: of the image's size, or one of an answer's
-                `low_res_logits`. Clicks and a box that describe it are sampled from it, and the
-                best mask is the one most like it (`inference.mask_prompt`).
+            mask_input: a mask to refine: of the image's size, as an array or as COCO's run lengths
+                (`{"size": [h, w], "counts": ...}`), or one of an answer's `low_res_logits`. Clicks
+                and a box that describe it are sampled from it, and the best mask is the one most
+                like it (`inference.mask_prompt`).
             level: 1 (coarsest) .. 6 (finest), a list, or None for all.
             multimask_output: False returns only the best of the levels by predicted IoU. An
                 empty mask is never the best while another level has pixels.
