@@ -59,6 +59,11 @@ def check(run: RunConfig) -> None:
             f"loss.granularity: {run.loss.granularity}, and the model has no token for them; set "
             f"model.granularity_token=True or loss.granularity=0."
         )
+    if run.refit.images and (run.text.source != "table" or not data.interactive_batch):
+        raise ConfigError(
+            f"refit.images: {run.refit.images}, and the class heads learn from prompts and a table "
+            f"of names; set text.source=table and data.interactive_batch, or refit.images=0."
+        )
     if not 1 <= data.max_targets <= model.decoder.num_tokens:
         raise ConfigError(
             f"data.max_targets: {data.max_targets}; a prompt has 1 to "
@@ -102,6 +107,8 @@ AT_LEAST_1 = [
     "loss.num_points",
     "loss.match_points",
     "loss.oversample_ratio",
+    "refit.passes",
+    "refit.rows",
 ]
 NOT_NEGATIVE = [
     "save_every_sec",
@@ -135,6 +142,8 @@ NOT_NEGATIVE = [
     "loss.generic",
     "loss.granularity",
     "loss.nesting",
+    "refit.images",
+    "refit.learning_rate",
 ]
 SHARES = [
     "data.box_share",

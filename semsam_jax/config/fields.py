@@ -197,6 +197,24 @@ class LossChoice(LossConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class RefitChoice:
+    """Class heads learn from kept features after the last step (`train.refit`).
+
+    Attributes:
+        images: images that are looked at, once, for it; 0 leaves the class heads as the steps left
+            them.
+        passes: over the masks that were kept of them.
+        learning_rate: of AdamW, falling to 0 by a cosine.
+        rows: masks a step.
+    """
+
+    images: int = 0
+    passes: int = 20
+    learning_rate: float = 1e-3
+    rows: int = 1024
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
     """A training run.
 
@@ -234,6 +252,7 @@ class RunConfig:
     text: TextChoice = TextChoice()
     optimizer: OptimizerChoice = OptimizerChoice()
     loss: LossChoice = LossChoice()
+    refit: RefitChoice = RefitChoice()
     steps: int = 1
     seed: int = 0
     fsdp: int = 1

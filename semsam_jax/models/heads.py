@@ -168,6 +168,21 @@ class Heads(nn.Module):
             return None
         return self._cosines("owner", self.owner_embed, content, text.objects, pooled)
 
+    def logits_of_features(
+        self, features: Float[Array, "*q f"], text: TextTable
+    ) -> tuple[Float[Array, "*q v1"], Float[Array, "*q v2"], Float[Array, "*q v1"] | None]:
+        """Object, part and owner logits of what `predict` sows as "name_features".
+
+        Args:
+            features: tokens and, where the model reads them, what lies under their masks.
+            text: names to compare with.
+        """
+        content, pooled = features, None
+        if self.config.pooled_names:
+            content, pooled = jnp.split(features, [self.config.dim], axis=-1)
+        owners = self.owner_logits(content, text, pooled)
+        return (*self.name_logits(content, text, pooled), owners)
+
     def _cosines(
         self,
         kind: str,
@@ -238,6 +253,8 @@ class Heads(nn.Module):
         object_logits = part_logits = owner_logits = None
         if text is not None:
             pooled = self.pool(mask_embed, pyramid, limits)
+            read = content if pooled is None else jnp.concatenate([content, pooled], axis=-1)
+            self.sow("intermediates", "name_features", read)
             object_logits, part_logits = self.name_logits(content, text, pooled)
             owner_logits = self.owner_logits(content, text, pooled)
         return Predictions(

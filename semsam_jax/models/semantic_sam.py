@@ -269,6 +269,12 @@ class SemanticSAM(nn.Module):
         """Puts the embeddings that the model learned in their places of a table of names."""
         return self.learned_names(table, index)
 
+    def logits_of_name_features(
+        self, features: Float[Array, "*q f"], text: TextTable
+    ) -> tuple[Float[Array, "*q v1"], Float[Array, "*q v2"], Float[Array, "*q v1"] | None]:
+        """Names of kept features, see `Heads.logits_of_features`."""
+        return self.decoder.heads.logits_of_features(features, text)
+
     def _with_window(self, pyramid: Pyramid) -> Pyramid:
         features = pyramid.mask_features
         window = jnp.asarray(window_features(*features.shape[1:3]), features.dtype)

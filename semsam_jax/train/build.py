@@ -163,6 +163,7 @@ def _match(run: RunConfig) -> dict:
         "text": plain["text"],
         "loss": plain["loss"],
         "optimizer": plain["optimizer"],
+        "refit": plain["refit"],
     }
 
 

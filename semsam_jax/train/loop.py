@@ -9,6 +9,7 @@ import functools
 import os
 import time
 from collections.abc import Sequence
+from typing import NoReturn
 
 import jax
 
@@ -17,7 +18,7 @@ from semsam_jax.config import RunConfig
 from semsam_jax.core.paths import as_path
 from semsam_jax.parallel.distributed import RESTART_CODE, ending_together
 from semsam_jax.parallel.mesh import build_mesh, num_batch_shards
-from semsam_jax.train import build, hooks, report, results
+from semsam_jax.train import build, hooks, refit, report, results
 from semsam_jax.train import input as input_lib
 from semsam_jax.train.aot import model_flops
 from semsam_jax.train.best import BestCheckpoint
@@ -64,6 +65,7 @@ def train(
         if saved is None:
             check_start(run)
         config_lib.check_batch(run, num_batch_shards(mesh))
+        refit.check(run)
 
         vocabulary = input_lib.open_vocabulary(run, input_lib.used_datasets(run))
         learned = learned_names(run, vocabulary.names, saved or start_meta(run))
@@ -129,6 +131,11 @@ def train(
             deadlines.saved()
             writer.flush()
 
+        def stop() -> NoReturn:
+            save(wait=True)
+            report.log_info(f"stopped and saved at step {step}; run the same command to resume")
+            raise SystemExit(RESTART_CODE)
+
         step = first_step = int(state.step)
         if step == 0:
             meta["before"] = evaluate(state, meta)
@@ -140,9 +147,7 @@ def train(
                     evaluate(state, meta)
             is_over, is_due = deadlines.due(step)
             if guard.is_requested(step) or is_over:
-                save(wait=True)
-                report.log_info(f"stopped and saved at step {step}; run the same command to resume")
-                raise SystemExit(RESTART_CODE)
+                stop()
             if (is_due and step > first_step) or (step and step % run.save_every == 0):
                 save()
             with meter.input():
@@ -169,6 +174,11 @@ def train(
                 writer.write_scalars(step, values)
                 progress.report(step, values)
 
+        is_stopped = functools.partial(guard.is_requested, step)
+        refitted = refit.refit_class_heads(run, model, state, data, text.inputs(step), is_stopped)
+        if refitted is None:
+            stop()
+        state, step = refitted, int(refitted.step)
         meta["after"] = evaluate(state, meta)
         save(wait=True)
         summary = report.summarize(run, meta, best)

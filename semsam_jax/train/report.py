@@ -168,7 +168,7 @@ def summarize(run: RunConfig, meta: Mapping, best: BestCheckpoint) -> dict:
 def _of_best(best: BestCheckpoint, last_step: int) -> dict:
     found = best.evaluation
     figures = {f"{key}_best": found[key] for key in _NAMED if key in found}
-    if best.step != last_step and found.get("classes"):
+    if best.step < last_step and found.get("classes"):
         figures["classes_best"] = found["classes"]
     return {"one_click_iou_max_best": best.score, "best_step": best.step} | figures
 

@@ -1,0 +1,320 @@
+"""Fits the class heads to kept features, after the last step of a run.
+
+What a class head reads from an image (the token of a mask and, in `lite`, the backbone's features
+under it) does not depend on the class heads. So the images are looked at once, with everything else
+as it is, and what was read from each labelled mask is kept; the heads then learn from it in as many
+passes as wanted, each of which takes seconds. Training alone would look at every image again for
+every pass. Not in the paper; `configs/lite.py:names` uses it.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from semsam_jax.config import RunConfig
+from semsam_jax.core import lora
+from semsam_jax.core.errors import ConfigError, DataError
+from semsam_jax.core.structs import Batch, Predictions, Prompts, StreamBatch, TextTable
+from semsam_jax.criterion.cells import at_cells, cell_ious
+from semsam_jax.criterion.points import mean_over
+from semsam_jax.criterion.terms import class_heads, class_term
+from semsam_jax.models.semantic_sam import SemanticSAM
+from semsam_jax.train import report
+from semsam_jax.train.input import Input
+from semsam_jax.train.optimizer import clamp_logit_scale, is_frozen
+from semsam_jax.train.state import TrainState
+from semsam_jax.train.step import TextInputs
+
+HEADS = (
+    *(
+        f"decoder/{kind}{of}_embed"
+        for kind in ("object", "part", "owner")
+        for of in ("", "_pooled")
+    ),
+    "decoder/logit_scale",
+    "learned_names",
+)
+"""Parameters that the features do not depend on."""
+
+_LEAST_IOU = 0.5
+"""A mask that overlaps a target less says nothing about its name."""
+_LOG_EVERY_SEC = 60.0
+
+
+@dataclasses.dataclass(frozen=True)
+class KeptFeatures:
+    """What class heads read from labelled masks, and the labels.
+
+    Attributes:
+        features: what `Heads.predict` sows as "name_features".
+        object_id: in the vocabulary, -1 for none.
+        part_id: in the vocabulary, -1 for none.
+        vocab_valid: of the image of each mask, see `Batch`.
+        vocab_owned: likewise.
+    """
+
+    features: Float[np.ndarray, "n f"]
+    object_id: Int[np.ndarray, " n"]
+    part_id: Int[np.ndarray, " n"]
+    vocab_valid: Bool[np.ndarray, "n v"]
+    vocab_owned: UInt8[np.ndarray, "n v"]
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def rows(self, index: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The chosen masks, attributes in their order."""
+        return tuple(getattr(self, field.name)[index] for field in dataclasses.fields(self))
+
+
+def check(run: RunConfig) -> None:
+    """Raises ConfigError for a run of several processes, which keep nothing of each other."""
+    if run.refit.images and jax.process_count() > 1:
+        raise ConfigError(
+            f"refit.images: {run.refit.images}, and this run has {jax.process_count()} processes; "
+            f"set it to 0 and fit the class heads in a run of one."
+        )
+
+
+def refit_class_heads(
+    run: RunConfig,
+    model: SemanticSAM,
+    state: TrainState,
+    data: Input,
+    text: TextInputs,
+    is_stopped: Callable[[], bool],
+) -> TrainState | None:
+    """The state with class heads that `run.refit.images` more images have taught.
+
+    Args:
+        run: the run; with `refit.images` 0 the state stays as it is.
+        model: its network.
+        state: after its last step. Features are those of the averaged parameters, where the run
+            averages; the heads found are written to both.
+        data: of the run. The next batches are read.
+        text: its class names, a table.
+        is_stopped: asked after each batch.
+
+    Returns:
+        The state one step later, so that it is saved as another one than that of the last step;
+        None if it was stopped: a resumed run starts it again.
+
+    Raises:
+        DataError: no labelled mask was found.
+    """
+    if not run.refit.images or int(state.step) > run.steps:
+        return state
+    started = time.perf_counter()
+    params = lora.merged(state.params if state.ema_params is None else state.ema_params)
+    kept = keep_features(run, model, params, data, text, is_stopped)
+    if kept is None:
+        return None
+    looked = time.perf_counter()
+    heads, losses = fit(run, model, params, kept, text, data.class_weights)
+    report.log_info(
+        f"class heads: {len(kept)} masks kept in {looked - started:.0f} s, {run.refit.passes} "
+        f"passes in {time.perf_counter() - looked:.0f} s; loss {losses[0]:.3f} in the first, "
+        f"{losses[-1]:.3f} in the last"
+    )
+    averaged = state.ema_params and _with_heads(state.ema_params, heads)
+    params = _with_heads(state.params, heads)
+    return TrainState(params, state.opt_state, state.step + 1, averaged)
+
+
+def keep_features(
+    run: RunConfig,
+    model: SemanticSAM,
+    params: Mapping,
+    batches: Iterator[StreamBatch],
+    text: TextInputs,
+    is_stopped: Callable[[], bool] = lambda: False,
+) -> KeptFeatures | None:
+    """Looks at `run.refit.images` images and keeps what was read from each labelled mask.
+
+    Of the tokens of a prompt the one that overlaps a target most stands for it. Returns None when
+    stopped.
+    """
+    look = jax.jit(functools.partial(_look, model))
+    table, pieces, seen, said = _table(model, params, text), [], 0, time.perf_counter()
+    while seen < run.refit.images:
+        if is_stopped():
+            return None
+        rows = next(batches).interactive
+        features, counts, object_id, part_id = map(np.asarray, look(params, rows, table))
+        image = np.broadcast_to(np.arange(len(counts))[:, None, None], counts.shape)[counts]
+        valid, owned = np.asarray(rows.vocab_valid), np.asarray(rows.vocab_owned)
+        pieces.append(
+            (features[counts], object_id[counts], part_id[counts], valid[image], owned[image])
+        )
+        seen += len(counts)
+        if time.perf_counter() - said > _LOG_EVERY_SEC:
+            report.log_info(f"class heads: looked at {seen} of {run.refit.images} images")
+            said = time.perf_counter()
+    kept = KeptFeatures(*(np.concatenate(column) for column in zip(*pieces, strict=True)))
+    if not len(kept):
+        raise DataError(
+            f"refit.images: no mask of {seen} images overlaps a labelled one by "
+            f"{_LEAST_IOU}; train the masks first, or set refit.images=0."
+        )
+    return kept
+
+
+def _look(
+    model: SemanticSAM, params: Mapping, rows: Batch, table: TextTable
+) -> tuple[Array, Array, Array, Array]:
+    """Features [b,p,t,f] (float16) of each target's best token, whether they count, and labels."""
+
+    def call(method: Any, *args: Any, **kwargs: Any) -> Any:
+        return model.apply({"params": params}, *args, method=method, **kwargs)
+
+    pyramid = call(SemanticSAM.encode_image, rows.image, rows.size_hw)
+    is_box = rows.prompt_is_box.astype(jnp.int32)
+    prompts = Prompts(rows.prompt_box, is_box, rows.prompt_valid)
+    predictions, said = call(
+        SemanticSAM.decode_prompts, pyramid, prompts, table, mutable=["intermediates"]
+    )
+    last = jax.tree.map(lambda x: x[-1], predictions)
+    (features,) = said["intermediates"]["decoder"]["name_features"]
+    features = features[-1].reshape(*last.boxes.shape[:3], -1)
+    ious = cell_ious(
+        last,
+        pyramid.mask_features,
+        *at_cells(rows, pyramid.mask_features.shape[1:3]),
+        jax.lax.Precision.DEFAULT,
+    )
+    target = jnp.maximum(rows.prompt_targets, 0)
+    own = jnp.take_along_axis(ious, target[:, :, None], axis=-1)  # [b,p,k,t]
+    token = jnp.argmax(own, axis=2)
+    features = jnp.take_along_axis(features, token[..., None], axis=2)
+    labels = [
+        jnp.take_along_axis(label[:, None], target, axis=-1)
+        for label in (rows.object_id, rows.part_id)
+    ]
+    counts = (rows.prompt_targets >= 0) & rows.prompt_valid[..., None]
+    counts &= rows.has_masks[:, None, None] & (own.max(2) >= _LEAST_IOU)
+    counts &= (labels[0] >= 0) | (labels[1] >= 0)
+    return features.astype(jnp.float16), counts, *labels
+
+
+def fit(
+    run: RunConfig,
+    model: SemanticSAM,
+    params: Mapping,
+    kept: KeptFeatures,
+    text: TextInputs,
+    class_weights: np.ndarray | None,
+) -> tuple[dict[str, np.ndarray], list[float]]:
+    """Trains the class heads on kept features with the loss that training uses.
+
+    Args:
+        run: for `refit`, `loss` and the seed.
+        model: the network.
+        params: as the features were read.
+        kept: the features.
+        text: class names.
+        class_weights: as `interactive_losses` takes them.
+
+    Returns:
+        (heads by their path in the parameters, mean loss of each pass).
+    """
+    choice = run.refit
+    size = min(choice.rows, len(kept))
+    num_batches = len(kept) // size
+    rate = optax.cosine_decay_schedule(choice.learning_rate, choice.passes * num_batches)
+    tx = optax.chain(
+        optax.adamw(rate, weight_decay=run.optimizer.weight_decay, mask=_decays),
+        clamp_logit_scale(),
+    )
+    heads = {path: value for path, value in _flat(params).items() if is_frozen(path, HEADS)}
+
+    @jax.jit
+    def step(heads: dict, opt_state: Any, rows: tuple) -> tuple[dict, Any, Array]:
+        def loss_of(heads: dict) -> Array:
+            return _loss(run, model, _with_heads(params, heads), rows, text, class_weights)
+
+        loss, grads = jax.value_and_grad(loss_of)(heads)
+        updates, opt_state = tx.update(grads, opt_state, heads)
+        return optax.apply_updates(heads, updates), opt_state, loss
+
+    opt_state, rng, losses = tx.init(heads), np.random.default_rng(run.seed), []
+    for _ in range(choice.passes):
+        order = rng.permutation(len(kept))[: num_batches * size].reshape(num_batches, size)
+        of_pass = []
+        for index in order:
+            heads, opt_state, loss = step(heads, opt_state, kept.rows(index))
+            of_pass.append(loss)
+        losses.append(float(np.mean(jax.device_get(of_pass))))
+    return jax.device_get(heads), losses
+
+
+def _loss(
+    run: RunConfig,
+    model: SemanticSAM,
+    params: Mapping,
+    rows: tuple,
+    text: TextInputs,
+    class_weights: np.ndarray | None,
+) -> Array:
+    """Weighted class terms, each mask an image of its own with one instance."""
+    features, object_id, part_id, valid, owned = rows
+    logits = model.apply(
+        {"params": params},
+        features.astype(jnp.float32)[:, None],
+        _table(model, params, text),
+        method=SemanticSAM.logits_of_name_features,
+    )
+    names = ("object_logits", "part_logits", "owner_logits")
+    labels = dict.fromkeys(field.name for field in dataclasses.fields(Batch))
+    labels |= {"object_id": object_id[:, None], "part_id": part_id[:, None]}
+    labels |= {"vocab_valid": valid, "vocab_owned": owned}
+    others = dict.fromkeys(("mask_embed", "boxes", "pred_ious"))
+    total = jnp.zeros(())
+    for head in class_heads(
+        Predictions(**others, **dict(zip(names, logits, strict=True))), Batch(**labels)
+    ):
+        weight = ((head.label >= 0) & head.teaches).astype(jnp.float32)
+        if class_weights is not None:
+            weight *= jnp.asarray(class_weights)[head.first + jnp.maximum(head.label, 0)]
+        term = mean_over(class_term(head, head.label, jnp.ones((1, 1), bool)), weight)
+        total += getattr(run.loss, head.name) * term
+    return total
+
+
+def _table(model: SemanticSAM, params: Mapping, text: TextInputs) -> TextTable:
+    """The embeddings of the names, learned ones included."""
+    if text.learned is None:
+        return text.table
+    return model.apply(
+        {"params": params}, text.table, text.learned, method=SemanticSAM.with_learned_names
+    )
+
+
+def _decays(heads: dict) -> dict[str, bool]:
+    """Weights decay, the scale of the scores and the embeddings of names do not."""
+    return {path: path.endswith("_embed") for path in heads}
+
+
+def _flat(params: Mapping) -> dict[str, Any]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    return {jax.tree_util.keystr(key, simple=True, separator="/"): leaf for key, leaf in leaves}
+
+
+def _with_heads(params: Mapping, heads: Mapping[str, Any]) -> dict:
+    """The parameters with other heads, which lie as those that they replace."""
+
+    def replaced(key: tuple, old: Any) -> Any:
+        new = heads.get(jax.tree_util.keystr(key, simple=True, separator="/"))
+        if new is None:
+            return old
+        is_placed = isinstance(old, jax.Array) and not isinstance(new, jax.Array)
+        return jax.device_put(new, old.sharding) if is_placed else new
+
+    return jax.tree_util.tree_map_with_path(replaced, dict(params))
