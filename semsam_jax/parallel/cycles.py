@@ -14,8 +14,9 @@ _COMPUTATION = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+)[ (].*\{\s*$"
 _RESULT = re.compile(r"\s+(?:ROOT )?%?(?P<name>[\w.\-]+) = ")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _SOURCE = re.compile(r'op_name="([^"]*)"')
-_WHILE = re.compile(r" while\(.*body=%?([\w.\-]+)")
+_WHILE = re.compile(r" while\(.*condition=%?(?P<condition>[\w.\-]+), body=%?(?P<body>[\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_LIMIT = re.compile(r" = s32\[\]\S* constant\((\d+)\)")
 _CALLED = re.compile(r" (?:call|conditional)\(.*to_apply=%?([\w.\-]+)")
 _OPERANDS = re.compile(r"operand_layout_constraints=\{(.*?\})\}")
 _SHAPE = re.compile(r"\b(?P<dtype>[a-z]+\d+)\[(?P<sides>[\d,]*)\]")
@@ -65,9 +66,9 @@ def estimate(text: str) -> Cycles:
             elif '"tpu_custom_call"' in line:
                 kernels.append((part_of(source), _kernel(line, times)))
             if found := _WHILE.search(line):
-                trips = _TRIPS.search(line)
+                trips = _trips(line, computations.get(found["condition"], []))
                 unknown += trips is None
-                waiting.append((found[1], times * (int(trips[1]) if trips else 1)))
+                waiting.append((found["body"], times * (trips or 1)))
             waiting += [(called, times) for called in _CALLED.findall(line)]
     return Cycles(dict(parts), tuple(kernels), unknown)
 
@@ -82,6 +83,17 @@ def count_instructions(text: str) -> Counter:
 def part_of(source: str) -> str:
     """Part of the model that an operation belongs to, by the name that tracing gave it."""
     return next((part for part, sign in PARTS.items() if sign in source), OTHER)
+
+
+def _trips(loop: str, condition: list[str]) -> int | None:
+    """How often a loop runs: as the compiler says or, in programs for TPUs, where it does not, by
+    the limit of the counter, which `jax.lax.scan` starts at 0 and raises by 1. None if unknown.
+    """
+    if said := _TRIPS.search(loop):
+        return int(said[1])
+    limits = [found[1] for line in condition if (found := _LIMIT.search(line))]
+    is_below = any("ROOT" in line and "direction=LT" in line for line in condition)
+    return int(limits[0]) if is_below and len(limits) == 1 else None
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:

@@ -18,12 +18,18 @@ metadata={{op_name="{STEP}/pixel_decoder/encoder/while/pallas_call"}}
   %c = f32[4]{{0}} add(%x, %x), metadata={{op_name="jit(_forward)/losses/add"}}, \
 backend_config={{"estimated_cycles":"5"}}
 }}
+%layers (x: (s32[], f32[4])) -> pred[] {{
+  %limit = s32[]{{:T(128)}} constant(3)
+  %n = s32[]{{:T(128)}} get-tuple-element(%x), index=0
+  ROOT %lt.6 = pred[]{{:T(512)}} compare(%n, %limit), direction=LT
+}}
 ENTRY %main.2 (x: f32[4]) -> f32[4] {{
   %f = f32[4]{{0}} fusion(%x), metadata={{op_name="{STEP}/backbone/stage0/dot"}}, \
 backend_config={{"estimated_cycles":"1000"}}
   %w.1 = f32[4]{{0}} while(%f), condition=%cond.1, body=%body.1, \
 backend_config={{"known_trip_count":{{"n":"6"}}}}
   %w.2 = f32[4]{{0}} while(%f), condition=%cond.1, body=%other
+  %w.3 = f32[4]{{0}} while(%f), condition=%layers, body=%other
   ROOT %d = f32[4]{{0}} copy(%w.1), backend_config={{"estimated_cycles":"7"}}
 }}
 """
@@ -31,7 +37,7 @@ backend_config={{"known_trip_count":{{"n":"6"}}}}
 
 def test_loops_count_as_often_as_they_run_and_parts_are_told_apart():
     found = cycles.estimate(TEXT)
-    assert found.parts == {"backbone": 1000, "encoder": 600, "losses": 5, "other": 7}
+    assert found.parts == {"backbone": 1000, "encoder": 600, "losses": 5 + 3 * 5, "other": 7}
     assert found.unknown_loops == 1
 
 
