@@ -13,9 +13,9 @@ learns all masks under it. Images may occur more often than once; docs/lite.md s
 sources. The first stage has a constant rate: it may be stopped at any time, continued for as long
 as it helps, and finished from any of its checkpoints. NAMED is a folder in COCO's format whose
 categories are the names; of names that the stored table of embeddings lacks, the embeddings are
-learned and stored with the model. That stage trains the class heads alone: nothing else has a
-gradient. The last command sets the canvas of inference: a larger one than that of training finds
-smaller masks.
+learned and stored with the model. That stage trains the class heads alone, on features that are
+kept of one look at each image (`semsam_jax.train.refit`). The last command sets the canvas of
+inference: a larger one than that of training finds smaller masks.
 
 Hardware: CPUs or one small card. Hours: docs/lite.md.
 """
@@ -68,8 +68,9 @@ def get_config(stage: str = "masks") -> ConfigDict:
     config.data.datasets = ConfigDict({**dict.fromkeys(SHARES, 0.0), "custom": 1.0})
     config.data.box_share = 0.5
     config.text.learn_missing = True
-    config.loss.class_balance = 0.5
+    config.loss.class_balance = 0.2
     config.optimizer.frozen = _ALL_BUT_NAMES
-    config.optimizer.ema = 0.98
-    config.steps = 600
+    config.steps = 1  # the least that a run takes; the heads learn after it
+    config.refit.images = 3_000
+    config.refit.passes = 12
     return config

@@ -12,7 +12,7 @@ from semsam_jax.core import checkpoint_io
 from semsam_jax.core.errors import CheckpointError, TrainingError
 from semsam_jax.matching.transport import AssignReport
 from semsam_jax.parallel.distributed import RESTART_CODE
-from semsam_jax.train import build, hooks
+from semsam_jax.train import build, hooks, refit
 from semsam_jax.train.loop import train
 from semsam_jax.train.step import TrainStep
 
@@ -105,6 +105,22 @@ def test_a_run_is_stopped_resumed_finished_and_then_left_alone(start, tmp_path, 
     assert step.steps == [6, 7]
     assert longer["steps"] == 8
     assert "changed: steps: checkpoint 6, this run 8" in capsys.readouterr().out
+
+
+def test_a_refit_that_is_stopped_starts_again_and_is_the_last_save(start, tmp_path, monkeypatch):
+    answers = [lambda _: None, lambda state: state.replace(step=state.step + 1)]
+    monkeypatch.setattr(
+        refit, "refit_class_heads", lambda run, model, state, *_: answers.pop(0)(state)
+    )
+    with pytest.raises(SystemExit) as stopped:
+        start()
+    assert stopped.value.code == RESTART_CODE
+    assert checkpoint_io.read_meta(tmp_path / "run" / "checkpoints" / "6")["step"] == 6
+    summary, step = start()
+    assert not step.steps
+    steps = [int(path.name) for path in checkpoint_io.complete_steps(tmp_path / "run")]
+    assert steps == [6, 7]
+    assert start()[0] == summary
 
 
 def test_saves_by_seconds_and_skipped_steps(start, tmp_path, monkeypatch):

@@ -135,7 +135,9 @@ def test_the_loss_is_the_focal_loss_of_the_classes_that_count(made):
     kept = dataclasses.replace(kept, vocab_valid=valid)
     weights = np.arange(1, small.NUM_NAMES + 1, dtype=np.float32)
     run = a_run()
-    got = refit._loss(run, NET, params, tuple(map(jnp.asarray, kept.rows(np.arange(5)))), text, weights)
+    got = refit._loss(
+        run, NET, params, tuple(map(jnp.asarray, kept.rows(np.arange(5)))), text, weights
+    )
     objects, parts, _ = NET.apply(
         {"params": params},
         jnp.asarray(kept.features, jnp.float32),
