@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -158,6 +159,39 @@ def test_a_nan_reaches_its_own_query_and_head_alone(implementation: str) -> None
     assert {tuple(i) for i in np.argwhere(is_nan.all(-1))} == {(1, 0), (3, 1), (5, 0)}
     assert is_nan.sum() == 9
     np.testing.assert_allclose(np.where(np.isnan(got), want, got), want, atol=1e-5)
+
+
+def test_corners_of_all_samples_stay_in_fusions() -> None:
+    # What a GPU's compiler fuses with a gather, a sum or a scatter; an operand of a matrix product
+    # would be written to memory (`python -m benchmarks.gpu_compile`).
+    fused = {"gather", "convert_element_type", "broadcast_in_dim", "reshape", "mul"}
+    fused |= {"reduce_sum", "scatter-add"}
+    spec = SPECS[0]
+    args = make_args(spec)
+    grad = jnp.ones((*args[1].shape[:2], spec.heads * spec.channels))
+
+    def both_ways(*args: jax.Array) -> tuple[jax.Array, ...]:
+        def run(*args: jax.Array) -> jax.Array:
+            return deform_attention(args[0], spec.shapes, *args[1:], implementation="cell_gather")
+
+        return jax.vjp(run, *args)[1](grad)
+
+    corners = spec.batch * args[1].shape[1] * 16 * 4 * spec.channels
+    found: set[str] = set()
+
+    def look(jaxpr: jax.extend.core.Jaxpr) -> None:
+        for equation in jaxpr.eqns:
+            inner = [getattr(x, "jaxpr", x) for x in equation.params.values()]
+            inner = [x for x in inner if isinstance(x, jax.extend.core.Jaxpr)]
+            for one in inner:
+                look(one)
+            sizes = [x.aval.size for x in (*equation.invars, *equation.outvars)]
+            name = equation.primitive.name
+            if (not inner or name == "scatter-add") and max(sizes, default=0) >= corners:
+                found.add(name)
+
+    look(jax.make_jaxpr(both_ways)(*args).jaxpr)
+    assert {"reduce_sum", "scatter-add"} <= found <= fused
 
 
 def test_half_precision_keeps_dtype(implementation: str) -> None:
