@@ -18,6 +18,8 @@ Source: He, Sun, Tang: Guided image filtering, TPAMI 2013, section 3.4 (colour g
 guided filter, arXiv 1505.00996.
 """
 
+from collections.abc import Iterable
+
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -54,13 +56,13 @@ class GuidedUpsampler:
         self._frame = frame
         rows, columns = frame.resized_hw
         canvas = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA)
-        self._canvas = canvas.astype(np.float32) / 255
+        self._canvas = _planes(canvas)
         scale = min(1.0, MAX_SIDE / max(frame.image_hw))
         self._fine_hw = tuple(max(1, round(side * scale)) for side in frame.image_hw)
         fine = image
         if scale < 1:
             fine = cv2.resize(image, self._fine_hw[::-1], interpolation=cv2.INTER_AREA)
-        self._fine = fine.astype(np.float32) / 255
+        self._fine = _planes(fine)
         self._statistics: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def masks(
@@ -92,41 +94,60 @@ class GuidedUpsampler:
         radius = max(1, RADIUS_CELLS * canvas_hw[0] // low.shape[0])
         slopes = self._slopes(p, radius)
         if detail:
-            slopes[..., _CHANNELS] += detail * (p - _box(_box(p, radius), radius))
-        fine = cv2.resize(slopes, self._fine_hw[::-1], interpolation=cv2.INTER_LINEAR)
-        return np.einsum("hwc,hwc->hw", fine[..., :_CHANNELS], self._fine) + fine[..., _CHANNELS]
+            slopes[_CHANNELS] += detail * (p - _box(_box(p, radius), radius))
+        # Plane by plane: colours beside each other would keep NumPy from adding neighbours at once.
+        out = self._enlarged(slopes[_CHANNELS])
+        for slope, colour in zip(slopes, self._fine, strict=False):
+            term = self._enlarged(slope)
+            term *= colour
+            out += term
+        return out
 
-    def _slopes(self, p: Float[np.ndarray, "h w"], radius: int) -> Float[np.ndarray, "h w 4"]:
-        """(a, b) of every canvas pixel, averaged over its windows."""
+    def _enlarged(self, plane: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "fine_h fine_w"]:
+        return cv2.resize(plane, self._fine_hw[::-1], interpolation=cv2.INTER_LINEAR)
+
+    def _slopes(self, p: Float[np.ndarray, "h w"], radius: int) -> list[np.ndarray]:
+        """The three planes of a and the plane of b, each averaged over its windows, [h, w]."""
         mean, inverse = self._window_statistics(radius)
-        moments = _box(np.concatenate([self._canvas * p[..., None], p[..., None]], -1), radius)
-        mean_p = moments[..., _CHANNELS]
-        covariance = moments[..., :_CHANNELS] - mean * mean_p[..., None]
-        a = np.einsum("hwij,hwj->hwi", inverse, covariance)
-        b = mean_p - np.einsum("hwi,hwi->hw", a, mean)
-        return _box(np.concatenate([a, b[..., None]], -1), radius)
+        mean_p = _box(p, radius)
+        covariance = [
+            _box(colour * p, radius) - m * mean_p
+            for colour, m in zip(self._canvas, mean, strict=True)
+        ]
+        a = [_dot(row, covariance) for row in inverse]
+        b = mean_p - _dot(a, mean)
+        return [_box(plane, radius) for plane in (*a, b)]
 
-    def _window_statistics(self, radius: int) -> tuple[np.ndarray, np.ndarray]:
+    def _window_statistics(
+        self, radius: int
+    ) -> tuple[Float[np.ndarray, "c h w"], Float[np.ndarray, "c c h w"]]:
         """Mean colour, and inverse of the covariance of colours plus eps, of every window."""
         if radius not in self._statistics:
             colours = self._canvas
-            mean = _box(colours, radius)
-            products = (colours[..., :, None] * colours[..., None, :]).reshape(
-                *colours.shape[:2], _CHANNELS**2
-            )
-            # OpenCV filters at most four channels at a time.
-            second = np.concatenate(
-                [_box(products[..., i : i + 3], radius) for i in range(0, _CHANNELS**2, 3)], -1
-            ).reshape(*colours.shape[:2], _CHANNELS, _CHANNELS)
-            covariance = second - mean[..., :, None] * mean[..., None, :]
+            mean = np.stack([_box(plane, radius) for plane in colours])
+            second = np.stack([[_box(x * y, radius) for y in colours] for x in colours])
+            covariance = (second - mean[:, None] * mean).transpose(2, 3, 0, 1)
             inverse = np.linalg.inv(covariance.astype(np.float64) + EPS * np.eye(_CHANNELS))
-            self._statistics[radius] = mean, inverse.astype(np.float32)
+            inverse = np.ascontiguousarray(inverse.transpose(2, 3, 0, 1), np.float32)
+            self._statistics[radius] = mean, inverse
         return self._statistics[radius]
 
 
-def _box(values: Float[np.ndarray, "h w *c"], radius: int) -> Float[np.ndarray, "h w *c"]:
+def _planes(image: UInt8[np.ndarray, "h w c"]) -> Float[np.ndarray, "c h w"]:
+    """Colours from 0 to 1, one plane each."""
+    return np.ascontiguousarray(image.transpose(2, 0, 1), np.float32) / 255
+
+
+def _dot(left: Iterable[np.ndarray], right: Iterable[np.ndarray]) -> Float[np.ndarray, "h w"]:
+    """Sum of the products of planes."""
+    terms = (x * y for x, y in zip(left, right, strict=True))
+    out = next(terms)
+    for term in terms:
+        out += term
+    return out
+
+
+def _box(values: Float[np.ndarray, "h w"], radius: int) -> Float[np.ndarray, "h w"]:
     """Mean over a square window; the border is mirrored."""
     side = 2 * radius + 1
-    return cv2.boxFilter(
-        np.ascontiguousarray(values), -1, (side, side), borderType=cv2.BORDER_REFLECT
-    )
+    return cv2.boxFilter(values, -1, (side, side), borderType=cv2.BORDER_REFLECT)
