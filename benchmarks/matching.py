@@ -108,6 +108,7 @@ def device_ms(repeats: int = 3) -> float:
         prompt_is_box=jnp.zeros((1, PROMPTS), bool),
         prompt_valid=jnp.ones((1, PROMPTS), bool),
         prompt_targets=jnp.asarray(rng.integers(0, INSTANCES, (1, PROMPTS, TOKENS), np.int32)),
+        pseudo_targets=jnp.full((1, PROMPTS, TOKENS), -1),
         vocab_valid=jnp.ones((1, 1), bool),
         vocab_owned=jnp.zeros((1, 1), jnp.uint8),
         has_masks=jnp.ones(1, bool),

@@ -91,6 +91,7 @@ def _full(config: ConfigDict) -> ConfigDict:
     config.data.interactive_batch = 32
     config.data.generic_batch = 32
     config.data.hierarchy = True
+    config.data.pseudo_hierarchy = 0.5
     config.eval_suites = ("one_click", "levels", "generic")
     config.eval_part_dataset = "pascal_part"
     return config

@@ -48,6 +48,7 @@ def get_config(stage: str = "masks") -> ConfigDict:
         config.text.source = "none"
         config.loss.iou_every_layer = False
         config.loss.granularity = 0.3
+        config.data.pseudo_hierarchy = 0.5
         config.model.train_backbone = True
         config.optimizer.frozen = _FIRST_BLOCKS
     if stage == "masks":

@@ -5,7 +5,8 @@
 
 The images go to runs/inspect, or to --out. Without a config the embedded sample is drawn.
 Interactive rows show all prompts, then single prompts with their targets from blue (largest) to red
-(smallest); generic rows show every instance with its label. Grey is padding.
+(smallest), pseudo targets as white outlines alone; generic rows show every instance with its label.
+Grey is padding.
 """
 
 import dataclasses
@@ -119,13 +120,18 @@ def _prompt_panel(row: Mapping[str, np.ndarray], vocabulary: Vocabulary, prompt:
     spectrum = np.linspace(0.66, 0.0, len(targets)) if len(targets) > 1 else [0.33]
     for slot, hue in zip(targets, spectrum, strict=True):
         _paint(picture, row, slot, _hue(hue), 0.5)
+    pseudo = row["pseudo_targets"][prompt]
+    pseudo = pseudo[pseudo >= 0].tolist()
+    for slot in pseudo:
+        _paint(picture, row, slot, (255, 255, 255), 0.0)
     _mark_prompt(picture, row, prompt, 2)
     kind = "box" if row["prompt_is_box"][prompt] else "click"
     # "dog, ear, nose": the whole is named once.
     labels = dict.fromkeys(
         name for slot in targets for name in _label(row, vocabulary, slot).split(": ") if name
     )
-    text = f"{kind} {prompt}: {len(targets)} targets  {', '.join(labels)}"
+    made = f" + {len(pseudo)} pseudo" if pseudo else ""
+    text = f"{kind} {prompt}: {len(targets)} targets{made}  {', '.join(labels)}"
     return _titled(Image.fromarray(picture), text)
 
 
@@ -232,6 +238,7 @@ def sample_settings() -> dict:
         "prompt_shares": {},
         "granularity_balance": 0.0,
         "center_clicks": 0.0,
+        "pseudo_hierarchy": 0.0,
         "verified_classes": True,
         "subsets": {},
         "flip": 0.5,

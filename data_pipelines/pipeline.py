@@ -157,7 +157,8 @@ def make_iterator(
             stream.mixture, built, total_rows=total_rows, where=f"{name} stream"
         )
         examples[name] = stream_examples(name, tables[name], sources, built, seed)
-        streams[name] = examples[name].random_map(rows, seed=derived_seed(seed, name, "rows"))
+        own = rows if name == "interactive" else rows.without_pseudo_targets()
+        streams[name] = examples[name].random_map(own, seed=derived_seed(seed, name, "rows"))
     if not streams:
         raise ConfigError("pipeline: both streams have batch_size 0; give one of them rows.")
     iterator = InputIterator(config, examples, streams, tables, process_index, process_count, seed)

@@ -42,6 +42,7 @@ def pipeline_config(
             shares=data["prompt_shares"],
             granularity_balance=data["granularity_balance"],
             center_clicks=data["center_clicks"],
+            pseudo_hierarchy=data["pseudo_hierarchy"],
         ),
         augments={"sa1b": _jitter(data["sa1b_jitter"], flip), "ade20k": ade20k},
         default_augment=_jitter(data["scale_jitter"], flip),

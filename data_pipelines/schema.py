@@ -118,6 +118,7 @@ class BatchShape:
             "prompt_is_box": (np.dtype(np.bool_), (p,)),
             "prompt_valid": (np.dtype(np.bool_), (p,)),
             "prompt_targets": (np.dtype(np.int32), (p, t)),
+            "pseudo_targets": (np.dtype(np.int32), (p, t)),
             "vocab_valid": (np.dtype(np.bool_), (self.vocab_size,)),
             "vocab_owned": (np.dtype(np.uint8), (self.vocab_size,)),
             "has_masks": (np.dtype(np.bool_), ()),

@@ -31,6 +31,8 @@ class PromptPolicy:
         click_px: side of a click's box, canvas pixels.
         center_clicks: fraction of the clicks at the pixel farthest from the mask's outline, where
             people click, instead of at a random one.
+        pseudo_hierarchy: probability that a click with one target gets pseudo targets
+            (`pseudo_parts`).
     """
 
     box_share: float = 0.25
@@ -39,6 +41,7 @@ class PromptPolicy:
     granularity_balance: float = 0.0
     click_px: int = 6
     center_clicks: float = 0.0
+    pseudo_hierarchy: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from data_pipelines.schema import (
     RawExample,
     RawInstance,
 )
-from data_pipelines.transforms import geometry, masks, prompts
+from data_pipelines.transforms import geometry, masks, prompts, pseudo_parts
 from data_pipelines.transforms.geometry import Augment, Placement
 from data_pipelines.transforms.prompts import Candidate, PromptPolicy
 from semsam_jax.core.errors import DataError
@@ -65,6 +65,11 @@ class RowMaker:
             example.image, placement, where=where, is_displayed=example.is_displayed
         )
         return self._fill(example, placement, candidates, image, rng)
+
+    def without_pseudo_targets(self) -> "RowMaker":
+        """The same for a stream whose prompts nothing learns from."""
+        policy = dataclasses.replace(self.policy, pseudo_hierarchy=0.0)
+        return dataclasses.replace(self, policy=policy)
 
     def _place(
         self,
@@ -168,7 +173,8 @@ class RowMaker:
         row = {key: np.zeros(size, dtype) for key, (dtype, size) in shape.spec().items()}
         row["image"] = image
         row["size_hw"][:] = placement.size_hw
-        row["object_id"][:] = row["part_id"][:] = row["prompt_targets"][:] = -1
+        row["object_id"][:] = row["part_id"][:] = -1
+        row["prompt_targets"][:] = row["pseudo_targets"][:] = -1
         row["instance_valid"][: len(kept)] = True
         for slot, index in enumerate(kept.tolist()):
             candidate, instance = candidates[index], instances[index]
@@ -186,6 +192,8 @@ class RowMaker:
             first = [slot_of[index] for index in first if index in slot_of]
             targets = prompts.cap_targets(rng, slots, first, shape.max_targets)
             row["prompt_targets"][prompt, : len(targets)] = targets
+        if self.policy.pseudo_hierarchy:  # last, so that all other draws are those without it
+            pseudo_parts.add_pseudo_targets(rng, row, self.policy.pseudo_hierarchy)
         cut = [item for index, item in enumerate(instances) if index not in slot_of]
         row["vocab_valid"][:], row["vocab_owned"][:] = self._classes(example, cut)
         row["has_masks"] = np.asarray(candidates[0].cells is not None)

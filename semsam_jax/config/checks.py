@@ -64,6 +64,17 @@ def check(run: RunConfig) -> None:
             f"refit.images: {run.refit.images}, and the class heads learn from prompts and a table "
             f"of names; set text.source=table and data.interactive_batch, or refit.images=0."
         )
+    if data.pseudo_hierarchy and not run.loss.granularity:
+        raise ConfigError(
+            f"data.pseudo_hierarchy: {data.pseudo_hierarchy}, and only the loss of granularities "
+            f"learns from it; set loss.granularity above 0 or data.pseudo_hierarchy=0."
+        )
+    if data.pseudo_hierarchy and data.max_targets < 2:
+        raise ConfigError(
+            f"data.pseudo_hierarchy: {data.pseudo_hierarchy}, and data.max_targets "
+            f"{data.max_targets} leaves no room for parts; set data.max_targets=2 or more, or "
+            f"data.pseudo_hierarchy=0."
+        )
     if not 1 <= data.max_targets <= model.decoder.num_tokens:
         raise ConfigError(
             f"data.max_targets: {data.max_targets}; a prompt has 1 to "
@@ -150,6 +161,7 @@ SHARES = [
     "data.flip",
     "data.granularity_balance",
     "data.center_clicks",
+    "data.pseudo_hierarchy",
     "loss.importance_ratio",
 ]
 

@@ -90,6 +90,8 @@ class DataChoice:
             agnostic); all 0 samples instances uniformly.
         granularity_balance: fraction of prompts sampled uniformly over mask sizes.
         center_clicks: fraction of the clicks at the innermost point of their mask.
+        pseudo_hierarchy: probability that a click with one target gets parts of it that are made
+            from colours, for the token of granularities alone.
         flip: probability of a horizontal flip.
         scale_jitter: (low, high) of the large-scale jitter for labelled data.
         sa1b_jitter: (low, high) of the scale jitter for SA-1B.
@@ -125,6 +127,7 @@ class DataChoice:
     )
     granularity_balance: float = 0.0
     center_clicks: float = 0.0
+    pseudo_hierarchy: float = 0.0
     flip: float = 0.5
     scale_jitter: tuple[float, float] = (0.1, 2.0)
     sa1b_jitter: tuple[float, float] = (0.99, 1.01)

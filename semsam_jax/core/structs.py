@@ -18,7 +18,8 @@ Array = jax.Array
 class Batch:
     """Rows of one stream, or of both; mirrors `data_pipelines.schema.BatchShape.spec`.
 
-    Valid instances, prompts and targets come first on their axes; padding follows.
+    Valid instances, prompts and targets come first on their axes; padding follows. Instances that
+    are pseudo targets lie behind the valid ones.
     """
 
     image: Array  # uint8 [b,h,w,3] RGB, zero-padded right and bottom
@@ -32,6 +33,7 @@ class Batch:
     prompt_is_box: Array  # bool [b,p]
     prompt_valid: Array  # bool [b,p]
     prompt_targets: Array  # int32 [b,p,t] instance index, -1 none
+    pseudo_targets: Array  # int32 [b,p,t] parts made from colours, where prompt_targets is -1
     vocab_valid: Array  # bool [b,v] classes of which every instance in the image is annotated
     vocab_owned: Array  # uint8 [b,v] for the others: 0 unknown, 1 a positive at its own instances,
     # 2 a negative at the other instances as well (`data_pipelines.schema`)

@@ -12,6 +12,9 @@ answer to g1 belongs to that to g2,
     nesting = sum of max(0, p1 - p2) / sum of p1   over points, p1 and p2 the probabilities
 
 A box says itself what is meant, so that its mask is the answer to any granularity.
+
+Pseudo targets (`Batch.pseudo_targets`) complete such a chain: the mask becomes the whole, g = 1,
+and the parts that the colours of the image suggest are asked for like masks that people drew.
 """
 
 import typing
@@ -62,6 +65,8 @@ def chain_places(rows: Batch) -> Float[Array, "b p t"]:
 def ask(rows: Batch, key: PRNGKeyArray) -> Asked:
     """Draws up to `NUM_ASKED` different targets of each prompt, and asks for about their places.
 
+    Pseudo targets are targets here, and nowhere else.
+
     Where there is no place, any granularity is asked for; its answer has no mask that is meant,
     unless the prompt is a box.
 
@@ -70,8 +75,9 @@ def ask(rows: Batch, key: PRNGKeyArray) -> Asked:
         key: random key.
     """
     keys = jax.random.split(key, 3)
-    missing = max(0, NUM_ASKED - rows.prompt_targets.shape[-1])  # with data.max_targets=1
-    targets = jnp.pad(rows.prompt_targets, ((0, 0), (0, 0), (0, missing)), constant_values=-1)
+    targets = jnp.maximum(rows.prompt_targets, rows.pseudo_targets)
+    missing = max(0, NUM_ASKED - targets.shape[-1])  # with data.max_targets=1
+    targets = jnp.pad(targets, ((0, 0), (0, 0), (0, missing)), constant_values=-1)
     rows = rows.replace(prompt_targets=targets)
     is_target = (targets >= 0) & rows.prompt_valid[..., None] & rows.has_masks[:, None, None]
     lot = jnp.where(is_target, jax.random.uniform(keys[0], targets.shape), 2.0)

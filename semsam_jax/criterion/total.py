@@ -68,6 +68,8 @@ def total_loss(
             own = weighted_sum(terms, config.weights)
             total += config.interactive * config.granularity * own
             metrics |= _last_layer("asked", terms) | {"asked/total": own}
+            is_pseudo = (rows.pseudo_targets >= 0) & rows.prompt_valid[..., None]
+            metrics["asked/num_pseudo"] = is_pseudo.sum().astype(jnp.float32)
     if batch.generic is not None:
         rows = batch.generic
         points = config.plan.draw(keys[1], rows.boxes.shape[0])

@@ -43,6 +43,13 @@ def test_joint_configs_build(choice):
     assert run.data.generic_datasets["sa1b"] == 0
 
 
+PSEUDO_OF_ONE_TARGET = {
+    "model": {"preset": "lite", "granularity_token": True},
+    "loss": {"granularity": 0.3},
+    "data": {"pseudo_hierarchy": 0.5, "max_targets": 1},
+}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -61,6 +68,10 @@ def test_joint_configs_build(choice):
         ({"data": {"datasets": {"coco": float("inf")}}}, r"datasets\.coco: got inf, wanted a fin"),
         ({"data": {"num_prompts": 0}}, r"data\.num_prompts: 0; must be at least 1"),
         ({"data": {"flip": 1.5}}, r"data\.flip: 1\.5; must lie in 0\.\.1"),
+        ({"data": {"pseudo_hierarchy": 1.5}}, r"pseudo_hierarchy: 1\.5; must lie in 0\.\.1"),
+        ({"data": {"pseudo_hierarchy": float("nan")}}, r"pseudo_hierarchy: got nan, wanted a fin"),
+        ({"data": {"pseudo_hierarchy": 0.5}}, r"only the loss of granularities learns from it"),
+        (PSEUDO_OF_ONE_TARGET, r"data\.max_targets 1 leaves no room for parts; set"),
         ({"optimizer": {"decay_at": 0.9}}, r"decay_at: got 0\.9, wanted 2 values"),
         ({"optimizer": {"decay_at": (0.1, 0.2, 0.3)}}, "decay_at: got .*, wanted 2 values"),
         ({"optimizer": {"decay_at": (0.9, 0.5)}}, "decay_at: .* the smaller one first"),

@@ -44,6 +44,7 @@ def make_rows(masks, boxes, prompt_targets=None, labels=None, num_classes=0, pro
         prompt_is_box=jnp.zeros((1, p), bool),
         prompt_valid=jnp.ones((1, p), bool),
         prompt_targets=jnp.asarray(targets, jnp.int32)[None],
+        pseudo_targets=jnp.full((1, *targets.shape), -1, jnp.int32),
         vocab_valid=jnp.ones((1, num_classes), bool),
         vocab_owned=jnp.zeros((1, num_classes), jnp.uint8),
         has_masks=jnp.ones(1, bool),

@@ -48,7 +48,9 @@ def test_two_different_masks_are_asked_for_about_where_they_are():
 
 def test_two_answers_are_asked_for_where_a_prompt_has_one_target_at_most():
     rows = strips()
-    rows = rows.replace(prompt_targets=rows.prompt_targets[..., :1])
+    rows = rows.replace(
+        prompt_targets=rows.prompt_targets[..., :1], pseudo_targets=rows.pseudo_targets[..., :1]
+    )
     asked = ask(rows, jax.random.key(0))
     assert asked.granularity.shape == asked.instance.shape == (1, 3, 2)
     assert (np.asarray(asked.instance) == -1).all()
@@ -65,6 +67,24 @@ def test_a_box_is_asked_for_anything_and_rows_without_masks_for_nothing():
     assert (np.asarray(ask(unmasked, jax.random.key(0)).instance) == -1).all()
     invalid = rows.replace(prompt_valid=jnp.array([[True, False, True]]))
     assert (np.asarray(ask(invalid, jax.random.key(0)).instance)[0, 1] == -1).all()
+
+
+def test_pseudo_targets_complete_a_chain():
+    """The third click has the largest mask alone; the two smaller ones become parts of it."""
+    rows = strips()
+    rows = rows.replace(pseudo_targets=rows.pseudo_targets.at[0, 2].set(jnp.array([-1, 1, 0])))
+    seen = {}
+    for seed in range(20):
+        asked = ask(rows, jax.random.key(seed))
+        own = (np.asarray(values)[0, 2] for values in (asked.instance, asked.granularity))
+        for instance, value in zip(*own, strict=True):
+            seen.setdefault(int(instance), []).append(value)
+    assert seen.keys() == {0, 1, 2}
+    means = [np.mean(seen[instance]) for instance in range(3)]
+    np.testing.assert_allclose(means, [0.0, 0.5, 1.0], atol=0.06)
+    for name in ("instance", "granularity"):  # other clicks are asked for what they were
+        plain = getattr(ask(strips(), jax.random.key(0)), name)[:, :2]
+        np.testing.assert_array_equal(getattr(ask(rows, jax.random.key(0)), name)[:, :2], plain)
 
 
 def test_losses_of_right_and_wrong_answers():

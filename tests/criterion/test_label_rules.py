@@ -41,6 +41,7 @@ def rows(object_id, part_id, valid=None, owned=None):
         prompt_is_box=jnp.zeros((1, 1), bool),
         prompt_valid=jnp.ones((1, 1), bool),
         prompt_targets=jnp.array([[[0]]]),
+        pseudo_targets=jnp.array([[[-1]]]),
         vocab_valid=jnp.array([[True] * 5 if valid is None else [v in valid for v in range(5)]]),
         vocab_owned=jnp.array([[0] * 5 if owned is None else owned], jnp.uint8),
         has_masks=jnp.ones(1, bool),

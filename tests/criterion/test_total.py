@@ -47,6 +47,15 @@ def test_total_is_the_sum_of_what_is_logged(case):
     assert all(value.shape == () and np.isfinite(value) for value in metrics.values())
 
 
+def test_the_six_tokens_do_not_know_pseudo_targets(case):
+    outputs, batch, assignment = case
+    _, plain = run(*case, jax.random.key(2))
+    pseudo = jnp.zeros_like(batch.interactive.pseudo_targets)
+    batch = batch.replace(interactive=batch.interactive.replace(pseudo_targets=pseudo))
+    _, metrics = run(outputs, batch, assignment, jax.random.key(2))
+    assert metrics == plain  # every bit
+
+
 def test_streams_are_weighed_and_may_be_absent(case):
     outputs, batch, assignment = case
     key = jax.random.key(2)

@@ -126,6 +126,7 @@ def _rows(rng: np.random.Generator) -> Batch:
         "prompt_is_box": is_box,
         "prompt_valid": np.ones((ROWS, p), bool),
         "prompt_targets": targets,
+        "pseudo_targets": np.full_like(targets, -1),
         "vocab_valid": vocab,
         "vocab_owned": np.zeros((ROWS, NUM_NAMES), np.uint8),
         "has_masks": np.ones(ROWS, bool),
