@@ -23,6 +23,7 @@ from jax import export
 
 from semsam_jax.core import checkpoint_io, structs
 from semsam_jax.core.backend import target_backend
+from semsam_jax.core.compilation import return_freed_memory
 
 FOLDER = "traced"
 _PACKAGE = Path(__file__).parents[1]
@@ -77,7 +78,10 @@ def _kept(function: Callable, static: tuple, args: tuple, shapes: str) -> Callab
         return exported.call(*args)
 
     program.__name__ = function.__name__  # the name in profiles and logs
-    return jax.jit(program)
+    jitted = jax.jit(program)
+    jitted.lower(*args).compile()  # its call finds it; what compiling left is gone before it runs
+    return_freed_memory()
+    return jitted
 
 
 def _name(function: Callable, static: tuple, shapes: str) -> str:

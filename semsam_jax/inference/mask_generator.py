@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from semsam_jax.core import rle
+from semsam_jax.core.compilation import return_freed_memory
 from semsam_jax.core.errors import PromptError
 from semsam_jax.core.structs import Prompts
 from semsam_jax.inference.crop_masks import (
@@ -305,8 +306,8 @@ class MaskGenerator:
         side = max(1, self.points_per_side // self.crop_n_points_downscale_factor**layer)
         points = point_grid(side) * np.array(part.shape[1::-1])
         kept, embeds, names = self._decode_grid(pyramid, frame, points)
-        rows, columns = frame.resized_hw
-        to_image = np.array([part.shape[1] / columns, part.shape[0] / rows] * 2)
+        return_freed_memory()
+        to_image = np.array(part.shape[1::-1] * 2) / np.array(frame.resized_hw[::-1] * 2)
         if len(kept.rows):
             boxes = kept.boxes * to_image + np.array([x0, y0, x0, y0])
             inside = np.flatnonzero(~touches_crop_border(boxes, crop, pixels.shape[:2]))
