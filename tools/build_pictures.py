@@ -1,8 +1,9 @@
-"""Draws the README's picture with the shipped model: python -m tools.build_pictures
+"""Draws the README's pictures with the shipped model: python -m tools.build_pictures
 
 `docs/levels.jpg` shows the six masks of one click on held-out images of the embedded sample, which
-the model was not trained on. `docs/gallery.jpg`, the best, median and worst clicks on all of them,
-is the gallery of `semsam evaluate --suite one_click`, as a JPEG.
+the model was not trained on; `docs/everything.jpg` all masks of such images without overlap, with
+the names of COCO's classes that the model is sure of. `docs/gallery.jpg`, the best, median and
+worst clicks on all of them, is the gallery of `semsam evaluate --suite one_click`, as a JPEG.
 """
 
 import sys
@@ -12,9 +13,10 @@ import cv2
 import numpy as np
 
 from data_pipelines import sample
-from semsam_jax import Predictor, load_model
+from semsam_jax import LoadedModel, MaskGenerator, Predictor, load_model
+from semsam_jax.inference.convert_results import record_name
 from semsam_jax.inference.images import load_image
-from semsam_jax.inference.visualize import level_strip
+from semsam_jax.inference.visualize import level_strip, side_by_side
 
 DOCS = Path(__file__).parents[1] / "docs"
 IMAGES = Path(sample.__file__).parent / "data" / "coco" / "val2017"
@@ -24,7 +26,8 @@ CLICKS = (
     ("000000001993.jpg", 313, 195),
     ("000000003553.jpg", 191, 54),
 )
-_WIDTH = 1600
+NAMED = ("000000000785.jpg", "000000007991.jpg", "000000001993.jpg", "000000003553.jpg")
+_WIDTH, _HEIGHT = 1600, 380
 
 
 def levels(predictor: Predictor) -> np.ndarray:
@@ -42,17 +45,34 @@ def levels(predictor: Predictor) -> np.ndarray:
     return np.concatenate([_wide(row, _WIDTH) for row in rows])
 
 
+def everything(model: LoadedModel) -> np.ndarray:
+    """All masks of some images, side by side."""
+    generator = MaskGenerator(model, points_per_side=16, overlap="none", labels="coco")
+    panels = []
+    for name in NAMED:
+        image = load_image(IMAGES / name)
+        records = generator.generate(image)
+        texts = [record_name(record) or "" for record in records]
+        row = side_by_side(
+            image, [("", [r["segmentation"] for r in records], texts)], height=_HEIGHT
+        )
+        panels.append(row)
+    return _wide(np.concatenate(panels, axis=1), _WIDTH)
+
+
 def _wide(picture: np.ndarray, width: int) -> np.ndarray:
     height = round(picture.shape[0] * width / picture.shape[1])
     return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def main() -> int:
-    """Writes the picture."""
-    picture = levels(Predictor(load_model()))
-    bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-    cv2.imwrite(str(DOCS / "levels.jpg"), bgr, [cv2.IMWRITE_JPEG_QUALITY, 82])
-    print(f"wrote {DOCS / 'levels.jpg'}")
+    """Writes the pictures."""
+    model = load_model()
+    pictures = {"levels.jpg": levels(Predictor(model)), "everything.jpg": everything(model)}
+    for name, picture in pictures.items():
+        bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+        cv2.imwrite(str(DOCS / name), bgr, [cv2.IMWRITE_JPEG_QUALITY, 82])
+        print(f"wrote {DOCS / name}")
     return 0
 
 
