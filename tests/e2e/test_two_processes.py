@@ -32,7 +32,7 @@ def test_one_is_lost_and_the_other_goes_on_alone(finished, cache, tmp_path):
     """The second is killed on the way: the first stops, and one process ends the run."""
     workdir = tmp_path / "pair"
     first, second = runs.start_pair(workdir, cache, **SETTINGS)
-    runs.read_until(first, step=6)
+    runs.read_until(first, step=7)  # the save of step 6 has waited for that of step 3
     second.kill()
     killed = time.monotonic()
     said = first.communicate(timeout=runs.TIMEOUT_SEC)[0]
