@@ -26,8 +26,8 @@ CLICKS = (
     ("000000001993.jpg", 313, 195),
     ("000000003553.jpg", 191, 54),
 )
-NAMED = ("000000000785.jpg", "000000007991.jpg", "000000001993.jpg", "000000003553.jpg")
-_WIDTH, _HEIGHT = 1600, 380
+NAMED = ("000000006723.jpg", "000000009483.jpg", "000000001993.jpg", "000000007511.jpg")
+_WIDTH, _HEIGHT, _TITLE = 1600, 380, 30
 
 
 def levels(predictor: Predictor) -> np.ndarray:
@@ -56,7 +56,7 @@ def everything(model: LoadedModel) -> np.ndarray:
         row = side_by_side(
             image, [("", [r["segmentation"] for r in records], texts)], height=_HEIGHT
         )
-        panels.append(row)
+        panels.append(row[_TITLE:])
     return _wide(np.concatenate(panels, axis=1), _WIDTH)
 
 

@@ -19,7 +19,7 @@ NO_DECAY = re.compile(
 """Parameters without weight decay: norms, embeddings, position-bias tables and the scale of the
 class scores."""
 
-_OPTIONAL = ("text_encoder", "decoder/mask_window")
+_OPTIONAL = ("text_encoder", "decoder/mask_window", "granularity_token")
 """Parts that only some models have; recipes for any model name them."""
 
 
