@@ -71,19 +71,18 @@ class WindowAttention(nn.Module):
         if self.shift:
             x = jnp.roll(x, (-self.shift, -self.shift), axis=(1, 2))
         x = to_windows(x, self.window)
-        n, m = x.shape[:2]
+        n, m = x.shape[1:3]
         qkv = Dense(3 * c, dtype=self.dtype, kernel_init=_init, name="qkv")(x)
-        q, k, v = (y.reshape(n, m, heads, c // heads) for y in jnp.split(qkv, 3, axis=-1))
-        logits = jnp.einsum("nqhd,nkhd->nhqk", q * (c // heads) ** -0.5, k)
-        logits = logits.astype(jnp.float32) + self._bias()[None]
+        q, k, v = (y.reshape(b, n, m, heads, c // heads) for y in jnp.split(qkv, 3, axis=-1))
+        logits = jnp.einsum("bnqhd,bnkhd->bnhqk", q * (c // heads) ** -0.5, k)
+        logits = logits.astype(jnp.float32) + self._bias()[None, None]
         if self.shift:
             region = shifted_window_regions(rows, columns, self.window, self.shift)
             # Compared by the program: the mask as a constant would be as large as the logits.
             is_blocked = jnp.asarray(region)[:, :, None] != jnp.asarray(region)[:, None, :]
-            blocked = jnp.where(is_blocked, _BLOCKED_LOGIT, 0.0)
-            logits = logits + jnp.broadcast_to(blocked, (b, *blocked.shape)).reshape(n, 1, m, m)
+            logits = logits + jnp.where(is_blocked, _BLOCKED_LOGIT, 0.0)[None, :, None]
         weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
-        x = jnp.einsum("nhqk,nkhd->nqhd", weights, v).reshape(n, m, c)
+        x = jnp.einsum("bnhqk,bnkhd->bnqhd", weights, v).reshape(b, n, m, c)
         x = Dense(c, dtype=self.dtype, kernel_init=_init, name="proj")(x)
         x = from_windows(x, self.window, rows, columns)
         if self.shift:

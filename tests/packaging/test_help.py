@@ -12,7 +12,7 @@ from semsam_jax import __main__ as command_line
 from semsam_jax.config import fields
 from tests.packaging.conftest import ROOT
 
-GROUPS = ("model", "text", "data", "optimizer", "loss")  # of keys; each is a class of its own
+GROUPS = ("model", "text", "data", "optimizer", "loss", "refit")  # each is a class of its own
 
 
 def shown_parser(call, monkeypatch):
