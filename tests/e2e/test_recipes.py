@@ -191,14 +191,8 @@ def changed(before, after):
     return {key for key in before if not np.array_equal(before[key], after[key])}
 
 
-@pytest.mark.parametrize(
-    "mode",
-    [
-        pytest.param("frozen", marks=pytest.mark.nightly),
-        "lora",
-        pytest.param("full", marks=pytest.mark.nightly),
-    ],
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("mode", ["frozen", "lora", "full"])
 def test_finetune_changes_what_its_mode_says(mode, released, own, cache, tmp_path):
     workdir = tmp_path / "run"
     train(
