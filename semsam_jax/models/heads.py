@@ -140,61 +140,38 @@ class Heads(nn.Module):
         return self.bbox_embed(content.astype(jnp.float32))
 
     def name_logits(
-        self,
-        content: Float[Array, "*q c"],
-        text: TextTable,
-        pooled: Float[Array, "*q d"] | None = None,
+        self, features: Float[Array, "*q f"], text: TextTable
     ) -> tuple[Float[Array, "*q v1"], Float[Array, "*q v2"]]:
-        """Object and part logits of already normalised content.
+        """Object and part logits.
 
         Args:
-            content: decoder tokens.
+            features: already normalised decoder tokens, alone or with what lies under their masks
+                (`pool`) behind them; `predict` sows them as "name_features".
             text: names to compare with.
-            pooled: what lies under their masks (`pool`); without it, of the tokens alone.
         """
         return (
-            self._cosines("object", self.object_embed, content, text.objects, pooled),
-            self._cosines("part", self.part_embed, content, text.parts, pooled),
+            self._cosines("object", self.object_embed, features, text.objects),
+            self._cosines("part", self.part_embed, features, text.parts),
         )
 
     def owner_logits(
-        self,
-        content: Float[Array, "*q c"],
-        text: TextTable,
-        pooled: Float[Array, "*q d"] | None = None,
+        self, features: Float[Array, "*q f"], text: TextTable
     ) -> Float[Array, "*q v1"] | None:
-        """Owner logits of already normalised content; None without the projection."""
+        """Owner logits of the same features; None without the projection."""
         if not self.config.part_owner:
             return None
-        return self._cosines("owner", self.owner_embed, content, text.objects, pooled)
-
-    def logits_of_features(
-        self, features: Float[Array, "*q f"], text: TextTable
-    ) -> tuple[Float[Array, "*q v1"], Float[Array, "*q v2"], Float[Array, "*q v1"] | None]:
-        """Object, part and owner logits of what `predict` sows as "name_features".
-
-        Args:
-            features: tokens and, where the model reads them, what lies under their masks.
-            text: names to compare with.
-        """
-        content, pooled = features, None
-        if self.config.pooled_names:
-            content, pooled = jnp.split(features, [self.config.dim], axis=-1)
-        owners = self.owner_logits(content, text, pooled)
-        return (*self.name_logits(content, text, pooled), owners)
+        return self._cosines("owner", self.owner_embed, features, text.objects)
 
     def _cosines(
         self,
         kind: str,
         projection: Float[Array, "c t"],
-        content: Float[Array, "*q c"],
+        features: Float[Array, "*q f"],
         names: Float[Array, "v t"],
-        pooled: Float[Array, "*q d"] | None,
     ) -> Float[Array, "*q v"]:
-        if pooled is not None:
-            content = jnp.concatenate([content.astype(jnp.float32), pooled], axis=-1)
+        if features.shape[-1] > projection.shape[0]:
             projection = jnp.concatenate([projection, self.pooled_embeds[kind]])
-        return cosine_logits(content, projection, names, self.logit_scale)
+        return cosine_logits(features, projection, names, self.logit_scale)
 
     def pool(
         self,
@@ -252,11 +229,12 @@ class Heads(nn.Module):
             mask_embed = jnp.concatenate([mask_embed, mask_window.window_embed(shape, boxes)], -1)
         object_logits = part_logits = owner_logits = None
         if text is not None:
-            pooled = self.pool(mask_embed, pyramid, limits)
-            read = content if pooled is None else jnp.concatenate([content, pooled], axis=-1)
-            self.sow("intermediates", "name_features", read)
-            object_logits, part_logits = self.name_logits(content, text, pooled)
-            owner_logits = self.owner_logits(content, text, pooled)
+            features, pooled = content, self.pool(mask_embed, pyramid, limits)
+            if pooled is not None:
+                features = jnp.concatenate([content.astype(jnp.float32), pooled], axis=-1)
+            self.sow("intermediates", "name_features", features)
+            object_logits, part_logits = self.name_logits(features, text)
+            owner_logits = self.owner_logits(features, text)
         return Predictions(
             mask_embed=mask_embed,
             boxes=boxes,

@@ -272,8 +272,9 @@ class SemanticSAM(nn.Module):
     def logits_of_name_features(
         self, features: Float[Array, "*q f"], text: TextTable
     ) -> tuple[Float[Array, "*q v1"], Float[Array, "*q v2"], Float[Array, "*q v1"] | None]:
-        """Names of kept features, see `Heads.logits_of_features`."""
-        return self.decoder.heads.logits_of_features(features, text)
+        """Object, part and owner logits of kept features, see `Heads.name_logits`."""
+        heads = self.decoder.heads
+        return (*heads.name_logits(features, text), heads.owner_logits(features, text))
 
     def _with_window(self, pyramid: Pyramid) -> Pyramid:
         features = pyramid.mask_features

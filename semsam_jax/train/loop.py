@@ -174,7 +174,9 @@ def train(
                 writer.write_scalars(step, values)
                 progress.report(step, values)
 
-        is_stopped = functools.partial(guard.is_requested, step)
+        def is_stopped() -> bool:
+            return guard.is_requested(step) or deadlines.due(step)[0]
+
         refitted = refit.refit_class_heads(run, model, state, data, text.inputs(step), is_stopped)
         if refitted is None:
             stop()

@@ -30,7 +30,7 @@ from semsam_jax.models.semantic_sam import SemanticSAM
 from semsam_jax.train import report
 from semsam_jax.train.input import Input
 from semsam_jax.train.optimizer import clamp_logit_scale, is_frozen
-from semsam_jax.train.state import TrainState
+from semsam_jax.train.state import TrainState, by_name
 from semsam_jax.train.step import TextInputs
 
 HEADS = (
@@ -57,22 +57,27 @@ class KeptFeatures:
         features: what `Heads.predict` sows as "name_features".
         object_id: in the vocabulary, -1 for none.
         part_id: in the vocabulary, -1 for none.
-        vocab_valid: of the image of each mask, see `Batch`.
+        image: which of the images it lies in.
+        vocab_valid: of the images, see `Batch`.
         vocab_owned: likewise.
     """
 
     features: Float[np.ndarray, "n f"]
     object_id: Int[np.ndarray, " n"]
     part_id: Int[np.ndarray, " n"]
-    vocab_valid: Bool[np.ndarray, "n v"]
-    vocab_owned: UInt8[np.ndarray, "n v"]
+    image: Int[np.ndarray, " n"]
+    vocab_valid: Bool[np.ndarray, "i v"]
+    vocab_owned: UInt8[np.ndarray, "i v"]
 
     def __len__(self) -> int:
         return len(self.features)
 
     def rows(self, index: np.ndarray) -> tuple[np.ndarray, ...]:
-        """The chosen masks, attributes in their order."""
-        return tuple(getattr(self, field.name)[index] for field in dataclasses.fields(self))
+        """Features, object and part of the chosen masks, and the vocabulary of their images."""
+        of_masks = (self.features, self.object_id, self.part_id)
+        of_images = (self.vocab_valid, self.vocab_owned)
+        image = self.image[index]
+        return (*(x[index] for x in of_masks), *(x[image] for x in of_images))
 
 
 def check(run: RunConfig) -> None:
@@ -101,7 +106,7 @@ def refit_class_heads(
             averages; the heads found are written to both.
         data: of the run. The next batches are read.
         text: its class names, a table.
-        is_stopped: asked after each batch.
+        is_stopped: asked before each batch and each pass.
 
     Returns:
         The state one step later, so that it is saved as another one than that of the last step;
@@ -115,10 +120,13 @@ def refit_class_heads(
     started = time.perf_counter()
     params = lora.merged(state.params if state.ema_params is None else state.ema_params)
     kept = keep_features(run, model, params, data, text, is_stopped)
-    if kept is None:
-        return None
     looked = time.perf_counter()
-    heads, losses = fit(run, model, params, kept, text, data.class_weights)
+    fitted = None
+    if kept is not None:
+        fitted = fit(run, model, params, kept, text, data.class_weights, is_stopped)
+    if fitted is None:
+        return None
+    heads, losses = fitted
     report.log_info(
         f"class heads: {len(kept)} masks kept in {looked - started:.0f} s, {run.refit.passes} "
         f"passes in {time.perf_counter() - looked:.0f} s; loss {losses[0]:.3f} in the first, "
@@ -143,22 +151,21 @@ def keep_features(
     stopped.
     """
     look = jax.jit(functools.partial(_look, model))
-    table, pieces, seen, said = _table(model, params, text), [], 0, time.perf_counter()
+    table, masks, images, seen, said = _table(model, params, text), [], [], 0, time.perf_counter()
     while seen < run.refit.images:
         if is_stopped():
             return None
         rows = next(batches).interactive
         features, counts, object_id, part_id = map(np.asarray, look(params, rows, table))
-        image = np.broadcast_to(np.arange(len(counts))[:, None, None], counts.shape)[counts]
-        valid, owned = np.asarray(rows.vocab_valid), np.asarray(rows.vocab_owned)
-        pieces.append(
-            (features[counts], object_id[counts], part_id[counts], valid[image], owned[image])
-        )
+        image = seen + np.nonzero(counts)[0]
+        masks.append((features[counts], object_id[counts], part_id[counts], image))
+        images.append((np.asarray(rows.vocab_valid), np.asarray(rows.vocab_owned)))
         seen += len(counts)
         if time.perf_counter() - said > _LOG_EVERY_SEC:
             report.log_info(f"class heads: looked at {seen} of {run.refit.images} images")
             said = time.perf_counter()
-    kept = KeptFeatures(*(np.concatenate(column) for column in zip(*pieces, strict=True)))
+    columns = (*zip(*masks, strict=True), *zip(*images, strict=True))
+    kept = KeptFeatures(*map(np.concatenate, columns))
     if not len(kept):
         raise DataError(
             f"refit.images: no mask of {seen} images overlaps a labelled one by "
@@ -211,7 +218,8 @@ def fit(
     kept: KeptFeatures,
     text: TextInputs,
     class_weights: np.ndarray | None,
-) -> tuple[dict[str, np.ndarray], list[float]]:
+    is_stopped: Callable[[], bool] = lambda: False,
+) -> tuple[dict[str, np.ndarray], list[float]] | None:
     """Trains the class heads on kept features with the loss that training uses.
 
     Args:
@@ -221,9 +229,10 @@ def fit(
         kept: the features.
         text: class names.
         class_weights: as `interactive_losses` takes them.
+        is_stopped: asked before each pass.
 
     Returns:
-        (heads by their path in the parameters, mean loss of each pass).
+        (heads by their path in the parameters, mean loss of each pass); None when stopped.
     """
     choice = run.refit
     size = min(choice.rows, len(kept))
@@ -233,7 +242,7 @@ def fit(
         optax.adamw(rate, weight_decay=run.optimizer.weight_decay, mask=_decays),
         clamp_logit_scale(),
     )
-    heads = {path: value for path, value in _flat(params).items() if is_frozen(path, HEADS)}
+    heads = {path: value for path, value in by_name(params).items() if is_frozen(path, HEADS)}
 
     @jax.jit
     def step(heads: dict, opt_state: Any, rows: tuple) -> tuple[dict, Any, Array]:
@@ -246,6 +255,8 @@ def fit(
 
     opt_state, rng, losses = tx.init(heads), np.random.default_rng(run.seed), []
     for _ in range(choice.passes):
+        if is_stopped():
+            return None
         order = rng.permutation(len(kept))[: num_batches * size].reshape(num_batches, size)
         of_pass = []
         for index in order:
@@ -302,19 +313,11 @@ def _decays(heads: dict) -> dict[str, bool]:
     return {path: path.endswith("_embed") for path in heads}
 
 
-def _flat(params: Mapping) -> dict[str, Any]:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-    return {jax.tree_util.keystr(key, simple=True, separator="/"): leaf for key, leaf in leaves}
-
-
 def _with_heads(params: Mapping, heads: Mapping[str, Any]) -> dict:
     """The parameters with other heads, which lie as those that they replace."""
-
-    def replaced(key: tuple, old: Any) -> Any:
-        new = heads.get(jax.tree_util.keystr(key, simple=True, separator="/"))
-        if new is None:
-            return old
-        is_placed = isinstance(old, jax.Array) and not isinstance(new, jax.Array)
-        return jax.device_put(new, old.sharding) if is_placed else new
-
-    return jax.tree_util.tree_map_with_path(replaced, dict(params))
+    params = dict(params)
+    leaves = by_name(params)
+    for path, new in heads.items():
+        is_placed = isinstance(leaves[path], jax.Array) and not isinstance(new, jax.Array)
+        leaves[path] = jax.device_put(new, leaves[path].sharding) if is_placed else new
+    return jax.tree.unflatten(jax.tree.structure(params), leaves.values())

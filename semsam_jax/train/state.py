@@ -86,3 +86,9 @@ def place(params: Mapping, shardings: Mapping) -> dict:
         dict(params),
         dict(shardings),
     )
+
+
+def by_name(params: Mapping) -> dict[str, typing.Any]:
+    """Parameters by their path, such as "decoder/norm/scale"."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(dict(params))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

@@ -22,7 +22,7 @@ from semsam_jax.models.similarity_init import align
 from semsam_jax.parallel.sharding import state_shardings
 from semsam_jax.train.optimizer import check_frozen
 from semsam_jax.train.report import log_info
-from semsam_jax.train.state import place
+from semsam_jax.train.state import by_name, place
 from semsam_jax.train.text import initial_rows
 
 _SWIN = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0/"
@@ -232,7 +232,7 @@ def merge(params: Mapping, start: dict, where: str) -> dict:
     for top, tree in params.items():
         if top not in start:
             continue
-        own, given = _flat(tree), _flat(start[top])
+        own, given = by_name(tree), by_name(start[top])
         problems += [f"{top}/{key}: missing" for key in sorted(own.keys() - given.keys())]
         problems += [f"{top}/{key}: unknown" for key in sorted(given.keys() - own.keys())]
         problems += [
@@ -290,8 +290,3 @@ def _backbone(weights: str, model: SemanticSAM, seed: int) -> dict:
     # Norms that an ImageNet file lacks keep their initial values.
     fresh = random_params(model, seed, ["backbone"])["backbone"]
     return load_backbone(weights, model.config, fresh)
-
-
-def _flat(tree: dict) -> dict:
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}

@@ -19,7 +19,7 @@ def test_they_follow_one_process(finished, cache, tmp_path):
     """The same global batch: each process feeds and matches its own rows."""
     workdir = tmp_path / "pair"
     first, second = runs.start_pair(workdir, cache, **SETTINGS)
-    runs.read_until(first, step=6)
+    runs.read_until(first, step=7)  # the save of step 6 has written the figures until then
     second.kill()
     first.kill()
     first.communicate()

@@ -65,7 +65,9 @@ def test_names_of_kept_features_are_those_of_a_prompts_token(made, predictions, 
     target = rows.prompt_targets[b, p, t]
     np.testing.assert_array_equal(kept.object_id, rows.object_id[b, target])
     np.testing.assert_array_equal(kept.part_id, rows.part_id[b, target])
-    np.testing.assert_array_equal(kept.vocab_valid, rows.vocab_valid[b])
+    np.testing.assert_array_equal(kept.image, b)
+    np.testing.assert_array_equal(kept.vocab_valid, rows.vocab_valid)
+    np.testing.assert_array_equal(kept.rows(np.arange(len(b)))[3], rows.vocab_valid[b])
     got = NET.apply(
         {"params": params},
         jnp.asarray(kept.features, jnp.float32),
@@ -95,6 +97,7 @@ def separable(params, num=96):
         features.astype(np.float16),
         np.where(is_object, label, -1).astype(np.int32),
         np.where(is_object, -1, label).astype(np.int32),
+        np.arange(num),
         np.ones((num, small.NUM_NAMES), bool),
         np.zeros((num, small.NUM_NAMES), np.uint8),
     )
@@ -172,6 +175,8 @@ def test_a_state_is_refitted_once_into_both_parameters_or_stopped(made, monkeypa
     state = TrainState(params, (), jnp.asarray(1), jax.tree.map(jnp.array, params))
     run = a_run(passes=1)
     assert refit.refit_class_heads(run, NET, state, data, text, lambda: True) is None
+    answers = iter([False, True])  # stopped between looking and the first pass
+    assert refit.refit_class_heads(run, NET, state, data, text, lambda: next(answers)) is None
     new = refit.refit_class_heads(run, NET, state, data, text, lambda: False)
     assert int(new.step) == 2
     assert "96 masks kept" in capsys.readouterr().out
