@@ -47,7 +47,7 @@ def tables_of(run: config_lib.RunConfig) -> dict[str, MixtureTable]:
 
 def main() -> None:
     """Prints the table."""
-    print("| recipe | rows a step | steps | " + " | ".join(TRAIN_IMAGES) + " |")
+    print("| recipe | rows per step | steps | " + " | ".join(TRAIN_IMAGES) + " |")
     print("| --- " * (3 + len(TRAIN_IMAGES)) + "|")
     for name, config in RECIPES:
         run = config_lib.build(config)

@@ -44,15 +44,15 @@ def main() -> None:
     jax.config.update("jax_num_cpu_devices", NUM_CHIPS)  # stand for the chips: nothing runs
     columns = (
         "recipe",
-        "rows a step",
+        "rows per step",
         "steps",
-        "TFLOP bfloat16 / float32 once / float32 in 3 or 6 passes",
+        "TFLOP bfloat16 / float32 in 1 pass / float32 in 3 or 6 passes",
         "recomputed",
-        "M rows gathered / scattered",
+        "M array rows gathered / scattered",
         f"products, ms on {MACHINE}",
         "kernels, ms",
-        "rows, ms",
-        "at least s a step",
+        "gather and scatter, ms",
+        "at least s per step",
         "at least hours",
     )
     print("| " + " | ".join(columns) + " |")

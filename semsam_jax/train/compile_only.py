@@ -115,7 +115,7 @@ class CompileReport:
         if self.work is not None:
             products = sorted(self.work.products.items(), key=lambda item: -item[1])
             lines.append(
-                "TFLOP a step with recomputation: "
+                "TFLOP per step with recomputation: "
                 + ", ".join(f"{n / 1e12:.1f} {kind}" for kind, n in products)
                 + f". Rows: {self.work.gathered / 1e6:.1f} M gathered, "
                 f"{self.work.scattered / 1e6:.1f} M scattered."
@@ -137,7 +137,7 @@ class CompileReport:
 
 
 HEADER = """\
-| preset | slice (chips) | data x fsdp | rows a chip | GiB a chip | collectives | TFLOP a step |
+| preset | slice (chips) | data x fsdp | rows per chip | GiB per chip | collectives | TFLOP per step |
 | --- | --- | --- | --- | --- | --- | --- |"""
 
 

@@ -113,7 +113,7 @@ class Cost:
             f"spread by {ASSUMED} (encoder/touched_rows {SPREADS[ASSUMED]}); {ROW_CYCLES:.0f} "
             "cycles a gathered or scattered row; collectives and host not counted"
             + (f"; {self.unknown_loops} loops counted once." if self.unknown_loops else "."),
-            "| part | estimated ms a step | share |",
+            "| part | estimated ms per step | share |",
             "| --- | --- | --- |",
             *(
                 f"| {part} | {1e3 * n / self.hertz:.1f} | {100 * n / self.hertz / total:.0f} % |"
