@@ -153,7 +153,9 @@ def _crossing(
         sampled.features[:, 0],
         precision=config.precision,
     )
-    order = jnp.argsort(asked.granularity, axis=-1)[..., None]
-    small, large = jnp.moveaxis(jnp.take_along_axis(jax.nn.sigmoid(logits), order, axis=2), 2, 0)
+    first, second = jnp.moveaxis(jax.nn.sigmoid(logits), 2, 0)
+    is_swapped = (asked.granularity[..., 1] < asked.granularity[..., 0])[..., None]
+    small = jnp.where(is_swapped, second, first)
+    large = jnp.where(is_swapped, first, second)
     outside = jnp.maximum(small - large, 0.0).sum(-1)
     return outside / jnp.maximum(small.sum(-1), 1.0)

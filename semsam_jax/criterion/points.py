@@ -110,7 +110,8 @@ def mask_terms(
         sampled: features and ground truth at the points.
         plan: how many points are chosen.
         limits: `Predictions.mask_limits` of each pair; masks are empty outside.
-        precision: of the product of embeddings and features.
+        precision: of the product of embeddings and features. Unless it is `HIGHEST`, uncertainty
+            is compared in bfloat16.
     """
     b, m, d = mask_embed.shape
     g = sampled.features.shape[1]
@@ -123,6 +124,8 @@ def mask_terms(
     if limits is not None:
         logits = jnp.where(points_within(sampled.points, limits), logits, OUTSIDE_LOGIT)
     candidates = jnp.abs(jax.lax.stop_gradient(logits[..., : plan.num_candidates]))
+    if precision != jax.lax.Precision.HIGHEST:
+        candidates = candidates.astype(jnp.bfloat16)
     chosen = smallest_k_weights(candidates, plan.num_chosen)
     fresh = jnp.ones((b, m, plan.num_fresh), jnp.float32)
     weights = jnp.concatenate([chosen, fresh], axis=-1)

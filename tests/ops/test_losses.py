@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from semsam_jax.core.backend import compiling_for
 from semsam_jax.ops import losses
 from semsam_jax.ops.point_sample import sample_points
 from tests.golden.table import compare, golden
@@ -46,13 +47,22 @@ def test_uncertain_points_golden(units):
         np.testing.assert_array_equal(fresh[row], want[row, 30:])
 
 
-@pytest.mark.parametrize("k", [1, 2, 100, 191, 256, 257])
-def test_smallest_k_equals_sorting(k):
-    values = np.abs(np.random.default_rng(k).standard_cauchy((5, 257)).astype(np.float32))
-    weights = np.asarray(losses.smallest_k_weights(jnp.asarray(values), k))
-    want = np.zeros_like(values)
-    np.put_along_axis(want, np.argsort(values, axis=1)[:, :k], 1.0, axis=1)
-    np.testing.assert_array_equal(weights, want)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("backend", ["cpu", "tpu"])
+def test_smallest_k_equals_sorting(backend, dtype):
+    num_finite, integers = {
+        jnp.float32: (0x7F800000, np.uint32),
+        jnp.bfloat16: (0x7F80, np.uint16),
+    }[dtype]
+    bits = np.random.default_rng(1).choice(num_finite, (5, 257), replace=False)
+    values = bits.astype(integers).view(dtype)
+    order = np.argsort(bits, axis=1)
+    with compiling_for(backend):
+        for k in (1, 2, 100, 191, 256, 257):
+            weights = np.asarray(losses.smallest_k_weights(jnp.asarray(values), k))
+            want = np.zeros(values.shape, np.float32)
+            np.put_along_axis(want, order[:, :k], 1.0, axis=1)
+            np.testing.assert_array_equal(weights, want)
 
 
 def test_smallest_k_shares_ties_and_takes_anything():
