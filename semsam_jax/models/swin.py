@@ -4,6 +4,7 @@ Blocks come in pairs, one with regular and one with shifted windows. A stage sca
 so the program does not grow with the depth; an odd block, `last`, follows them.
 """
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from semsam_jax.core.backend import target_backend
 from semsam_jax.models.layers import (
     REMAT_POLICIES,
     Dense,
@@ -33,6 +35,7 @@ from semsam_jax.ops.windows import (
 # What the reference adds to logits between regions; finite, so it only nearly blocks.
 _BLOCKED_LOGIT = -100.0
 _PATCH = 4
+_SQRT_HALF = math.sqrt(0.5)
 
 _init = nn.initializers.truncated_normal(0.02)
 
@@ -71,20 +74,25 @@ class WindowAttention(nn.Module):
         if self.shift:
             x = jnp.roll(x, (-self.shift, -self.shift), axis=(1, 2))
         x = to_windows(x, self.window)
-        n, m = x.shape[1:3]
+        m = x.shape[1]
+        # A TPU's compiler copies less if all images' windows are on one axis (docs/benchmarks.md).
+        batch = (len(x),) if target_backend() == "tpu" else (b, len(x) // b)
+        x = x.reshape(*batch, m, c)
         qkv = Dense(3 * c, dtype=self.dtype, kernel_init=_init, name="qkv")(x)
-        q, k, v = (y.reshape(b, n, m, heads, c // heads) for y in jnp.split(qkv, 3, axis=-1))
-        logits = jnp.einsum("bnqhd,bnkhd->bnhqk", q * (c // heads) ** -0.5, k)
-        logits = logits.astype(jnp.float32) + self._bias()[None, None]
+        q, k, v = (y.reshape(*batch, m, heads, c // heads) for y in jnp.split(qkv, 3, axis=-1))
+        logits = jnp.einsum("...qhd,...khd->...hqk", q * (c // heads) ** -0.5, k)
+        logits = logits.astype(jnp.float32) + self._bias().reshape(*(1,) * len(batch), heads, m, m)
         if self.shift:
             region = shifted_window_regions(rows, columns, self.window, self.shift)
             # Compared by the program: the mask as a constant would be as large as the logits.
             is_blocked = jnp.asarray(region)[:, :, None] != jnp.asarray(region)[:, None, :]
-            logits = logits + jnp.where(is_blocked, _BLOCKED_LOGIT, 0.0)[None, :, None]
+            blocked = jnp.where(is_blocked, _BLOCKED_LOGIT, 0.0)
+            blocked = jnp.broadcast_to(blocked, (b, *blocked.shape))
+            logits = logits + blocked.reshape(*batch, 1, m, m)
         weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
-        x = jnp.einsum("bnhqk,bnkhd->bnqhd", weights, v).reshape(b, n, m, c)
+        x = jnp.einsum("...hqk,...khd->...qhd", weights, v).reshape(*batch, m, c)
         x = Dense(c, dtype=self.dtype, kernel_init=_init, name="proj")(x)
-        x = from_windows(x, self.window, rows, columns)
+        x = from_windows(x.reshape(-1, m, c), self.window, rows, columns)
         if self.shift:
             x = jnp.roll(x, (self.shift, self.shift), axis=(1, 2))
         return x[:, :height, :width]
@@ -95,6 +103,14 @@ class WindowAttention(nn.Module):
         return table[relative_position_index(self.window)].transpose(2, 0, 1)
 
 
+def _gelu(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """Exact GELU by `erf`, in float32. `jax.nn.gelu` takes `erfc`, which has two branches: by the
+    compiler's estimate for a v5e, two blocks of 256 x 256 pixels take a tenth longer with it.
+    """
+    wide = x.astype(jnp.float32)
+    return (0.5 * wide * (1.0 + jax.lax.erf(wide * _SQRT_HALF))).astype(x.dtype)
+
+
 class _FeedForward(nn.Module):
     features: int
     dtype: Any
@@ -103,7 +119,7 @@ class _FeedForward(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         c = x.shape[-1]
         x = Dense(self.features, dtype=self.dtype, kernel_init=_init, name="fc1")(x)
-        x = jax.nn.gelu(x, approximate=False)
+        x = _gelu(x)
         return Dense(c, dtype=self.dtype, kernel_init=_init, name="fc2")(x)
 
 

@@ -11,20 +11,20 @@ def padded_size(size: int, window: int) -> int:
     return -(-size // window) * window
 
 
-def to_windows(x: Float[Array, "b h w c"], window: int) -> Float[Array, "b n m c"]:
-    """Cuts a map whose sides are multiples of `window` into n windows of m pixels."""
+def to_windows(x: Float[Array, "b h w c"], window: int) -> Float[Array, "bn m c"]:
+    """Cuts maps whose sides are multiples of `window` into windows of m pixels, image by image."""
     b, h, w, c = x.shape
-    x = x.reshape(b, h // window, window, w // window, window, c)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, window * window, c)
+    x = x.reshape(b * h // window, window, w // window, window, c)
+    return x.transpose(0, 2, 1, 3, 4).reshape(-1, window * window, c)
 
 
 def from_windows(
-    x: Float[Array, "b n m c"], window: int, height: int, width: int
+    x: Float[Array, "bn m c"], window: int, height: int, width: int
 ) -> Float[Array, "b h w c"]:
-    """Inverse of `to_windows` for a map of height x width pixels."""
-    b, c = x.shape[0], x.shape[-1]
-    x = x.reshape(b, height // window, width // window, window, window, c)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, height, width, c)
+    """Inverse of `to_windows` for maps of height x width pixels."""
+    c = x.shape[-1]
+    x = x.reshape(-1, width // window, window, window, c)
+    return x.transpose(0, 2, 1, 3, 4).reshape(-1, height, width, c)
 
 
 @functools.cache

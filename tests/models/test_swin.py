@@ -11,8 +11,9 @@ import pytest
 from semsam_jax.convert.from_torch import from_torch
 from semsam_jax.convert.names import unwrap
 from semsam_jax.convert.torch_reader import read_state_dict
+from semsam_jax.core.backend import compiling_for
 from semsam_jax.models.presets import PRESETS, SwinConfig
-from semsam_jax.models.swin import PatchMerging, Swin, drop_path_scales
+from semsam_jax.models.swin import PatchMerging, Swin, WindowAttention, drop_path_scales
 from tests.golden.table import FEATURES, compare
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data"
@@ -61,6 +62,16 @@ def test_any_size(params: dict) -> None:
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 45, 71, 3)), jnp.float32)
     maps = jax.jit(Swin(TINY.backbone).apply)({"params": params}, x)
     assert [m.shape[1:3] for m in maps] == [(12, 18), (6, 9), (3, 5), (2, 3)]
+
+
+@pytest.mark.parametrize("shift", [0, 2])
+def test_windows_of_all_images_on_one_axis_change_nothing(shift: int) -> None:
+    attention = WindowAttention(num_heads=2, window=4, shift=shift)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 10, 7, 8)), jnp.float32)
+    params = attention.init(jax.random.key(0), x)
+    want = attention.apply(params, x)
+    with compiling_for("tpu"):
+        np.testing.assert_allclose(attention.apply(params, x), want, atol=1e-6)
 
 
 def test_remat_changes_no_gradient() -> None:
