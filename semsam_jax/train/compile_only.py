@@ -137,7 +137,7 @@ class CompileReport:
 
 
 HEADER = """\
-| preset | slice (chips) | data x fsdp | rows per chip | GiB per chip | collectives | TFLOP per step |
+| preset | slice (chips) | data x fsdp | rows per chip | GiB per chip | collectives | TFLOP/step |
 | --- | --- | --- | --- | --- | --- | --- |"""
 
 
