@@ -23,7 +23,7 @@ def add_pseudo_targets(
 ) -> None:
     """Writes pseudo targets into a finished row.
 
-    A click gets them if it has one target and no smaller mask lies under it, if all of them fit
+    A click gets them if no other mask lies under it than that of its one target, if all of them fit
     into the free slots, and by chance.
 
     Args:
@@ -47,12 +47,16 @@ def add_pseudo_targets(
     slots: dict[bytes, int] = {}
     for prompt in np.flatnonzero(is_drawn).tolist():
         number = int(row["prompt_targets"][prompt, 0])
+        x, y = np.rint(row["prompt_box"][prompt, :2] * canvas).astype(int).tolist()
+        x, y = x // stride, y // stride
+        # Of labelled data a click may have one target among several masks: it is not the whole.
+        if (labelled[:, y, x >> 3] >> (7 - (x & 7)) & 1).sum() > 1:
+            continue
         if number not in wholes:
             smaller = np.bitwise_or.reduce(labelled[areas < areas[number]], axis=0)
             own = unpack_bits(labelled[number] & ~smaller)
             wholes[number] = _Whole(own, colours, factor, -(-MIN_AREA_PX // stride**2))
-        x, y = np.rint(row["prompt_box"][prompt, :2] * canvas).astype(int).tolist()
-        parts = wholes[number].parts_under(x // stride, y // stride)[:max_parts]
+        parts = wholes[number].parts_under(x, y)[:max_parts]
         bits = [np.packbits(part, axis=1) for part in parts]
         keys = [one.tobytes() for one in bits]
         new = [place for place, key in enumerate(keys) if key not in slots]

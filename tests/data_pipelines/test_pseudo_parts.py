@@ -87,6 +87,16 @@ def test_clicks_with_two_masks_and_full_rows_get_none():
     is_alone = (row["prompt_targets"] >= 0).sum(1) == 1
     assert not is_alone.all()
     assert (row["pseudo_targets"][~is_alone] == -1).all()
+    # Labelled data may give a click one target among the masks under it, which is no whole.
+    apart = dataclasses.replace(
+        nested,
+        dataset="coco",
+        instances=tuple(dataclasses.replace(one, object_id=0) for one in nested.instances),
+    )
+    row = made(apart, box_share=0.0, pseudo_hierarchy=1.0)
+    assert ((row["prompt_targets"] >= 0).sum(1) == 1).all()
+    small = int(np.argmin(unpack_bits(row["mask_bits"])[:2].sum((1, 2))))
+    assert (row["pseudo_targets"][row["prompt_targets"][:, 0] == small] == -1).all()
     for changes in ({"max_instances": 1}, {"max_targets": 1}):
         shape = dataclasses.replace(SHAPE, **changes)
         row = made(target(), shape=shape, pseudo_hierarchy=1.0)
