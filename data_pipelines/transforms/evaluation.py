@@ -40,7 +40,7 @@ def evaluation_rows(
         int32 [n]; is_thing, has_mask bool [n]; instance int32 [n] number in the record;
         ignore_bits uint8 [c,s,s/8] (zeros where a region has only a box); ignore_boxes float32
         [c,4]; ignore_object_id, ignore_part_id int32 [c]; image_hw (height, width) as stored;
-        dataset, example_id.
+        dataset, example_id; num_lost, the instances that were left out for want of a pixel.
 
     Raises:
         DataError: a record is broken.
@@ -81,6 +81,7 @@ def _evaluation_row(example: RawExample, placement: geometry.Placement, view: st
         "image_hw": (example.height, example.width),
         "dataset": example.dataset,
         "example_id": example.example_id,
+        "num_lost": sum(wanted) - len(kept),
     }
 
 

@@ -55,7 +55,7 @@ def score_baseline(
 ) -> tuple[ClickTable, int]:
     """Rows of one image and the number of its masks that were not scored."""
     rows, truths = scored_masks(sample, skip_crowd=True)
-    skipped = len(sample.masks) - len(rows)
+    skipped = len(sample.masks) - len(rows) + sample.num_lost
     if not rows:
         return empty_table(), skipped
     h, w = sample.size_hw

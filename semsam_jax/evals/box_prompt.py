@@ -64,7 +64,7 @@ def box_all(sample: EvalSample, protocol: BoxProtocol) -> PromptWork:
     types = np.full(len(rows), protocol.box_type)
     clicks_xy, boxes = clicks_of(sample, rows, masks), box_prompts(sample, masks)
     table = yield from tabulate(sample, rows, masks, clicks_xy, boxes, types)
-    return table, len(sample.masks) - len(rows)
+    return table, len(sample.masks) - len(rows) + sample.num_lost
 
 
 def box_prompts(sample: EvalSample, masks: list[np.ndarray]) -> np.ndarray:

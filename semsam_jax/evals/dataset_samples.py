@@ -221,6 +221,7 @@ class EvalDataset:
                 ),
                 part_ids=np.concatenate([row["part_id"][has_mask], row["ignore_part_id"][crowds]]),
                 scale=max(size_hw) / max(row["image_hw"]),
+                num_lost=row["num_lost"],
             )
 
     def _in_image_frame(self, example: RawExample, view: str) -> EvalSample:

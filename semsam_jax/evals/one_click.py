@@ -259,7 +259,7 @@ def click_all(sample: EvalSample, protocol: ClickProtocol) -> PromptWork:
     boxes = click_boxes(clicks_xy, sample.image.shape[:2], protocol.click_box_px)
     types = np.full(len(rows), protocol.point_type)
     table = yield from tabulate(sample, rows, masks, clicks_xy, boxes, types)
-    return table, len(sample.masks) - len(rows)
+    return table, len(sample.masks) - len(rows) + sample.num_lost
 
 
 def clicks_of(sample: EvalSample, rows: list[int], masks: list[np.ndarray]) -> np.ndarray:

@@ -52,6 +52,7 @@ class EvalSample:
         scale: canvas pixels per pixel of the original image, for the size classes.
         truth_hw: set when the masks are in another frame than the canvas, usually that of
             the original image; everything is scored there.
+        num_lost: masks that are not here, since they have no pixel on the canvas.
     """
 
     image: np.ndarray
@@ -69,6 +70,7 @@ class EvalSample:
     clicks_xy: np.ndarray | None = None
     scale: float = 1.0
     truth_hw: tuple[int, int] | None = None
+    num_lost: int = 0
 
     def __post_init__(self):
         """Checks what would otherwise give wrong results."""

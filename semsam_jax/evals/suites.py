@@ -239,6 +239,8 @@ def _proposal_maker(
 
 def _click_rows(name: str, result: OneClickResult, published: tuple[str, str]) -> list[TableRow]:
     note = f"{result.num_instances} masks of {result.num_images} images"
+    if result.num_skipped:
+        note += f"; {result.num_skipped} crowd regions and masks without a pixel left out"
     rows = [
         TableRow(f"{name}, Max", 100 * result.iou_max, published[0], note),
         TableRow(f"{name}, Oracle", 100 * result.iou_oracle, published[1], note),

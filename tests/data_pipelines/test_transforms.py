@@ -329,6 +329,11 @@ def test_evaluation_rows_show_the_whole_image_and_human_masks():
     assert rows[0]["size_hw"].tolist() == [32, 48]
     assert rows[0]["image_hw"] == (60, 90)
     assert rows[0]["mask_bits"].shape == (3, 48, 6)
+    dot = np.zeros((60, 90), bool)
+    dot[0, 1] = True  # between the columns that the canvas shows
+    thin = dataclasses.replace(first, instances=(*first.instances, mask_instance(dot)))
+    (row,) = evaluation_rows(FakeSource([thin]), 48)
+    assert (len(row["instance"]), row["num_lost"], rows[0]["num_lost"]) == (4, 1, 0)
     parts = next(evaluation_rows(FakeSource([source.examples[1]]), 48, view="part"))
     assert (parts["part_id"] == HANDLE).all()
     short = next(evaluation_rows(source, 48, short_side=20))
