@@ -136,6 +136,20 @@ def shapes(records: Sequence[Mapping], fineness: float) -> list[dict]:
     return found
 
 
+def answer(shapes: list[dict], level: int | str | None) -> dict:
+    """The data of an answer, which X-AnyLabeling adds to an image or puts in place of its shapes.
+
+    Without `replace` its own switch decides, which is right only where all masks were found: a
+    click adds one object, and an answer without shapes, or an error, must not empty an image.
+
+    Args:
+        shapes: of `shapes`; may be empty.
+        level: of the request; None for all masks of the image.
+    """
+    decided = {} if shapes and level is None else {"replace": False}
+    return {"shapes": shapes, "description": ""} | decided
+
+
 def _marks(marks: object) -> Request | None:
     if not marks:
         return None

@@ -58,7 +58,7 @@ def anylabeling_router(service: Service) -> APIRouter:
         except SemSamError as error:
             return _failure("INVALID_PARAMS", str(error))
         if wanted.level is not None and wanted.request is None:
-            return {"success": True, "data": {"shapes": [], "description": ""}}
+            return {"success": True, "data": anylabeling.answer([], wanted.level)}
         try:
             content = await asyncio.to_thread(decode_image, body.image)
             _, session = await service.open(content, client)
@@ -89,8 +89,7 @@ def anylabeling_router(service: Service) -> APIRouter:
             shapes = await run(client, work)
         except HTTPError as error:
             return _refused(error, "INFERENCE_ERROR")
-        replace = wanted.level is None or None
-        return {"success": True, "data": {"shapes": shapes, "description": "", "replace": replace}}
+        return {"success": True, "data": anylabeling.answer(shapes, wanted.level)}
 
     return router
 
@@ -217,7 +216,8 @@ async def _json(request: Request) -> dict:
 
 
 def _failure(code: str, message: str) -> dict:
-    return {"success": False, "error": {"code": code, "message": message}}
+    nothing = anylabeling.answer([], None)
+    return {"success": False, "error": {"code": code, "message": message}, "data": nothing}
 
 
 def _refused(error: HTTPError, code: str) -> dict:

@@ -67,9 +67,18 @@ def test_clicks_and_a_rectangle_give_a_shape_to_be_named(client):
 def test_everything_is_kept_when_it_has_a_wanted_name(client):
     found = predict(client, "semantic_sam_everything", conf_threshold=0.01)
     assert found["data"]["shapes"]
-    assert found["data"]["replace"] is True
+    assert "replace" not in found["data"]  # the annotator's switch decides
     named = predict(client, "semantic_sam_everything", text_prompt="dog.cat")
     assert {shape["label"] for shape in named["data"]["shapes"]} <= {"dog", "cat"}
+
+
+def test_what_an_annotator_drew_is_not_replaced_by_a_click_or_by_nothing(client):
+    """X-AnyLabeling empties an image before it adds the shapes of an answer with `replace`."""
+    nothing = predict(client, "semantic_sam_everything", text_prompt="zqxv")
+    assert nothing["data"] == {"shapes": [], "description": "", "replace": False}
+    assert predict(client, marks=[POINT])["data"]["replace"] is False
+    assert predict(client)["data"]["replace"] is False
+    assert predict(client, image="%%%", marks=[POINT])["data"]["replace"] is False
 
 
 @pytest.mark.parametrize(
