@@ -4,6 +4,8 @@ r"""CVAT: a detection function for `cvat-cli`, which labels all images of a task
         -p labels=str:"dog,cat;head,leg"
 """
 
+import contextlib
+import sys
 from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -12,7 +14,7 @@ import numpy as np
 
 from semsam_jax.core.errors import ConfigError, PromptError
 from semsam_jax.inference.convert_results import record_mask
-from semsam_jax.inference.loading import load_model
+from semsam_jax.inference.loading import LoadedModel, load_model
 from semsam_jax.inference.mask_generator import MaskGenerator
 from semsam_jax.inference.outlines import mask_polygons
 
@@ -43,7 +45,7 @@ def create(
         stability_score_thresh: smallest stability; negative: what suits the checkpoint.
     """
     generator = MaskGenerator(
-        load_model(checkpoint or None),
+        load(checkpoint),
         points_per_side=points_per_side,
         pred_iou_thresh=None if pred_iou_thresh < 0 else pred_iou_thresh,
         stability_score_thresh=None if stability_score_thresh < 0 else stability_score_thresh,
@@ -112,6 +114,12 @@ class DetectionFunction:
                 yield self._tools.polygon(number, np.ravel(polygon).tolist())
         else:
             yield self._tools.mask(number, encode_mask(mask))
+
+
+def load(checkpoint: str) -> LoadedModel:
+    """The model of a function; what it says goes to the errors, since `cvat-cli` prints answers."""
+    with contextlib.redirect_stdout(sys.stderr):
+        return load_model(checkpoint or None)
 
 
 def _level(text: str) -> int:

@@ -6,8 +6,8 @@ cvat-cli function run-agent ID --function-module semsam_jax.adapters.cvat_click
 
 from typing import TYPE_CHECKING
 
-from semsam_jax.adapters.cvat import _level, _tools
-from semsam_jax.inference.loading import LoadedModel, load_model
+from semsam_jax.adapters.cvat import _level, _tools, load
+from semsam_jax.inference.loading import LoadedModel
 from semsam_jax.inference.predictor import Predictor
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def create(checkpoint: str = "", level: str = "best") -> "InteractionFunction":
         checkpoint: see `load_model`; empty for the model in the package.
         level: 1 (the whole) .. 6 (its finest part), or best: by predicted IoU.
     """
-    return InteractionFunction(load_model(checkpoint or None), level)
+    return InteractionFunction(load(checkpoint), level)
 
 
 class InteractionFunction:
