@@ -221,7 +221,7 @@ def _segment_one(generator, path: Path, image_id: int, target: Path, stamp: dict
             overlay = _overlay(image, records)
         else:
             with open_large(path) as source:
-                records, (height, width) = generator.generate(source), source.image_hw
+                records, (height, width) = _in_tiles(generator, source), source.image_hw
                 overlay = _small_overlay(source.overview(_OVERVIEW_PX), records)
                 if isinstance(source, RasterImage) and source.is_georeferenced:
                     dataset = source.dataset
@@ -248,6 +248,18 @@ def _segment_one(generator, path: Path, image_id: int, target: Path, stamp: dict
         content["tree"] = records.tree.records()
     files.write_json(target, content)  # last: its presence says that the image is finished
     return len(records)
+
+
+def _in_tiles(generator, source):
+    """Records of a large image, with a bar of its tiles: there may be hundreds."""
+    from tqdm import tqdm
+
+    from semsam_jax.inference.large_images import WatchedImage
+    from semsam_jax.inference.tiles import tile_boxes
+
+    count = len(tile_boxes(source.image_hw, generator.tile, generator.tile_overlap))
+    with tqdm(total=count, unit="tile", leave=False, disable=hides_progress()) as progress:
+        return generator.generate(WatchedImage(source, progress.update))
 
 
 def _overlay(image, records):

@@ -3,6 +3,7 @@
 import abc
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -112,6 +113,33 @@ class RasterImage(LargeImage):
     def close(self) -> None:
         """Closes the file."""
         self.dataset.close()
+
+
+class WatchedImage(LargeImage):
+    """An image that says when a window of it is read, so that long work can show how far it is.
+
+    Args:
+        image: an open one.
+        on_read: called after each window.
+    """
+
+    def __init__(self, image: LargeImage, on_read: Callable[[], object]):
+        self.image, self.image_hw = image, image.image_hw
+        self._on_read = on_read
+
+    def read(self, x0: int, y0: int, x1: int, y1: int) -> UInt8[np.ndarray, "h w 3"]:
+        """Pixels of a window as RGB."""
+        pixels = self.image.read(x0, y0, x1, y1)
+        self._on_read()
+        return pixels
+
+    def overview(self, max_side: int) -> UInt8[np.ndarray, "h w 3"]:
+        """The whole image, no side longer than this."""
+        return self.image.overview(max_side)
+
+    def close(self) -> None:
+        """Closes the image."""
+        self.image.close()
 
 
 class _WholeImage(LargeImage):

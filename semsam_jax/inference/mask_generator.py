@@ -43,7 +43,6 @@ from semsam_jax.inference.mask_selection import (
     Filters,
     KeptMasks,
     filter_masks,
-    inclusive_box,
     suited_thresholds,
     suppress,
     suppress_cleaned,
@@ -282,11 +281,12 @@ class MaskGenerator:
             )
             kept = list(visible)
             for i, mask in visible.items():
+                x, y, w, h = rle.mask_boxes([mask])[0].astype(int)
                 found[i] = dataclasses.replace(
                     found[i],
-                    runs=rle.run_lengths(mask, (0, 0), image_hw),
-                    area=int(mask.sum()),
-                    clean_box=inclusive_box(mask),
+                    runs=rle.runs_of(mask),
+                    area=int(rle.mask_areas([mask])[0]),
+                    clean_box=np.array([x, y, x + w - 1, y + h - 1]),
                 )
         if self.tree:
             levels = [self.model.level_order.index(found[i].token) + 1 for i in kept]

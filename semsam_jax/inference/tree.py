@@ -15,12 +15,9 @@ import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 
-import numpy as np
-from jaxtyping import Bool
-
 from semsam_jax.core import rle
 from semsam_jax.inference.convert_results import UNNAMED
-from semsam_jax.inference.hierarchy import large_pieces, parents
+from semsam_jax.inference.hierarchy import FreePixels, parents
 
 LARGEST_PART = 0.95
 """A mask that covers more of its parent is the parent once more, and no part of it."""
@@ -102,7 +99,7 @@ class MaskTree:
                 "part": node.part,
                 "predicted_iou": node.score,
                 "area": node.area,
-                "bbox": rle.box_xywh(rle.decode(node.segmentation)),
+                "bbox": rle.mask_boxes([node.segmentation])[0].tolist(),
                 "segmentation": node.segmentation,
             }
             for i, node in enumerate(self.nodes)
@@ -143,18 +140,16 @@ def build_tree(
     below: dict[int | None, list[int]] = {}
     for i, above in enumerate(parents(masks, levels)):
         below.setdefault(above, []).append(i)
-    order = _Siblings(masks, areas, scores, below, min_visible, min_piece)
+    order = _Siblings(masks, areas, scores, below, tuple(image_hw), min_visible, min_piece)
     nodes: list[TreeNode] = []
-    whole = np.ones(image_hw, bool)
-    waiting: list[tuple[int | None, int, list[tuple[int, np.ndarray]]]] = [
-        (None, 0, order.apart(below.get(None, []), whole, image_hw[0] * image_hw[1]))
+    waiting: list[tuple[int | None, int, list[tuple[int, dict, int]]]] = [
+        (None, 0, order.apart(below.get(None, []), None, image_hw[0] * image_hw[1]))
     ]
     while waiting:
         parent, depth, siblings = waiting.pop()
-        for i, visible in siblings:
-            area = int(visible.sum())
+        for i, visible, area in siblings:
             node = TreeNode(
-                segmentation=rle.encode(visible),
+                segmentation=visible,
                 area=area,
                 parent=parent,
                 depth=depth,
@@ -242,34 +237,33 @@ class _Siblings:
     areas: Sequence[int]
     scores: Sequence[float]
     below: dict[int | None, list[int]]
+    image_hw: tuple[int, int]
     min_visible: float
     min_piece: int
 
     def apart(
-        self, children: Sequence[int], parent: Bool[np.ndarray, "h w"], largest: int
-    ) -> list[tuple[int, Bool[np.ndarray, "h w"]]]:
-        """The children without overlap inside the parent, large ones first.
+        self, children: Sequence[int], parent: dict | None, largest: int
+    ) -> list[tuple[int, dict, int]]:
+        """The children without overlap inside the parent, large ones first, with their areas.
 
         A child that is left out is replaced by its own children, and all are shared out anew.
         """
         children = list(children)
-        while True:
-            taken = np.zeros_like(parent)
+        while children:
+            free = FreePixels(self.image_hw, parent)
             kept, gone = [], []
             for i in sorted(children, key=lambda i: (self.areas[i], -self.scores[i], i)):
-                visible = rle.decode(self.masks[i]) & parent & ~taken
-                if self.min_piece > 1 and visible.any():
-                    visible = large_pieces(visible, self.min_piece)
-                count = int(visible.sum())
-                if count < max(1, self.min_visible * self.areas[i]) or count > largest:
+                least = max(1.0, self.min_visible * self.areas[i])
+                visible, area = free.take(self.masks[i], least, float(largest), self.min_piece)
+                if visible is None:
                     gone.append(i)
-                    continue
-                taken |= visible
-                kept.append((i, visible))
+                else:
+                    kept.append((i, visible, area))
             orphans = [child for i in gone for child in self.below.get(i, [])]
             if not orphans:
                 return kept[::-1]
-            children = [i for i, _ in kept] + orphans
+            children = [i for i, *_ in kept] + orphans
+        return []
 
 
 def _with_granularities(nodes: Sequence[TreeNode]) -> tuple[TreeNode, ...]:

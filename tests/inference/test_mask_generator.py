@@ -1,6 +1,7 @@
 import dataclasses
 import inspect
 import json
+import tracemalloc
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +14,7 @@ from semsam_jax.inference.grid import crop_boxes, point_grid
 from semsam_jax.inference.mask_generator import MaskGenerator
 from semsam_jax.inference.mask_selection import Filters, inclusive_box
 from semsam_jax.inference.predictor import Predictor
+from semsam_jax.inference.tree import build_tree
 
 
 def unpack(packed, width):
@@ -199,7 +201,8 @@ def test_a_tree_of_wholes_and_parts():
 def test_without_overlap_small_masks_lie_on_top():
     masks = squares()
     packed = [rle.encode(mask) for mask in masks]
-    kept = dict(hierarchy.without_overlap(packed, np.ones(5), min_visible=0.2, min_piece=1))
+    found = hierarchy.without_overlap(packed, np.ones(5), min_visible=0.2, min_piece=1)
+    kept = {i: rle.decode(mask) for i, mask in found}
     assert list(kept) == [0, 1, 2, 3, 4]
     total = sum(mask.astype(int) for mask in kept.values())
     np.testing.assert_array_equal(total, masks.any(0))
@@ -213,6 +216,25 @@ def test_without_overlap_small_masks_lie_on_top():
     scores = np.array([0.1, 0.9])
     ((better, _),) = hierarchy.without_overlap(same, scores, min_visible=0.0, min_piece=1)
     assert better == 1
+
+
+def test_masks_of_a_large_image_need_little_memory():
+    """Not one array of the image's size for each mask."""
+    hw = (4000, 3000)
+    corners = [(300 * i + 20 * j, 250 * i) for i in range(8) for j in range(8)]
+    small = [rle.run_lengths(np.ones((40, 15), bool), corner, hw) for corner in corners]
+    masks = [rle.compress(runs, hw) for runs in (np.array([0, hw[0] * hw[1]]), *small)]
+    tracemalloc.start()
+    try:
+        kept = hierarchy.without_overlap(masks, np.ones(65), min_visible=0.2, min_piece=1)
+        tree = build_tree(masks, [1] * 65, [0.9] * 65, hw)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    areas = [rle.mask_areas([mask])[0] for _, mask in kept]
+    assert sum(areas) == hw[0] * hw[1]
+    assert len(tree.nodes) == 65
+    assert peak < 10 * hw[0] * hw[1]
 
 
 def test_overlap_and_tree_of_the_generator(tiny_model, image_a):

@@ -136,15 +136,19 @@ def test_a_georeferenced_file_gives_places_on_the_ground(tmp_path, monkeypatch):
     record = {"segmentation": rle.encode(mask), "area": int(mask.sum()), "score": 0.5, "level": 2}
     record |= {"bbox": [60.0, 60.0, 80.0, 80.0], "predicted_iou": 0.5}
 
+    seen = []
+
     class Generator:
-        tile = 128
+        tile, tile_overlap = 128, 32
 
         def generate(self, source):
+            seen.append(source.read(0, 0, 20, 10).shape)
             return Records([record], HW)
 
     monkeypatch.setattr(auto, "rle", rle)
     (out / "overlays").mkdir(parents=True)
     assert auto._segment_one(Generator(), path, 1, out / "field.json", {}) == 1
+    assert seen == [(10, 20, 3)]
     (feature,) = json.loads((out / "field.geojson").read_text())["features"]
     assert feature["properties"] == {"name": "", "score": 0.5, "level": 2, "area_px": mask.sum()}
     (polygon,) = feature["geometry"]["coordinates"]
