@@ -156,7 +156,7 @@ class Gate:
         """Announced bytes of a body; 0 if none are announced and it must be small."""
         limits, top = self._limits, self._largest(str(scope["path"]))
         length = _header(scope, b"content-length")
-        if not length.isdigit():
+        if not length.isdecimal():
             if top > limits.edit_bytes:
                 raise HTTPError(411, "The size of the request is missing.")
             return 0

@@ -9,7 +9,8 @@ import contextlib
 import ctypes
 import dataclasses
 import logging
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
 from importlib import resources
 
 from fastapi import FastAPI, Request, Response
@@ -35,6 +36,7 @@ from semsam_jax.inference.loading import LoadedModel
 
 EXAMPLES = ("000000000285", "000000000872", "000000002149", "000000000785")
 _SWEEP_SEC = 30.0
+_JSON = re.compile(r"application/([\w.-]+\+)?json *(;|$)", re.IGNORECASE)
 _log = logging.getLogger(__name__)
 
 
@@ -144,11 +146,9 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         kind = request.headers.get("content-type", "")
-        if request.method == "POST" and "json" not in kind:
+        if request.method == "POST" and not _JSON.match(kind):
             return _error(400, f"content-type: got {kind[:60]!r}; wanted application/json.")
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if part != "body")[:80]
-        return _error(400, f"{place or 'request'}: {first['msg']}.")
+        return _error(400, _what_is_wrong(error.errors()))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
@@ -163,6 +163,23 @@ def _add_errors(app: FastAPI) -> None:
 def _error(status: int, message: str, *, is_gone: bool = False) -> Response:
     content = {"error": message, "is_gone": is_gone}
     return JSONResponse(content, status, {"cache-control": "no-store"})
+
+
+def _what_is_wrong(errors: Sequence[Mapping]) -> str:
+    """A sentence about the first field that is wrong, with all that it may be.
+
+    Args:
+        errors: of pydantic; where a field may be of several kinds, one for each.
+    """
+    first = errors[0]["loc"][:2]
+    of_field = [error for error in errors if error["loc"][:2] == first]
+    # A place also names the kind that was tried, such as literal['best','all'].
+    parts = [str(part) for part in of_field[0]["loc"] if part != "body"]
+    place = ".".join(part for part in parts if part.isidentifier() or part.isdecimal())[:80]
+    wanted = dict.fromkeys(error["msg"].removeprefix("Input should be ") for error in of_field)
+    message = " or ".join(wanted)
+    start = "wanted " if of_field[0]["msg"].startswith("Input should be ") else ""
+    return f"{place or 'request'}: {start}{message}."
 
 
 async def _sweep(sessions: SessionStore) -> None:

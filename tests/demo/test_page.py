@@ -182,7 +182,7 @@ def test_masks_of_everything_can_be_kept(browser, server, screenshots):
     visitor.hush()
     page.click("#panoptic")
     page.wait_for_function(
-        "() => /segments in|sure enough/.test(document.querySelector('#status').textContent)"
+        "() => /segments? in|sure enough/.test(document.querySelector('#status').textContent)"
     )
     assert visitor.kept() == number + 1
     visitor.finish(server)

@@ -3,7 +3,7 @@ import { css, colourOf, fromHex, hex, levelColour } from "./draw.js";
 import { newCanvas, shadeCanvas } from "./masks.js";
 import { $ } from "./page.js";
 import { draw } from "./picture.js";
-import { canUndo, changeKept, isEmpty, label, remember, shown, state, wanted } from "./state.js";
+import { canUndo, changeKept, isEmpty, label, remember, shown, state, sureName, wanted } from "./state.js";
 
 // What the panel's buttons do: functions of other modules.
 const on = {};
@@ -86,7 +86,7 @@ function showFound(target) {
       const dot = make("i"); dot.style.background = css(colourOf(i));
       const keep = make("button", { type: "button", className: "quiet", title: "keep this mask" }, "Keep");
       keep.onclick = () => on.keepFound(i);
-      const row = make("li", { "data-index": i }, dot, make("span", {}, label(mask) || `mask ${i + 1}`),
+      const row = make("li", { "data-index": i }, dot, make("span", { className: sureName(mask) ? "" : "unnamed" }, label(mask) || `mask ${i + 1}`),
         make("small", {}, `${answer.isTree ? `${mask.granularity.toFixed(2)} · ` : mask.level ? `level ${mask.level} · ` : ""}${mask.score.toFixed(2)}`), keep);
       row.style.setProperty("--depth", mask.depth ?? 0);
       row.onpointerenter = () => on.pick(i); row.onpointerleave = () => on.pick(-1);
