@@ -15,15 +15,18 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dataset",
         required=True,
-        help=f"one of {', '.join(DATASETS)}, or the name of a custom one",
+        metavar="NAME",
+        help=f"one of {', '.join(DATASETS)}, or any other name for a custom dataset",
     )
     root = parser.add_mutually_exclusive_group(required=True)
-    root.add_argument("--root", metavar="DIR", type=pathlib.Path, help="the dataset's folder")
+    root.add_argument("--root", metavar="DIR", type=pathlib.Path, help="folder of the dataset")
     root.add_argument(
         "--data.root", dest="data_root", metavar="DIR", type=pathlib.Path,
-        help="the folder of all datasets, as in training: the dataset is DIR/NAME",
+        help="folder of all datasets, as in training; the dataset is in DIR/NAME",
     )  # fmt: skip
-    parser.add_argument("--options", default={}, type=options, help="reader options as JSON")
+    parser.add_argument(
+        "--options", default={}, type=options, metavar="JSON", help="options of the reader"
+    )
 
 
 def dataset_folder(args: argparse.Namespace) -> pathlib.Path:

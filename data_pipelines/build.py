@@ -33,22 +33,46 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     parser = argparse.ArgumentParser(prog, description=__doc__.splitlines()[0])
     add_source_arguments(parser)
     parser.add_argument(
-        "--out", required=True, type=out_folder, help="folder or bucket (gs://...) of all records"
+        "--out",
+        required=True,
+        type=out_folder,
+        metavar="DIR",
+        help="folder or bucket (gs://...) for the records of all datasets",
     )
-    parser.add_argument("--split", nargs="+", default=["train"], help="one or more (train)")
-    parser.add_argument("--shard-records", type=at_least(1), default=1000, help="images per file")
     parser.add_argument(
-        "--max-broken", type=share, default=0.01, help="tolerated share of broken records"
+        "--split", nargs="+", default=["train"], metavar="NAME", help="(default: train)"
     )
     parser.add_argument(
-        "--threads", type=at_least(1), default=4, help="reader threads (no --runner)"
+        "--shard-records",
+        type=at_least(1),
+        default=1000,
+        metavar="N",
+        help="images per file (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-broken",
+        type=share,
+        default=0.01,
+        metavar="SHARE",
+        help="tolerated share of broken records (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=at_least(1),
+        default=4,
+        metavar="N",
+        help="reader threads without --runner (default: %(default)s)",
     )
     parser.add_argument("--verify", action="store_true", help="verify hashes of finished files")
     parser.add_argument(
         "--retry-broken", action="store_true", help="rebuild shards with broken records"
     )
-    parser.add_argument("--runner", help="Beam runner, such as DirectRunner or DataflowRunner")
-    parser.add_argument("--beam-options", default="", help="comma-separated name=value")
+    parser.add_argument(
+        "--runner", metavar="NAME", help="Beam runner, such as DirectRunner or DataflowRunner"
+    )
+    parser.add_argument(
+        "--beam-options", default="", metavar="NAME=VALUE,...", help="options of the Beam runner"
+    )
     args = parser.parse_args(arguments)
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # TFDS warns about datasets that it does not know

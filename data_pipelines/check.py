@@ -202,12 +202,25 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     """Runs the check from the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog, description=__doc__.splitlines()[0])
     add_source_arguments(parser)
-    parser.add_argument("--split", default="train", help="such as train or val (train)")
     parser.add_argument(
-        "--limit", type=at_least(1), help="read at most this many records, evenly spaced"
+        "--split", default="train", metavar="NAME", help="such as train or val (default: train)"
     )
-    parser.add_argument("--contact-sheet", type=png_file, help="write a contact sheet (PNG) here")
-    parser.add_argument("--count", type=at_least(1), default=12, help="images on the sheet")
+    parser.add_argument(
+        "--limit",
+        type=at_least(1),
+        metavar="N",
+        help="read at most this many records, evenly spaced",
+    )
+    parser.add_argument(
+        "--contact-sheet", type=png_file, metavar="FILE.png", help="write a contact sheet here"
+    )
+    parser.add_argument(
+        "--count",
+        type=at_least(1),
+        default=12,
+        metavar="N",
+        help="images on the contact sheet (default: %(default)s)",
+    )
     args = parser.parse_args(arguments)
     try:
         source = open_single_dataset(args.dataset, dataset_folder(args), args.split, args.options)
@@ -233,11 +246,11 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
         except OSError as error:
             print(f"error: {args.contact_sheet}: {error.strerror or error}", file=sys.stderr)
             return 2
-        print(f"sheet: {args.contact_sheet}")
+        print(f"contact sheet: {args.contact_sheet}")
     others = [] if args.dataset in DATASETS else [s for s in ("train", "val") if s != args.split]
     for split in others:
         if has_split(dataset_folder(args), split):
-            print(f"not looked at: split {split} (--split {split})")
+            print(f"not checked: split {split} (use --split {split})")
     return 1 if report.broken else 0
 
 

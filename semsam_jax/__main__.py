@@ -24,11 +24,17 @@ _COMMANDS = {
     ),
     "auto": ("semsam_jax.inference.auto", "segment everything in an image or a folder"),
     "evaluate": ("semsam_jax.evals.cli", "evaluate a model on annotated data"),
-    "calibrate": ("semsam_jax.evals.calibrate", "measure the order of a model's levels"),
-    "convert": ("semsam_jax.convert.cli", "convert released PyTorch weights, and back"),
+    "calibrate": (
+        "semsam_jax.evals.calibrate",
+        "measure and store the levels and thresholds of a model",
+    ),
+    "convert": (
+        "semsam_jax.convert.cli",
+        "convert released PyTorch weights to this format and back",
+    ),
     "push": ("semsam_jax.convert.push", "upload a model to a Hugging Face repository"),
     "export": ("semsam_jax.inference.export", "export a model as self-contained programs"),
-    "demo": ("semsam_jax.demo.cli", "web page, HTTP API and backend of annotation tools"),
+    "demo": ("semsam_jax.demo.cli", "serve the web page, HTTP API and annotation backends"),
     "env": ("semsam_jax.core.environment", "print versions and devices for bug reports"),
 }
 _TRAIN = "train a model or resume a run"
@@ -49,9 +55,9 @@ examples:
   semsam data check --dataset coco --data.root DATA
   semsam demo
 
-`semsam COMMAND --help` explains a command."""
+Run `semsam COMMAND --help` for the options of a command."""
 _AFTER_CTRL_C = {
-    "auto": "finished images are kept; the same command continues with the others",
+    "auto": "finished images are kept; run the same command to continue",
     "segment": "no partial files are left; run the same command again",
     "convert": "no partial files are left; run the same command again",
     "export": "no partial files are left; run the same command again",

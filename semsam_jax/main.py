@@ -1,10 +1,10 @@
 """Trains a model: semsam train --config=configs/joint.py --workdir=runs/first
 
-Started again, the same command resumes; Ctrl-C saves first. Any key of the configuration is an
-option, such as --config.steps=2000 or --config.data.datasets.sa1b=2; semsam_jax/config/fields.py
-documents every key, configs/README.md lists the configurations. --data.root=DIR, the folder of all
-datasets, is short for --config.data.root. Errors that you can fix are one line and exit code 2.
-`python -m semsam_jax.main` is the same command.
+Running the same command again resumes the run; Ctrl-C saves before it stops. Every configuration
+key is an option, such as --config.steps=2000 or --config.data.datasets.sa1b=2:
+semsam_jax/config/fields.py documents all keys, configs/README.md lists the configurations.
+--data.root=DIR, the folder of all datasets, is short for --config.data.root. Errors that you can
+fix are printed in one line with exit code 2. `python -m semsam_jax.main` is the same command.
 """
 
 import errno
@@ -31,11 +31,11 @@ from semsam_jax.core.errors import ConfigError, SemSamError, TrainingError
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration, configs/NAME.py[:arg].")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; an existing run is resumed.")
 _COMPILE_ONLY = flags.DEFINE_bool(
-    "compile_only", False, "Compile for --topology without it, show what fits, and stop."
+    "compile_only", False, "Compile for --topology without a TPU, print whether it fits, and exit."
 )
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "TPU slice for --compile_only.")
 _PROFILE = flags.DEFINE_string(
-    "profile", None, "FIRST:STOP, steps to record for TensorBoard's profiler."
+    "profile", None, "FIRST:STOP, steps to record for the TensorBoard profiler."
 )
 _ALLOW_CHANGE = flags.DEFINE_list(
     "allow_change",
@@ -43,7 +43,7 @@ _ALLOW_CHANGE = flags.DEFINE_list(
     "Keys in which a resumed run may differ from its checkpoint, such as "
     "optimizer.learning_rate,seed,steps.",
 )
-_TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error came from.")
+_TRACEBACK = flags.DEFINE_bool("traceback", False, "Show the full traceback of an error.")
 _VERBOSE = flags.DEFINE_bool("verbose", False, "Also print log messages.")
 _QUIET = flags.DEFINE_bool("quiet", False, "Print errors only.")
 _FLAGS = (

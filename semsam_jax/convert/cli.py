@@ -13,40 +13,39 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the parser of `convert`."""
     parser = commands.add_parser(
         "convert",
-        help="convert released PyTorch weights, and back",
+        help="convert released PyTorch weights to this format and back",
         description="Converts a .pth file of the original, or a training run, into a folder with "
-        "model.safetensors and config.json. Needs "
-        "no PyTorch and runs nothing that the file contains. Reports every tensor; "
-        "exits with 2 if the model would not be complete.",
+        "model.safetensors and config.json. Needs no PyTorch and executes no code from the file. "
+        "Reports every tensor; exits with code 2 if the model would be incomplete.",
     )
     parser.add_argument(
         "file",
         nargs="*",
         metavar="FILE",
-        help=".pth file, or folder of a training run or model; of several files that hold parts "
-        "of one model, the last that has a tensor counts",
+        help=".pth file, or folder of a training run or model; for a model split over several "
+        "files give all of them (if a tensor occurs twice, the last file wins)",
     )
     parser.add_argument("--out", required=True, metavar="PATH", help="folder, or file to write")
     parser.add_argument(
         "--model-config",
         metavar="FILE.json",
-        help="sizes of the model, for files that no preset describes",
+        help="model sizes, for files that match no preset",
     )
     parser.add_argument(
         "--dtype",
         choices=tuple(model_files.STORED_DTYPES),
         default="float32",
-        help="how the weights are stored (default: %(default)s)",
+        help="storage type of the weights (default: %(default)s)",
     )
     parser.add_argument(
         "--image-size",
         type=int,
         metavar="PX",
-        help="side of the canvas of inference, a multiple of 32 (default: that of training); a "
+        help="side of the canvas for inference, a multiple of 32 (default: as in training); a "
         "larger one finds smaller masks and takes longer",
     )
     parser.add_argument(
-        "--to-torch", action="store_true", help="FILE is a checkpoint folder; write a .pth file"
+        "--to-torch", action="store_true", help="convert the model folder FILE to a .pth file"
     )
     parser.add_argument(
         "--backbone", metavar="FILE.pth", help="take the backbone from an ImageNet Swin file"
@@ -57,25 +56,25 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--preset",
         choices=("tiny", "swin_t", "swin_l"),
-        help="without FILE: the model around --backbone and --text, otherwise random; a start "
-        "for training",
+        help="without FILE: create this model for training, with --backbone and --text and "
+        "otherwise random weights",
     )
     parser.add_argument(
         "--allow-unexpected",
         action="store_true",
-        help="accept tensors that the model does not know; they are dropped",
+        help="ignore tensors that the model does not have",
     )
     parser.add_argument(
         "--allow-nonfinite",
         action="store_true",
-        help="accept NaN and infinity in the weights; the result can be inspected or trained "
-        "from, but gives no masks",
+        help="accept NaN and infinity in the weights; the result can be inspected or used for "
+        "training, but not for inference",
     )
     parser.add_argument(
         "--entry",
         metavar="NAME",
-        help="which entry of the file, or which prefix of its names, to take if there are "
-        "several, such as model_ema",
+        help="entry of the file, or prefix of its names, to use if there are several, such as "
+        "model_ema",
     )
 
 

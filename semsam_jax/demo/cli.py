@@ -18,7 +18,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the parser of `demo`."""
     parser = commands.add_parser(
         "demo",
-        help="web page, HTTP API and backend of annotation tools",
+        help="serve the web page, HTTP API and annotation backends",
         description="Serves a web page, an HTTP API (described at /docs) and the backends of Label "
         "Studio (/label-studio) and X-AnyLabeling on one port of this machine. Needs `pip install "
         "'semsam-jax[demo]'`.",
@@ -28,12 +28,20 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         default="127.0.0.1",
         help="address to listen on; 0.0.0.0 serves the whole network (default: %(default)s)",
     )
-    parser.add_argument("--port", type=int, default=7860, help="default: %(default)s")
+    parser.add_argument("--port", type=int, default=7860, help="(default: %(default)s)")
     parser.add_argument(
-        "--max-upload-mb", type=int, default=20, help="largest image file (default: %(default)s)"
+        "--max-upload-mb",
+        type=int,
+        default=20,
+        metavar="MB",
+        help="largest image file (default: %(default)s)",
     )
     parser.add_argument(
-        "--max-megapixels", type=int, default=50, help="largest image (default: %(default)s)"
+        "--max-megapixels",
+        type=int,
+        default=50,
+        metavar="N",
+        help="largest image in megapixels (default: %(default)s)",
     )
     parser.add_argument(
         "--behind-proxy",
@@ -43,26 +51,27 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--public-url",
         metavar="URL",
-        help="where visitors see the page if a proxy stands in front of it, with its path, such as "
+        help="public address behind a reverse proxy, including its path, such as "
         "https://lab.example/tools/semsam",
     )
     parser.add_argument(
         "--token",
-        help="what every visitor and program has to know, 16 letters or more; better in the "
-        "variable SEMSAM_TOKEN (default: none)",
+        metavar="TOKEN",
+        help="secret that every visitor and program must send, at least 16 characters; better set "
+        "in the variable SEMSAM_TOKEN (default: none)",
     )
     parser.add_argument(
         "--allow-origin",
         action="append",
         default=[],
         metavar="URL",
-        help="another site whose pages may use the API, such as https://tool.example",
+        help="another site whose pages may call the API, such as https://tool.example",
     )
     parser.add_argument(
         "--label-studio-url",
         metavar="URL",
-        help="where Label Studio is, to fetch the images of its tasks; the token of a user there "
-        "is read from LABEL_STUDIO_API_KEY",
+        help="address of Label Studio, from which task images are fetched; a user's token is "
+        "read from LABEL_STUDIO_API_KEY",
     )
     arguments.add_model_arguments(parser)
 

@@ -1,4 +1,4 @@
-"""python -m semsam_jax calibrate: measures order and sizes of the levels, and stores them."""
+"""semsam calibrate: measures levels and thresholds of a model, and stores them with it."""
 
 import argparse
 
@@ -9,25 +9,25 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the parser of `calibrate`."""
     parser = commands.add_parser(
         "calibrate",
-        help="measure the order of a model's levels",
-        description="Clicks every mask of the given images, orders the tokens by the mean area "
-        "of their masks, level 1 the coarsest, writes the order and the mean size of each level "
-        "into the checkpoint's meta, and reports how well the levels are ordered (Kendall's tau) "
-        "and which sizes of masks each level is best at. It also measures and writes the "
-        "thresholds that suit the checkpoint: predicted IoU and stability of segment everything, "
-        "and the scores from which names count as sure.",
+        help="measure and store the levels and thresholds of a model",
+        description="Clicks every mask of the given images and orders the tokens by the mean area "
+        "of their masks (level 1 is the coarsest). Writes the order and the mean size of each "
+        "level into the checkpoint, and reports how well the levels are ordered (Kendall's tau) "
+        "and at which mask sizes each level is best. Also measures and writes the thresholds of "
+        "the checkpoint: predicted IoU and stability for segmenting everything, and the minimum "
+        "scores of names.",
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--levels",
         action="store_true",
-        help="only the order and the sizes of the levels; all thresholds stay as they are",
+        help="only the order and the sizes of the levels; leave all thresholds unchanged",
     )
     what.add_argument(
         "--names",
         action="store_true",
-        help="only the scores from which names count as sure, on images with names: prints top-1, "
-        "top-5 and how reliable the scores are, and leaves levels and masks as they are",
+        help="only the minimum scores of names, on images with class names: prints top-1, top-5 "
+        "and the calibration of the scores; leaves levels and mask thresholds unchanged",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="only report, do not change the checkpoint"

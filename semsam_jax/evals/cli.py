@@ -20,11 +20,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "evaluate",
         help="evaluate a model on annotated data",
-        description="Writes SUITE.md, SUITE.json, a row per mask (one_click.csv), plots, a "
+        description="Writes SUITE.md, SUITE.json, one row per mask (one_click.csv), plots, a "
         "gallery of the best, median and worst clicks, and results.md with the results of all "
         "suites. Without --data.root the embedded sample is scored, which checks that everything "
-        "works but is no benchmark. An interrupted evaluation resumes where it "
-        "stopped.",
+        "works but is not a benchmark. An interrupted evaluation resumes where it stopped.",
     )
     parser.add_argument(
         "folder",
@@ -32,14 +31,14 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         default="",
         metavar="FOLDER",
         help="a dataset with masks, or a folder of several: scores a click and a box for each "
-        "mask at the image's own size and writes sources.md, .json and .csv with the mean over "
-        "sources",
+        "mask at the original resolution and writes sources.md, .json and .csv with the mean over "
+        "datasets",
     )
     parser.add_argument(
         "--suite",
         metavar="NAMES",
         help=f"what to measure, separated by commas: {', '.join(SUITE_NAMES)} "
-        f"({','.join(_DEFAULT.suites)})",
+        f"(default: {','.join(_DEFAULT.suites)})",
     )
     add_arguments(parser)
 
@@ -51,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         default="",
         help="workdir of a training run, or folder of a converted checkpoint "
-        "(default: the one of the package)",
+        "(default: lite, the packaged model)",
     )
     parser.add_argument(
         "--out", metavar="DIR", default="", help="default: CHECKPOINT/evaluation/DATASET"
@@ -60,8 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--protocol",
         choices=PROTOCOLS,
         help="square: the square canvas of training; released_v1: short side 800, long side at "
-        "most 1333, scores at that size; original_size: scores of prompts in the stored image's "
-        "pixels (default: released_v1 for released weights, else square)",
+        "most 1333, scored at that size; original_size: prompts are scored at the original "
+        "resolution (default: released_v1 for released weights, else square)",
     )
     data = parser.add_argument_group("data")
     add = data.add_argument
@@ -70,17 +69,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="root",
         metavar="DIR",
         default="",
-        help="holds one folder per dataset",
+        help="folder with one subfolder per dataset",
     )
-    add("--data.dataset", dest="dataset", default=_DEFAULT.dataset, metavar="NAME", help="(coco)")
-    add("--data.split", dest="split", default=_DEFAULT.split, metavar="NAME", help="(val)")
-    add("--data.limit", dest="limit", type=int, metavar="N", help="images (default: all)")
+    add(
+        "--data.dataset",
+        dest="dataset",
+        default=_DEFAULT.dataset,
+        metavar="NAME",
+        help="(default: coco)",
+    )
+    add("--data.split", dest="split", default=_DEFAULT.split, metavar="NAME", help="(default: val)")
+    add("--data.limit", dest="limit", type=int, metavar="N", help="number of images (default: all)")
     add(
         "--data.view",
         dest="view",
         default=_DEFAULT.view,
         choices=VIEWS,
-        help="which masks are prompted (any)",
+        help="which masks are prompted (default: any)",
     )
     add(
         "--data.image-size",
@@ -107,11 +112,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("model")
     for flag, default, help_text in (
         ("--prompts-per-call", _DEFAULT.prompts_per_call, "prompts of an image decoded together"),
-        ("--images-per-device", _DEFAULT.images_per_device, "images a device works on at a time"),
-        ("--points-per-side", _DEFAULT.points_per_side, "grid of proposals"),
+        ("--images-per-device", _DEFAULT.images_per_device, "images processed together per device"),
+        ("--points-per-side", _DEFAULT.points_per_side, "clicks per side of the grid of proposals"),
     ):
         model.add_argument(
-            flag, type=int, default=default, metavar="N", help=f"{help_text} (%(default)s)"
+            flag, type=int, default=default, metavar="N", help=f"{help_text} (default: %(default)s)"
         )
 
 

@@ -55,11 +55,13 @@ def measure_continuous(
 
 
 def _rows(result: ContinuousResult) -> list[TableRow]:
-    chains = f"{result.num_in_chains} of {result.num_masks} masks have others under their click"
+    chains = f"{result.num_in_chains} of {result.num_masks} masks share their click with others"
     rows = [
-        TableRow("1-IoU, granularity given by the truth", 100 * result.given, "", chains),
-        TableRow("the same, a mask alone asked for with 1", 100 * result.given_all),
-        TableRow("|granularity got - asked| x 100", 100 * result.error, "", "lower is better"),
+        TableRow("1-IoU at the ground-truth granularity", 100 * result.given, "", chains),
+        TableRow("the same with single masks at 1", 100 * result.given_all),
+        TableRow(
+            "|obtained - requested granularity| x 100", 100 * result.error, "", "lower is better"
+        ),
     ]
     for name, values in (("granularities", result.best_of), ("tokens", result.best_of_tokens)):
         rows += [
@@ -69,8 +71,10 @@ def _rows(result: ContinuousResult) -> list[TableRow]:
     clicks = f"{result.num_clicks} clicks"
     return [
         *rows,
-        TableRow("Kendall tau of granularity and area x 100", 100 * result.tau, "", clicks),
-        TableRow("steps that shrink, %", 100 * result.shrinking, "", "lower is better"),
+        TableRow("Kendall's tau of granularity and area x 100", 100 * result.tau, "", clicks),
+        TableRow(
+            "steps at which the mask shrinks, %", 100 * result.shrinking, "", "lower is better"
+        ),
         TableRow("share of a mask inside larger granularities, %", 100 * result.nested),
         TableRow("largest change of area in a step of 0.1, %", 100 * result.jump),
         TableRow("distinct masks of a click (IoU below 0.9)", result.distinct),

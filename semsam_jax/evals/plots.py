@@ -163,7 +163,7 @@ def plot_continuous(path: Path, result: ContinuousResult) -> None:
     low, middle, high = 100 * np.quantile(result.area, (0.25, 0.5, 0.75), axis=0)
     second.fill_between(GRID, low, high, color=_BLUE, alpha=0.25, lw=0, label="half of the clicks")
     second.plot(GRID, middle, "o-", color=_BLUE, label="median")
-    second.set(xlabel="granularity asked for", ylim=(0, 102), xticks=GRID[::2])
+    second.set(xlabel="requested granularity", ylim=(0, 102), xticks=GRID[::2])
     second.set_title("mask area, % of the click's largest mask")
     second.legend(loc="upper left", fontsize=8)
     _save(figure, path)

@@ -152,7 +152,7 @@ def _calibrate(
         order = found["level_order"]
         print(f"wrote the order of levels {order} and their mean sizes into {checkpoint}")
     if thresholds:
-        print(f"wrote the thresholds that suit it: {json.dumps(thresholds)}")
+        print(f"wrote its thresholds: {json.dumps(thresholds)}")
 
 
 def choose_frame(options: EvalOptions, meta: Mapping) -> EvalFrame:
@@ -239,7 +239,7 @@ def _write(out: Path, name: str, outcome: SuiteResult, about: Mapping) -> None:
     is_long = len(classes) > _MAX_CLASSES
     print(report.markdown(title, outcome.rows, head, {} if is_long else classes), flush=True)
     if is_long:
-        print(f"figures of each of {len(classes)} classes: {out / name}.md\n", flush=True)
+        print(f"scores of {len(classes)} classes: {out / name}.md\n", flush=True)
 
 
 def _about(options: EvalOptions, checkpoint, meta: Mapping, dataset: EvalDataset) -> dict:

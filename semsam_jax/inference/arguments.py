@@ -13,14 +13,14 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint",
         metavar="DIR",
-        help="folder of a model or training run, a .pth file of the original, swin_t or swin_l "
-        "(its releases, downloaded once), hf://OWNER/NAME, or last: the training run that finished "
-        "last (default: lite, which comes with this package)",
+        help="folder of a model or training run, .pth file of the original, swin_t or swin_l "
+        "(the original's releases, downloaded once), hf://OWNER/NAME, or last (the training run "
+        "that finished last) (default: lite, the packaged model)",
     )
     parser.add_argument(
         "--model-config",
         metavar="FILE.json",
-        help="sizes of a .pth file that no preset describes",
+        help="model sizes of a .pth file that matches no preset",
     )
     parser.add_argument(
         "--prompt-preset",
@@ -41,15 +41,15 @@ def add_size_argument(parser: argparse.ArgumentParser) -> None:
         "--size",
         metavar="native|N",
         help="side in pixels to which the image is resized: the short side for released "
-        "weights, the long side for own ones; native only pads (default: as in training)",
+        "weights, else the long side; native only pads (default: as in training)",
     )
     parser.add_argument(
         "--pad-to-multiple",
         type=int,
         default=32,
         metavar="N",
-        help="pad images to multiples of this; 32 is exact, 128 or 256 compiles fewer programs "
-        "for images of many shapes but gives other masks (default: %(default)s)",
+        help="pad images to multiples of N; 32 is exact, 128 or 256 compiles fewer programs "
+        "for images of many shapes but changes the masks (default: %(default)s)",
     )
 
 
@@ -68,7 +68,7 @@ def add_granularity_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--granularity",
         metavar="G[,G...]",
-        help="0 (the finest part) to 1 (the whole), instead of --level: the levels and all between",
+        help="instead of --level: a continuous scale from 0 (the finest part) to 1 (the whole)",
     )
 
 
@@ -115,7 +115,7 @@ def parse_numbers(text: str, count: int, flag: str) -> list[float]:
 
 
 def output_folder(out: str | None, image: Path) -> Path:
-    """Folder for the results: --out, or NAME_segments beside the image."""
+    """Folder for the results: --out, or NAME_segments next to the image."""
     if out:
         return Path(out)
     if image.name in ("", ".."):  # . and .. have no name of their own

@@ -17,19 +17,19 @@ from semsam_jax.inference import arguments
 
 _MAX_LISTED = 10
 _MAX_NAME_BYTES = 200
-_AS_STORED = "what suits the checkpoint"
+_AS_STORED = "stored in the checkpoint"
 _OVERVIEW_PX = 1024
 _MAX_DRAWN = 500
 _SETTINGS = (
     ("points_per_side", int, 32, "clicks along each side of the grid"),
-    ("points_per_batch", int, 1024, "clicks decoded together; bounds the memory"),
-    ("pred_iou_thresh", float, None, "smallest predicted IoU"),
-    ("stability_score_thresh", float, None, "smallest stability"),
-    ("box_nms_thresh", float, 0.7, "box IoU above which the worse mask goes"),
-    ("crop_n_layers", int, 0, "also look at 4**i crops in each layer i"),
-    ("min_mask_region_area", int, 10, "smaller holes and islands are removed, pixels"),
-    ("tile", int, None, "look at square tiles of this side, for images of any size"),
-    ("tile_overlap", int, 128, "what neighbouring tiles share, pixels"),
+    ("points_per_batch", int, 1024, "clicks decoded together; limits memory"),
+    ("pred_iou_thresh", float, None, "minimum predicted IoU of a mask, 0..1"),
+    ("stability_score_thresh", float, None, "minimum stability of a mask, 0..1"),
+    ("box_nms_thresh", float, 0.7, "of two masks whose boxes have a larger IoU, drop the worse"),
+    ("crop_n_layers", int, 0, "also segment 4**i crops in each layer i"),
+    ("min_mask_region_area", int, 10, "remove smaller holes and islands, in pixels"),
+    ("tile", int, None, "process square tiles of this side, for images of any size"),
+    ("tile_overlap", int, 128, "overlap of neighbouring tiles in pixels"),
 )
 
 
@@ -38,36 +38,40 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "auto",
         help="segment everything in an image or a folder",
-        description="Writes NAME.json in the format of SA-1B with a copy NAME.jpg beside it, so "
-        "that the folder is training data, and overlays/NAME.jpg. An interrupted folder goes on "
-        "where it stopped: an image is finished if its content was segmented with the same "
-        "settings. Two images of one name get results of their own. Broken files are skipped and "
-        "reported, files of other kinds and subfolders are named. With --tile, images of any size: "
-        "those above 178 million pixels get no copy, and a georeferenced TIFF also gives "
-        "NAME.geojson if rasterio is installed (the extra geo).",
+        description="Writes NAME.json in SA-1B format with a copy of the image, NAME.jpg, so "
+        "that the output folder can be used for training, and overlays/NAME.jpg. An interrupted "
+        "command resumes where it stopped: images whose content was already segmented with the "
+        "same settings are skipped. Images of the same name get separate results. Broken files "
+        "are skipped and reported; files of other types and subfolders are listed. --tile handles "
+        "images of any size: those above 178 million pixels get no copy, and a georeferenced TIFF "
+        "also gives NAME.geojson if rasterio is installed (the extra geo).",
     )
     parser.add_argument("image", metavar="IMAGE|FOLDER", help="an image, or a folder of images")
     for name, kind, default, text in _SETTINGS:
         shown = _AS_STORED if default is None else default
         shown = "the whole image" if name == "tile" else shown
         parser.add_argument(
-            "--" + name.replace("_", "-"), type=kind, default=default, help=f"{text} ({shown})"
+            "--" + name.replace("_", "-"),
+            type=kind,
+            default=default,
+            metavar="N" if kind is int else "X",
+            help=f"{text} (default: {shown})",
         )
     parser.add_argument(
-        "--level", default="all", metavar="1..6|all", help="1 coarsest, 6 finest (all)"
+        "--level", default="all", metavar="1..6|all", help="1 coarsest, 6 finest (default: all)"
     )
     arguments.add_granularity_argument(parser)
     parser.add_argument(
         "--overlap",
         choices=("all", "none"),
         default="all",
-        help="none: every pixel belongs to at most one mask, small ones lie on top (all)",
+        help="none: every pixel belongs to at most one mask, small masks on top (default: all)",
     )
     parser.add_argument(
         "--tree",
         action="store_true",
-        help="say of each mask which one it is a part of (parent, depth), and add a tree in which "
-        "parts lie inside their wholes and siblings apart",
+        help="record the parent and depth of each mask, and add a tree in which parts lie inside "
+        "their wholes and siblings do not overlap",
     )
     parser.add_argument(
         "--coco",
@@ -80,7 +84,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     arguments.add_model_arguments(parser)
     arguments.add_size_argument(parser)
     parser.add_argument(
-        "--out", metavar="DIR", help="default: NAME_segments beside the image or folder"
+        "--out", metavar="DIR", help="default: NAME_segments next to the image or folder"
     )
 
 
@@ -114,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
     model = arguments.load_from_args(args, args.pad_to_multiple)
     if others:
         print(
-            f"not looked at, because they are no images that can be read here: {_listed(others)}",
+            f"ignored, because they are not images of a supported format: {_listed(others)}",
             file=sys.stderr,
         )
     done = _segment_all(model, images, out, settings, args.labels, args.overwrite)
@@ -184,14 +188,14 @@ def _segment_all(
     progress.close()
     for name, result in list(clashes.items())[:_MAX_LISTED]:
         print(
-            f"{name}: {out} already holds results of another image of this name; wrote {result}",
+            f"{name}: {out} already contains results of another image of that name; wrote {result}",
             file=sys.stderr,
         )
     if len(clashes) > _MAX_LISTED:
-        print(f"... and {len(clashes) - _MAX_LISTED} more images of a known name", file=sys.stderr)
+        print(f"... and {len(clashes) - _MAX_LISTED} more images of the same name", file=sys.stderr)
     for message in failures.values():
         print(f"skipped: {' '.join(message.split())}", file=sys.stderr)
-    finished = f", {num_old} images were finished before" if num_old else ""
+    finished = f", {num_old} already finished" if num_old else ""
     print(f"{num_masks} masks of {num_done} images in {out}{finished}, {len(failures)} skipped")
     if num_done and not num_masks:
         print(

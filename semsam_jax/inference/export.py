@@ -38,27 +38,27 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "export",
         help="export a model as self-contained programs",
-        description="Writes programs for the shapes and platforms given; running them needs "
-        "JAX, or a runtime for ONNX, but none of the model code.",
+        description="Writes programs for the given shapes and platforms. Running them needs JAX "
+        "or onnxruntime, but none of this package's model code.",
     )
     arguments.add_model_arguments(parser)
     parser.add_argument(
         "--format",
         choices=FORMATS,
         default="stablehlo",
-        help="stablehlo runs with JAX; onnx with onnxruntime, and in a browser by the page that "
-        "is written beside it (default: %(default)s)",
+        help="stablehlo runs with JAX; onnx runs with onnxruntime, and in a browser with the page "
+        "that is written too (default: %(default)s)",
     )
     parser.add_argument(
-        "--canvas", default=None, metavar="HxW,...", help="canvas sizes (default: of training)"
+        "--canvas", default=None, metavar="HxW,...", help="canvas sizes (default: as in training)"
     )
     parser.add_argument(
-        "--prompts", default="1,16", metavar="N,...", help="prompts per call (%(default)s)"
+        "--prompts", default="1,16", metavar="N,...", help="prompts per call (default: %(default)s)"
     )
     parser.add_argument(
         "--platforms",
         metavar="P,...",
-        help=f"of {', '.join(PLATFORMS)}, for stablehlo (default: cpu)",
+        help=f"for stablehlo: any of {', '.join(PLATFORMS)} (default: cpu)",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="a new folder")
 

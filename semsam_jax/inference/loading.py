@@ -1,4 +1,4 @@
-"""Loads a model that can be called on arrays."""
+"""Loads models for inference."""
 
 import dataclasses
 import functools
@@ -43,20 +43,19 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class LoadedModel:
-    """A network, its parameters on the device, and what the checkpoint says about itself.
+    """A network with its parameters on the device and the metadata of its checkpoint.
 
     Attributes:
-        module: the linen module; its fields are the sizes and the compute dtype.
+        module: the Flax Linen module; its fields are the sizes and the compute dtype.
         params: the parameter tree, float32.
-        meta: the checkpoint's meta (preset, level order, text source, vocabulary, ...).
+        meta: the checkpoint's metadata (preset, level order, text source, vocabulary, ...).
         level_order: token index of level 1..6.
         prompt_preset: how clicks become boxes.
         pad_to_multiple: canvases are padded to a multiple of this; 32 is exact.
         precision: matrix-product precision on accelerators.
-        name_embeddings: embeddings of names that were asked for before (`labels`).
-        unknown_names: names that were asked for before and are not known, with known ones like
-            them.
-        cache_programs: traced programs are kept for the next process (`core.export_cache`).
+        name_embeddings: cached embeddings of names (`labels`).
+        unknown_names: cached names that the model does not know, with the nearest known names.
+        cache_programs: keep traced programs for later processes (`core.export_cache`).
     """
 
     module: SemanticSAM
@@ -78,22 +77,22 @@ class LoadedModel:
 
     @property
     def num_levels(self) -> int:
-        """Levels that a user may ask for."""
+        """Number of levels."""
         return len(self.level_order)
 
     @property
     def is_guided(self) -> bool:
-        """Whether masks follow the image's edges at its size (`inference.guided`)."""
+        """Whether masks are upsampled with the guided filter (`inference.guided`)."""
         return self.module.config.guided_upsampling
 
     @property
     def has_granularity_token(self) -> bool:
-        """Whether a token answers granularities; else the answers of two levels are blended."""
+        """Whether a separate token predicts granularities; otherwise two levels are blended."""
         return self.module.config.decoder.granularity_token
 
     @functools.cached_property
     def granularity_scale(self) -> GranularityScale:
-        """Granularity of each level; a warning says if it was never measured."""
+        """Granularity of each level; warns if it was never measured."""
         scale = granularity_scale(self.meta, self.num_levels)
         if not scale.is_calibrated:
             _log.warning(
@@ -103,14 +102,14 @@ class LoadedModel:
         return scale
 
     def fingerprint(self) -> str:
-        """A short name of all weights: the same for the same checkpoint, on any machine."""
+        """A short hash of all weights, the same for the same checkpoint on any machine."""
         digest = hashlib.sha256(json.dumps(self.meta, sort_keys=True, default=str).encode())
         for leaf in jax.tree.leaves(self.params):
             digest.update(np.asarray(leaf).tobytes())
         return digest.hexdigest()[:16]
 
     def frame(self, image_hw: tuple[int, int], size: Size = None) -> Frame:
-        """Returns how an image of this size is shown to the network."""
+        """Returns how an image of this size is resized and padded for the network."""
         return make_frame(
             image_hw,
             self.prompt_preset,
@@ -132,16 +131,16 @@ class LoadedModel:
         isolate: bool = True,
         granularity: Float[np.ndarray, "b p m"] | None = None,
     ) -> Predictions:
-        """Answers prompts; every array is [b, p, k + m, ...], m = 0 without `granularity`.
+        """Decodes prompts; every array is [b, p, k + m, ...], m = 0 without `granularity`.
 
         Raises:
-            CheckpointError: the model never learned to.
+            CheckpointError: the model was not trained for this.
         """
         check_prompts(self)
         return self._run(_decode, (isolate,), pyramid, prompts, text, granularity)
 
     def decode_generic(self, pyramid: Pyramid, text: TextTable) -> GenericPredictions:
-        """Answers with the generic branch; CheckpointError if the model has none."""
+        """Runs the generic branch; CheckpointError if the model has none."""
         if not self.module.config.has_generic:
             raise CheckpointError(
                 "panoptic: this checkpoint has no generic branch (model.has_generic is false); "
@@ -170,24 +169,24 @@ def load_model(
     pad_to_multiple: int = STRIDE,
     precision: str = "highest",
 ) -> LoadedModel:
-    """Loads a checkpoint for inference and prints which one.
+    """Loads a checkpoint for inference and prints its path.
 
     Args:
         path: a folder with `model.safetensors` and `config.json`, a training workdir (its
             newest model is read), or a `.pth` file of the original, which is converted in
-            memory. None and "lite" take the model that comes with the package, "swin_t" and
-            "swin_l" the original's releases, "hf://OWNER/NAME[@rev]" a repository (both are
-            downloaded once), "last" the training run of this user that finished last.
-        model_config: JSON file with the sizes of a `.pth` file that no preset describes.
+            memory. None and "lite" select the packaged model, "swin_t" and "swin_l" the original's
+            releases and "hf://OWNER/NAME[@rev]" a repository (both are downloaded once), "last" the
+            current user's training run that finished last.
+        model_config: JSON file with the model sizes of a `.pth` file that matches no preset.
         dtype: compute dtype, `float32` (exact) or `bfloat16`.
-        prompt_preset: `default` or `released_v1`; None takes the checkpoint's own.
-        pad_to_multiple: multiple of 32; larger values mean fewer compiled programs for
-            images of many shapes, at the price of other masks (see the README).
+        prompt_preset: `default` or `released_v1`; None uses that of the checkpoint.
+        pad_to_multiple: multiple of 32; larger values need fewer compiled programs for images of
+            many shapes, but change the masks (see the README).
         precision: matrix-product precision on accelerators, see `jax.default_matmul_precision`.
 
     Raises:
-        CheckpointError: nothing there, or it does not describe a model.
-        ConversionError: a file that is no complete model of the original.
+        CheckpointError: not found, or not a model.
+        ConversionError: the file is not a complete model of the original.
     """
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise CheckpointError(
@@ -304,7 +303,7 @@ def save_model(model: LoadedModel, folder: str | os.PathLike, dtype: str = "floa
         dtype: how the weights are stored: float32, bfloat16 or float16.
 
     Raises:
-        CheckpointError: the folder holds a model already, or cannot be written.
+        CheckpointError: the folder already contains a model, or cannot be written.
     """
     model_files.save_model(folder, jax.device_get(model.params), model.meta, dtype=dtype)
 

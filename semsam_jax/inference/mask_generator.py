@@ -1,8 +1,8 @@
 """MaskGenerator: every mask of an image, from a grid of clicks.
 
-Memory stays low because nothing of image size is kept for a click: the predicted IoU
-decides first, the device then measures small chunks of masks, and a survivor is a vector
-(its mask embedding) until the very end, when it becomes an RLE at the image's own size.
+Memory stays low because no full-size mask is kept per click: masks are first filtered by their
+predicted IoU, then measured in small chunks on the device. Those that remain are kept as vectors
+(mask embeddings) until the very end, when they become RLE at the original resolution.
 """
 
 import contextlib
@@ -63,22 +63,23 @@ _MAX_BINARY_BYTES = 4 << 30
 
 
 class MaskGenerator:
-    """Finds all masks of an image, in the manner of `SamAutomaticMaskGenerator`.
+    """Finds all masks of an image, with the interface of `SamAutomaticMaskGenerator`.
 
-    Arguments up to `crop_n_points_downscale_factor` have its positions, the others are keywords.
+    The order of arguments up to `crop_n_points_downscale_factor` is the same; the others are
+    keyword-only.
 
     Args:
         model: from `load_model`.
         points_per_side: clicks along each side of the grid.
-        points_per_batch: clicks decoded together; bounds memory, does not change results. Large
-            is fast, because every call reads the whole pyramid.
-        pred_iou_thresh: predicted IoU must be above this; None takes the value that suits the
-            checkpoint, 0.88 where it has none.
-        stability_score_thresh: share of the mask that survives a shift of the threshold; None as
-            above, 0.92.
+        points_per_batch: clicks decoded together; limits memory and does not affect results. Larger
+            is faster, because every call reads the whole feature pyramid.
+        pred_iou_thresh: minimum predicted IoU; None takes the value stored in the checkpoint, or
+            0.88.
+        stability_score_thresh: minimum stability, the IoU of the masks at two shifted thresholds;
+            None takes the value stored in the checkpoint, or 0.92.
         stability_score_offset: that shift, in logits.
-        box_nms_thresh: box IoU above which the worse of two masks goes.
-        crop_n_layers: also look at crops, 4**i of them in layer i.
+        box_nms_thresh: box IoU above which the worse of two masks is dropped.
+        crop_n_layers: also segment crops, 4**i of them in layer i.
         crop_nms_thresh: box NMS between crops.
         crop_overlap_ratio: overlap of crops, as a share of the image's short side.
         crop_n_points_downscale_factor: divides the grid by this to the power of the layer.
@@ -86,23 +87,22 @@ class MaskGenerator:
         labels: object and part names to choose from; see `inference.labels`.
         min_mask_region_area: smaller holes and islands are removed, image pixels; 0 off.
         output_mode: `binary_mask`, `uncompressed_rle` or `coco_rle`.
-        size: side at which the network sees the image; see `preprocess.make_frame`.
-        overlap: `"all"` keeps masks as they are found; `"none"` gives every pixel to at most one
-            mask, small ones on top of large ones.
+        size: side in pixels to which images are resized; see `preprocess.make_frame`.
+        overlap: `"all"` keeps masks as they are; `"none"` assigns every pixel to at most one mask,
+            small masks on top of large ones.
         min_visible: with `overlap="none"` and in a tree, the share of a mask that must stay
             visible.
-        tree: records say which mask each one is a part of: `parent`, the position of the smallest
-            mask that contains it, or None, and `depth`, the steps to its root; and the answer has
-            a `tree`, in which children lie inside their parents and siblings apart
-            (`inference.tree`).
-        granularity: 0 (the finest part) to 1 (the whole), or a list of them, instead of `level`.
+        tree: add to each record its `parent`, the index of the smallest mask that contains it or
+            None, and its `depth`, the number of steps to its root. The result then has a `tree`, in
+            which children lie inside their parents and siblings do not overlap (`inference.tree`).
+        granularity: 0 (the finest part) to 1 (the whole), or a list, instead of `level`.
         isolate: False reproduces the reference, where the clicks of a batch interact.
-        tile: side of square tiles in pixels, for images of any size: each is looked at by itself,
-            and masks are joined across the seams (`inference.tiles`); None looks at the whole.
-        tile_overlap: what neighbouring tiles share, pixels.
+        tile: side of square tiles in pixels, for images of any size: tiles are segmented separately
+            and masks joined across their borders (`inference.tiles`); None for the whole image.
+        tile_overlap: overlap of neighbouring tiles in pixels.
 
     Raises:
-        PromptError: an argument without meaning.
+        PromptError: an invalid argument.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class MaskGenerator:
             image: path, PIL image or array, see `load_image`; or an open `LargeImage`.
 
         Returns:
-            One record for each mask, as a list with ways into other formats. Keys are SAM's:
+            One record for each mask, in a list with conversions to other formats. Keys as in SAM:
             `segmentation` (bool [h, w] or RLE by `output_mode`), `area` (pixels), `bbox` (x, y,
             width, height between the outermost pixels, as SAM computes it), `predicted_iou`,
             `point_coords` ([[x, y]] image pixels), `stability_score` (before small regions are

@@ -1,4 +1,4 @@
-"""Predictor: encode an image once, then ask for masks by clicks and boxes."""
+"""Predictor: encode an image once, then segment it with clicks and boxes."""
 
 import dataclasses
 import functools
@@ -52,7 +52,7 @@ from semsam_jax.inference.upsample import upsample_logits
 
 
 class Predictor:
-    """Interactive segmentation, in the manner of `segment_anything.SamPredictor`.
+    """Interactive segmentation with the interface of `segment_anything.SamPredictor`.
 
     All coordinates are pixels of the image as displayed, all masks have its size.
 
@@ -62,9 +62,9 @@ class Predictor:
 
     Args:
         model: from `load_model`.
-        size: side at which the network sees the image, `"native"`, or None for the
-            checkpoint's own (see `preprocess.make_frame`).
-        isolate: prompts do not see each other, so a mask depends on its own prompt only.
+        size: side in pixels to which images are resized, `"native"`, or None for that of the
+            checkpoint (see `preprocess.make_frame`).
+        isolate: prompts do not attend to each other, so a mask depends on its own prompt only.
             False reproduces the reference's demo, where prompts of one call interact.
     """
 
@@ -94,7 +94,7 @@ class Predictor:
         self._encoded = encode_images(self.model, [load_image(image)], self.size)[0]
 
     def reset_image(self) -> None:
-        """Forgets the image and frees its features."""
+        """Discards the image and its features."""
         self._encoded = None
 
     @property
@@ -104,7 +104,7 @@ class Predictor:
 
     @property
     def pyramid(self) -> Pyramid:
-        """Features of the image that was set, on the device: levels [1, h / s, w / s, d].
+        """Features of the current image, on the device: levels [1, h / s, w / s, d].
 
         Raises:
             PromptError: no image set.
@@ -127,32 +127,33 @@ class Predictor:
         area: float | None = None,
         granularity: Granularity = None,
     ) -> Segments:
-        """Segments one object, or one for each of several boxes. Positions are SAM's.
+        """Segments one object, or one for each of several boxes; arguments in the order of SAM.
 
         One click or one box gives the masks of its six tokens. Several clicks, or clicks
-        and a box, describe one object. The network answers each by itself; at every level the
-        mask that agrees with most clicks is taken, a positive click still outside adds the mask
-        of its own that contains it and the fewest negative clicks, and a negative click still
-        inside cuts out its own best mask that contains no positive click (`inference.clicks`).
+        and a box, describe one object. The network decodes each separately. At every level the
+        mask that agrees with most clicks is selected; then each positive click still outside
+        adds the one of its own masks that contains it and the fewest negative clicks, and each
+        negative click still inside removes the best of its own masks that contains no positive
+        click (`inference.clicks`).
 
         Args:
             point_coords: clicks (x, y) in image pixels, [n, 2].
-            point_labels: 1 on the object, 0 beside it, [n]; None means all 1.
+            point_labels: 1 for a positive click, 0 for a negative one, [n]; None means all 1.
             box: x0, y0, x1, y1 in image pixels.
-            mask_input: a mask to refine: of the image's size, as an array or as COCO's run lengths
-                (`{"size": [h, w], "counts": ...}`), or one of an answer's `low_res_logits`. Clicks
-                and a box that describe it are sampled from it, and the best mask is the one most
-                like it (`inference.mask_prompt`).
+            mask_input: a mask to refine: of the image's size, as an array or COCO RLE
+                (`{"size": [h, w], "counts": ...}`), or one of the `low_res_logits` of an earlier
+                result. Clicks and a box are sampled from it, and the result most similar to it
+                counts as the best (`inference.mask_prompt`).
             level: 1 (coarsest) .. 6 (finest), a list, or None for all.
-            multimask_output: False returns only the best of the levels by predicted IoU. An
-                empty mask is never the best while another level has pixels.
+            multimask_output: False returns only the level with the highest predicted IoU; never an
+                empty mask while another level has pixels.
             labels: object and part names to choose from; see `inference.labels`.
-            return_logits: masks are float32 logits instead of booleans, enlarged without regard
-                to the image's edges.
-            area: choose the level whose mask is nearest to this fraction of the image.
-            granularity: 0 (the finest part) to 1 (the whole), or a list of them, instead of
-                `level`: one mask for each, which changes smoothly from level to level
-                (`inference.granularity`). Empty only where the masks of all levels are.
+            return_logits: return float32 logits instead of booleans, upsampled without the guided
+                filter.
+            area: select the level whose mask area is closest to this fraction of the image.
+            granularity: 0 (the finest part) to 1 (the whole), or a list, instead of `level`: one
+                mask for each value, changing smoothly between levels (`inference.granularity`).
+                Empty only if the masks of all levels are.
 
         Returns:
             `Segments`; unpacks as masks [m, h, w] of the image's size, scores [m] (predicted
@@ -175,7 +176,7 @@ class Predictor:
         labels: Labels | None = None,
         return_logits: bool = False,
     ) -> list[Segments]:
-        """Segments several objects of the image that was set; see `predict`.
+        """Segments several objects in the current image; see `predict`.
 
         Args:
             requests: a `Request`, or a mapping with its fields, for each object.
@@ -187,7 +188,7 @@ class Predictor:
             A `Segments` for each request.
 
         Raises:
-            PromptError: as `predict`, or the requests are no list of requests.
+            PromptError: as for `predict`, or `requests` is not a list of requests.
         """
         if self._encoded is None:
             raise PromptError("predict: no image set; call set_image first.")
@@ -206,7 +207,7 @@ class Predictor:
     ) -> list[list[Segments]]:
         """Segments several objects in each of several images.
 
-        Images whose canvases have one shape are encoded together, `batch_size` at a time.
+        Images with the same canvas shape are encoded together, `batch_size` at a time.
 
         Args:
             images: paths, PIL images or arrays.
@@ -214,14 +215,14 @@ class Predictor:
             multimask_output: see `predict`.
             labels: see `predict`.
             return_logits: see `predict`.
-            batch_size: images encoded together; bounds the memory.
+            batch_size: images encoded together; limits memory.
 
         Returns:
             For each image, for each of its requests, the masks.
 
         Raises:
             DataError: an image cannot be read.
-            PromptError: a request cannot be used, or there are other numbers of images and lists.
+            PromptError: an invalid request, or different numbers of images and lists of requests.
         """
         check_sequence("images", images, "a list of images")
         check_sequence("requests", requests, "a list of requests for each image")

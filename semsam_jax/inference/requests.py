@@ -23,16 +23,16 @@ POSITIVE, NEGATIVE, PADDING = 1, 0, -1
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One object: clicks, a box, a mask, or several of them, and the levels wanted.
+    """A prompt for one object: clicks, a box, a mask or a combination, and the requested levels.
 
     Attributes:
         point_coords: clicks (x, y) in pixels of the image, anything of shape [n, 2].
-        point_labels: 1 for a click on the object, 0 for a click beside it; None means all 1.
+        point_labels: 1 for a positive click, 0 for a negative one; None means all 1.
         box: x0, y0, x1, y1 in pixels of the image.
         level: 1..6, a list of them, or None for all.
-        area: wanted area as a fraction of the image; chooses the level, instead of `level`.
+        area: desired area as a fraction of the image, which selects the level instead of `level`.
         mask_input: a mask to refine, see `mask_prompt.read_mask`.
-        granularity: 0 (the finest part) to 1 (the whole), or a list of them, instead of `level`.
+        granularity: 0 (the finest part) to 1 (the whole), or a list, instead of `level`.
     """
 
     point_coords: object = None
@@ -194,7 +194,7 @@ def _check_labels(labels: object, count: int) -> Bool[np.ndarray, " c"]:
         raise PromptError(f"point_labels: got {len(array)} labels for {count} points.")
     if not np.isin(array, (POSITIVE, NEGATIVE)).all():
         raise PromptError(
-            f"point_labels: got {array.tolist()[:16]}; wanted 1 (on it) or 0 (beside)."
+            f"point_labels: got {array.tolist()[:16]}; wanted 1 (positive) or 0 (negative)."
         )
     return array == POSITIVE
 

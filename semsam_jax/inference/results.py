@@ -1,4 +1,4 @@
-"""What comes back: masks with scores, levels and names, and their ways into other formats."""
+"""Results: masks with scores, levels and names, and conversions to other formats."""
 
 import abc
 import dataclasses
@@ -25,10 +25,10 @@ class ScoredName(NamedTuple):
     """The best class name of a mask.
 
     Attributes:
-        name: one of the requested names.
+        name: one of the given names.
         score: 0..1.
         is_sure: whether the score reaches the threshold of the checkpoint; if not, the mask is
-            most likely none of these.
+            probably none of the given names.
     """
 
     name: str
@@ -41,7 +41,7 @@ class ScoredName(NamedTuple):
 
 
 class UnknownName(NamedTuple):
-    """A name that the text source of a checkpoint does not know, and known ones like it."""
+    """A name that a checkpoint does not know, and the nearest known names."""
 
     name: str
     nearest: tuple[str, ...]
@@ -68,7 +68,7 @@ class _Convertible(abc.ABC):
         return convert_results.to_supervision(self.records())
 
     def to_coco(self, file_name: str | os.PathLike = "image.jpg") -> dict:
-        """COCO data set of this image: `images`, `annotations`, `categories`."""
+        """COCO dataset of this image: `images`, `annotations`, `categories`."""
         return convert_results.to_coco(self.records(), file_name, *self._image_hw())
 
     def to_labelme(self, file_name: str | os.PathLike = "image.jpg") -> dict:
@@ -76,7 +76,7 @@ class _Convertible(abc.ABC):
         return convert_results.to_labelme(self.records(), file_name, *self._image_hw())
 
     def to_polygons(self) -> list[list[list[list[float]]]]:
-        """For each mask the outlines of its pieces, (x, y) pixels, large pieces first."""
+        """Outlines of the pieces of each mask, (x, y) in pixels, large pieces first."""
         return convert_results.to_polygons(self.records())
 
     def class_names(self) -> list[str]:
@@ -87,17 +87,17 @@ class _Convertible(abc.ABC):
         """Lines of a YOLO segmentation label file: class, then x y of one polygon in 0..1.
 
         Args:
-            class_names: the classes in their order, the same for all images of a data set; None
-                numbers those of this image, `self.class_names()`.
+            class_names: the ordered classes, the same for all images of a dataset; None uses
+                those of this image, `self.class_names()`.
         """
         return convert_results.to_yolo(self.records(), *self._image_hw(), class_names=class_names)
 
     def to_label_map(self) -> Int[np.ndarray, "h w"]:
-        """Number of the mask (from 1) at every pixel, 0 for none; small masks lie on top."""
+        """Number of the mask (from 1) at every pixel, 0 for none; small masks are on top."""
         return convert_results.to_label_map(self.records(), *self._image_hw())
 
     def plot(self, image: ImageLike) -> Image.Image:
-        """All masks over the image, each in a colour of its own, with its sure names."""
+        """Draws all masks over the image in different colours, with their confident names."""
         return Image.fromarray(_overlay(self.records(), _checked_image(image, self._image_hw())))
 
     def save(self, folder: str | Path, image: ImageLike | None = None) -> Path:
@@ -108,7 +108,7 @@ class _Convertible(abc.ABC):
             The folder.
 
         Raises:
-            DataError: the folder holds results already, or cannot be written.
+            DataError: the folder already contains results, or cannot be written.
         """
         if not isinstance(folder, str | os.PathLike):
             raise DataError(f"folder: got {type(folder).__name__}; wanted a path.")
@@ -135,7 +135,7 @@ class Segments(_Convertible):
     `segments[i]`, `segments[1:3]` and a boolean index give `Segments` of those masks.
 
     Attributes:
-        masks: bool [m, h, w] at the image's size (float32 logits if those were asked for).
+        masks: bool [m, h, w] at the image's size (float32 logits if requested).
         scores: predicted IoU, float32 [m].
         low_res_logits: float32 [m, h/4, w/4] of the padded canvas.
         levels: level of each mask.
@@ -143,8 +143,8 @@ class Segments(_Convertible):
         objects: best object name of each mask, None without `labels`.
         parts: best part name of each mask, None without `labels`.
         unknown: names among `labels` that the checkpoint does not know; they were left out.
-        granularities: granularity of each mask, 0..1; empty where levels were asked for. `levels`
-            are then the nearest ones.
+        granularities: granularity of each mask, 0..1, if requested (`levels` are then the nearest
+            levels); else empty.
     """
 
     masks: np.ndarray
@@ -217,14 +217,14 @@ class Segments(_Convertible):
 
 
 class SegmentsBatch(Segments):
-    """The answers to several boxes or rows of clicks of one call.
+    """The results for several boxes or several sets of clicks of one call.
 
-    Arrays have a new first axis, as SAM 2 returns a batch: `masks` [n, m, h, w], `scores` [n, m],
-    `low_res_logits` [n, m, h/4, w/4]; `levels`, `tokens`, `objects` and `parts` are those of all
-    masks, one answer after the other. `batch[i]` is the `Segments` of one box.
+    Arrays have an additional first axis, as in SAM 2: `masks` [n, m, h, w], `scores` [n, m],
+    `low_res_logits` [n, m, h/4, w/4]; `levels`, `tokens`, `objects` and `parts` are the
+    concatenation over all results. `batch[i]` is the `Segments` of one box.
 
     Attributes:
-        answers: a `Segments` for each box.
+        answers: a `Segments` for each box or set of clicks.
     """
 
     answers: tuple[Segments, ...]
@@ -244,7 +244,7 @@ class SegmentsBatch(Segments):
         object.__setattr__(self, "answers", tuple(answers))
 
     def __len__(self) -> int:
-        """Number of answers."""
+        """Number of results."""
         return len(self.answers)
 
     def __getitem__(self, index: int | slice | Sequence | np.ndarray) -> Segments:
@@ -263,7 +263,7 @@ class SegmentsBatch(Segments):
         return f"SegmentsBatch({len(self)} answers, {count} masks of {width}x{height})"
 
     def records(self) -> list[dict]:
-        """Those of all answers; `prompt` counts the answers from 0."""
+        """Records of all results; `prompt` is the index of the result."""
         return [
             record | {"prompt": number}
             for number, answer in enumerate(self.answers)
@@ -272,11 +272,11 @@ class SegmentsBatch(Segments):
 
 
 class Records(list[dict], _Convertible):
-    """The records of a mask generator: a list of mappings with SAM's keys.
+    """The records of a mask generator: a list of mappings with the keys of SAM.
 
     Attributes:
         image_hw: height and width of the image.
-        tree: the masks as one tree, None if it was not asked for; slices have none.
+        tree: the masks as one tree, None if not requested; slices have none.
     """
 
     def __init__(

@@ -55,7 +55,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     arguments.add_labels_argument(parser)
     arguments.add_model_arguments(parser)
     arguments.add_size_argument(parser)
-    parser.add_argument("--out", metavar="DIR", help="default: NAME_segments beside the image")
+    parser.add_argument("--out", metavar="DIR", help="default: NAME_segments next to the image")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -129,7 +129,7 @@ def _segment_prompts(args, image, prompts: list[dict], size, out: Path) -> None:
     files.make_folder(out)
     files.write_picture(out / "overlay.png", picture)
     files.write_json(out / "masks.json", records)
-    print(f"{len(records)} masks in {out / 'masks.json'}, picture in {out / 'overlay.png'}")
+    print(f"{len(records)} masks in {out / 'masks.json'}, overlay in {out / 'overlay.png'}")
 
 
 def prompt_records(requests: list, answers: list) -> list[dict]:
@@ -195,7 +195,7 @@ def _caption(answer, i: int) -> str:
     text = f"level {answer.levels[i]}"
     if answer.granularities:
         text = f"granularity {answer.granularities[i]:g}"
-    text += f"  IoU {answer.scores[i]:.2f}"
+    text += f"  pred. IoU {answer.scores[i]:.2f}"
     name = _name(answer, i)
     return f"{text}  {name}" if name else text
 

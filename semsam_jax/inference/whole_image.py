@@ -1,7 +1,7 @@
 """Panoptic, instance and semantic results for one image.
 
-They come from the queries of the generic branch. Where it is sure of nothing, as after little
-training, named masks of a grid of clicks are merged to a panoptic map instead.
+They come from the queries of the generic branch. If it finds nothing above its threshold, as after
+little training, named masks of a grid of clicks are merged to a panoptic map instead.
 """
 
 import dataclasses
@@ -60,8 +60,8 @@ class PanopticAnswer:
         segment_map: the id of each pixel's segment, [h, w]; 0 for none.
         records: of the segments.
         unknown: names that the checkpoint does not know.
-        is_from_masks: whether the generic branch was sure of nothing, and these are masks of a
-            grid of clicks.
+        is_from_masks: whether the generic branch found nothing above its threshold, so that
+            these are masks of a grid of clicks.
     """
 
     segment_map: Int[np.ndarray, "h w"]
@@ -159,8 +159,8 @@ def segment_whole_image(
         segment_map, records = found.segment_map, found.records
         if found.is_from_masks:
             print(
-                "The generic branch of this checkpoint is sure of nothing here: these are named "
-                "masks of a grid of clicks.",
+                "The generic branch of this checkpoint found nothing above its threshold; these "
+                "are named masks of a grid of clicks.",
                 file=sys.stderr,
             )
     elif task == "instance":
@@ -182,7 +182,7 @@ def segment_whole_image(
         files.write_segment_map(out / "segments.png", segment_map)
     files.write_picture(out / "overlay.png", picture)
     files.write_json(out / "masks.json", records)
-    print(f"{len(records)} segments in {out / 'masks.json'}, picture in {out / 'overlay.png'}")
+    print(f"{len(records)} segments in {out / 'masks.json'}, overlay in {out / 'overlay.png'}")
     return records
 
 

@@ -1,4 +1,4 @@
-"""The figure of a run: ground truth beside the answers, and one click at every level."""
+"""The figure of a run: ground truth next to predictions, and one click at every level."""
 
 import io
 from collections.abc import Iterable
@@ -26,8 +26,9 @@ def draw_predictions(
     samples: Iterable[EvalSample],
     names: ClassNames | None = None,
 ) -> np.ndarray | None:
-    """Draws a row for some images: the annotated instances, the answers to a click on each of
-    them, and the six levels of the click on the largest countable one.
+    """Draws a row for each of some images: the annotated instances, the masks predicted for a
+    click on each of them with their IoU, and the six levels of a click on the largest object with
+    the IoU that the model predicts.
 
     Args:
         params: as inference uses them.
@@ -77,7 +78,7 @@ def _row(
     _, _, click = clicked[0]
     found = predictor.predict(point_coords=[click])
     captions = [
-        f"level {level}  IoU {score:.2f}"
+        f"level {level}  pred. IoU {score:.2f}"
         for level, score in enumerate(np.asarray(found.scores), start=1)
     ]
     strip = level_strip(image, list(found.masks), captions, points=[(*click, True)])
@@ -108,7 +109,7 @@ def _row(
     panels = [
         ("ground truth", [mask for _, mask, _ in clicked], true_texts),
         (
-            f"answers, mean IoU {exact_mean(ious):.2f}",
+            f"prediction: name, IoU (mean {exact_mean(ious):.2f})",
             [answer.masks[0] for answer in answers],
             texts,
         ),
@@ -117,7 +118,7 @@ def _row(
 
 
 def _clicked(sample: EvalSample) -> list[tuple[int, np.ndarray, tuple[float, float]]]:
-    """Index, mask and click of the largest instances, countable ones first; none without one."""
+    """Index, mask and click of the largest things (not stuff), largest first."""
     things = sample.flags("is_thing", True) & ~sample.flags("is_crowd", False)
     found = []
     for index in range(len(sample.masks)):

@@ -189,7 +189,10 @@ def build_input(
         data.class_weights = balanced_weights(
             count_classes(sources, vocabulary), run.loss.class_balance
         )
-    data.notes = [_own_text(used[n], vocabulary) for n in names if n not in DATASETS] + data.notes
+    custom = [name for name in names if name not in DATASETS]
+    notes = [_own_text(used[name], vocabulary) for name in custom]
+    notes += [_missing_text(name, sources[name], vocabulary) for name in custom]
+    data.notes = [note for note in notes if note] + data.notes
     return data
 
 
@@ -217,10 +220,26 @@ def count_classes(sources: Mapping[str, Source], vocabulary: Vocabulary) -> np.n
 
 def _own_text(row: MixtureRow, vocabulary: Vocabulary) -> str:
     """A custom dataset in one line: how many images, which classes."""
-    spans = vocabulary.object_slice(row.dataset), vocabulary.part_slice(row.dataset)
-    texts = [vocabulary.entry(i).text for span in spans for i in range(span.start, span.stop)]
+    texts = [vocabulary.entry(i).text for i in _classes(row.dataset, vocabulary)]
     listed = ", ".join(texts[:20]) + (", ..." if len(texts) > 20 else "")
-    return f"{row.dataset}: {row.examples} images to train on, {len(texts)} classes: {listed}"
+    return f"{row.dataset}: {row.examples} training images, {len(texts)} classes: {listed}"
+
+
+def _missing_text(name: str, source: Source, vocabulary: Vocabulary) -> str:
+    """Names the classes of a custom dataset without a training instance; "" if there are none."""
+    counts = count_classes({name: source}, vocabulary)
+    missing = [i for i in _classes(name, vocabulary) if not counts[i]]
+    listed = ", ".join(vocabulary.entry(i).text for i in missing[:20])
+    more = ", ..." if len(missing) > 20 else ""
+    if not missing:
+        return ""
+    return f"{name}: no training instance of {listed}{more}, which cannot be learned"
+
+
+def _classes(name: str, vocabulary: Vocabulary) -> list[int]:
+    """Indices of the classes of a dataset."""
+    spans = vocabulary.object_slice(name), vocabulary.part_slice(name)
+    return [i for span in spans for i in range(span.start, span.stop)]
 
 
 def data_name(run: RunConfig) -> str:

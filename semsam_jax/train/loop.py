@@ -79,7 +79,7 @@ def train(
             changes = check_same_run(saved, meta, build.default_match(), allow_change)
             summary = report.finished_summary(workdir)
             if summary is not None and saved["step"] >= run.steps:
-                report.log_info(f"{workdir}: finished before; nothing is changed")
+                report.log_info(f"{workdir}: already finished; nothing is changed")
                 report.log_summary(summary, workdir, best)
                 return summary
         held_out = input_lib.evaluation_data(run, vocabulary)
@@ -113,7 +113,8 @@ def train(
         writer = MetricWriter(workdir)
         stack.callback(writer.close)
         writer.write_text(int(state.step), {"config": report.config_text(run)})
-        progress = ProgressLine(run.steps)
+        weights = {"interactive": run.loss.interactive, "generic": run.loss.generic}
+        progress = ProgressLine(run.steps, weights=weights)
         meter = hooks.Meter(rows=run.data.interactive_batch + run.data.generic_batch)
         watch = hooks.NonFiniteWatch(data.describe, run.max_skipped_in_a_row, run.max_skipped)
         deadlines = hooks.Deadlines(clock, run.time_limit_sec, run.save_every_sec, run.log_every)
@@ -140,7 +141,7 @@ def train(
         if step == 0:
             meta["before"] = evaluate(state, meta)
         if step < run.steps:
-            report.log_info("compiling the step; without a cache the first one takes minutes")
+            report.log_info("compiling the training step, which takes minutes unless it is cached")
         while step < run.steps:
             if run.eval_every and step and step % run.eval_every == 0:
                 with meter.paused():

@@ -36,8 +36,9 @@ def log_start(
     log_info(
         f"semsam_jax: preset {run.model.preset}, {run.steps} steps of "
         f"{run.data.interactive_batch} interactive + {run.data.generic_batch} generic images at "
-        f"{run.data.image_size} px, {dict(mesh.shape)} x {jax.devices()[0].platform}, "
-        f"{run.model.dtype}; workdir {workdir}"
+        f"{run.data.image_size} px, {run.model.dtype}, on {mesh.size} "
+        f"{jax.devices()[0].platform} device{'s' if mesh.size > 1 else ''} "
+        f"({', '.join(f'{axis} {size}' for axis, size in mesh.shape.items())}); workdir {workdir}"
     )
     if run.data.root or run.data.custom:
         log_info(f"data: {data_name(run)}")
@@ -45,9 +46,9 @@ def log_start(
         log_info(
             "data: the embedded sample (about a hundred images in all seven formats; part labels "
             "are stand-ins or machine-made).\n"
-            "  The real datasets: data_pipelines/README.md says what to download, docs/recipes.md "
-            "where the weights come from; then, as the first of two stages,\n"
-            "  python -m semsam_jax.main --config=configs/sa1b.py:swin_t --config.data.root=DIR "
+            "  To train on the real datasets, see data_pipelines/README.md for downloads and "
+            "docs/recipes.md for pretrained weights. The first of two stages is\n"
+            "  semsam train --config=configs/sa1b.py:swin_t --data.root=DIR "
             "--config.model.backbone_weights=FILE --workdir=DIR"
         )
     if held_out is not None:
@@ -60,7 +61,7 @@ def log_start(
 
 
 def say_evaluation(step: int, found: Mapping, is_best: bool) -> None:
-    """Prints the figures of an evaluation, those of each class too if there are few."""
+    """Prints the scores of an evaluation, also per class if there are few classes."""
     words = [
         f"one-click IoU {found['iou_max']:.4f}, best of the masks {found['iou_oracle']:.4f}",
         *(f"{text} {found[key]:.4f}" for key, text in _NAMED.items() if key in found),
@@ -75,8 +76,9 @@ def say_evaluation(step: int, found: Mapping, is_best: bool) -> None:
 
 
 def class_table(classes: Mapping[str, Mapping[str, float]]) -> str:
-    """The figures of each class (`evals.report.CLASS_FIGURES`) as lines of text."""
+    """The scores of each class (`evals.report.CLASS_FIGURES`) as lines of text, in percent."""
     cells = class_cells(classes)
+    cells[0][0] += " (%)"
     width = max(len(row[0]) for row in cells)
     return "\n".join(
         f"  {row[0]:<{width}}" + "".join(f"{cell:>12}" for cell in row[1:]) for row in cells
@@ -197,9 +199,11 @@ def log_summary(summary: Mapping, workdir: AnyPath, best: BestCheckpoint) -> Non
     is_best_earlier = best.score is not None and (after is None or best.score > after)
     model = best.folder if is_best_earlier else workdir
     why = f"  (the best model, of step {best.step})" if is_best_earlier else ""
+    if is_best_earlier and best.step == 0:
+        why = "  (the model that the run started from: training did not improve its one-click IoU)"
     classes = summary.get("classes_best" if is_best_earlier else "classes") or {}
     if classes:
-        log_info(f"classes of {model}, percent:")
+        log_info(f"scores by class of {model}:")
         is_long = len(classes) > _MAX_CLASSES
         log_info(f"  {len(classes)}, see summary.json" if is_long else class_table(classes))
     log_info(

@@ -88,10 +88,18 @@ class MetricWriter:
 
 
 class ProgressLine:
-    """One line per report: step, losses by stream, images/s, time left."""
+    """One line per report: step, loss and its streams, images/s, time left."""
 
-    def __init__(self, total_steps: int, stream=None):
+    def __init__(self, total_steps: int, stream=None, weights: Mapping[str, float] | None = None):
+        """Creates the line.
+
+        Args:
+            total_steps: of the run.
+            stream: where it is printed; standard output by default.
+            weights: of the streams in the loss, shown where they are not 1.
+        """
         self._total = total_steps
+        self._weights = weights or {}
         self._stream = sys.stdout if stream is None else stream
         self._is_writer = jax.process_index() == 0
 
@@ -101,11 +109,13 @@ class ProgressLine:
             return
         match, wait = values["host_matching_share"], values["input_wait_share"]
         left = (self._total - step) * values["sec_per_step"]
-        losses = "  ".join(
-            f"{name.removesuffix('/total')} {values[name]:.3f}"
-            for name in ("loss", "interactive/total", "generic/total")
-            if name in values
-        )
+        streams = []
+        for name in ("interactive", "generic"):
+            if f"{name}/total" in values:
+                weight = self._weights.get(name, 1.0)
+                factor = "" if weight == 1 else f"{weight:g} x "
+                streams.append(f"{name} {factor}{values[f'{name}/total']:.3f}")
+        losses = f"loss {values['loss']:.3f}" + (f" ({', '.join(streams)})" if streams else "")
         line = (
             f"step {step:>{len(str(self._total))}}/{self._total}  {losses}  "
             f"{values['images_per_sec']:.1f} images/s  match {100 * match:.1f}%  "

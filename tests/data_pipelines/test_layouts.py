@@ -161,7 +161,7 @@ def test_check_names_the_split_that_it_does_not_look_at(tmp_path, capsys):
     roboflow(tmp_path / "own")
     for place in (["--root", str(tmp_path / "own")], ["--data.root", str(tmp_path)]):
         assert check.main(["--dataset", "own", *place]) == 0
-        assert "not looked at: split val (--split val)" in capsys.readouterr().out
+        assert "not checked: split val (use --split val)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("make", [yolo, labelme], ids=lambda make: make.__name__)

@@ -152,7 +152,7 @@ def test_a_finished_run_is_left_as_it_is(finished, cache, tmp_path):
     before = {path: path.read_bytes() for path in other.rglob("*") if path.is_file()}
     done = runs.run(other, cache)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "finished before; nothing is changed" in done.stdout
+    assert "already finished; nothing is changed" in done.stdout
     done = runs.run(other, cache, seed=5)
     assert done.returncode == 2
     assert "belongs to another configuration: seed: checkpoint 0, this run 5" in done.stderr

@@ -56,7 +56,7 @@ def test_suites_are_measured_and_logged(tmp_path):
     names = {"mask_ap": 1.0, "mask_ap50": 1.0, "name_accuracy": 1.0, "classes": classes}
     assert found == {"iou_max": 0.5, "iou_oracle": 1.0, "num_instances": 1} | names
     head, row = (line.split() for line in class_table(classes).splitlines())
-    assert head == ["class", "masks", "IoU", "AP", "AP50", "name", "right"]
+    assert head == ["class", "(%)", "masks", "IoU", "AP", "AP50", "name", "right"]
     assert row == ["cat", "1", "50.0", "100.0", "100.0", "100.0"]
     assert evaluator.names() == ClassNames({0: "cat", 1: "dog"})
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
@@ -86,7 +86,7 @@ def test_an_evaluation_is_printed_and_kept_with_the_best_model(tmp_path, capsys)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("step 0: one-click IoU 0.5000, best of the masks 1.0000")
     assert [line.split() for line in lines[1:3]] == [
-        ["class", "masks", "IoU"],
+        ["class", "(%)", "masks", "IoU"],
         ["cat", "1", "50.0"],
     ]
     assert BestCheckpoint(tmp_path, is_on=True).evaluation == found

@@ -188,7 +188,7 @@ def test_auto_resumes_a_folder_and_reports_broken_files(tmp_path, image_a, tiny_
     (out / "b.json").unlink()
     before = (out / "a.png.json").stat().st_mtime_ns
     assert run(*args) == 0
-    assert "2 images were finished before" in capsys.readouterr().out
+    assert ", 2 already finished" in capsys.readouterr().out
     assert (out / "a.png.json").stat().st_mtime_ns == before
     assert (out / "b.json").exists()
     assert run(*args, "--level", 3) == 0
@@ -210,7 +210,7 @@ def test_auto_tells_images_of_one_name_apart(tmp_path, image_a, tiny_checkpoint,
         for again in (False, True):
             assert run(*args) == 0
             shown = capsys.readouterr()
-            assert ("1 images were finished before" in shown.out) == again
+            assert (", 1 already finished" in shown.out) == again
             assert ("results of another image" in shown.err) == (day == "day2" and not again)
     first = tmp_path / "day1" / "p1.jpg"
     edited = tmp_path / "edited.jpg"
@@ -273,9 +273,9 @@ def test_auto_notices_another_checkpoint(tmp_path, image_a, tiny_params, tiny_ch
     args = ["auto", tmp_path / "a.png", "--size", 96, "--points-per-side", 2]
     assert run(*args, "--checkpoint", tiny_checkpoint) == 0
     assert run(*args, "--checkpoint", tiny_checkpoint) == 0
-    assert "1 images were finished before" in capsys.readouterr().out
+    assert ", 1 already finished" in capsys.readouterr().out
     assert run(*args, "--checkpoint", other) == 0
-    assert "finished before" not in capsys.readouterr().out
+    assert "already finished" not in capsys.readouterr().out
 
 
 def test_auto_says_why_there_is_no_mask(tmp_path, image_a, tiny_checkpoint, capsys):

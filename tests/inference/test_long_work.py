@@ -56,7 +56,7 @@ def test_auto_goes_on_after_ctrl_c_and_says_so(images, tiny_checkpoint, capsys):
     )
     assert command_line.main(args) == 0
     assert asked == ["a.png", "b.png", "b.png", "c.png"]
-    assert "1 images were finished before" in capsys.readouterr().out
+    assert ", 1 already finished" in capsys.readouterr().out
 
 
 def test_bars_are_drawn_on_terminals_only(images, tiny_checkpoint, capsys, monkeypatch):

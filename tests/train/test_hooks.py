@@ -177,14 +177,16 @@ def test_progress_line_shows_losses_rate_and_eta():
     values = {
         "loss": 3.0,
         "interactive/total": 2.0,
+        "generic/total": 10.0,
         "images_per_sec": 5.0,
         "sec_per_step": 2.0,
         "host_matching_share": 0.01,
         "input_wait_share": 0.02,
     }
-    ProgressLine(100, stream).report(40, values)
+    ProgressLine(100, stream, {"interactive": 1.0, "generic": 0.1}).report(40, values)
     line = stream.getvalue()
-    for words in ("step  40/100", "loss 3.000", "interactive 2.000", "5.0 images/s", "ETA 2m00s"):
+    losses = "loss 3.000 (interactive 2.000, generic 0.1 x 10.000)"
+    for words in ("step  40/100", losses, "5.0 images/s", "ETA 2m00s"):
         assert words in line
 
 

@@ -57,7 +57,7 @@ def test_a_run_names_its_folder_its_classes_and_what_it_does_not_use(tmp_path):
     assert input_lib.data_name(run) == str(tmp_path / "mine")
     for _ in range(2):  # the second time from the kept index
         data, held_out = opened(run)
-        assert data.notes[0] == "custom: 2 images to train on, 2 classes: dog, cat"
+        assert data.notes[0] == "custom: 2 training images, 2 classes: dog, cat"
         assert any("1 annotation not used, no usable outline" in note for note in data.notes)
         assert any("1 crowd region (iscrowd 1) is ignored" in note for note in data.notes)
         assert not held_out.notes
@@ -95,10 +95,10 @@ def test_a_class_of_val_alone_is_named(tmp_path):
 def test_a_set_without_val_holds_images_out(tmp_path):
     own_data.write(tmp_path, place="result.json")
     data, held_out = opened(make_run(tmp_path))
-    assert data.notes[0].startswith("custom: 1 images to train on")
+    assert data.notes[0].startswith("custom: 1 training images")
     assert len(held_out.samples()) == 1
     data, held_out = opened(make_run(tmp_path, eval_images=0, keep_best=False))
-    assert data.notes[0].startswith("custom: 2 images to train on")
+    assert data.notes[0].startswith("custom: 2 training images")
     assert held_out is None
     own_data.write(
         tmp_path,
@@ -145,11 +145,15 @@ def test_boxes_alone_and_images_elsewhere(tmp_path):
     def change(content):
         for row in content["annotations"]:
             row["segmentation"] = []
+        content["categories"].append({"id": 3, "name": "bird"})
 
     own_data.write(tmp_path / "mine", change, images="../elsewhere")
     settings = {"data__custom_images": str(tmp_path / "elsewhere"), "data__custom_boxes_only": True}
     data, _ = opened(make_run(tmp_path / "mine", eval_images=0, keep_best=False, **settings))
-    assert data.notes[0] == "custom: 2 images to train on, 2 classes: dog, cat"
+    assert data.notes[:2] == [
+        "custom: 2 training images, 3 classes: dog, cat, bird",
+        "custom: no training instance of bird, which cannot be learned",
+    ]
     assert not any("not used" in note for note in data.notes)
 
 
@@ -158,7 +162,7 @@ def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
     own_data.write(tmp_path)
     own_data.write(tmp_path, place="annotations/val.json")
     data, _ = opened(make_run(tmp_path))
-    assert data.notes[0].startswith("custom: 2 images")
+    assert data.notes[0].startswith("custom: 2 training images")
     checkpoint_io.remember_last_run(tmp_path)
     assert checkpoint_io.last_run() is None
 

@@ -31,10 +31,10 @@ def test_the_classes_shown_are_those_of_the_model_that_is_suggested(tmp_path, ca
     assert summary["classes_best"]["cat"]["iou"] == 50
     report.log_summary(summary, tmp_path, best)
     said = capsys.readouterr().out
-    table = said[said.index("classes of ") :].splitlines()
-    assert table[0] == f"classes of {tmp_path / 'best'}, percent:"
+    table = said[said.index("scores by class of ") :].splitlines()
+    assert table[0] == f"scores by class of {tmp_path / 'best'}:"
     assert [line.split() for line in table[1:4]] == [
-        ["class", "masks", "IoU", "AP"],
+        ["class", "(%)", "masks", "IoU", "AP"],
         ["cat", "3", "50.0", "25.0"],
         ["dog", "1", "-", "-"],
     ]
@@ -45,5 +45,16 @@ def test_the_classes_shown_are_those_of_the_model_that_is_suggested(tmp_path, ca
     assert "classes_best" not in summary
     report.log_summary(summary, tmp_path, best)
     said = capsys.readouterr().out
-    assert f"classes of {tmp_path}, percent:" in said
+    assert f"scores by class of {tmp_path}:" in said
     assert f"--checkpoint {tmp_path} --point X,Y\n" in said
+
+
+def test_a_run_that_did_not_improve_says_so(tmp_path, capsys):
+    run = config.build({"model": {"preset": "tiny"}, "text": {"source": "encoder"}, "steps": 9})
+    best = BestCheckpoint(tmp_path, is_on=True)
+    best.update(found(0.5, 0.25), {"w": np.zeros(1, np.float32)}, {}, step=0)
+    meta = {"measured": MEASURED, "before": found(0.5, 0.25), "after": found(0.4, 0.125)}
+    report.log_summary(report.summarize(run, meta, best), tmp_path, best)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert f"--checkpoint {tmp_path / 'best'} " in last
+    assert "training did not improve its one-click IoU" in last
