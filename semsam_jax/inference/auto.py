@@ -196,12 +196,13 @@ def _segment_all(
     for message in failures.values():
         print(f"skipped: {' '.join(message.split())}", file=sys.stderr)
     finished = f", {num_old} already finished" if num_old else ""
-    print(f"{num_masks} masks of {num_done} images in {out}{finished}, {len(failures)} skipped")
+    count = f"{num_done} image{'' if num_done == 1 else 's'}"
+    print(f"{num_masks} masks of {count} in {out}{finished}, {len(failures)} skipped")
     if num_done and not num_masks:
         print(
             f"No mask reached --pred-iou-thresh {settings['pred_iou_thresh']} and "
-            f"--stability-score-thresh {settings['stability_score_thresh']}. A model that was "
-            f"trained for minutes is less sure of itself: try 0.15 and 0.5.",
+            f"--stability-score-thresh {settings['stability_score_thresh']}. A barely "
+            f"trained model has low scores: try 0.15 and 0.5.",
             file=sys.stderr,
         )
     if failures and not num_done and not num_old:

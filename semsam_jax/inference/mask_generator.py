@@ -205,8 +205,8 @@ class MaskGenerator:
         if not found:
             warnings.warn(
                 f"no mask reached pred_iou_thresh {self.filters.pred_iou_thresh:g} and "
-                f"stability_score_thresh {self.filters.stability_score_thresh:g}; a model that was "
-                f"trained for minutes is less sure of itself: try 0.15 and 0.5.",
+                f"stability_score_thresh {self.filters.stability_score_thresh:g}; a barely "
+                f"trained model has low scores: try 0.15 and 0.5.",
                 stacklevel=2,
             )
         tree = self._tree(found, image_hw) if self.tree else None
