@@ -272,7 +272,9 @@ def damaged(server: DemoServer, tally: LoadTally, images: list[bytes]) -> list:
         for content in files * 4:
             visitor.post("image", content)
 
-    return beside(server, tally, images, [lambda i=i: send(f"127.0.0.{60 + i}") for i in range(8)])
+    return visit_during(
+        server, tally, images, [lambda i=i: send(f"127.0.0.{60 + i}") for i in range(8)]
+    )
 
 
 def flood(
@@ -302,10 +304,12 @@ def flood(
             else:
                 visitor.post("image", images[turn % len(images)])
 
-    return [*beside(server, tally, images, [send] * threads), key]
+    return [*visit_during(server, tally, images, [send] * threads), key]
 
 
-def beside(server: DemoServer, tally: LoadTally, images: list[bytes], work: list[Callable]) -> list:
+def visit_during(
+    server: DemoServer, tally: LoadTally, images: list[bytes], work: list[Callable]
+) -> list:
     """Runs `work` in threads and visits with one image after the other until they are done.
 
     Returns:

@@ -160,7 +160,7 @@ def random_params(model: SemanticSAM, rng: np.random.Generator) -> dict:
 
 
 def time_evaluation(preset: str, suite: str, num_images: int, rng: np.random.Generator) -> dict:
-    """Times a whole evaluation beside the network alone; see the top of this file.
+    """Times a whole evaluation and the network alone; see the top of this file.
 
     Args:
         preset: sizes of the model; its weights are random.

@@ -4,7 +4,7 @@
     python -m benchmarks.inference --checkpoint DIR --image image.jpg --threads 2
 
 Every row runs in a process of its own, so that its peak memory is its own. Times are the
-smallest of some repeats after everything is compiled; CPU seconds stand beside them, because
+smallest of some repeats after everything is compiled; CPU seconds are given too, because
 on a busy machine only they mean something. Random weights are scaled so that masks are smooth
 blobs, and the threshold of the predicted IoU is put where three in ten masks pass it.
 """

@@ -1,4 +1,4 @@
-"""Loss curves of bfloat16 beside float32: one run twice, with the same seed and images.
+"""Loss curves of bfloat16 and float32: one run twice, with the same seed and images.
 
     python -m benchmarks.precision --workdir DIR -- --config=configs/joint.py --config.steps=150
 

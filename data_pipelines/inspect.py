@@ -52,7 +52,7 @@ def draw_rows(
         batch: host arrays of `BatchShape.spec` behind a leading row axis.
         vocabulary: for the labels.
         path: the file.
-        num_prompts: single prompts shown beside each row (boxes last); 0 shows the labelled
+        num_prompts: single prompts shown next to each row (boxes last); 0 shows the labelled
             instances only, for generic rows.
         datasets: name of each dataset number.
     """

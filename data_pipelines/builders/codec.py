@@ -17,7 +17,7 @@ from data_pipelines.vocabulary import Vocabulary
 
 
 def features() -> tfds.features.FeaturesDict:
-    """The fields of a record, as TFDS stores them beside the data."""
+    """The fields of a record, as TFDS stores them with the data."""
     return tfds.features.FeaturesDict(
         {
             "example_id": tfds.features.Text(doc="unique within the dataset"),

@@ -1,7 +1,7 @@
 """One shard of a build: written atomically, hashed, and never written twice.
 
 A build is a folder: `build.json` describes it, each span of the source's examples is one
-ArrayRecord file, and a receipt beside it lists its contents, size and hash. After an interruption,
+ArrayRecord file, and a receipt next to it lists its contents, size and hash. After an interruption,
 shards whose receipt fits their file are skipped.
 """
 

@@ -1,6 +1,6 @@
 """The embedded sample: real images in all seven native layouts, about 7 MB, inside the package.
 
-It lets training, evaluation and the demo run without a download. The `README.md` beside this file
+It lets training, evaluation and the demo run without a download. The `README.md` next to this file
 says which labels are human, machine-made or stand-ins; `data/ATTRIBUTION.csv` has the licence of
 every image.
 """

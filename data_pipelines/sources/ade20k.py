@@ -133,8 +133,8 @@ class _SceneParsing(_AdeLayout):
         if not self._instances.is_dir():
             raise DataError(
                 f"ade20k {source.split}: {source.root} has annotations/ but no folder "
-                f"annotations_instance/{folder}; without it neighbouring things melt into one "
-                "mask; download the instance annotations of SceneParsing beside it"
+                f"annotations_instance/{folder}; without it neighbouring things share one mask; "
+                "download the instance annotations of SceneParsing as well"
             )
         labels = _labels(source.vocabulary)
         self._stuff = {number: label for number, label in labels.items() if not label.is_thing}
@@ -201,8 +201,8 @@ class _Full(_AdeLayout):
 
     def files(self, position: int) -> tuple[pathlib.Path, ...]:
         image = self._folder / f"{self.example_ids[position]}.jpg"
-        beside = (f"{image.stem}.json", f"{image.stem}_atr.txt", f"{image.stem}_seg.png")
-        return image, *(image.with_name(name) for name in beside)
+        annotations = (f"{image.stem}.json", f"{image.stem}_atr.txt", f"{image.stem}_seg.png")
+        return image, *(image.with_name(name) for name in annotations)
 
     def read(self, source: Source, position: int) -> RawExample:
         image = self._folder / f"{self.example_ids[position]}.jpg"

@@ -164,7 +164,7 @@ class Source(abc.ABC):
         )
 
     def _is_pseudo(self, kind: str) -> bool:
-        """Whether PROVENANCE.json beside the data calls `objects` or `parts` machine-made."""
+        """Whether PROVENANCE.json in the dataset folder calls `objects` or `parts` machine-made."""
         return self._pseudo.get(kind) == "pseudo"
 
 

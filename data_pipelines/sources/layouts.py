@@ -42,7 +42,7 @@ WANTED = (
     "annotations/{split}.json with images/ (COCO); {split}/_annotations.coco.json (Roboflow); "
     "annotations/instances_{split}.json or instances_default.json with images/ (CVAT); "
     "result.json with images/ (Label Studio); {split}/labels.json with {split}/data/ (FiftyOne); "
-    "data.yaml with labels/{split}/*.txt (YOLO); {split}/*.json beside the images (LabelMe); "
+    "data.yaml with labels/{split}/*.txt (YOLO); {split}/*.json next to the images (LabelMe); "
     "annotations/instance_nodes.jsonl (COCOTree)"
 )
 
@@ -152,7 +152,7 @@ def layout_error(dataset: str, root: pathlib.Path, split: str) -> DataError:
 def files_below(folder: pathlib.Path, suffixes: Sequence[str]) -> list[pathlib.Path]:
     """Files below a folder with one of some endings, by name; links to folders are followed.
 
-    Hidden ones are left out: a Mac writes a `._NAME` beside every file on a foreign disk.
+    Hidden ones are left out: a Mac writes a `._NAME` next to every file on a foreign disk.
 
     Raises:
         DataError: a folder cannot be read.
@@ -195,14 +195,14 @@ def _folders(
     places = [root / name for name in names] + [root / "images" / name for name in names]
     places += [root / "images", root / "images" / "default", root / "data"]
     places += [root / f"{name}2017" for name in names]
-    beside = file.parent
-    if beside != root and beside.name != "annotations":  # Roboflow and FiftyOne, split by split
-        places = [beside, beside / "data", beside / "images", *places]
+    nearby = file.parent
+    if nearby != root and nearby.name != "annotations":  # Roboflow and FiftyOne, split by split
+        places = [nearby, nearby / "data", nearby / "images", *places]
     return tuple(place for place in dict.fromkeys([*places, root]) if place.is_dir())
 
 
 def _yolo(root: pathlib.Path, split: str) -> Layout | None:
-    """Finds `labels` beside `images`, above or below the split."""
+    """Finds `labels` next to `images`, above or below the split."""
     described = next((p for p in (root / "data.yaml", root / "dataset.yaml") if p.is_file()), None)
     places = [root / place for n in names_of(split) for place in (f"images/{n}", f"{n}/images")]
     if described is not None:

@@ -1,7 +1,7 @@
 """SA-1B: class-agnostic masks at many granularities, one JSON an image.
 
 Layout: the official archives `root/sa_000000.tar ...`, read where they are, or
-`root/**/sa_ID.jpg` with `sa_ID.json` beside it, as the archives unpack. SA-1B has no official
+`root/**/sa_ID.jpg` with `sa_ID.json` next to it, as the archives unpack. SA-1B has no official
 split: with folders `root/train` and `root/val` the split names one of them, otherwise the whole
 root is `train`. Source: docs/reference.md, section 12.
 """
@@ -67,7 +67,7 @@ class SA1B(Source):
         alone = self._listing.alone
         self.unused = (Unused(findings.NO_IMAGE_FILE, *alone),) if alone[1] else ()
         if not len(self.example_ids):
-            raise self._layout_error("sa_*.tar, or files sa_ID.json with sa_ID.jpg beside them")
+            raise self._layout_error("sa_*.tar, or files sa_ID.json with sa_ID.jpg next to them")
 
     def _read(self, position: int) -> RawExample:
         builder, content = (self._member if self._listing.archives else self._file)(position)

@@ -153,7 +153,7 @@ def _scan(folder: pathlib.Path) -> tuple[Listing, dict[str, list[int]]]:
     loose = [entry.name for entry in os.scandir(folder) if entry.name.endswith((".jpg", ".json"))]
     if loose:
         raise DataError(
-            f"sa1b: {folder} holds archives ({archives[0].name} ...) beside loose images "
+            f"sa1b: {folder} holds archives ({archives[0].name} ...) next to loose images "
             f"({min(loose)} ...); wanted one kind, since an image in both would count twice; "
             "move one kind to another folder"
         )
@@ -208,7 +208,7 @@ def _loose(folder: pathlib.Path, seen: list[str], alone: list[str]) -> Iterator[
     """
     for parent, below, names in os.walk(folder):
         below[:] = sorted((name for name in below if name[0] != "."), key=by_number)
-        names = [name for name in names if name[0] != "."]  # a Mac writes ._NAME beside NAME
+        names = [name for name in names if name[0] != "."]  # a Mac writes ._NAME next to NAME
         above = pathlib.Path(parent).relative_to(folder).as_posix()
         seen.append(above)
         prefix = "" if above == "." else f"{above}/"

@@ -1,7 +1,7 @@
 """Custom datasets with a label file per image: YOLO segments and LabelMe shapes.
 
 YOLO: `labels/NAME.txt` with lines `class x y x y ...` in fractions of the displayed image, and
-class names in `data.yaml`. LabelMe: `NAME.json` beside `NAME.jpg`, whose shapes carry names. A
+class names in `data.yaml`. LabelMe: `NAME.json` next to `NAME.jpg`, whose shapes carry names. A
 class `whole:part` names a part of a whole; parts and wholes are linked by LabelMe's group_id.
 """
 
@@ -246,10 +246,10 @@ class LabelMeFolder(_ShapeFolder):
     @staticmethod
     def _image_of(file: pathlib.Path) -> pathlib.Path | None:
         """The image of the same name; which one, if there are several, `imagePath` says."""
-        beside = [file.with_suffix(s) for s in (*IMAGE_SUFFIXES, ".JPG", ".JPEG", ".PNG")]
-        beside = [path for path in beside if path.is_file()]
-        if len(beside) == 1:
-            return beside[0]
+        candidates = [file.with_suffix(s) for s in (*IMAGE_SUFFIXES, ".JPG", ".JPEG", ".PNG")]
+        candidates = [path for path in candidates if path.is_file()]
+        if len(candidates) == 1:
+            return candidates[0]
         stated = _stated_image(file, _content(file))
         return stated if stated is not None and stated.is_file() else None
 
@@ -346,7 +346,7 @@ def own_names(layout: Layout) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _stated_image(file: pathlib.Path, content: Mapping) -> pathlib.Path | None:
-    """The image beside a LabelMe file that its `imagePath` names; it need not exist."""
+    """The image next to a LabelMe file that its `imagePath` names; it need not exist."""
     stated = content.get("imagePath")
     if not isinstance(stated, str) or pathlib.PurePath(stated).suffix.lower() not in IMAGE_SUFFIXES:
         return None

@@ -1,6 +1,6 @@
 """X-AnyLabeling's remote server: its models, requests and answers.
 
-X-AnyLabeling chooses among models; here every level of granularity is one, beside the best level of
+X-AnyLabeling chooses among models; here every level of granularity is one, as is the best level of
 a click and all masks of an image.
 """
 

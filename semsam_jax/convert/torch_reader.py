@@ -257,11 +257,11 @@ def _state_of(tree: object, where: str, entry: str | None) -> dict:
                 )
         if wrapper is None:
             break
-        beside = [name for name in _AVERAGED if name != wrapper and _has_weights(tree.get(name))]
-        if beside and entry is None:
+        averaged = [name for name in _AVERAGED if name != wrapper and _has_weights(tree.get(name))]
+        if averaged and entry is None:
             _log.warning(
-                "%s: takes the entry %r; averaged weights are there too: --entry %s takes them",
-                *(where, wrapper, beside[0]),
+                "%s: uses the entry %r; for the averaged weights use --entry %s",
+                *(where, wrapper, averaged[0]),
             )
         tree = tree[wrapper]
     return tree

@@ -53,7 +53,7 @@ def _expanded(word: str) -> str:
 def _offer_modules(file: Path) -> None:
     """Makes `import configs` in a config file find this package's modules.
 
-    Modules beside the user's file, in a folder `configs` too, are found first.
+    Modules next to the user's file, also in a folder `configs`, are found first.
     """
     own = [] if file.is_relative_to(CONFIGS) or file.parent.name != "configs" else [file.parent]
     for name in [name for name in sys.modules if name.partition(".")[0] == "configs"]:

@@ -45,7 +45,8 @@ class SegmentBody(_Body):
 
     points: list[tuple[Number, Number]] = Field([], description="x, y in pixels of the file")
     point_labels: list[Literal[0, 1]] | None = Field(
-        None, description="1 on the object, 0 beside it, for each point; all 1 if left out"
+        None,
+        description="1 for each positive click, 0 for each negative one; all 1 by default",
     )
     boxes: list[tuple[Number, Number, Number, Number]] = Field([], description="x0, y0, x1, y1")
     level: Literal["best", "all"] | Annotated[int, Field(ge=1, le=16)] = Field(

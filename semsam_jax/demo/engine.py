@@ -160,7 +160,7 @@ class Engine:
 
         Args:
             session: the image.
-            points: x, y and 1 (on the object) or 0 (beside it), in pixels of the image.
+            points: x, y and 1 (positive) or 0 (negative), in pixels of the image.
             box: x0, y0, x1, y1, or empty.
             names: see `inference.labels`; empty for none.
             is_kept: whether the session remembers the masks, for downloads.

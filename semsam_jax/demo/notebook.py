@@ -66,7 +66,7 @@ def show_levels(
     Args:
         image: RGB.
         answer: of `Predictor.predict`.
-        points: x, y and 1 (on the object) or 0 (beside it), image pixels.
+        points: x, y and 1 (positive) or 0 (negative), image pixels.
         boxes: x0, y0, x1, y1, image pixels.
     """
     from semsam_jax.inference.visualize import level_strip

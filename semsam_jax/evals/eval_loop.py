@@ -2,7 +2,7 @@
 
 Process i of n takes the images i, i + n, i + 2n, ...; each works on its own devices without
 waiting for the others, and at the end every process gets the result of all images. Reading
-images and finding clicks happens in a thread beside the devices' work.
+images and finding clicks happens in a thread while the devices work.
 """
 
 import copy

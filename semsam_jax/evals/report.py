@@ -90,7 +90,7 @@ def write_markdown(
     about: Mapping[str, str],
     classes: Classes,
 ) -> None:
-    """Writes a table with the published figures beside ours, what it was measured on, and the
+    """Writes a table with the published figures next to ours, what it was measured on, and the
     figures of each class.
     """
     files.write_text(path, markdown(title, rows, about, classes))

@@ -76,8 +76,8 @@ def _evaluate(options: EvalOptions) -> dict[str, SuiteResult]:
         for note in dataset.notes:
             print(f"note: {note}", flush=True)
     # The shipped model is among the installed files, which get no results.
-    beside = Path() if checkpoint == checkpoint_io.SHIPPED else checkpoint
-    out = Path(options.out or beside / "evaluation" / options.dataset)
+    folder = Path() if checkpoint == checkpoint_io.SHIPPED else checkpoint
+    out = Path(options.out or folder / "evaluation" / options.dataset)
     files.make_folder(out)
     about = _about(options, checkpoint, meta, dataset)
     context = _context(options, checkpoint, dataset, out, about)
@@ -104,8 +104,8 @@ def evaluate_folder(options: EvalOptions) -> dict[str, sources.MaskScores]:
     checkpoint = checkpoint_io.choose_checkpoint(zoo.resolve(options.checkpoint or None))
     params, meta = checkpoint_io.read_model(checkpoint)
     model = model_from_params(params, meta)
-    beside = Path() if checkpoint == checkpoint_io.SHIPPED else checkpoint
-    out = Path(options.out or beside / "evaluation" / Path(options.folder).resolve().name)
+    folder = Path() if checkpoint == checkpoint_io.SHIPPED else checkpoint
+    out = Path(options.out or folder / "evaluation" / Path(options.folder).resolve().name)
     scores, notes = sources.score_sources(
         model,
         options.folder,

@@ -147,7 +147,7 @@ def interactive(context: EvalContext) -> SuiteResult:
 
 
 def continuous(context: EvalContext) -> SuiteResult:
-    """A granularity between 0 and 1: given, and the best of several beside the best token."""
+    """Granularity between 0 and 1: at the ground truth, and the best of several tries."""
     result, rows, scalars, notes = measure_continuous(
         context.model,
         context.params,

@@ -108,9 +108,9 @@ def describe_mask(
     y0, y1, x0, x1 = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
     window = mask[y0:y1, x0:x1]
     inside = innermost_points(window, MAX_POSITIVE, least_depth=0.0)
-    beside = innermost_points(~window, MAX_NEGATIVE, least_depth=_LEAST_DEPTH_PX)
+    outside = innermost_points(~window, MAX_NEGATIVE, least_depth=_LEAST_DEPTH_PX)
     corner = np.array([x0, y0]) + 0.5
-    points = np.array(inside + beside, np.float64).reshape(-1, 2) + corner
+    points = np.array(inside + outside, np.float64).reshape(-1, 2) + corner
     is_positive = np.arange(len(points)) < len(inside)
     return points, is_positive, np.array([x0, y0, x1, y1], np.float64)
 

@@ -387,5 +387,5 @@ class Predictor:
 
 @functools.cache
 def _threads() -> ThreadPoolExecutor:
-    """Requests of one call are brought to the size of the image beside each other."""
+    """Threads in which masks of one call are upsampled."""
     return ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="masks")

@@ -30,7 +30,7 @@ class TreeNode:
     """One mask of a tree.
 
     Attributes:
-        segmentation: COCO RLE of what is left of the mask inside its parent, beside its siblings.
+        segmentation: COCO RLE of the part of the mask inside its parent and outside its siblings.
         area: its pixels.
         parent: position of the parent in `MaskTree.nodes`, None for a root.
         depth: steps to the root.
@@ -123,7 +123,7 @@ def build_tree(
 ) -> MaskTree:
     """Makes one tree of the masks of an image.
 
-    A mask of which too little is left beside its siblings is left out, and its children belong to
+    A mask of which too little is left outside its siblings is dropped, and its children belong to
     its parent.
 
     Args:

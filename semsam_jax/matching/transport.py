@@ -78,7 +78,7 @@ def _solve(
     """Solves the shards of this process; replicated rows are solved once."""
     for shard in costs.addressable_shards:
         shard.data.copy_to_host_async()
-    valid_of = _pieces_beside(name, costs, valid)
+    valid_of = _matching_shards(name, costs, valid)
     solved: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
     answers, counts = {}, {}
     for shard in costs.addressable_shards:
@@ -89,7 +89,7 @@ def _solve(
     return _put_back(answers, costs.shape[0], costs), _put_back(counts, costs.shape[0], costs)
 
 
-def _pieces_beside(
+def _matching_shards(
     name: str, costs: jax.Array, valid: jax.Array | None
 ) -> dict[jax.Device, jax.Array]:
     """The shard of `valid` on each device, checked to hold the same rows as the costs."""

@@ -224,23 +224,23 @@ class Decoder(nn.Module):
             return sine, position(sine.astype(self.dtype))
 
         def body(params: Any, carry: Any, _: None) -> tuple[Any, Any]:
-            (content, reference), beside = carry
+            (content, reference), extra = carry
             sine, pos = positions(reference)
-            if beside is not None:
-                beside, beside_reference = beside
+            if extra is not None:
+                extra, extra_reference = extra
                 of_prompts = tuple(
                     x.reshape(b * num_prompts, -1, x.shape[-1]) for x in (content, pos)
                 )
-                beside, _ = asked_layer.apply(
+                extra, _ = asked_layer.apply(
                     {"params": params},
-                    beside,
-                    positions(beside_reference)[1],
-                    beside_reference,
+                    extra,
+                    positions(extra_reference)[1],
+                    extra_reference,
                     tokens,
                     not_itself,
                     of_prompts,
                 )
-                beside = (beside, refine(beside, beside_reference))
+                extra = (extra, refine(extra, extra_reference))
             content, internals = layer.apply(
                 {"params": params}, content, pos, reference, tokens, blocked
             )
@@ -248,30 +248,30 @@ class Decoder(nn.Module):
             # the box loss of a layer also trains the refinement before it.
             refined = refine(content, reference)
             internals = internals | {"query_sine": sine, "query_pos": pos}
-            kept = ((content, refined), beside, internals if has_internals else None)
+            kept = ((content, refined), extra, internals if has_internals else None)
             carry = [
                 None if one is None else (one[0], jax.lax.stop_gradient(one[1]))
-                for one in ((content, refined), beside)
+                for one in ((content, refined), extra)
             ]
             return tuple(carry), kept
 
-        first, beside = (content.astype(self.dtype), first_reference), None
+        first, extra = (content.astype(self.dtype), first_reference), None
         if asked is not None:
             b, num_prompts, m, c = asked.shape
             asked_layer = self._layer(memory.shapes, m)
             own = first_reference.reshape(b, num_prompts, -1, 4)[:, :, :1]
             own = jnp.broadcast_to(own, (b, num_prompts, m, 4)).reshape(b, -1, 4)
-            beside = (asked.astype(self.dtype).reshape(b, -1, c), own)
+            extra = (asked.astype(self.dtype).reshape(b, -1, c), own)
             num_others = content.shape[1] // num_prompts
             not_itself = jnp.arange(num_others + m)[None] - num_others
             not_itself = ((not_itself >= 0) & (not_itself != jnp.arange(m)[:, None]))[None]
-        _, (kept, beside_kept, internals) = scan_layers(
-            body, self.layers, (first, beside), remat=self.remat
+        _, (kept, extra_kept, internals) = scan_layers(
+            body, self.layers, (first, extra), remat=self.remat
         )
         states = _states(kept, first_reference)
-        if beside_kept is not None:
+        if extra_kept is not None:
             states = jax.tree.map(
-                lambda *x: jnp.concatenate(x, axis=2), states, _states(beside_kept, beside[1])
+                lambda *x: jnp.concatenate(x, axis=2), states, _states(extra_kept, extra[1])
             )
         if has_internals:
             self.sow("intermediates", "layers", internals)

@@ -1,4 +1,4 @@
-"""Backbone features averaged under predicted masks, from which names are read beside the token.
+"""Backbone features averaged under predicted masks, which class heads see in addition to the token.
 
 A token learns where its mask ends; what lies there, a backbone that was trained on a million
 labelled images knows better. As in FC-CLIP (arXiv 2308.02487) its maps are averaged under the

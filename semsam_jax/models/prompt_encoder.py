@@ -61,7 +61,7 @@ class PromptEncoder(nn.Module):
 
         Args:
             prompts: clicks and boxes, cxcywh in fractions of the padded canvas.
-            granularity: of `GranularityToken`, for tokens beside the `num_tokens`.
+            granularity: of `GranularityToken`, for tokens in addition to the `num_tokens`.
             noise: uniform[0,1) in training, None otherwise.
             is_box: which prompts are boxes; needed with `noise`, because the type index
                 does not tell (released weights use one index for both).

@@ -145,8 +145,8 @@ class SemanticSAM(nn.Module):
                 interact, as in the original demo.
             noise: uniform[0,1) box noise of training, with `is_box`.
             is_box: which prompts are boxes; read only with `noise`.
-            granularity: 0 (the finest part) to 1 (the whole), what each prompt is asked for beside
-                its k tokens, whose answers it leaves as they are.
+            granularity: 0 (the finest part) to 1 (the whole), requested in addition to the k tokens
+                of each prompt, whose outputs do not depend on it.
 
         Returns:
             Predictions [l,b,p,k+m,...], l = 1 unless `all_layers`; m = 0 without `granularity`.

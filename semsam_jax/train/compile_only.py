@@ -95,9 +95,9 @@ class CompileReport:
         ahead = 0
         if sum(one.times for one in self.programs) > 2:
             ahead = max(p.memory.outputs for p in self.programs if p.name.startswith("forward"))
-        return self.resident + ahead + max(self._beside(one) for one in self.programs)
+        return self.resident + ahead + max(self._added(one) for one in self.programs)
 
-    def _beside(self, one: Compiled) -> int:
+    def _added(self, one: Compiled) -> int:
         """Upper bound of the memory that a program adds to the resident arrays."""
         memory = one.memory
         if one.name.startswith("forward"):

@@ -158,7 +158,7 @@ class HeldOutEvaluation:
         )
 
     def _others(self, eval_loop: EvalLoop) -> tuple[dict[str, float], dict[str, dict]]:
-        """Scalars of the suites beside one click, and figures of each class."""
+        """Scalars of the other suites than one_click, and scores of each class."""
         names = [name for name in self._suites if name != "one_click"]
         class_names = self._data.class_names()
         classes = class_figures(self.result.table, class_names)

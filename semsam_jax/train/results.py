@@ -1,4 +1,4 @@
-"""What a run leaves in WORKDIR beside its checkpoints: best model, pictures, model and summary."""
+"""What a run leaves in WORKDIR besides its checkpoints: best model, pictures, model and summary."""
 
 import json
 from collections.abc import Sequence

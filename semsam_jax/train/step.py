@@ -50,8 +50,8 @@ class TextInputs:
     Attributes:
         table: TextTable or None.
         token_ids: int32 [v, context] or None; objects first, then parts.
-        learned: int32 [v] beside a table: the row of `learned_names` that stands for a name, -1
-            where the table has it; None for a model without learned names.
+        learned: int32 [v], with a table: the row of `learned_names` of a name, -1 for names in the
+            table; None for a model without learned names.
     """
 
     table: TextTable | None = None
@@ -257,7 +257,7 @@ class TrainStep:
         return outputs
 
     def _ask(self, rows: Batch, key: jax.Array) -> Asked | None:
-        """What the prompts are asked for beside their tokens; None for a loss without it."""
+        """Granularities requested in addition to the tokens; None for a loss without them."""
         return ask(rows, jax.random.fold_in(key, 1)) if self._criterion.granularity else None
 
     def _encode_names(self, params: dict, token_ids: jax.Array) -> jax.Array:

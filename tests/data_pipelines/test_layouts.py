@@ -211,7 +211,7 @@ def test_yolo_boxes_and_labels_without_images_are_told(tmp_path):
     text = "\n".join(report.unused)
     assert "1 annotation not used, no usable outline" in text
     assert "line 1 of p1.txt (dog)" in text
-    assert "1 annotation file not used, no JPEG or PNG of the same name beside it: p9.txt" in text
+    assert "1 annotation file not used, no JPEG or PNG of the same name next to it: p9.txt" in text
     boxes = read(tmp_path, boxes_only=True)[0].instances
     np.testing.assert_allclose(
         [i.box for i in boxes], [(24, 16, 60, 48), (2, 2, 18, 12)], atol=1e-3
@@ -308,7 +308,7 @@ def test_labelme_of_another_size_and_files_without_images(tmp_path):
     assert "says 90x64 pixels" in report.broken[0]
     (tmp_path / "p9.json").write_text('{"shapes": [], "imagePath": "p9.jpg"}')
     assert (
-        "no JPEG or PNG of the same name beside it: p9.json"
+        "no JPEG or PNG of the same name next to it: p9.json"
         in check.check(read(tmp_path)).unused[0]
     )
     # The annotation's own image may have another name.

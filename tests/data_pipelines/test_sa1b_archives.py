@@ -77,7 +77,7 @@ def test_an_archive_that_shrinks_after_the_listing(tmp_path):
 def test_archives_beside_loose_images_are_refused(tmp_path):
     write_sa1b_archives(tmp_path, SCENES, 5)
     (tmp_path / "sa_2.jpg").write_bytes(SCENES[0].image)
-    with pytest.raises(DataError, match=r"sa_000000\.tar .* beside loose images \(sa_2\.jpg"):
+    with pytest.raises(DataError, match=r"sa_000000\.tar .* next to loose images \(sa_2\.jpg"):
         open_sa1b(tmp_path)
 
 

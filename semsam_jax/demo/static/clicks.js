@@ -11,7 +11,7 @@ let answers = 0;
 
 export function addPoint(x, y, good) {
   if (state.points.length >= state.info.points) { say(`At most ${state.info.points} clicks on one object.`, true); return; }
-  if (!good && !state.points.length && !state.box) { say("First click on the object, then beside it.", true); return; }
+  if (!good && !state.points.length && !state.box) { say("Click on the object first, then add negative clicks.", true); return; }
   remember(); leaveWhole();
   state.points = [...state.points, [x, y, good]];
   draw(); segment();

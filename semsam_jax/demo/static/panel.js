@@ -1,4 +1,4 @@
-// The panel beside the image: levels, kept masks, found masks, unknown names.
+// The side panel: levels, kept masks, found masks, unknown names.
 import { css, colourOf, fromHex, hex, levelColour } from "./draw.js";
 import { newCanvas, shadeCanvas } from "./masks.js";
 import { $ } from "./page.js";
