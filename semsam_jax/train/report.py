@@ -60,7 +60,7 @@ def log_start(
         log_info(note)
 
 
-def say_evaluation(step: int, found: Mapping, is_best: bool) -> None:
+def log_evaluation(step: int, found: Mapping, is_best: bool) -> None:
     """Prints the scores of an evaluation, also per class if there are few classes."""
     words = [
         f"one-click IoU {found['iou_max']:.4f}, best of the masks {found['iou_oracle']:.4f}",

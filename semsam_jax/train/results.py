@@ -37,7 +37,7 @@ def evaluate(
     if found is None:
         return None
     is_best = best.update(found, evaluator.params, meta, step)
-    report.say_evaluation(step, found, is_best)
+    report.log_evaluation(step, found, is_best)
     if step and meta.get("prompts_trained", True) and jax.process_index() == 0:
         picture = figures.draw_predictions(evaluator.params, meta, samples, evaluator.names())
         if picture is not None:
