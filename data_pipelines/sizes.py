@@ -18,7 +18,6 @@ parts; ADE20k: MIT SceneParsing; Objects365: version 2."""
 
 HAS_OBJECTS = ("coco", "ade20k", "objects365", "pascal_part", "paco", "part_imagenet")
 HAS_PARTS = ("pascal_part", "paco", "part_imagenet")
-LABELLED = HAS_OBJECTS
 
 
 class PublishedSizes:

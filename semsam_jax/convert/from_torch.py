@@ -229,24 +229,16 @@ def load_backbone(path: str | os.PathLike, config: ModelConfig, own: Mapping) ->
     return params
 
 
-def load_text_tower(path: str | os.PathLike, config: ModelConfig) -> dict:
-    """Loads a text tower for a warm start: `params["text_encoder"]`.
+def read_text_tower(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Reads a text tower file and renames its tensors as in the reference.
 
-    Layouts: the reference's (`lang_encoder.resblocks...`, `lang_proj`), alone or inside a
-    whole model, that of OpenAI's CLIP and open_clip (`transformer.resblocks...`,
-    `text_projection`), and Hugging Face's (`text_model.encoder.layers...`); PyTorch's files or
-    `.safetensors`. A longer context is truncated.
+    Supported layouts: that of the reference (`lang_encoder.resblocks...`, `lang_proj`), alone or
+    inside a whole model, that of OpenAI's CLIP and open_clip (`transformer.resblocks...`,
+    `text_projection`), and that of Hugging Face (`text_model.encoder.layers...`), in PyTorch or
+    `.safetensors` files. Image encoders are dropped; `logit_scale` is kept if the file has one.
 
     Raises:
-        ConversionError: unreadable, or another tower; lists every problem at once.
-    """
-    return convert_text_tower(read_text_tower(path), config, f"text tower {path}")
-
-
-def read_text_tower(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Reads a text tower file; names become the reference's, without image encoders.
-
-    `logit_scale`, where the file has one, stays among them.
+        ConversionError: unreadable.
     """
     return layouts.text_names(layouts.read_weights(path))
 
@@ -260,7 +252,13 @@ def text_logit_scale(state: Mapping[str, np.ndarray]) -> np.ndarray | None:
 
 
 def convert_text_tower(state: Mapping[str, np.ndarray], config: ModelConfig, where: str) -> dict:
-    """Converts what `read_text_tower` returned; see `load_text_tower`."""
+    """Converts the result of `read_text_tower` to `params["text_encoder"]`.
+
+    A longer context is truncated.
+
+    Raises:
+        ConversionError: another tower; lists every problem at once.
+    """
     if config.text is None:
         raise ConversionError(f"{where}: the model has no text tower (model.text is None).")
     state, report, params = dict(state), ConversionReport(), {}

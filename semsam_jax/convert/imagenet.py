@@ -32,7 +32,7 @@ def load_imagenet_params(variant: str, path: str | os.PathLike | None = None) ->
 
 
 def load_imagenet_classifier(variant: str, path: str | os.PathLike | None = None) -> dict:
-    """Returns the parameter tree of `models.efficientnet_lite.Classifier`.
+    """Returns the parameter trees of the whole classifier: backbone, head and classes.
 
     Args:
         variant: "lite0" or "lite2".

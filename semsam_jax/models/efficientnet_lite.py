@@ -207,19 +207,3 @@ class EfficientNetLite(nn.Module):
         waves = _POSITION_GAIN * size * wave_grid(h, w, self.config.position_channels)
         waves = jnp.asarray(waves, x.dtype)
         return jnp.concatenate([x, jnp.broadcast_to(waves, (b, *waves.shape))], axis=-1)
-
-
-class Classifier(nn.Module):
-    """The ImageNet classifier, to verify converted weights."""
-
-    variant: str = "lite0"
-    num_classes: int = 1000
-    head_features: int = 1280
-
-    @nn.compact
-    def __call__(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b classes"]:
-        """Returns class logits of (pixels - 127) / 128."""
-        config = EfficientNetLiteConfig(position_channels=0, variant=self.variant)
-        x = EfficientNetLite(config, name="backbone")(image)[-1]
-        x = nn.relu6(Dense(self.head_features, name="head")(x))
-        return Dense(self.num_classes, name="classes")(x.mean((1, 2)))

@@ -5,24 +5,9 @@ The same order as `np.packbits(masks, axis=-1)`. A hundred masks of 1024 x 1024 
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
-from semsam_jax.core.errors import ShapeError
 from semsam_jax.ops.point_sample import bilinear_corners, gather_rows
-
-
-def pack_masks(masks: Bool[Array, "*n h w"]) -> UInt8[Array, "*n h w8"]:
-    """Packs masks along x.
-
-    Raises:
-        ShapeError: when the width is not a multiple of 8.
-    """
-    if masks.shape[-1] % 8:
-        raise ShapeError(
-            f"pack_masks: the width {masks.shape[-1]} is not a multiple of 8; "
-            "pad the canvas to a multiple of 32 first."
-        )
-    return jnp.packbits(masks, axis=-1, bitorder="big")
 
 
 def mask_areas(mask_bits: UInt8[Array, "*n h w8"]) -> Int[Array, "*n"]:

@@ -9,9 +9,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from semsam_jax.convert.from_torch import (
+    convert_text_tower,
     from_torch,
     load_backbone,
-    load_text_tower,
     read_text_tower,
     text_logit_scale,
 )
@@ -198,7 +198,7 @@ def hf_clip(state):
 @pytest.mark.parametrize("layout", [open_clip, open_clip_custom, hf_clip])
 def test_text_towers(tmp_path, state, params, layout):
     path = write(tmp_path / "t.safetensors", layout(state))
-    loaded = flatten(load_text_tower(path, TINY))
+    loaded = flatten(convert_text_tower(read_text_tower(path), TINY, "tower"))
     wanted = flatten(params["text_encoder"])
     assert loaded.keys() == wanted.keys()
     for name, value in loaded.items():
@@ -221,7 +221,7 @@ def test_towers_of_another_width_or_without_a_projection_are_one_error(tmp_path,
     wide = hf_clip(state)
     wide["text_projection.weight"] = np.zeros((64, 32), np.float32)
     with pytest.raises(ConversionError, match=r"lang_proj: got \(32, 64\), wanted \(32, 48\)"):
-        load_text_tower(write(tmp_path / "w.safetensors", wide), TINY)
+        convert_text_tower(read_text_tower(write(tmp_path / "w.safetensors", wide)), TINY, "tower")
     bare = {k: v for k, v in hf_clip(state).items() if k.startswith("text_model.")}
     with pytest.raises(ConversionError, match=r"missing +lang_proj"):
-        load_text_tower(write(tmp_path / "b.safetensors", bare), TINY)
+        convert_text_tower(read_text_tower(write(tmp_path / "b.safetensors", bare)), TINY, "tower")

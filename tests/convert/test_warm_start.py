@@ -10,9 +10,9 @@ import pytest
 
 from semsam_jax.convert.detect import text_config_of
 from semsam_jax.convert.from_torch import (
+    convert_text_tower,
     from_torch,
     load_backbone,
-    load_text_tower,
     read_text_tower,
     resize_bias_table,
 )
@@ -137,7 +137,7 @@ def test_text_towers(tmp_path, state, params, layout):
         write_state_dict(path, tower)
     else:
         write_state_dict(path, clip_layout(state), wrapper="state_dict")
-    loaded = flatten(load_text_tower(path, TINY))
+    loaded = flatten(convert_text_tower(read_text_tower(path), TINY, "tower"))
     wanted = flatten(params["text_encoder"])
     assert loaded.keys() == wanted.keys()
     for name, value in loaded.items():
@@ -151,9 +151,11 @@ def test_wrong_text_towers_are_described(tmp_path, state):
     short["positional_embedding"] = short["positional_embedding"][:10]
     write_state_dict(tmp_path / "t.pth", short)
     with pytest.raises(ConversionError, match=r"positional_embedding: got \(10, 32\)"):
-        load_text_tower(tmp_path / "t.pth", TINY)
+        convert_text_tower(read_text_tower(tmp_path / "t.pth"), TINY, "tower")
     with pytest.raises(ConversionError, match="no text tower"):
-        load_text_tower(tmp_path / "t.pth", dataclasses.replace(TINY, text=None))
+        convert_text_tower(
+            read_text_tower(tmp_path / "t.pth"), dataclasses.replace(TINY, text=None), "tower"
+        )
     write_state_dict(tmp_path / "t.pth", {"a": np.zeros(1, np.float32)})
     with pytest.raises(ConversionError, match="no CLIP-like text tower"):
         text_config_of(read_text_tower(tmp_path / "t.pth"))

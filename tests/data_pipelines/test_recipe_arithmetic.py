@@ -12,7 +12,7 @@ from data_pipelines.index import build_index
 from data_pipelines.index.subset import IndexShare, is_chosen
 from data_pipelines.mixture import MANY_EPOCHS, Mixture, build_mixture, epoch_warnings, epochs
 from data_pipelines.recipe import pipeline_config
-from data_pipelines.sizes import HAS_PARTS, LABELLED, TRAIN_IMAGES
+from data_pipelines.sizes import HAS_OBJECTS, HAS_PARTS, TRAIN_IMAGES
 from semsam_jax import config as config_lib
 from semsam_jax.core.errors import ConfigError
 from tests.data_pipelines.fake_source import fake_source
@@ -24,7 +24,7 @@ def test_the_joint_stage_sees_sa1b_once_and_no_labelled_set_too_often(choice):
     seen = epochs(tables_of(run))
     assert set(seen) == set(TRAIN_IMAGES)
     assert seen["sa1b"] >= 1
-    assert all(0 < seen[name] <= MANY_EPOCHS for name in LABELLED)
+    assert all(0 < seen[name] <= MANY_EPOCHS for name in HAS_OBJECTS)
     assert not epoch_warnings(tables_of(run))
 
 

@@ -6,17 +6,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from PIL import Image
 
 from semsam_jax.convert import imagenet
 from semsam_jax.core.errors import ConfigError, ConversionError
-from semsam_jax.models.efficientnet_lite import Classifier, EfficientNetLite, depthwise
+from semsam_jax.models.efficientnet_lite import EfficientNetLite, depthwise
+from semsam_jax.models.layers import Dense
 from semsam_jax.models.presets import EfficientNetLiteConfig
 
 DATA = Path(__file__).parents[1] / "data"
 
 
 VARIANTS = ("lite0", "lite2")
+
+
+class Classifier(nn.Module):
+    """The ImageNet classifier, whose answers tell whether weights were converted correctly."""
+
+    variant: str = "lite0"
+    num_classes: int = 1000
+    head_features: int = 1280
+
+    @nn.compact
+    def __call__(self, image: jax.Array) -> jax.Array:
+        """Returns class logits of (pixels - 127) / 128."""
+        config = EfficientNetLiteConfig(position_channels=0, variant=self.variant)
+        x = EfficientNetLite(config, name="backbone")(image)[-1]
+        x = nn.relu6(Dense(self.head_features, name="head")(x))
+        return Dense(self.num_classes, name="classes")(x.mean((1, 2)))
 
 
 @pytest.fixture(scope="module", params=VARIANTS)

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from semsam_jax.core.errors import ShapeError
-from semsam_jax.ops.bitmasks import pack_masks, sample_bits
+from semsam_jax.ops.bitmasks import sample_bits
 from semsam_jax.ops.point_sample import sample_points
 from tests.golden.table import compare, golden
 from tests.ops.resize import resize_bilinear
@@ -26,14 +25,6 @@ def test_sample_points_by_hand():
     np.testing.assert_allclose(out, [0.0, 3.5, 0.0, 0.0, 0.0], atol=1e-6)
     extra = sample_points(ramp, centre[:, None])
     np.testing.assert_array_equal(extra[0, 0, :, 0], out)
-
-
-def test_pack_is_numpys_packbits():
-    masks = np.random.default_rng(0).random((2, 3, 5, 24)) > 0.5
-    bits = pack_masks(jnp.asarray(masks))
-    np.testing.assert_array_equal(bits, np.packbits(masks, axis=-1))
-    with pytest.raises(ShapeError, match="multiple of 8"):
-        pack_masks(jnp.zeros((1, 4, 12), bool))
 
 
 def test_sample_bits_equals_sampling_the_masks():
