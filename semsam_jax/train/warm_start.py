@@ -166,17 +166,18 @@ def given_params(
         notes.append(f"the scale of the class scores, exp({scale:.2f}), from {choice.text_weights}")
     if choice.lora_rank:
         given[lora.GROUP] = lora.add(shapes, choice.lora_rank, run.seed)[lora.GROUP]
-    say_origins(origins, notes)
+    log_origins(origins, notes)
     return given
 
 
-def say_origins(origins: Mapping[str, str], notes: list[str]) -> None:
+def log_origins(origins: Mapping[str, str], notes: list[str]) -> None:
     """Prints the origin of each part of the parameters."""
     for origin in dict.fromkeys(origins.values()):
         parts = ", ".join(part for part, own in origins.items() if own == origin)
-        log_info(f"start, {'at random' if origin == 'random' else f'from {origin}'}: {parts}")
+        source = "drawn at random" if origin == "random" else f"from {origin}"
+        log_info(f"initial parameters {source}: {parts}")
     for note in notes:
-        log_info(f"start: {note}")
+        log_info(f"initial parameters: {note}")
 
 
 def _known_parts(run: RunConfig, start: dict, meta: Mapping) -> dict:

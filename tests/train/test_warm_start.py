@@ -148,8 +148,8 @@ def test_a_swin_backbone_is_not_random_in_silence(preset):
 def test_a_start_says_where_every_part_came_from(start, fresh, tmp_path, capsys):
     params = start(tiny(backbone_weights=TOWER, text_weights=TOWER))
     told = capsys.readouterr().out
-    assert f"start, from {TOWER}: backbone, text_encoder\n" in told
-    assert "start, at random: " in told
+    assert f"initial parameters from {TOWER}: backbone, text_encoder\n" in told
+    assert "initial parameters drawn at random: " in told
     np.testing.assert_allclose(params["decoder"]["logit_scale"], SCALE, rtol=1e-6)
     assert f"the scale of the class scores, exp({SCALE:.2f})" in told
     assert not np.all(params["backbone"]["patch_embed"]["proj"]["kernel"] == 0.5)
