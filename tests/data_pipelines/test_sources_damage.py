@@ -144,7 +144,7 @@ def test_a_grey_panoptic_png_is_refused(tmp_path):
 def test_ade20k_without_instances_says_what_is_missing(tmp_path):
     write("ade20k", tmp_path)
     (tmp_path / "annotations_instance").rename(tmp_path / "elsewhere")
-    with pytest.raises(DataError, match="neighbouring things melt"):
+    with pytest.raises(DataError, match="neighbouring things share one mask"):
         open_source("ade20k", tmp_path, "train", UNION)
 
 
