@@ -6,7 +6,6 @@ their command line on.
 """
 
 import argparse
-import gc
 import importlib
 import os
 import sys
@@ -173,9 +172,6 @@ def _data(argv: list[str]) -> int:
 
 def run_script() -> NoReturn:
     """Runs the command line of this process and ends it."""
-    # Imports create some 100,000 permanent objects. By default Python scans them 400 times while a
-    # command starts, which takes a third of a second.
-    gc.set_threshold(20_000)
     run_command(main)
 
 

@@ -1,5 +1,6 @@
 """Test-wide switches: exact arithmetic, no silent broadcasting, 8 CPU devices, fast compiling."""
 
+import gc
 import os
 import time
 from contextlib import contextmanager
@@ -31,6 +32,10 @@ AS_SHIPPED = bool(os.environ.get("SEMSAM_JAX_TEST_AS_SHIPPED"))
 """Whether everything is compiled as users have it."""
 QUICK_FLAGS = "--xla_cpu_use_fusion_emitters=false" if jax.__version_info__ < (0, 11) else ""
 """With LLVM's optimisations off, they halve what compiling takes; later versions do not know it."""
+COMPILE_QUICKLY = (
+    {} if AS_SHIPPED else {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": QUICK_FLAGS}
+)
+"""Variables for processes that tests start: small models compile for minutes, run for moments."""
 
 # Files that take longest start first, so that no worker is left with one of them at the end.
 LONGEST_FIRST = ("sharded", "e2e", "notebooks", "packaging", "demo", "golden", "train", "evals")
@@ -53,6 +58,11 @@ def _compile_quickly() -> None:
 
 if not AS_SHIPPED:
     _compile_quickly()
+
+
+# Tracing makes many objects that stay; looking through them as often as Python does by default
+# would take a fifth of its time. Commands of the product do the same (`core/ending.py`).
+gc.set_threshold(20_000)
 
 
 @contextmanager
