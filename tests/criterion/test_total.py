@@ -1,6 +1,7 @@
 """The scalar of a step: both streams, random points, shards and settings."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -30,9 +31,9 @@ def case():
     )
 
 
-@jax.jit
-def run(outputs, batch, assignment, key):
-    return total_loss(outputs, batch, assignment, key, CONFIG)
+@functools.partial(jax.jit, static_argnums=4)
+def run(outputs, batch, assignment, key, config=CONFIG):
+    return total_loss(outputs, batch, assignment, key, config)
 
 
 def test_total_is_the_sum_of_what_is_logged(case):
@@ -61,15 +62,14 @@ def test_streams_are_weighed_and_may_be_absent(case):
     key = jax.random.key(2)
     _, metrics = run(*case, key)
     config = dataclasses.replace(CONFIG, interactive=0.5, generic=2.0)
-    loss, _ = total_loss(outputs, batch, assignment, key, config)
+    loss, _ = run(outputs, batch, assignment, key, config)
     want = 0.5 * metrics["interactive/total"] + 2.0 * metrics["generic/total"]
     np.testing.assert_allclose(loss, want, rtol=1e-5)
-    alone, own = total_loss(
+    alone, own = run(
         outputs.replace(queries=None, query_features=None),
         batch.replace(generic=None),
         assignment.replace(query_of_instance=None),
         key,
-        CONFIG,
     )
     np.testing.assert_allclose(alone, metrics["interactive/total"], rtol=1e-5)
     assert not any(name.startswith("generic") for name in own)
@@ -79,7 +79,7 @@ def test_weights_reach_every_term(case):
     outputs, batch, assignment = case
     none = {field.name: 0.0 for field in dataclasses.fields(LossWeights)}
     silent = dataclasses.replace(CONFIG, **none)
-    loss, metrics = total_loss(outputs, batch, assignment, jax.random.key(0), silent)
+    loss, metrics = run(outputs, batch, assignment, jax.random.key(0), silent)
     assert loss == 0
     assert metrics["interactive/mask_bce"] > 0
 
@@ -92,6 +92,7 @@ def test_points_follow_the_key_alone(case):
     assert (plan.num_candidates, plan.num_chosen, plan.num_fresh) == (37632, 9408, 3136)
 
 
+@pytest.mark.nightly
 def test_eight_devices_equal_one(case):
     """Also the gradients: the normaliser is that of the global batch."""
     outputs, batch, assignment = case

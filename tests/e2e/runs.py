@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import flags
 
 from semsam_jax import main
-from tests.conftest import AS_SHIPPED, QUICK_FLAGS
+from tests.conftest import COMPILE_QUICKLY
 
 TIMEOUT_SEC = 2400
 ROOT = Path(__file__).parents[2]
@@ -34,11 +34,6 @@ SMALL = {
     "log_every": 1,
     "eval_images": 2,
 }
-
-# A small step compiles for minutes and runs for milliseconds.
-COMPILE_QUICKLY = (
-    {} if AS_SHIPPED else {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": QUICK_FLAGS}
-)
 
 
 def command(workdir: Path, config: str = "joint.py:scratch", values=SMALL, **changes) -> list[str]:

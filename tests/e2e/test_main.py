@@ -144,6 +144,7 @@ def test_bad_configurations_are_one_line_and_exit_code_2(
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
+@pytest.mark.nightly
 def test_a_finished_run_is_left_as_it_is(finished, cache, tmp_path):
     """Started again, or started in another configuration."""
     straight, _ = finished

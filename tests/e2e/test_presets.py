@@ -41,7 +41,7 @@ def _rows(run: config.RunConfig, rows: int) -> Batch:
     )
 
 
-@pytest.mark.parametrize("preset", ["swin_t", "swin_l"])
+@pytest.mark.parametrize("preset", ["swin_t", pytest.param("swin_l", marks=pytest.mark.nightly)])
 def test_a_full_size_joint_step_has_the_right_shapes(preset):
     run = config.build(joint.get_config(preset))
     model_config = config.model_config(run.model)

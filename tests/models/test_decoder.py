@@ -92,6 +92,7 @@ def test_box_loss_reaches_one_refinement_back(case):
         np.testing.assert_allclose(jacobian(bias, layer), want, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.nightly
 def test_remat_changes_nothing(case):
     def loss(params, remat):
         states, out = _apply(params, *case[1:], remat=remat)

@@ -56,6 +56,7 @@ def test_every_layer(params: dict) -> None:
         compare("tiny_image_a", f"pixdec/{theirs}", got, FEATURES)
 
 
+@pytest.mark.nightly
 def test_remat_changes_no_gradient() -> None:
     config = PixelDecoderConfig(
         16, 8, 2, num_heads=2, num_points=1, feedforward_dim=24, norm_groups=4

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import COMPILE_QUICKLY
 from tests.e2e.conftest import cache, finished  # noqa: F401
-from tests.e2e.runs import COMPILE_QUICKLY
 
 ROOT = Path(__file__).parents[2]
 

@@ -44,10 +44,16 @@ class Step(TrainStep):
         return state.replace(step=state.step + 1), metrics, AssignReport(0.0, 0.0)
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """The index of the sample is built once."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def start(tmp_path, monkeypatch):
+def start(cache, tmp_path, monkeypatch):
     """Starts a run of six steps in one workdir; returns (summary, the step that it used)."""
-    monkeypatch.setenv("SEMSAM_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("SEMSAM_JAX_CACHE", str(cache))
 
     params = {"part": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}}
 
