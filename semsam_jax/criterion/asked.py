@@ -1,20 +1,20 @@
-"""Granularities to ask for in training, and the loss of the answers.
+"""Granularities requested in training, and the loss of the masks predicted for them.
 
-The masks under a prompt are its chain. A mask of area A lies in it at
+The masks under a prompt form its chain. A mask of area A has in it the granularity
 
     g = (sqrt(A) - sqrt(A_min)) / (sqrt(A_max) - sqrt(A_min))
 
-as UnSAMv2 (arXiv 2511.13714) places the masks of an object. A mask alone under a click has no
-place: it may be the whole or a part whose whole nobody drew. Such clicks are asked for any two
-granularities, whose answers are compared with each other alone: with g1 < g2, what belongs to the
-answer to g1 belongs to that to g2,
+as in UnSAMv2 (arXiv 2511.13714). The only mask under a click has no granularity: it may be a whole,
+or a part whose whole is not annotated. For such clicks two random granularities are requested, and
+their predictions are only compared with each other: with g1 < g2, the mask for g1 must lie inside
+that for g2,
 
     nesting = sum of max(0, p1 - p2) / sum of p1   over points, p1 and p2 the probabilities
 
-A box says itself what is meant, so that its mask is the answer to any granularity.
+A box determines its mask, so the target is the same for any granularity.
 
-Pseudo targets (`Batch.pseudo_targets`) complete such a chain: the mask becomes the whole, g = 1,
-and the parts that the colours of the image suggest are asked for like masks that people drew.
+Pseudo targets (`Batch.pseudo_targets`) complete the chain of a single mask: the mask becomes the
+whole, g = 1, and its pseudo parts are requested like annotated masks.
 """
 
 import typing
@@ -34,17 +34,17 @@ NUM_ASKED = 2
 """Granularities of a prompt in a step."""
 
 JITTER = 0.05
-"""Standard deviation of a granularity that is asked for around that of the mask."""
+"""Standard deviation of the noise added to the granularity of a mask."""
 
 
 @typing.no_type_check
 @struct.dataclass
 class Asked:
-    """What the prompts of a batch are asked for.
+    """Granularities requested for the prompts of a batch, and their targets.
 
     Attributes:
         granularity: float32 [b,p,m] in 0..1.
-        instance: int32 [b,p,m] the mask that is meant, -1 for none.
+        instance: int32 [b,p,m] the target mask, -1 for none.
     """
 
     granularity: jax.Array
@@ -63,12 +63,11 @@ def chain_places(rows: Batch) -> Float[Array, "b p t"]:
 
 
 def ask(rows: Batch, key: PRNGKeyArray) -> Asked:
-    """Draws up to `NUM_ASKED` different targets of each prompt, and asks for about their places.
+    """Draws up to `NUM_ASKED` different targets of each prompt, and requests roughly their
+    granularities.
 
-    Pseudo targets are targets here, and nowhere else.
-
-    Where there is no place, any granularity is asked for; its answer has no mask that is meant,
-    unless the prompt is a box.
+    Pseudo targets are targets only here. Without a granularity, a random one is requested, which
+    has no target unless the prompt is a box.
 
     Args:
         rows: the interactive rows.
@@ -101,16 +100,16 @@ def asked_losses(
     points: Float[Array, "s b g j 2"],
     config: CriterionConfig,
 ) -> dict[str, Float[Array, " l"]]:
-    """Unweighted loss terms of every layer, means over the answers with a mask that is meant.
+    """Unweighted loss terms of every layer, means over the requests with a target.
 
-    That of nesting is a mean over all clicks. The predicted IoU learns that of the mask that is
-    meant, over all cells of the image, in the last layer alone.
+    The nesting term is a mean over all clicks. The predicted IoU is trained in the last layer only,
+    with the IoU over all cells of the image.
 
     Args:
-        predictions: of the answers, all layers, leading axes [l, b, p, m].
+        predictions: for the requested granularities, all layers, leading axes [l, b, p, m].
         mask_features: of the pyramid, at stride 4.
         rows: the interactive rows.
-        asked: what they answer.
+        asked: the requested granularities and their targets.
         points: see `interactive_losses`.
         config: settings.
     """

@@ -20,9 +20,9 @@ from semsam_jax.evals.dataset_samples import EvalDataset, EvalFrame, open_datase
 from semsam_jax.evals.eval_loop import EvalLoop
 from semsam_jax.evals.names import calibrations
 from semsam_jax.evals.options import EvalOptions
-from semsam_jax.evals.suitable import mask_thresholds, name_thresholds
 from semsam_jax.evals.suite_context import EvalContext, SuiteResult
 from semsam_jax.evals.suites import SUITES
+from semsam_jax.evals.thresholds import mask_thresholds, name_thresholds
 from semsam_jax.inference import files
 from semsam_jax.inference.loading import model_from_params
 from semsam_jax.models.presets import from_json

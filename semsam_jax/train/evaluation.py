@@ -15,7 +15,7 @@ from semsam_jax.evals.extra import load_suites
 from semsam_jax.evals.levels import calibrate_levels
 from semsam_jax.evals.one_click import OneClickResult, class_figures, evaluate_one_click
 from semsam_jax.evals.samples import ClassNames
-from semsam_jax.evals.suitable import measure_thresholds
+from semsam_jax.evals.thresholds import measure_thresholds
 from semsam_jax.inference.loading import model_from_params
 from semsam_jax.text.tables import table_of
 from semsam_jax.train.state import TrainState
@@ -140,7 +140,7 @@ class HeldOutEvaluation:
         return ClassNames(known(names.objects), known(names.parts))
 
     def thresholds(self, params: dict, meta: Mapping) -> dict[str, dict[str, float]]:
-        """Thresholds that suit a model (`evals.suitable`); nothing without images or prompts.
+        """Thresholds of a model (`evals.thresholds`); nothing without images or prompts.
 
         Args:
             params: whole, as inference uses them.

@@ -16,7 +16,7 @@ from semsam_jax.evals.names import (
     unique_names,
 )
 from semsam_jax.evals.part_ap import ClassList
-from semsam_jax.evals.suitable import best_threshold, fit_scale, name_thresholds
+from semsam_jax.evals.thresholds import best_threshold, fit_scale, name_thresholds
 from semsam_jax.inference.name_scores import ScoreScale
 from tests.evals.fakes import ReadingModel, reading_sample
 

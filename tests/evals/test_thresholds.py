@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from semsam_jax.evals.suitable import best_threshold
+from semsam_jax.evals.thresholds import best_threshold
 
 
 @pytest.mark.parametrize(

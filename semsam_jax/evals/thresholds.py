@@ -1,7 +1,7 @@
-"""Thresholds that suit a checkpoint: measured once, stored with it, used by default.
+"""Thresholds of a checkpoint: measured once, stored with it, used by default.
 
-A model that was trained for minutes is less confident than one trained for weeks: with the
-thresholds of the latter it finds and names nothing.
+A barely trained model has lower scores than a fully trained one; with the thresholds of the latter
+it would find and name nothing.
 """
 
 import dataclasses
@@ -104,7 +104,7 @@ def mask_thresholds(
 
 
 def name_thresholds(table: NameTable) -> dict[str, dict]:
-    """`name_scales` and `name_thresholds` of a checkpoint's config, and `name_calibration` beside.
+    """`name_scales` and `name_thresholds` of a checkpoint's config, and `name_calibration`.
 
     The scale that makes scores honest (`fit_scale`), and of the scores that it gives the one with
     the best F1 of "named, and rightly", over masks that the model finds (IoU at least 0.5). Of the
