@@ -125,7 +125,7 @@ def score_sources(
         show_progress: draw a bar of the images.
 
     Returns:
-        Scores by source, and what was not used of each source.
+        Scores by source, and notes on what was not used of each source.
 
     Raises:
         DataError: nothing to score.
@@ -136,15 +136,21 @@ def score_sources(
     frame = EvalFrame(image_size=32, in_image_frame=True)
     for sub in source_folders(folder, split):
         dataset, _ = open_folder(sub, split, frame, limit).surveyed()
-        rows = [
-            row
-            for number, example in enumerate(_progress(dataset, show_progress))
-            for row in _score_image(predictor, example, number)
-        ]
+        rows: list[tuple] = []
+        num_small = 0
+        for number, example in enumerate(_progress(dataset, show_progress)):
+            masks = [i.rle for i in example.instances if i.rle is not None and not i.is_pseudo]
+            truths = [mask for mask in map(rle.decode, masks) if mask.sum() >= _MIN_AREA]
+            num_small += len(masks) - len(truths)
+            if truths:
+                rows += _score_image(predictor, example, truths, number)
         if not rows:
             raise DataError(f"{sub}: no mask of at least {_MIN_AREA} pixels in {split!r}.")
         columns = (np.asarray(values) for values in zip(*rows, strict=True))
         scores[sub.name], notes[sub.name] = MaskScores(*columns), list(dataset.notes)
+        if num_small:
+            small = f"masks of fewer than {_MIN_AREA} pixels, which are not scored: {num_small}"
+            notes[sub.name].append(small)
     return scores, notes
 
 
@@ -255,12 +261,10 @@ def _progress(dataset: EvalDataset, show: bool) -> Iterator[RawExample]:
         yield dataset.source[position]
 
 
-def _score_image(predictor: Predictor, example: RawExample, number: int) -> Iterator[tuple]:
-    """The rows of one image, in the order of `MaskScores`."""
-    kept = [i.rle for i in example.instances if i.rle is not None and not i.is_pseudo]
-    truths = [mask for mask in map(rle.decode, kept) if mask.sum() >= _MIN_AREA]
-    if not truths:
-        return
+def _score_image(
+    predictor: Predictor, example: RawExample, truths: Sequence[np.ndarray], number: int
+) -> Iterator[tuple]:
+    """The rows of the masks of one image, in the order of `MaskScores`."""
     where = f"{example.dataset}/{example.example_id}"
     size_hw = (example.height, example.width)
     predictor.set_image(

@@ -93,7 +93,9 @@ def test_the_command_writes_a_row_per_source_and_mask(checkpoint, tmp_path, caps
     out = tmp_path / "out"
     command = ["evaluate", str(tmp_path / "val"), "--checkpoint", str(checkpoint)]
     assert main([*command, "--out", str(out)]) == 0
-    assert "mean of 2 sources" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "mean of 2 sources" in shown
+    assert "- first: masks of fewer than 64 pixels, which are not scored: 1\n" in shown
     content = json.loads((out / "sources.json").read_text())
     assert set(content["sources"]) == {"first", "second"}
     assert content["mean"]["fill"] == 1.0  # a square fills its box
