@@ -44,7 +44,7 @@ def test_streams_accumulated_apart_cut_every_row_once():
 
 
 def test_micro_batches_add_up_to_a_step(mesh, params):
-    """Each of them alone is a whole step with the same random draws."""
+    """Each of them alone gives its half, with its own random draws."""
     micro = MicroBatches(count=2)
     step = small.make_step(mesh, micro=micro)
     state, batch, text = small.on_mesh(mesh, params)
@@ -54,19 +54,30 @@ def test_micro_batches_add_up_to_a_step(mesh, params):
     parts = jax.device_put(micro.cut(batch, shards=1), batch_sharding(mesh))
     for draw, part in enumerate(parts):  # placed as in a step: the same programs
         state, _, _ = small.on_mesh(mesh, params)
-        state = state.replace(step=jax.device_put(jnp.int32(draw), replicated(mesh)))
-        outputs, vjp_fn, costs = step.forward(state.params, state.step, part, text)
+        number = jax.device_put(jnp.int32(draw), replicated(mesh))
+        outputs, vjp_fn, costs = step.forward(state.params, number, part, text)
         assignment, _ = step.match(costs, part)
-        alone, own = step.backward(state, outputs, vjp_fn, assignment, part)
+        nothing = jax.tree.map(jnp.zeros_like, state.params)
+        half, own = step.accumulate(nothing, outputs, vjp_fn, assignment, part, number)
         losses.append(float(own["loss"]))
-        grads.append(jax.device_get(alone.opt_state.trace))
+        grads.append(jax.device_get(half))
     assert len(grads) == 2
     assert float(metrics["loss"]) == pytest.approx(sum(losses) / 2, rel=1e-6)
-    wanted = jax.tree.leaves(jax.tree.map(lambda *g: sum(g) / 2, *grads))
+    wanted = jax.tree.leaves(jax.tree.map(lambda *g: sum(g), *grads))
     largest = max(np.abs(leaf).max() for leaf in wanted)
     for got, want in zip(jax.tree.leaves(new.opt_state.trace), wanted, strict=True):
         scale = max(np.abs(want).max(), 1e-6 * largest)
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * scale)
+
+
+def test_a_micro_batch_counts_as_its_part_of_a_step(mesh, monkeypatch):
+    """Of any gradient, so that two of them give their mean."""
+    grads = {"decoder": np.float32([3.0, -1.0])}
+    monkeypatch.setattr(TrainStep, "_gradients", lambda *_: (grads, GOOD))
+    so_far = {"decoder": jnp.float32([1.0, 2.0])}
+    step = small.make_step(mesh, micro=MicroBatches(count=2))
+    found, _ = step.accumulate(so_far, None, None, None, None, jnp.int32(0))
+    np.testing.assert_array_equal(found["decoder"], [2.5, 1.5])
 
 
 def test_recomputed_layers_leave_only_their_inputs(mesh, params):
