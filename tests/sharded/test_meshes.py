@@ -54,12 +54,13 @@ def _one_step(mesh, params) -> _Step:
     """Takes one step."""
     state, batch, text = small.on_mesh(mesh, params)
     step = small.make_step(mesh)
-    forward = step.forward.lower(state.params, state.step, batch, text).compile()
-    outputs, vjp_fn, costs = step.forward(state.params, state.step, batch, text)
+    given = (state.params, state.step, batch, text)
+    forward = step.forward.lower(*given).compile()
+    outputs, vjp_fn, costs = forward(*given)
     assignment, _ = step.match(costs, batch)
     rest = (outputs, vjp_fn, assignment, batch)
     backward = step.backward.lower(state, *rest).compile()
-    new, metrics = step.backward(state, *rest)
+    new, metrics = backward(state, *rest)
     metrics, grads = jax.device_get((metrics, new.opt_state.trace))
     return _Step(metrics, grads, (forward, backward), costs)
 
