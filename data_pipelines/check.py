@@ -29,6 +29,18 @@ from semsam_jax.core.ending import run_command
 from semsam_jax.core.errors import DataError, SemSamError
 from semsam_jax.core.rle import decode
 
+_TITLES = {
+    "num_examples": "images",
+    "num_empty": "images without labels",
+    "num_instances": "instances",
+    "num_parts": "parts",
+    "num_orphan_parts": "parts without a whole",
+    "num_stuff": "stuff",
+    "num_pseudo": "machine-made",
+    "num_crowds": "crowd regions",
+}
+"""Counts of a `DatasetReport`, and how they are printed."""
+
 
 @dataclasses.dataclass
 class DatasetReport:
@@ -228,15 +240,17 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
     except (SemSamError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for field in dataclasses.fields(report):
-        if field.name not in ("classes", "broken", "unused"):
-            print(f"{field.name:17} {getattr(report, field.name)}")
-    print(f"{'classes':17} {len(report.classes)}")
+    for name, title in _TITLES.items():
+        print(f"{title:<22} {getattr(report, name)}")
+    if report.masks_per_image:
+        spread_out = ", ".join(map(str, report.masks_per_image))
+        print(f"{'instances per image':<22} {spread_out} (minimum, quartiles, maximum)")
+    print(f"{'classes':<22} {len(report.classes)}")
     for text, number in list(report.classes.items())[:40]:
         print(f"  {number:7} {text}")
     for line in report.unused:
         print(f"note: {line}")
-    print(f"{'broken':17} {len(report.broken)}")
+    print(f"{'broken records':<22} {len(report.broken)}")
     for message in report.broken[:40]:
         print(f"  {message}")
     if args.contact_sheet is not None:

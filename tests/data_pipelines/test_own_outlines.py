@@ -108,7 +108,7 @@ def test_a_box_without_outline_is_told(outline, tmp_path, capsys):
     write(tmp_path, first(segmentation=outline))
     assert check.main(["--dataset", "own", "--root", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    assert "num_instances     3" in said
+    assert "instances              3" in said
     assert "1 annotation not used, no usable outline" in said
     assert "boxes_only" in said
     assert "'1' annotation 1 (dog)" in said
@@ -161,4 +161,4 @@ def test_deep_json_and_great_values_never_end_the_process(tmp_path):
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (8 * 10**9,) * 2),
     )
     assert done.returncode == 1, done.stderr
-    assert "broken            1" in done.stdout
+    assert "broken records         1" in done.stdout
