@@ -10,7 +10,7 @@ network, the size of the canvas and where class names come from.
 
     frozen  image encoder fixed; prompts, decoder and heads learn. The least memory.
     lora    everything fixed but the heads; rank-8 updates of all stacked linear layers.
-    full    everything learns.
+    full    everything learns; the backbone of lite only with --config.model.train_backbone=True.
 
 The model with the best one-click IoU on val is kept in DIR/best. A share of one of the seven
 datasets, such as --config.data.datasets.coco=1, mixes it in (or replaces `custom`, at 0).

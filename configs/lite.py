@@ -43,11 +43,12 @@ def get_config(stage: str = "masks") -> ConfigDict:
     config.log_every = 50
     config.save_every = 500
     config.model.granularity_token = True
+    # Of the names, too, which leave masks alone: fine-tuning goes on with the loss of its start.
+    config.loss.iou_every_layer = False
+    config.loss.granularity = 0.3
     if stage != "names":
         config.data.datasets = ConfigDict({"sa1b": 1.0})
         config.text.source = "none"
-        config.loss.iou_every_layer = False
-        config.loss.granularity = 0.3
         config.data.pseudo_hierarchy = 0.5
         config.model.train_backbone = True
         config.optimizer.frozen = _FIRST_BLOCKS

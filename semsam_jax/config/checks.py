@@ -97,6 +97,11 @@ def check(run: RunConfig) -> None:
             if share < 0:
                 raise ConfigError(f"data.{name}.{key}: {share}; a share is not negative.")
     for name, share in data.subsets.items():
+        if name not in {*data.datasets, *data.generic_datasets, "sa1b"}:
+            raise ConfigError(
+                f"data.subsets.{name}: no dataset of this run; it has "
+                f"{', '.join(sorted({*data.datasets, *data.generic_datasets}))}."
+            )
         if not 0 < share <= 1:
             raise ConfigError(f"data.subsets.{name}: {share}; must lie in 0..1, above 0.")
     for kind in data.prompt_shares:

@@ -1,5 +1,6 @@
 """Messages at the start and the end of a run."""
 
+import dataclasses
 import json
 from collections.abc import Mapping
 
@@ -9,7 +10,7 @@ from clu import parameter_overview
 from flax import traverse_util
 from jax.sharding import Mesh
 
-from semsam_jax.config import RunConfig
+from semsam_jax.config import LossChoice, RunConfig
 from semsam_jax.core.paths import AnyPath
 from semsam_jax.evals.dataset_samples import EvalDataset
 from semsam_jax.evals.report import class_cells
@@ -58,6 +59,17 @@ def log_start(
     held_out_notes = [] if held_out is None else held_out.notes
     for note in (*data.notes, *(f"evaluation, {note}" for note in held_out_notes)):
         log_info(note)
+
+
+def log_inherited_loss(asked: LossChoice, loss: LossChoice) -> None:
+    """Prints what a checkpoint decided of the loss: a key that was set to its default, too."""
+    keys = [field.name for field in dataclasses.fields(loss) if field.name != "from_checkpoint"]
+    taken = [f"{key}={new}" for key in keys if (new := getattr(loss, key)) != getattr(asked, key)]
+    if taken:
+        log_info(
+            f"loss as the checkpoint was trained: {', '.join(taken)} "
+            f"(not with --config.loss.from_checkpoint=False)"
+        )
 
 
 def log_evaluation(step: int, found: Mapping, is_best: bool) -> None:

@@ -19,6 +19,7 @@ def test_lite_learns_masks_first_and_names_on_frozen_masks():
     masks, names = (config.build(lite.get_config(stage)) for stage in ("masks", "names"))
     assert masks.text.source == "none"
     assert all(part.startswith("backbone/") for part in masks.optimizer.frozen)
+    assert names.loss.granularity == masks.loss.granularity > 0  # fine-tuning takes that of names
     assert names.text.source == "table"
     model = SemanticSAM(config.model_config(names.model))
     params = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
@@ -58,6 +59,7 @@ PSEUDO_OF_ONE_TARGET = {
         ({"data": 3}, r"config\.data: got 3, wanted a group"),
         ({"steps": "many"}, r"config\.steps: got 'many', wanted int"),
         ({"steps": 0}, "steps: 0; must be at least 1"),
+        ({"data": {"subsets": {"sa1B": 0.1}}}, r"data\.subsets\.sa1B: no dataset of this run"),
         ({"seed": -1}, "seed: -1; must not be negative"),
         ({"seed": 2**32}, "seed: 4294967296; must be below"),
         ({"fsdp": 0}, "fsdp: 0; must be at least 1, or -1"),

@@ -58,3 +58,11 @@ def test_a_run_that_did_not_improve_says_so(tmp_path, capsys):
     last = capsys.readouterr().out.splitlines()[-1]
     assert f"--checkpoint {tmp_path / 'best'} " in last
     assert "training did not improve its one-click IoU" in last
+
+
+def test_what_a_checkpoint_decides_of_the_loss_is_said(capsys):
+    asked = config.LossChoice(from_checkpoint=True, dice=7.0)
+    report.log_inherited_loss(asked, config.LossChoice(class_balance=0.2, dice=7.0))
+    assert "trained: class_balance=0.2 (not with" in capsys.readouterr().out
+    report.log_inherited_loss(asked, config.LossChoice(dice=7.0))
+    assert not capsys.readouterr().out
