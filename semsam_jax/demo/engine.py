@@ -25,7 +25,7 @@ from semsam_jax.demo.pictures import picture_answer
 from semsam_jax.demo.sessions import ImageSession, SessionStore
 from semsam_jax.inference.convert_results import scale_record
 from semsam_jax.inference.granularity import Granularity, parse_levels
-from semsam_jax.inference.labels import label_set, parse_labels
+from semsam_jax.inference.labels import knows_names, label_set, parse_labels
 from semsam_jax.inference.loading import LoadedModel
 from semsam_jax.inference.mask_generator import MaskGenerator
 from semsam_jax.inference.predictor import Predictor
@@ -79,7 +79,7 @@ class Engine:
     @property
     def knows_names(self) -> bool:
         """Whether the checkpoint can name what it finds."""
-        return bool(self.model.meta.get("class_heads_trained"))
+        return knows_names(self.model.meta)
 
     @property
     def has_panoptic(self) -> bool:

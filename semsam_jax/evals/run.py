@@ -22,8 +22,9 @@ from semsam_jax.evals.names import calibrations
 from semsam_jax.evals.options import EvalOptions
 from semsam_jax.evals.suite_context import EvalContext, SuiteResult
 from semsam_jax.evals.suites import SUITES
-from semsam_jax.evals.thresholds import mask_thresholds, name_thresholds
+from semsam_jax.evals.thresholds import beside, mask_thresholds, name_thresholds
 from semsam_jax.inference import files
+from semsam_jax.inference.labels import knows_names
 from semsam_jax.inference.loading import model_from_params
 from semsam_jax.models.presets import from_json
 from semsam_jax.models.semantic_sam import SemanticSAM
@@ -134,7 +135,7 @@ def _calibrate(
         found["level_order"] = list(levels.level_order)
         found["level_sizes"] = list(levels.level_sizes)
     thresholds: dict[str, dict] = {}
-    has_names = dataset.has_classes and context.meta.get("class_heads_trained")
+    has_names = dataset.has_classes and knows_names(context.meta)
     if options.write_names and has_names:
         thresholds |= name_thresholds(context.name_table)
         for kind, bins in calibrations(context.name_table).items() if context.draws else ():
@@ -146,8 +147,10 @@ def _calibrate(
         model = model_from_params(params, meta | found)
         thresholds |= mask_thresholds(model, dataset.canvas_samples())
     if not found and not thresholds:
+        print("nothing could be measured on these images, and nothing is written")
         return
-    checkpoint_io.update_meta(checkpoint, found | thresholds)
+    stored = checkpoint_io.read_meta(checkpoint)
+    checkpoint_io.update_meta(checkpoint, found | beside(stored, thresholds))
     if found:
         order = found["level_order"]
         print(f"wrote the order of levels {order} and their mean sizes into {checkpoint}")

@@ -71,6 +71,16 @@ def measure_thresholds(
     return found
 
 
+def beside(meta: Mapping, found: Mapping[str, Mapping]) -> dict[str, dict]:
+    """What was measured, with what a checkpoint says of kinds of names that were not.
+
+    Args:
+        meta: of the checkpoint.
+        found: of `measure_thresholds`, or a part of it.
+    """
+    return {key: {**(meta.get(key) or {}), **values} for key, values in found.items()}
+
+
 def mask_thresholds(
     model: LoadedModel, samples: Iterable[EvalSample], max_images: int = MAX_IMAGES
 ) -> dict[str, dict[str, float]]:

@@ -103,7 +103,7 @@ def label_set(model: LoadedModel, labels: Labels) -> LabelSet:
         PromptError: no names, or not text.
         CheckpointError: the class heads were never trained, so names would be invented.
     """
-    if not model.meta.get("class_heads_trained"):
+    if not knows_names(model.meta):
         raise CheckpointError(
             "labels: the class heads of this checkpoint were never trained, so its names would "
             "be invented; leave labels out, or use a checkpoint trained on labelled data."
@@ -131,6 +131,12 @@ def label_set(model: LoadedModel, labels: Labels) -> LabelSet:
     stuff, thresholds = names.stuff & set(objects), name_thresholds(model.meta)
     scales = name_scales(model.meta)
     return LabelSet(objects, parts, stuff, exact, table, unknown, *thresholds, scales)
+
+
+def knows_names(meta: Mapping) -> bool:
+    """Whether a checkpoint has learned to name what it finds."""
+    source = (meta.get("text") or {}).get("source")
+    return bool(meta.get("class_heads_trained")) and source != "none"
 
 
 def name_thresholds(meta: Mapping) -> tuple[float, float]:

@@ -88,7 +88,6 @@ def build_meta(
 
     `must_match` must be equal in a resumed run (`checkpoints.check_same_run`).
     """
-    has_labels = any(share > 0 for name, share in run.data.datasets.items() if name != "sa1b")
     plain = json.loads(json.dumps(run.to_dict()))
     sizes = json.loads(presets.to_json(model.config))
     return {
@@ -98,7 +97,6 @@ def build_meta(
         "image_size": run.data.image_size,
         "level_order": list(range(model.config.decoder.num_tokens)),
         "prompt_preset": "default",
-        "class_heads_trained": has_labels or run.data.generic_batch > 0,
         "has_ema": run.optimizer.ema > 0,
         "text": dict(text_meta),
         "vocabulary": {
@@ -117,23 +115,37 @@ def build_meta(
     }
 
 
-def start_answers(run: RunConfig, vocabulary: Vocabulary) -> dict[str, bool | int]:
+def start_answers(run: RunConfig, vocabulary: Vocabulary, class_mask: np.ndarray) -> dict:
     """What a new run's model can do with what its warm start brings.
+
+    Args:
+        run: the run.
+        vocabulary: of its datasets.
+        class_mask: bool [v], names that have a text embedding; the others teach nothing.
 
     Returns:
         Which outputs have been trained, by the run or by its start (prompts_trained,
-        parts_trained), and the canvas of inference (image_size): that of training, or that of the
-        start if it is larger, so that a short run does not make masks coarser.
+        class_heads_trained, parts_trained); the canvas of inference (image_size): that of training,
+        or that of the start if it is larger, so that a short run does not make masks coarser; and
+        the thresholds and scales of the start, which hold until an evaluation measures others.
     """
     start = {}
     if run.model.warm_start:
         start = checkpoint_io.read_meta(zoo.resolve(run.model.warm_start))
-    knew_parts = bool(start.get("class_heads_trained")) and start.get("parts_trained", True)
+    text = start.get("text") or {}
+    has_same_names = run.text.source != "none" and (
+        (text.get("source"), text.get("table") or "") == (run.text.source, run.text.table)
+    )
+    knew = has_same_names and bool(start.get("class_heads_trained"))
+    kept = ("mask_thresholds", *(("name_thresholds", "name_scales") if knew else ()))
     return {
         "prompts_trained": run.data.interactive_batch > 0
         or (bool(start) and start.get("prompts_trained", True)),
-        "parts_trained": bool(vocabulary.part_names) or knew_parts,
+        "class_heads_trained": knew or bool(class_mask.any()),
+        "parts_trained": bool(class_mask[vocabulary.num_objects :].any())
+        or (knew and start.get("parts_trained", True)),
         "image_size": max(run.data.image_size, _canvas_of(start)),
+        **{key: start[key] for key in kept if start.get(key)},
     }
 
 

@@ -255,7 +255,7 @@ def _all_agree(is_fine: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.asarray(is_fine)).all())
 
 
-CHANGEABLE = ("seed", "steps", "loss", "optimizer")
+CHANGEABLE = ("seed", "steps", "loss", "optimizer", "refit")
 """Keys that `--allow_change` accepts, groups with all their keys; see `_FIXED`."""
 
 _FIXED = ("optimizer.frozen", "optimizer.ema")

@@ -29,6 +29,13 @@ from semsam_jax.train.text import build_text, learned_names
 from semsam_jax.train.warm_start import check_start, start_meta
 from semsam_jax.train.writers import MetricWriter, ProgressLine
 
+_KEPT = (
+    *("level_order", "level_sizes", "image_size", "mask_thresholds", "name_thresholds"),
+    *("name_scales", "prompts_trained", "class_heads_trained", "parts_trained"),
+    *("before", "measured", "refitted"),
+)
+"""What a resumed run takes from the meta of its checkpoint."""
+
 
 def train(
     run: RunConfig,
@@ -61,7 +68,9 @@ def train(
         saved = checkpoints.latest_meta()
         if config_lib.needs_checkpoint(run):
             # Values taken from the warm start are in the run's own checkpoints, too.
+            asked = run.loss
             run = config_lib.inherit_from_checkpoint(run, saved or start_meta(run))
+            report.log_inherited_loss(asked, run.loss)
         if saved is None:
             check_start(run)
         config_lib.check_batch(run, num_batch_shards(mesh))
@@ -78,7 +87,9 @@ def train(
         if saved is not None:
             changes = check_same_run(saved, meta, build.default_match(), allow_change)
             summary = report.finished_summary(workdir)
-            if summary is not None and saved["step"] >= run.steps:
+            # A run that was made longer has the summary of its first end.
+            is_finished = summary is not None and summary.get("steps", 0) >= run.steps
+            if is_finished and saved["step"] >= run.steps:
                 report.log_info(f"{workdir}: already finished; nothing is changed")
                 report.log_summary(summary, workdir, best)
                 return summary
@@ -90,18 +101,18 @@ def train(
         report.log_start(run, data, held_out, mesh, workdir)
 
         tx = build.build_tx(run, model)
+        if frozen := build.frozen_groups(model.config, run):
+            report.log_info(f"frozen in this run: {', '.join(frozen)}")
         state, resumed = build.start_or_resume(run, model, tx, mesh, checkpoints, learned)
         if resumed is None:
             meta |= build.first_levels(run, model)
-            meta |= build.start_answers(run, vocabulary)
+            meta |= build.start_answers(run, vocabulary, text.class_mask)
         else:
             position, saved = resumed
             # The same position in another order, if the seed has changed.
             has_other_order = any(change.startswith("seed:") for change in changes)
             data.restore(data.state(int(state.step)) if has_other_order else position)
-            kept = ("level_order", "level_sizes", "prompts_trained", "parts_trained", "image_size")
-            kept += ("before", "measured")
-            meta |= {key: saved[key] for key in kept if key in saved}
+            meta |= {key: saved[key] for key in _KEPT if key in saved}
             report.log_info(f"resumed at step {int(state.step)} of {run.steps}")
             report.log_info("".join(f"changed: {change}\n" for change in changes), end="")
         report.write_overviews(workdir, run, state.params, data.text)
@@ -178,10 +189,14 @@ def train(
         def is_stopped() -> bool:
             return guard.is_requested(step) or deadlines.due(step)[0]
 
-        refitted = refit.refit_class_heads(run, model, state, data, text.inputs(step), is_stopped)
-        if refitted is None:
-            stop()
-        state, step = refitted, int(refitted.step)
+        if run.refit.images and meta.get("refitted") != step:
+            save(wait=True)  # what the steps taught is not lost with the fit
+            names = text.inputs(step)
+            refitted = refit.refit_class_heads(run, model, state, data, names, is_stopped)
+            if refitted is None:
+                stop()
+            state, step = refitted, int(refitted.step)
+            meta["refitted"] = step
         meta["after"] = evaluate(state, meta)
         save(wait=True)
         summary = report.summarize(run, meta, best)

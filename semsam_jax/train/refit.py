@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from semsam_jax.config import RunConfig
 from semsam_jax.core import lora
-from semsam_jax.core.errors import ConfigError, DataError
+from semsam_jax.core.errors import ConfigError, DataError, TrainingError
 from semsam_jax.core.structs import Batch, Predictions, Prompts, StreamBatch, TextTable
 from semsam_jax.criterion.cells import at_cells, cell_ious
 from semsam_jax.criterion.points import mean_over
@@ -42,7 +42,7 @@ HEADS = (
     "decoder/logit_scale",
     "learned_names",
 )
-"""Parameters that the features do not depend on."""
+"""Parameters that the features do not depend on; those in `optimizer.frozen` stay as they are."""
 
 _LEAST_IOU = 0.5
 """A mask that overlaps a target less says nothing about its name."""
@@ -81,11 +81,19 @@ class KeptFeatures:
 
 
 def check(run: RunConfig) -> None:
-    """Raises ConfigError for a run of several processes, which keep nothing of each other."""
+    """Raises ConfigError for a run of several processes, which keep nothing of each other, and for
+    one whose class heads are frozen.
+    """
     if run.refit.images and jax.process_count() > 1:
         raise ConfigError(
             f"refit.images: {run.refit.images}, and this run has {jax.process_count()} processes; "
             f"set it to 0 and fit the class heads in a run of one."
+        )
+    frozen = run.optimizer.frozen
+    if run.refit.images and all(is_frozen(path, frozen) for path in HEADS if "_embed" in path):
+        raise ConfigError(
+            f"refit.images: {run.refit.images}, and optimizer.frozen {frozen} names the class "
+            f"heads that it would fit; leave them out of it, or set refit.images=0."
         )
 
 
@@ -100,7 +108,7 @@ def refit_class_heads(
     """The state with class heads that `run.refit.images` more images have taught.
 
     Args:
-        run: the run; with `refit.images` 0 the state stays as it is.
+        run: the run.
         model: its network.
         state: after its last step. Features are those of the averaged parameters, where the run
             averages; the heads found are written to both.
@@ -115,8 +123,6 @@ def refit_class_heads(
     Raises:
         DataError: no labelled mask was found.
     """
-    if not run.refit.images or int(state.step) > run.steps:
-        return state
     started = time.perf_counter()
     params = lora.merged(state.params if state.ema_params is None else state.ema_params)
     kept = keep_features(run, model, params, data, text, is_stopped)
@@ -169,7 +175,8 @@ def keep_features(
     if not len(kept):
         raise DataError(
             f"refit.images: no mask of {seen} images overlaps a labelled one by "
-            f"{_LEAST_IOU}; train the masks first, or set refit.images=0."
+            f"{_LEAST_IOU}; train the masks first, or resume with --allow_change=refit and "
+            f"refit.images=0."
         )
     return kept
 
@@ -233,6 +240,9 @@ def fit(
 
     Returns:
         (heads by their path in the parameters, mean loss of each pass); None when stopped.
+
+    Raises:
+        TrainingError: a loss is not finite.
     """
     choice = run.refit
     size = min(choice.rows, len(kept))
@@ -242,7 +252,11 @@ def fit(
         optax.adamw(rate, weight_decay=run.optimizer.weight_decay, mask=_decays),
         clamp_logit_scale(),
     )
-    heads = {path: value for path, value in by_name(params).items() if is_frozen(path, HEADS)}
+    heads = {
+        path: value
+        for path, value in by_name(params).items()
+        if is_frozen(path, HEADS) and not is_frozen(path, run.optimizer.frozen)
+    }
 
     @jax.jit
     def step(heads: dict, opt_state: Any, rows: tuple) -> tuple[dict, Any, Array]:
@@ -263,6 +277,12 @@ def fit(
             heads, opt_state, loss = step(heads, opt_state, kept.rows(index))
             of_pass.append(loss)
         losses.append(float(np.mean(jax.device_get(of_pass))))
+        if not np.isfinite(losses[-1]):
+            raise TrainingError(
+                f"refit: the loss of pass {len(losses)} is {losses[-1]}; the class heads stay as "
+                f"the last step left them. Resume with --allow_change=refit and a lower "
+                f"refit.learning_rate or refit.images=0."
+            )
     return jax.device_get(heads), losses
 
 

@@ -148,6 +148,8 @@ def given_params(
             notes.append(f"names without an embedding, learned: {', '.join(new)}")
     if start is not None:
         start = _known_parts(run, start, meta)
+        if others := sorted(start.keys() - origins.keys()):
+            notes.append(f"left out, not in this model: {', '.join(others)}")
         taken = origins.keys() & start.keys()
         merged = merge(shapes, start, choice.warm_start)
         given |= {part: merged[part] for part in taken}

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from semsam_jax.evals.thresholds import best_threshold
+from semsam_jax.evals.thresholds import beside, best_threshold
 
 
 @pytest.mark.parametrize(
@@ -17,3 +17,15 @@ from semsam_jax.evals.thresholds import best_threshold
 def test_the_threshold_of_names_has_the_best_f1(rows, wanted):
     scores, is_right = map(np.array, zip(*rows, strict=True))
     assert best_threshold(scores, is_right) == wanted
+
+
+def test_a_calibration_without_parts_leaves_those_that_were_measured_before():
+    meta = {
+        "name_scales": {"object": [1.0, 0.0], "part": [2.0, 1.0]},
+        "name_thresholds": {"object": 0.3, "part": 0.2},
+    }
+    found = {"name_scales": {"object": [3.0, 0.5]}, "mask_thresholds": {"pred_iou": 0.6}}
+    assert beside(meta, found) == {
+        "name_scales": {"object": [3.0, 0.5], "part": [2.0, 1.0]},
+        "mask_thresholds": {"pred_iou": 0.6},
+    }

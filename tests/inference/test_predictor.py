@@ -1,3 +1,4 @@
+import dataclasses
 import warnings
 
 import numpy as np
@@ -6,6 +7,7 @@ from PIL import Image
 
 from semsam_jax.core.errors import CheckpointError, PromptError
 from semsam_jax.inference.clicks import logits_at
+from semsam_jax.inference.labels import label_set
 from semsam_jax.inference.mask_prompt import describe_mask
 from semsam_jax.inference.predictor import Predictor
 from semsam_jax.inference.requests import Request, check_request
@@ -163,6 +165,10 @@ def test_prediction_without_image_and_untrained_names_are_errors(tiny_model, iso
         Predictor(tiny_model).predict(point_coords=[[1, 1]])
     with pytest.raises(CheckpointError, match="invented"):
         isolated.predict(point_coords=[[5, 5]], labels="dog,cat")
+    # Trained on labelled data by clicks alone: its tower is as random as it was born.
+    meta = tiny_model.meta | {"class_heads_trained": True, "text": {"source": "none"}}
+    with pytest.raises(CheckpointError, match="invented"):
+        label_set(dataclasses.replace(tiny_model, meta=meta), "dog,cat")
 
 
 def test_an_empty_mask_is_never_the_best(tiny_model, image_a, monkeypatch):

@@ -9,10 +9,10 @@ import pytest
 
 from semsam_jax import config
 from semsam_jax.core import checkpoint_io
-from semsam_jax.core.errors import CheckpointError, TrainingError
+from semsam_jax.core.errors import CheckpointError, DataError, TrainingError
 from semsam_jax.matching.transport import AssignReport
 from semsam_jax.parallel.distributed import RESTART_CODE
-from semsam_jax.train import build, hooks, refit
+from semsam_jax.train import build, hooks, refit, results
 from semsam_jax.train.loop import train
 from semsam_jax.train.step import TrainStep
 
@@ -24,6 +24,13 @@ DATA = {
     "image_size": 64,
     "max_instances": 4,
     "num_prompts": 2,
+}
+
+REFITTING = {
+    "model": {"preset": "lite"},
+    "data": DATA | {"datasets": {"coco": 1.0}},
+    "text": {"source": "table"},
+    "refit": {"images": 1},
 }
 
 
@@ -119,14 +126,53 @@ def test_a_refit_that_is_stopped_starts_again_and_is_the_last_save(start, tmp_pa
         refit, "refit_class_heads", lambda run, model, state, *_: answers.pop(0)(state)
     )
     with pytest.raises(SystemExit) as stopped:
-        start()
+        start(**REFITTING)
     assert stopped.value.code == RESTART_CODE
     assert checkpoint_io.read_meta(tmp_path / "run" / "checkpoints" / "6")["step"] == 6
-    summary, step = start()
+    summary, step = start(**REFITTING)
     assert not step.steps
     steps = [int(path.name) for path in checkpoint_io.complete_steps(tmp_path / "run")]
     assert steps == [6, 7]
-    assert start()[0] == summary
+    assert start(**REFITTING)[0] == summary
+
+
+def test_a_refit_that_fails_loses_no_step_and_a_shorter_run_has_its_own(
+    start, tmp_path, monkeypatch
+):
+    def fail(*_):
+        raise DataError("no mask overlaps")
+
+    monkeypatch.setattr(refit, "refit_class_heads", fail)
+    with pytest.raises(DataError):
+        start(**REFITTING)
+    assert checkpoint_io.read_meta(tmp_path / "run" / "checkpoints" / "6")["step"] == 6
+    called = []
+    monkeypatch.setattr(
+        refit,
+        "refit_class_heads",
+        lambda run, model, state, *_: called.append(1) or state.replace(step=state.step + 1),
+    )
+    summary, step = start(**REFITTING | {"steps": 5}, allow_change=("steps",))
+    assert (step.steps, called, summary["steps"]) == ([], [1], 5)
+    assert checkpoint_io.read_meta(tmp_path / "run")["step"] == 7
+    longer, step = start(**REFITTING | {"steps": 8}, allow_change=("steps",))
+    assert (step.steps, called, longer["steps"]) == ([7], [1, 1], 8)
+
+
+def test_the_end_of_a_longer_run_is_not_that_of_the_shorter_one(start, tmp_path, monkeypatch):
+    """It is lost between the last save and the summary; the first end had a summary, too."""
+
+    def lose(*_):
+        raise KeyboardInterrupt
+
+    start()
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "write", lose)
+        with pytest.raises(KeyboardInterrupt):
+            start(steps=8, allow_change=("steps",))
+    summary, step = start(steps=8)
+    assert (step.steps, summary["steps"]) == ([], 8)
+    assert checkpoint_io.read_meta(tmp_path / "run" / "model")["step"] == 8
 
 
 def test_saves_by_seconds_and_skipped_steps(start, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from semsam_jax import config
-from semsam_jax.core.errors import ConfigError, DataError
+from semsam_jax.core.errors import ConfigError, DataError, TrainingError
 from semsam_jax.core.structs import Prompts
 from semsam_jax.models.semantic_sam import SemanticSAM
 from semsam_jax.parallel.mesh import build_mesh
@@ -185,12 +185,25 @@ def test_a_state_is_refitted_once_into_both_parameters_or_stopped(made, monkeypa
             tree["decoder"]["object_embed"], params["decoder"]["object_embed"]
         )
         assert tree["backbone"] is not None
-    assert refit.refit_class_heads(run, NET, new, data, text, lambda: False) is new
-    off = dataclasses.replace(run, refit=config.RefitChoice())
-    assert refit.refit_class_heads(off, NET, state, data, text, lambda: False) is state
+
+
+def test_what_is_frozen_stays_and_a_loss_that_is_not_finite_is_an_error(made):
+    params, _, text = made
+    kept = separable(params)
+    frozen = {"optimizer": {"frozen": ("decoder/logit_scale", "learned_names")}}
+    run = config.build(a_run(passes=1).to_dict() | frozen)
+    heads, _ = refit.fit(run, NET, params, kept, text, None)
+    assert "decoder/part_embed" in heads
+    assert not any(refit.is_frozen(path, run.optimizer.frozen) for path in heads)
+    kept = dataclasses.replace(kept, features=np.full_like(kept.features, np.inf))
+    with pytest.raises(TrainingError, match="the loss of pass 1 is nan"):
+        refit.fit(run, NET, params, kept, text, None)
 
 
 def test_bad_settings_are_refused(monkeypatch):
+    frozen = {"optimizer": {"frozen": ("decoder",)}}
+    with pytest.raises(ConfigError, match=r"optimizer.frozen \('decoder',\) names the class heads"):
+        refit.check(config.build(a_run().to_dict() | frozen))
     with pytest.raises(ConfigError, match=r"refit.images: 2, and the class heads learn from"):
         config.build({"data": {"datasets": {"sa1b": 1.0}, "generic_batch": 0, "image_size": 64},
                       "refit": {"images": 2}, "text": {"source": "none"}})  # fmt: skip

@@ -83,6 +83,7 @@ def test_a_resumed_run_needs_its_warm_start_no_longer():
     vocabulary = build_vocabulary(["coco"])
     text = {"source": "table", "table": ""}
     start = build.build_meta(trained, build.build_model(trained), vocabulary, text)
+    start["class_heads_trained"] = True
     chosen = finetune.get_config("lora")
     chosen.model.warm_start = "a folder that is gone"
     chosen.loss.dice = 7.0
@@ -90,6 +91,7 @@ def test_a_resumed_run_needs_its_warm_start_no_longer():
         run = config.inherit_from_checkpoint(config.build(chosen), start | changes)
         text = {"source": run.text.source, "table": run.text.table}
         own = build.build_meta(run, build.build_model(run), vocabulary, text)
+        own["class_heads_trained"] = (start | changes)["class_heads_trained"]
         assert config.inherit_from_checkpoint(config.build(chosen), own) == run
 
 
@@ -159,12 +161,15 @@ def test_a_start_says_where_every_part_came_from(start, fresh, tmp_path, capsys)
 def test_a_tower_that_the_first_stage_never_used_is_not_taken(start, fresh, tmp_path, capsys):
     """Stage one names nothing: its tower and its class heads are as random as they were born."""
     meta = {"class_heads_trained": False, "text": {"source": "none"}}
-    folder = stored(tmp_path, fresh[1], **meta)
+    seventh = {"granularity_token": {"token": np.zeros(3)}}
+    folder = stored(tmp_path, {**fresh[1], **seventh}, **meta)
     params = start(tiny(warm_start=folder, text_weights=TOWER))
     assert np.all(params["backbone"]["patch_embed"]["proj"]["kernel"] == 3.0)
     assert not np.any(params["text_encoder"]["lang_proj"] == 3.0)
     np.testing.assert_allclose(params["decoder"]["logit_scale"], SCALE, rtol=1e-6)
-    assert "the class heads in" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "the class heads in" in told
+    assert "left out, not in this model: granularity_token" in told
     run = swin(joint.get_config("swin_t"), warm_start=folder)
     with pytest.raises(ConfigError, match="text_weights"):
         warm_start._known_parts(run, fresh[1], meta)
@@ -227,4 +232,46 @@ def test_a_run_keeps_a_larger_canvas_of_inference(size, start, wanted, monkeypat
     monkeypatch.setattr(build.checkpoint_io, "read_meta", lambda _: start)
     run = tiny(warm_start="" if start is None else str(DATA))
     run = dataclasses.replace(run, data=dataclasses.replace(run.data, image_size=size))
-    assert build.start_answers(run, build_vocabulary(["coco"]))["image_size"] == wanted
+    answers = build.start_answers(run, build_vocabulary(["coco"]), np.ones(133, bool))
+    assert answers["image_size"] == wanted
+
+
+NAMED = {
+    "class_heads_trained": True,
+    "text": {"source": "table", "table": ""},
+    "mask_thresholds": {"pred_iou": 0.5, "stability": 0.8},
+    "name_scales": {"object": [2.0, 1.0], "part": [3.0, 1.0]},
+    "name_thresholds": {"object": 0.4, "part": 0.3},
+}
+
+
+@pytest.mark.parametrize(
+    ("source", "known", "start", "names", "parts", "thresholds"),
+    [
+        ("none", 0, {"class_heads_trained": False}, False, False, 0),  # released, on own images
+        ("none", 0, NAMED, False, False, 1),  # its heads read other tokens now
+        ("table", 0, None, False, False, 0),  # no name has an embedding
+        ("table", 0, NAMED, True, True, 3),
+        ("table", 0, {**NAMED, "parts_trained": False}, True, False, 3),
+        ("table", 2, None, True, False, 0),
+        ("table", 3, None, True, True, 0),
+        ("table", 2, {**NAMED, "text": {"source": "table", "table": "mine.npz"}}, True, False, 1),
+    ],
+)
+def test_a_run_knows_the_names_that_it_or_its_start_was_taught(
+    source, known, start, names, parts, thresholds, monkeypatch
+):
+    monkeypatch.setattr(build.checkpoint_io, "read_meta", lambda _: start)
+    run = config.build(
+        {
+            "model": {"preset": "tiny", "warm_start": "" if start is None else str(DATA)},
+            "text": {"source": source},
+            "data": {"datasets": {"custom": 1.0}, "generic_batch": 0},
+        }
+    )
+    vocabulary = build_vocabulary([], extra={"custom": (("dog", "cat"), ("head",))})
+    answers = build.start_answers(run, vocabulary, np.arange(3) < known)
+    assert (answers["class_heads_trained"], answers["parts_trained"]) == (names, parts)
+    kept = [key for key in NAMED if key in answers and key != "class_heads_trained"]
+    assert len(kept) == thresholds
+    assert all(answers[key] == NAMED[key] for key in kept)
