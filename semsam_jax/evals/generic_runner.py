@@ -14,7 +14,7 @@ from semsam_jax.evals.generic_maps import ImageMaps, draw_maps
 from semsam_jax.evals.prompt_runner import frame_key
 from semsam_jax.evals.samples import EvalSample
 from semsam_jax.ops import panoptic as maps
-from semsam_jax.parallel.mesh import batch_sharding, build_mesh, replicated
+from semsam_jax.parallel.mesh import batch_sharding, build_mesh, in_use, replicated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,7 @@ class GenericRunner:
         images_per_device: int = 1,
     ):
         devices = jax.local_devices()[:1] if devices is None else list(devices)
-        mesh = build_mesh(devices=devices)
+        self._mesh = mesh = build_mesh(devices=devices)
         self._model, self._rows = model, batch_sharding(mesh)
         self._protocol = protocol or GenericProtocol()
         self._params, self._text = jax.device_put((params, text), replicated(mesh))
@@ -107,7 +107,8 @@ class GenericRunner:
         for row, sample in enumerate(samples):
             image[row], size_hw[row] = sample.image, sample.size_hw
         image, size_hw = jax.device_put((image, size_hw), self._rows)
-        last, features = _forward(self._model, self._params, image, size_hw, self._text)
+        with in_use(self._mesh):
+            last, features = _forward(self._model, self._params, image, size_hw, self._text)
         # The compiler may replicate an output on every device.
         on_rows = jax.device_put((last.mask_embed, features), self._rows)
         embeds, features = (_by_image(array) for array in on_rows)

@@ -17,7 +17,7 @@ from semsam_jax.evals import prompt_scores
 from semsam_jax.evals.eval_loop import EvalLoop
 from semsam_jax.evals.prompt_scores import PromptMasks, PromptScores, ScorePlan
 from semsam_jax.evals.samples import EvalSample
-from semsam_jax.parallel.mesh import batch_sharding, build_mesh, replicated
+from semsam_jax.parallel.mesh import batch_sharding, build_mesh, in_use, replicated
 
 FRAME_STEP = 64
 """Frames of stored images are padded to a multiple of this, so that few programs are compiled."""
@@ -97,7 +97,7 @@ class PromptRunner:
         text: TextTable | None = None,
     ):
         devices = jax.local_devices()[:1] if devices is None else list(devices)
-        mesh = build_mesh(devices=devices)
+        self._mesh = mesh = build_mesh(devices=devices)
         self._model, self._rows = model, batch_sharding(mesh)
         self._params, self._text = jax.device_put((params, text), replicated(mesh))
         self._whole = replicated(mesh)
@@ -144,9 +144,10 @@ class PromptRunner:
         """
         pyramid = None
         while any(one.query is not None for one in pending):
-            if pyramid is None:
-                pyramid = self._encode([one.sample for one in pending])
-            answers = self._answer(pyramid, pending)
+            with in_use(self._mesh):
+                if pyramid is None:
+                    pyramid = self._encode([one.sample for one in pending])
+                answers = self._answer(pyramid, pending)
             for one, answer in zip(pending, answers, strict=True):
                 if one.query is not None:
                     one.advance(answer)

@@ -268,7 +268,7 @@ def model_from_params(
         )
     return LoadedModel(
         module=SemanticSAM(config=config, dtype=_DTYPES[dtype]),
-        params=jax.device_put(params),
+        params=jax.tree.map(_on_one_device, params),
         meta=dict(meta),
         level_order=check_level_order(meta["level_order"], config.decoder.num_tokens),
         prompt_preset=prompt_preset,
@@ -276,6 +276,12 @@ def model_from_params(
         precision=precision,
         cache_programs=cache_programs,
     )
+
+
+def _on_one_device(leaf: Any) -> Array:
+    """An array on the default device: kernels on several TPUs would have to be split by hand."""
+    is_spread = isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1
+    return jax.device_put(jax.device_get(leaf) if is_spread else leaf)
 
 
 def check_model(model: object) -> None:

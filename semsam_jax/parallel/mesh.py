@@ -5,6 +5,8 @@ With several slices `data` has two tiers: the slices, and the devices of a slice
 Axes are `Auto`: explicit axes (the default of `jax.make_mesh`) break ordinary gathers.
 """
 
+import contextlib
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -74,3 +76,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def num_batch_shards(mesh: Mesh) -> int:
     """Number of pieces that axis 0 of a batch is cut into."""
     return mesh.size
+
+
+def in_use(mesh: Mesh) -> contextlib.AbstractContextManager:
+    """Sets the mesh for kernels, which no compiler splits by itself; one device needs none.
+
+    A program for several TPUs is traced inside, or refused by JAX.
+    """
+    if mesh.size == 1:
+        return contextlib.nullcontext()
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)

@@ -39,6 +39,7 @@ class Input:
     """Batches of a run on the mesh; the next one is transferred while a step computes.
 
     Attributes:
+        mesh: where the batches lie.
         tables: mixture text of each stream.
         mixture: the same as plain values, for the checkpoint's meta.
         notes: what a user should know of the datasets, and what is not used; a sentence each.
@@ -48,7 +49,7 @@ class Input:
     class_weights: np.ndarray | None = None
 
     def __init__(self, rows: InputIterator, mesh: Mesh):
-        self._rows = rows
+        self._rows, self.mesh = rows, mesh
         self._sharding = batch_sharding(mesh)
         self._hand_over = futures.ThreadPoolExecutor(1)
         self._ahead: futures.Future[StreamBatch] | None = None

@@ -27,6 +27,7 @@ from semsam_jax.criterion.cells import at_cells, cell_ious
 from semsam_jax.criterion.points import mean_over
 from semsam_jax.criterion.terms import class_heads, class_term
 from semsam_jax.models.semantic_sam import SemanticSAM
+from semsam_jax.parallel.mesh import in_use
 from semsam_jax.train import report
 from semsam_jax.train.input import Input
 from semsam_jax.train.optimizer import clamp_logit_scale, is_frozen
@@ -125,7 +126,8 @@ def refit_class_heads(
     """
     started = time.perf_counter()
     params = lora.merged(state.params if state.ema_params is None else state.ema_params)
-    kept = keep_features(run, model, params, data, text, is_stopped)
+    with in_use(data.mesh):
+        kept = keep_features(run, model, params, data, text, is_stopped)
     looked = time.perf_counter()
     fitted = None
     if kept is not None:

@@ -6,7 +6,6 @@ program computes the loss and its gradient and updates the parameters. Nothing i
 and there is no host callback.
 """
 
-import contextlib
 import typing
 from functools import partial
 
@@ -35,7 +34,7 @@ from semsam_jax.matching.costs import prompt_costs, query_costs
 from semsam_jax.matching.transport import AssignReport, assign
 from semsam_jax.models.denoising import DenoisingTargets
 from semsam_jax.models.semantic_sam import SemanticSAM
-from semsam_jax.parallel.mesh import batch_sharding, num_batch_shards, replicated
+from semsam_jax.parallel.mesh import batch_sharding, in_use, num_batch_shards, replicated
 from semsam_jax.parallel.sharding import gathered, state_shardings
 from semsam_jax.train.micro import WHOLE, MicroBatches, merge_reports
 from semsam_jax.train.optimizer import stop_frozen
@@ -167,19 +166,13 @@ class TrainStep:
             None if batch.generic is None else batch.generic.instance_valid,
         )
 
-    def _in_use(self) -> contextlib.AbstractContextManager:
-        """Sets the mesh for kernels, which are sharded explicitly; one device needs none."""
-        if self.mesh.size == 1:
-            return contextlib.nullcontext()
-        return jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
-
     def _forward(self, params: dict, draw: jax.Array, batch: StreamBatch, text: TextInputs):
         keys = _streams(self._key, draw, 4)
         run = partial(self._run_model, batch=batch, text=text, keys=keys)
         # A policy here would override those of the layers.
         if self._model.remat == "none":
             run = jax.checkpoint(run, policy=_is_no_constant, prevent_cse=False)
-        with self._in_use():
+        with in_use(self.mesh):
             outputs, vjp_fn = jax.vjp(run, params)
         with jax.named_scope("matching_costs"):
             costs = self._costs(jax.lax.stop_gradient(outputs), batch, keys[3])
@@ -326,7 +319,7 @@ class TrainStep:
         value_and_grad = jax.value_and_grad(loss_of, has_aux=True, allow_int=True)
         with jax.named_scope("losses"):
             (_, metrics), gradient = value_and_grad(outputs)
-        with self._in_use():
+        with in_use(self.mesh):
             (grads,) = vjp_fn(gradient)
         metrics["encoder/touched_rows"] = outputs.touched_rows.mean()
         return grads, metrics | {"nonfinite_costs": assignment.nonfinite.sum()}

@@ -171,7 +171,13 @@ def test_the_loss_is_the_focal_loss_of_the_classes_that_count(made):
 def test_a_state_is_refitted_once_into_both_parameters_or_stopped(made, monkeypatch, capsys):
     params, _, text = made
     kept, data = separable(params), object.__new__(Input)
-    monkeypatch.setattr(refit, "keep_features", lambda *args: None if args[-1]() else kept)
+    data.mesh = build_mesh(1, jax.devices()[:2])
+
+    def keep(*args):
+        assert jax.sharding.get_abstract_mesh().size == 2  # kernels on several TPUs need it
+        return None if args[-1]() else kept
+
+    monkeypatch.setattr(refit, "keep_features", keep)
     state = TrainState(params, (), jnp.asarray(1), jax.tree.map(jnp.array, params))
     run = a_run(passes=1)
     assert refit.refit_class_heads(run, NET, state, data, text, lambda: True) is None
