@@ -41,7 +41,7 @@ SUMMARY_KEYS = {
 
 def test_it_says_what_it_uses_and_shows_progress(finished):
     _, said = finished
-    for words in ("preset tiny", "embedded sample", "--config.data.root=DIR", "images/s", "ETA"):
+    for words in ("preset tiny", "embedded sample", "--data.root=DIR", "images/s", "ETA"):
         assert words in said
     assert "step 12/12" in said
     assert "held-out images" in said

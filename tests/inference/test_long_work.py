@@ -51,8 +51,7 @@ def test_auto_goes_on_after_ctrl_c_and_says_so(images, tiny_checkpoint, capsys):
     assert command_line.main(args) == 130
     shown = capsys.readouterr()
     assert shown.err == (
-        "semsam auto: interrupted; finished images are kept; the same command continues with "
-        "the others\n"
+        "semsam auto: interrupted; finished images are kept; run the same command to continue\n"
     )
     assert command_line.main(args) == 0
     assert asked == ["a.png", "b.png", "b.png", "c.png"]
