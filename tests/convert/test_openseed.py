@@ -80,6 +80,7 @@ def test_learned_queries_are_refused_and_are_all_that_is_missing(backbone, prese
     assert not report.misshaped
 
 
+@pytest.mark.nightly  # draws what the file lacks, which compiles
 def test_the_backbone_of_a_file_with_learned_queries_converts(tmp_path, capsys):
     """As the message says; of the small recorded model."""
     state = {}

@@ -54,6 +54,7 @@ def coco(tmp_path):
     return root
 
 
+@pytest.mark.nightly  # all seven data sets; the ugly files of each are in each check
 def test_records_equal_the_native_readers_on_the_sample(tmp_path):
     for dataset, root in sample.roots().items():
         native = open_native(dataset, root, "train", UNION)

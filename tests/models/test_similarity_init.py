@@ -59,6 +59,7 @@ def masks_of():
     return masks
 
 
+@pytest.mark.nightly  # compiles all of `lite`
 def test_untrained_masks_lie_around_their_clicks(random, masks_of):
     found, holds_click = masks_of(align(random, CONFIG, seed=0))
     assert holds_click[:, :3].mean() > 0.9
@@ -73,6 +74,7 @@ def test_untrained_masks_lie_around_their_clicks(random, masks_of):
     assert np.diag(fine).mean() > 3 * fine.mean()
 
 
+@pytest.mark.nightly  # compiles all of `lite`
 def test_random_start_knows_nothing_of_the_click(random, masks_of):
     found, _ = masks_of(random)
     at = np.asarray([[(i + 0.5) / GRID * found.shape[-1] for i in range(GRID)]], int)[0]

@@ -87,6 +87,7 @@ def test_remat_changes_no_gradient() -> None:
     assert all(np.any(leaf) for leaf in jax.tree.leaves(grads[0]["stage0"]))
 
 
+@pytest.mark.nightly  # two sizes, forward and backward
 def test_fresh_weights_have_bounded_gradients_beside_an_image() -> None:
     """A canvas is zero outside its image; norms of vectors of length 0 would overflow there."""
     config = SwinConfig(embed_dim=24, depths=(2, 2, 6, 2), num_heads=(1, 2, 4, 8), window_size=4)
