@@ -25,7 +25,8 @@ def use_compilation_cache() -> None:
 def return_freed_memory() -> None:
     """Gives freed memory back to the system, where the C library can be asked to (glibc).
 
-    Compiling a network leaves half a gigabyte of small pieces that glibc would keep for later.
+    Compiling a network leaves half a gigabyte of small pieces that glibc would keep for later, and
+    images that a server has forgotten leave theirs.
     """
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

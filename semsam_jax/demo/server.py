@@ -6,7 +6,6 @@ message for the visitor.
 
 import asyncio
 import contextlib
-import ctypes
 import dataclasses
 import logging
 import re
@@ -20,6 +19,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from semsam_jax import __version__
+from semsam_jax.core.compilation import return_freed_memory
 from semsam_jax.core.errors import SemSamError
 from semsam_jax.demo.adapter_routes import anylabeling_router, label_studio_router
 from semsam_jax.demo.api import api_router
@@ -187,10 +187,4 @@ async def _sweep(sessions: SessionStore) -> None:
     while True:
         await asyncio.sleep(_SWEEP_SEC)
         sessions.forget_idle()
-        give_memory_back()
-
-
-def give_memory_back() -> None:
-    """Returns freed memory to the system with glibc; does nothing elsewhere."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        return_freed_memory()

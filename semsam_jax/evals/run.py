@@ -22,7 +22,7 @@ from semsam_jax.evals.names import calibrations
 from semsam_jax.evals.options import EvalOptions
 from semsam_jax.evals.suite_context import EvalContext, SuiteResult
 from semsam_jax.evals.suites import SUITES
-from semsam_jax.evals.thresholds import beside, mask_thresholds, name_thresholds
+from semsam_jax.evals.thresholds import mask_thresholds, name_thresholds, with_stored
 from semsam_jax.inference import files
 from semsam_jax.inference.labels import knows_names
 from semsam_jax.inference.loading import model_from_params
@@ -150,7 +150,7 @@ def _calibrate(
         print("nothing could be measured on these images, and nothing is written")
         return
     stored = checkpoint_io.read_meta(checkpoint)
-    checkpoint_io.update_meta(checkpoint, found | beside(stored, thresholds))
+    checkpoint_io.update_meta(checkpoint, found | with_stored(stored, thresholds))
     if found:
         order = found["level_order"]
         print(f"wrote the order of levels {order} and their mean sizes into {checkpoint}")

@@ -71,8 +71,8 @@ def measure_thresholds(
     return found
 
 
-def beside(meta: Mapping, found: Mapping[str, Mapping]) -> dict[str, dict]:
-    """What was measured, with what a checkpoint says of kinds of names that were not.
+def with_stored(meta: Mapping, found: Mapping[str, Mapping]) -> dict[str, dict]:
+    """What was measured, and what a checkpoint says of kinds of names that were not.
 
     Args:
         meta: of the checkpoint.

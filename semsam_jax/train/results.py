@@ -9,7 +9,7 @@ from semsam_jax.core import checkpoint_io
 from semsam_jax.core.model_files import save_model
 from semsam_jax.core.paths import AnyPath
 from semsam_jax.evals.samples import EvalSample
-from semsam_jax.evals.thresholds import beside
+from semsam_jax.evals.thresholds import with_stored
 from semsam_jax.train import figures, report
 from semsam_jax.train.best import BestCheckpoint
 from semsam_jax.train.evaluation import HeldOutEvaluation
@@ -72,11 +72,11 @@ def write(
     folder = workdir / checkpoint_io.MODEL
     save_model(folder, jax.device_get(params), meta, overwrite=True)
     found = evaluator.thresholds(params, meta)
-    checkpoint_io.update_meta(folder, beside(meta, found))
+    checkpoint_io.update_meta(folder, with_stored(meta, found))
     if best.step is not None:
         of_best = checkpoint_io.read_meta(best.folder)
         if best.step != meta["step"]:
             found = evaluator.thresholds(*checkpoint_io.read_model(best.folder))
-        checkpoint_io.update_meta(best.folder, beside(of_best, found))
+        checkpoint_io.update_meta(best.folder, with_stored(of_best, found))
     (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     checkpoint_io.remember_last_run(workdir)

@@ -144,7 +144,10 @@ def test_brush_eraser_zoom_and_undo(browser, server, screenshots):
     page.mouse.move(*visitor.at(0.9, 0.9))
     page.mouse.wheel(0, -800)
     assert int(page.inner_text("#zoom").rstrip(" %")) > 200
-    assert changed_pixels(visitor.canvas(), kept) > 5000
+    zoomed = visitor.canvas()
+    assert changed_pixels(zoomed, kept) > 5000
+    page.keyboard.press("ArrowLeft")
+    assert changed_pixels(visitor.canvas(), zoomed) > 500
     page.keyboard.press("0")
     page.mouse.move(1, 1)
     assert changed_pixels(visitor.canvas(), kept) < 500
@@ -203,6 +206,11 @@ def test_phone_and_messages(browser, server, screenshots):
     page.touchscreen.tap(*visitor.at(0.5, 0.5))
     visitor.wait("Answered")
     page.screenshot(path=screenshots / "phone_click.png", full_page=True)
+    visitor.pinch((0.45, 0.5), (0.55, 0.5), (0.2, 0.5), (0.8, 0.5))
+    assert 400 < int(page.inner_text("#zoom").rstrip(" %")) < 800
+    assert visitor.status.startswith("Answered")  # two fingers are no click
+    page.click("#zoom")
+    assert page.inner_text("#zoom") == "100 %"
     ends = "[...document.querySelectorAll('section, header, #tools, .level')]"
     ends += ".map((e) => e.getBoundingClientRect().right - innerWidth)"
     assert max(page.evaluate(ends)) <= 0  # nothing is cut off at the right

@@ -73,6 +73,22 @@ class Page:
         box = self.page.locator("#view").bounding_box()
         return box["x"] + fx * box["width"], box["y"] + fy * box["height"]
 
+    def pinch(self, first, second, *ends, steps=8):
+        """Two fingers move from two places to two others."""
+        fingers = self.page.context.new_cdp_session(self.page)
+        starts = np.array([self.at(*first), self.at(*second)])
+        ends = np.array([self.at(*end) for end in ends])
+
+        def touch(kind, places):
+            points = [{"x": x, "y": y, "id": i} for i, (x, y) in enumerate(places.tolist())]
+            fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+        touch("touchStart", starts)
+        for share in np.linspace(0, 1, steps + 1)[1:]:
+            touch("touchMove", starts + share * (ends - starts))
+        touch("touchEnd", np.zeros((0, 2)))
+        fingers.detach()
+
     def hush(self):
         self.page.evaluate("document.querySelector('#status').textContent = ''")
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from semsam_jax.evals.thresholds import beside, best_threshold
+from semsam_jax.evals.thresholds import best_threshold, with_stored
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_a_calibration_without_parts_leaves_those_that_were_measured_before():
         "name_thresholds": {"object": 0.3, "part": 0.2},
     }
     found = {"name_scales": {"object": [3.0, 0.5]}, "mask_thresholds": {"pred_iou": 0.6}}
-    assert beside(meta, found) == {
+    assert with_stored(meta, found) == {
         "name_scales": {"object": [3.0, 0.5], "part": [2.0, 1.0]},
         "mask_thresholds": {"pred_iou": 0.6},
     }
