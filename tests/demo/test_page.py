@@ -8,6 +8,7 @@ in the folder that SEMSAM_JAX_SCREENSHOTS names, or in pytest's temporary one.
 import io
 import json
 import re
+import time
 import zipfile
 
 import numpy as np
@@ -74,6 +75,29 @@ def test_levels_names_and_downloads(browser, server, screenshots, tmp_path):
         mask = data.annToMask(annotation)
         assert mask.shape == IMAGE_HW
         assert mask.sum() == annotation["area"] == coco_mask.area(annotation["segmentation"])
+    visitor.finish(server)
+
+
+def test_a_name_that_the_model_does_not_know_is_marked_and_replaced(browser, server):
+    """The model of these tests reads any text, so its answers are given an unknown name here."""
+    visitor = Page(browser, server, "desktop")
+    visitor.choose(encoded(picture(*IMAGE_HW)))
+    page = visitor.page
+
+    def add_unknown(route):
+        answer = route.fetch()
+        is_wrong = "bicycel" in route.request.post_data_json["names"]
+        unknown = [{"name": "bicycel", "nearest": ["bicycle", "unicycle"]}] * is_wrong
+        route.fulfill(response=answer, json=answer.json() | {"unknown": unknown})
+
+    page.route("**/api/click", add_unknown)
+    page.fill("#names", "dog, bicycel; head")
+    visitor.click(0.35, 0.5)
+    assert len(visitor.captions()) == 6  # it costs no mask
+    assert "bicycel is not known" in page.inner_text("#unknown")
+    visitor.press("#unknown >> text=bicycle", "Answered")
+    assert page.input_value("#names") == "dog, bicycle; head"
+    assert not page.inner_text("#unknown")
     visitor.finish(server)
 
 
@@ -161,9 +185,13 @@ def test_masks_of_everything_can_be_kept(browser, server, screenshots):
     page = visitor.page
     plain = visitor.canvas()
     page.evaluate("document.querySelector('#preview').checked = true")
-    page.mouse.move(*visitor.at(0.35, 0.5))
-    page.mouse.move(*visitor.at(0.36, 0.5))
-    page.wait_for_function("() => !document.querySelector('#app').hasAttribute('data-busy')")
+    with page.expect_response("**/api/click"):
+        page.mouse.move(*visitor.at(0.35, 0.5))
+        page.mouse.move(*visitor.at(0.36, 0.5))
+    ends = time.monotonic() + 20
+    while changed_pixels(visitor.canvas(), plain) <= 50 and time.monotonic() < ends:
+        page.wait_for_timeout(100)
+    assert changed_pixels(visitor.canvas(), plain) > 50  # the mask under the resting cursor
     page.click("summary")
     page.select_option("#grid", "8")
     page.select_option("#which", "one")
