@@ -1,7 +1,4 @@
-"""Persistent compilation cache, so that later starts do not compile again; memory of compiling."""
-
-import ctypes
-import sys
+"""Persistent compilation cache, so that later starts do not compile again."""
 
 import jax
 
@@ -20,15 +17,3 @@ def use_compilation_cache() -> None:
         # Cache small programs too: a first mask needs several, each of which compiles for a tenth
         # of a second.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-
-
-def return_freed_memory() -> None:
-    """Gives freed memory back to the system, where the C library can be asked to (glibc).
-
-    Compiling a network leaves half a gigabyte of small pieces that glibc would keep for later, and
-    images that a server has forgotten leave theirs.
-    """
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)

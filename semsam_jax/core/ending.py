@@ -17,6 +17,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
+from semsam_jax.core.host_memory import keep_freed_memory
+
 INTERRUPTED = 130
 _AGAIN_SEC = 0.05
 _OBJECTS_UNTIL_COLLECTION = 20_000
@@ -71,12 +73,14 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Runs the `main` of a command and ends the process with its exit code.
 
     After an interrupt the code is 130, whatever became of the KeyboardInterrupt. Programs that set
-    their own SIGINT handler (a training run, the web server) keep it.
+    their own SIGINT handler (a training run, the web server) keep it. Before `main` starts, garbage
+    collection and memory allocation are set for large arrays (`core.host_memory`).
     """
     # Imports create some 100,000 permanent objects, and tracing makes more. By default Python scans
     # them 400 times while a command starts, which takes a third of a second, and for a fifth of the
     # time that tracing and lowering a training step takes.
     gc.set_threshold(_OBJECTS_UNTIL_COLLECTION)
+    keep_freed_memory()
     # A name that the terminal's encoding lacks, or that is no text at all, is shown with escapes.
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -23,7 +23,7 @@ from jax import export
 
 from semsam_jax.core import checkpoint_io, structs
 from semsam_jax.core.backend import target_backend
-from semsam_jax.core.compilation import return_freed_memory
+from semsam_jax.core.host_memory import return_freed_memory
 
 FOLDER = "traced"
 _PACKAGE = Path(__file__).parents[1]

@@ -19,8 +19,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from semsam_jax import __version__
-from semsam_jax.core.compilation import return_freed_memory
 from semsam_jax.core.errors import SemSamError
+from semsam_jax.core.host_memory import return_freed_memory
 from semsam_jax.demo.adapter_routes import anylabeling_router, label_studio_router
 from semsam_jax.demo.api import api_router
 from semsam_jax.demo.engine import Engine

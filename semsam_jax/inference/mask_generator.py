@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from semsam_jax.core import rle
-from semsam_jax.core.compilation import return_freed_memory
 from semsam_jax.core.errors import PromptError
+from semsam_jax.core.host_memory import return_freed_memory
 from semsam_jax.core.structs import Prompts
 from semsam_jax.inference.crop_masks import (
     best_names,
