@@ -70,12 +70,12 @@ def criterion_config(run: RunConfig) -> CriterionConfig:
 
 
 def frozen_groups(config: presets.ModelConfig, run: RunConfig) -> tuple[str, ...]:
-    """Parts of the parameters that never change in this run."""
+    """Parts of the parameters that never change in this run, each once."""
     is_fixed = isinstance(config.backbone, presets.EfficientNetLiteConfig)
     frozen = ["backbone"] if is_fixed and not config.backbone.is_trained else []
     if run.text.source != "encoder" and config.text is not None:
         frozen.append("text_encoder")
-    return (*frozen, *run.optimizer.frozen)
+    return tuple(dict.fromkeys((*frozen, *run.optimizer.frozen)))
 
 
 def build_meta(

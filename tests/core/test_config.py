@@ -170,3 +170,7 @@ def test_the_backbone_of_lite_learns_when_told_to():
     choice = dataclasses.replace(run.model, train_backbone=False)
     assert not config.model_config(choice).backbone.is_trained
     assert "backbone" in build.frozen_groups(config.model_config(choice), run)
+    twice = dataclasses.replace(
+        run, optimizer=dataclasses.replace(run.optimizer, frozen=("backbone",))
+    )
+    assert build.frozen_groups(config.model_config(choice), twice) == ("backbone",)
