@@ -7,7 +7,7 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/uv"
 "$folder/uv/bin/pip" install -q uv
-"$folder/uv/bin/uv" venv -q --python python3 "$folder/venv"
+"$folder/uv/bin/uv" venv -q --seed --python python3 "$folder/venv"
 "$folder/uv/bin/uv" pip install -q --python "$folder/venv/bin/python" \
   --resolution lowest-direct -e '.[test]'
 "$folder/uv/bin/uv" pip list --python "$folder/venv/bin/python"

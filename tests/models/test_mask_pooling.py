@@ -24,7 +24,7 @@ def test_a_map_is_averaged_over_the_pixels_of_a_mask():
     """A mask of four pixels of the left cell and two of the right one: 4/6 and 2/6 of each."""
     mask = np.full((1, 1, 2, 4), -40.0, np.float32)
     mask[0, 0, :, :2], mask[0, 0, 0, 2:] = 40.0, 40.0
-    left, right = np.float32([3.0, 1.0, -1.0]), np.float32([0.0, 6.0, 9.0])
+    left, right = np.float32([3.0, 1.0, -1.0]), np.float32([0.0, 6.0, 10.0])
     fine = np.stack([left, right])[None, None]
     coarse = np.float32([[[[1.0, 5.0]]]])
     got = pool_under_masks(jnp.asarray(mask), [jnp.asarray(fine), jnp.asarray(coarse)])
