@@ -163,8 +163,6 @@ def test_notebooks_run(path, fresh, checkpoint, tmp_path, monkeypatch):
         notebook, timeout=1500, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
     )
     client.execute()
-    if KEEP:
-        keep(notebook, read(path), Path(KEEP) / path.name, folder)
     pictures = [
         output
         for cell in notebook.cells
@@ -178,5 +176,7 @@ def test_notebooks_run(path, fresh, checkpoint, tmp_path, monkeypatch):
     assert sys.executable not in nbformat.writes(notebook)
     outputs = [o for cell in notebook.cells for o in cell.get("outputs", ())]
     assert not [o for o in outputs if o.output_type == "error"]
+    if KEEP:
+        keep(notebook, read(path), Path(KEEP) / path.name, folder)
     if path.stem == "train_and_fine_tune":  # what commands take that are given no checkpoint
         assert checkpoint_io.last_run() == (folder / "runs" / "mine").resolve()
