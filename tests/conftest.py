@@ -28,7 +28,10 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-AS_SHIPPED = bool(os.environ.get("SEMSAM_JAX_TEST_AS_SHIPPED"))
+# Notebooks that are kept run at their own sizes, which takes hours without optimisations.
+AS_SHIPPED = any(
+    os.environ.get(f"SEMSAM_JAX_{name}") for name in ("TEST_AS_SHIPPED", "KEEP_NOTEBOOKS")
+)
 """Whether everything is compiled as users have it."""
 QUICK_FLAGS = "--xla_cpu_use_fusion_emitters=false" if jax.__version_info__ < (0, 11) else ""
 """With LLVM's optimisations off, they halve what compiling takes; later versions do not know it."""
