@@ -160,7 +160,11 @@ def test_notebooks_run(path, fresh, checkpoint, tmp_path, monkeypatch):
     folder.mkdir()
     shutil.copy(RELEASED, folder)
     client = NotebookClient(
-        notebook, timeout=1500, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+        notebook,
+        timeout=1500,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
+        coalesce_streams=True,
     )
     client.execute()
     pictures = [
