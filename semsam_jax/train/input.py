@@ -193,6 +193,8 @@ def build_input(
     custom = [name for name in names if name not in DATASETS]
     notes = [_own_text(used[name], vocabulary) for name in custom]
     notes += [_missing_text(name, sources[name], vocabulary) for name in custom]
+    if run.text.source == "table":
+        notes += [_unembedded_text(name, vocabulary, class_mask) for name in custom]
     data.notes = [note for note in notes if note] + data.notes
     return data
 
@@ -221,20 +223,34 @@ def count_classes(sources: Mapping[str, Source], vocabulary: Vocabulary) -> np.n
 
 def _own_text(row: MixtureRow, vocabulary: Vocabulary) -> str:
     """A custom dataset in one line: how many images, which classes."""
-    texts = [vocabulary.entry(i).text for i in _classes(row.dataset, vocabulary)]
-    listed = ", ".join(texts[:20]) + (", ..." if len(texts) > 20 else "")
-    return f"{row.dataset}: {row.examples} training images, {len(texts)} classes: {listed}"
+    classes = _classes(row.dataset, vocabulary)
+    listed = _listed(classes, vocabulary)
+    return f"{row.dataset}: {row.examples} training images, {len(classes)} classes: {listed}"
 
 
 def _missing_text(name: str, source: Source, vocabulary: Vocabulary) -> str:
     """Names the classes of a custom dataset without a training instance; "" if there are none."""
     counts = count_classes({name: source}, vocabulary)
     missing = [i for i in _classes(name, vocabulary) if not counts[i]]
-    listed = ", ".join(vocabulary.entry(i).text for i in missing[:20])
-    more = ", ..." if len(missing) > 20 else ""
+    listed = _listed(missing, vocabulary)
+    return f"{name}: no training instance of {listed}, which cannot be learned" if missing else ""
+
+
+def _unembedded_text(name: str, vocabulary: Vocabulary, class_mask: np.ndarray) -> str:
+    """Names the classes of a custom dataset without a text embedding; "" if there are none."""
+    missing = [i for i in _classes(name, vocabulary) if not class_mask[i]]
     if not missing:
         return ""
-    return f"{name}: no training instance of {listed}{more}, which cannot be learned"
+    return (
+        f"{name}: no text embedding of {_listed(missing, vocabulary)}; masks of these classes are "
+        f"trained, but not their names. To learn embeddings for them, set "
+        f"--config.text.learn_missing=True."
+    )
+
+
+def _listed(classes: Sequence[int], vocabulary: Vocabulary) -> str:
+    texts = [vocabulary.entry(i).text for i in classes[:20]]
+    return ", ".join(texts) + (", ..." if len(classes) > 20 else "")
 
 
 def _classes(name: str, vocabulary: Vocabulary) -> list[int]:

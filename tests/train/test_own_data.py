@@ -35,12 +35,13 @@ def make_run(folder, **changes):
     return config_lib.build(config)
 
 
-def opened(run):
-    """(input, evaluation images) as the loop opens them."""
+def opened(run, unembedded=()):
+    """(input, evaluation images) as the loop opens them; names without a text embedding."""
     vocabulary = input_lib.open_vocabulary(run, input_lib.used_datasets(run))
     held_out = input_lib.evaluation_data(run, vocabulary)
     mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
-    data = input_lib.build_input(run, vocabulary, np.ones(len(vocabulary), bool), mesh)
+    class_mask = ~np.isin(vocabulary.names, unembedded)
+    data = input_lib.build_input(run, vocabulary, class_mask, mesh)
     next(data)
     data.close()
     return data, held_out
@@ -155,6 +156,20 @@ def test_boxes_alone_and_images_elsewhere(tmp_path):
         "custom: no training instance of bird, which cannot be learned",
     ]
     assert not any("not used" in note for note in data.notes)
+
+
+def test_names_without_a_text_embedding_are_listed(tmp_path):
+    """Their masks are trained, but no class head ever learns them."""
+    own_data.write(tmp_path)
+    table = make_run(tmp_path, eval_images=0, keep_best=False, text__source="table")
+    notes = opened(table, unembedded=["cat"])[0].notes
+    (note,) = [note for note in notes if "embedding" in note]
+    assert note.startswith("custom: no text embedding of cat; ")
+    assert "--config.text.learn_missing=True" in note
+    assert not [note for note in opened(table)[0].notes if "embedding" in note]
+    clicks = make_run(tmp_path, eval_images=0, keep_best=False)  # a model without names
+    notes = opened(clicks, unembedded=["cat", "dog"])[0].notes
+    assert not [note for note in notes if "embedding" in note]
 
 
 def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
