@@ -28,7 +28,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Notebooks that are kept run at their own sizes, which takes hours without optimisations.
+# Notebooks that are kept run at their own sizes, which takes far longer without optimisations.
 AS_SHIPPED = any(
     os.environ.get(f"SEMSAM_JAX_{name}") for name in ("TEST_AS_SHIPPED", "KEEP_NOTEBOOKS")
 )
