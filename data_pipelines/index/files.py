@@ -32,8 +32,8 @@ def write_json(path: str | os.PathLike, content: dict) -> None:
 def say_not_kept(folder: str | os.PathLike, error: OSError) -> None:
     """Warns that the cache cannot be written: the scan is repeated next time."""
     logging.warning(
-        "cache %s cannot be written (%s): what was scanned is not kept, and the next start scans "
-        "again; SEMSAM_JAX_CACHE names another folder",
+        "cache %s cannot be written (%s); the dataset will be scanned again at the next start. "
+        "Set SEMSAM_JAX_CACHE to another folder.",
         os.fspath(folder),
         error.strerror or error,
     )

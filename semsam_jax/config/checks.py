@@ -32,13 +32,13 @@ def check(run: RunConfig) -> None:
         )
     if run.text.learn_missing and run.text.source != "table":
         raise ConfigError(
-            f"text.learn_missing: text.source is {run.text.source!r}, and only a table lacks "
-            f"names; set text.source=table or text.learn_missing=False."
+            f"text.learn_missing: learned embeddings need text.source=table, got "
+            f"{run.text.source!r}; set text.source=table or text.learn_missing=False."
         )
     if run.text.source == "none" and data.generic_batch:
         raise ConfigError(
-            "text.source: the generic stream names things, so it needs names; set "
-            "data.generic_batch=0, or text.source to table or encoder."
+            "text.source: the generic stream needs class names; set text.source to table or "
+            "encoder, or data.generic_batch=0."
         )
     if data.image_size < 32 or data.image_size % 32:
         raise ConfigError(f"data.image_size: {data.image_size} is not a multiple of 32.")
@@ -56,18 +56,19 @@ def check(run: RunConfig) -> None:
         )
     if run.loss.granularity and not model.decoder.granularity_token:
         raise ConfigError(
-            f"loss.granularity: {run.loss.granularity}, and the model has no token for them; set "
-            f"model.granularity_token=True or loss.granularity=0."
+            f"loss.granularity: {run.loss.granularity}, but the model has no token for "
+            f"granularities; set model.granularity_token=True or loss.granularity=0."
         )
     if run.refit.images and (run.text.source != "table" or not data.interactive_batch):
         raise ConfigError(
-            f"refit.images: {run.refit.images}, and the class heads learn from prompts and a table "
-            f"of names; set text.source=table and data.interactive_batch, or refit.images=0."
+            f"refit.images: {run.refit.images}; refitting needs prompts and a table of names; set "
+            f"text.source=table and data.interactive_batch above 0, or refit.images=0."
         )
     if data.pseudo_hierarchy and not run.loss.granularity:
         raise ConfigError(
-            f"data.pseudo_hierarchy: {data.pseudo_hierarchy}, and only the loss of granularities "
-            f"learns from it; set loss.granularity above 0 or data.pseudo_hierarchy=0."
+            f"data.pseudo_hierarchy: {data.pseudo_hierarchy}, but loss.granularity is 0, so "
+            f"nothing is trained on the pseudo parts; set loss.granularity above 0 or "
+            f"data.pseudo_hierarchy=0."
         )
     if data.pseudo_hierarchy and data.max_targets < 2:
         raise ConfigError(
@@ -83,8 +84,7 @@ def check(run: RunConfig) -> None:
     one_of("loss.iou_target", run.loss.iou_target, ("best", "expected"))
     if run.loss.iou_target != "best" and not run.loss.score_all_tokens:
         raise ConfigError(
-            f"loss.iou_target: {run.loss.iou_target!r} is what loss.score_all_tokens teaches, and "
-            f"that is off; set loss.score_all_tokens=True."
+            f"loss.iou_target: {run.loss.iou_target!r} needs loss.score_all_tokens=True."
         )
     if not 0 <= run.loss.prompt_point_ratio < 1:
         raise ConfigError(

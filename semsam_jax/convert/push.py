@@ -13,14 +13,14 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "login` or HF_TOKEN).",
     )
     parser.add_argument("folder", metavar="DIR", help="folder of a model, or of a training run")
-    parser.add_argument("name", metavar="hf://OWNER/NAME", help="made if it does not exist")
+    parser.add_argument("name", metavar="hf://OWNER/NAME", help="created if it does not exist")
     parser.add_argument(
         "--license",
         required=True,
         metavar="ID",
         help="licence of the weights, such as apache-2.0 or cc-by-nc-4.0",
     )
-    parser.add_argument("--private", action="store_true", help="a new repository is private")
+    parser.add_argument("--private", action="store_true", help="create the repository as private")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -75,8 +75,8 @@ def resolve(name: str | os.PathLike | None) -> str | os.PathLike | None:
         near = difflib.get_close_matches(re.sub(r"\W", "_", name.lower()), known, 1, 0.7)
         hint = f"; did you mean {near[0]!r}?" if near else "."
         raise CheckpointError(
-            f"checkpoint {name[:200]}: no such folder or file here, and no name of weights, which "
-            f"are {', '.join(known)} and hf://OWNER/NAME{hint}"
+            f"checkpoint {name[:200]}: no such file or folder, and not the name of a model "
+            f"(known: {', '.join(known)}, hf://OWNER/NAME){hint}"
         )
     return name
 

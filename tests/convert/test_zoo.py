@@ -307,9 +307,9 @@ def test_names_and_folders(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("swint", r"no name of weights, which are lite, swin_t, .*; did you mean 'swin_t'\?"),
+        ("swint", r"not the name of a model \(known: lite, swin_t, .*; did you mean 'swin_t'\?"),
         ("SWIN-L", "did you mean 'swin_l'"),
-        ("vit_h", r"are lite, swin_t, swin_l and hf://OWNER/NAME\.$"),
+        ("vit_h", r"known: lite, swin_t, swin_l, hf://OWNER/NAME\)\.$"),
         ("https://huggingface.co/me/mine/tree/main", "a web address; wanted hf://me/mine"),
         ("https://example.com/a.pth", "a web address; wanted the path of the file"),
         ("ftp://example.com/a.pth", "ftp:// addresses cannot be opened; wanted a folder"),

@@ -72,7 +72,7 @@ PSEUDO_OF_ONE_TARGET = {
         ({"data": {"flip": 1.5}}, r"data\.flip: 1\.5; must lie in 0\.\.1"),
         ({"data": {"pseudo_hierarchy": 1.5}}, r"pseudo_hierarchy: 1\.5; must lie in 0\.\.1"),
         ({"data": {"pseudo_hierarchy": float("nan")}}, r"pseudo_hierarchy: got nan, wanted a fin"),
-        ({"data": {"pseudo_hierarchy": 0.5}}, r"only the loss of granularities learns from it"),
+        ({"data": {"pseudo_hierarchy": 0.5}}, r"0\.5, but loss\.granularity is 0"),
         (PSEUDO_OF_ONE_TARGET, r"data\.max_targets 1 leaves no room for parts; set"),
         ({"optimizer": {"decay_at": 0.9}}, r"decay_at: got 0\.9, wanted 2 values"),
         ({"optimizer": {"decay_at": (0.1, 0.2, 0.3)}}, "decay_at: got .*, wanted 2 values"),

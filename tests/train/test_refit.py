@@ -210,7 +210,7 @@ def test_bad_settings_are_refused(monkeypatch):
     frozen = {"optimizer": {"frozen": ("decoder",)}}
     with pytest.raises(ConfigError, match=r"optimizer.frozen \('decoder',\) names the class heads"):
         refit.check(config.build(a_run().to_dict() | frozen))
-    with pytest.raises(ConfigError, match=r"refit.images: 2, and the class heads learn from"):
+    with pytest.raises(ConfigError, match=r"refit.images: 2; refitting needs prompts"):
         config.build({"data": {"datasets": {"sa1b": 1.0}, "generic_batch": 0, "image_size": 64},
                       "refit": {"images": 2}, "text": {"source": "none"}})  # fmt: skip
     monkeypatch.setattr(jax, "process_count", lambda: 2)

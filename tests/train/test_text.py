@@ -27,7 +27,7 @@ def test_missing_names_are_learned_behind_those_of_the_checkpoint():
     assert learned_names(run_with(), NAMES, start) == ("skin", "tofu")
     assert learned_names(run_with(), NAMES, None) == ()
     assert learned_names(run_with(source="none"), NAMES, start) == ()
-    with pytest.raises(ConfigError, match=r"only a table lacks names"):
+    with pytest.raises(ConfigError, match=r"need text\.source=table, got 'none'"):
         run_with(source="none", learn_missing=True)
 
 
