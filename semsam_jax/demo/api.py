@@ -66,19 +66,21 @@ class EverythingBody(_Body):
     )
     tree: bool = Field(
         False,
-        description="the masks of one tree instead: parts inside their wholes, siblings apart",
+        description="return one tree instead: parts lie inside their wholes, siblings do not "
+        "overlap",
     )
     min_score: Share | None = Field(
-        None, description="smallest predicted IoU and stability; left out: what suits the model"
+        None,
+        description="minimum predicted IoU and stability (default: the model's thresholds)",
     )
     grid: int = Field(16, description=f"clicks along each side: {GRIDS}")
     tile: Annotated[int, Field(ge=128, le=8192)] | None = Field(
         None,
-        description="look at square tiles of the file, of this side in pixels, at full resolution, "
-        "and join masks across the seams; with `image`, not `image_id`",
+        description="side in pixels of square tiles that are segmented at full resolution and "
+        "joined; needs `image`",
     )
     overlap: Annotated[int, Field(ge=16, le=4096)] = Field(
-        128, description="what neighbouring tiles share, pixels; at most half a tile"
+        128, description="overlap of neighbouring tiles in pixels; at most half a tile"
     )
 
 
