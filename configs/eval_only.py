@@ -6,10 +6,9 @@ r"""Evaluation alone, through the same launcher as a training run.
         --config.evaluate.checkpoint=DIR --config.evaluate.root=DIR \
         --config.evaluate.dataset=ade20k
 
-Tables and pictures go to OUT. On several hosts every process takes its share of the images;
-the same command goes on where an interrupted one stopped. `python -m semsam_jax evaluate` is
-the same with shorter flags. Which command gives which row of the paper:
-semsam_jax/evals/README.md.
+Tables and pictures are written to OUT. On several hosts every process takes its share of the
+images; the same command resumes an interrupted evaluation. `semsam evaluate` does the same with
+shorter flags. semsam_jax/evals/README.md lists the command for each row of the paper's tables.
 """
 
 from ml_collections import ConfigDict

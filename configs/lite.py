@@ -8,14 +8,14 @@ r"""Preset `lite` on many masks, in three stages: masks, a finish at higher reso
         --workdir=runs/lite_names
     python -m semsam_jax convert runs/lite_names --out lite --dtype float16 --image-size 384
 
-DATA/sa1b holds images and masks in the layout of SA-1B, all masks of an image together: a click
-learns all masks under it. Images may occur more often than once; docs/lite.md says how to mix
-sources. The first stage has a constant rate: it may be stopped at any time, continued for as long
-as it helps, and finished from any of its checkpoints. NAMED is a folder in COCO's format whose
-categories are the names; of names that the stored table of embeddings lacks, the embeddings are
-learned and stored with the model. That stage trains the class heads alone, on features that are
-kept of one look at each image (`semsam_jax.train.refit`). The last command sets the canvas of
-inference: a larger one than that of training finds smaller masks.
+DATA/sa1b holds images and masks in the layout of SA-1B, with all masks of an image in one file, so
+that a click is trained with every mask under it. An image may be listed several times; docs/lite.md
+says how to mix sources. The first stage has a constant learning rate: it may be stopped at any
+time, continued for as long as it helps, and finished from any of its checkpoints. NAMED is a folder
+in COCO format whose categories are the class names; names that the stored table of embeddings lacks
+get an embedding that is learned and stored with the model. That stage trains only the class heads,
+on cached features; each image is encoded once (`semsam_jax.train.refit`). The last command sets the
+canvas of inference: a larger one than that of training finds smaller masks.
 
 Hardware: CPUs or one small card. Hours: docs/lite.md.
 """
@@ -43,7 +43,7 @@ def get_config(stage: str = "masks") -> ConfigDict:
     config.log_every = 50
     config.save_every = 500
     config.model.granularity_token = True
-    # Of the names, too, which leave masks alone: fine-tuning goes on with the loss of its start.
+    # In the stage `names` too, which trains no masks: fine-tuning continues with a model's loss.
     config.loss.iou_every_layer = False
     config.loss.granularity = 0.3
     if stage != "names":
@@ -72,7 +72,7 @@ def get_config(stage: str = "masks") -> ConfigDict:
     config.text.learn_missing = True
     config.loss.class_balance = 0.2
     config.optimizer.frozen = _ALL_BUT_NAMES
-    config.steps = 1  # the least that a run takes; the heads learn after it
+    config.steps = 1  # the minimum of a run; the heads are trained after it
     config.refit.images = 3_000
     config.refit.passes = 12
     return config

@@ -5,13 +5,13 @@ r"""SA-1B alone, class-agnostic: the recipe of the released weights, and the fir
 
 docs/recipes.md says where the weights come from; configs/joint.py continues from the result.
 Differs from joint.py where the released code does: clicks only, no jitter, no class names. The
-target of the predicted IoU is not the released code's, whose rule is
+target of the predicted IoU is not that of the released code, whose rule is
 --config.loss.score_all_tokens=False --config.loss.iou_target=best, with a target that is not
 detached.
-64 images a step
-for 368,750 steps are about two epochs. `swin_t,share=0.03` trains on 3 % of the images (0.01, 0.03,
-0.15 and 0.3 are the shares that have been published), for that share of the steps but at least a
-tenth of them; `,rows=N` changes the rows a step with all that depends on them (docs/recipes.md).
+64 images a step for 368,750 steps are about two epochs. `swin_t,share=0.03` trains on 3 % of the
+images (0.01, 0.03, 0.15 and 0.3 are the shares that have been published), for that share of the
+steps but at least a tenth of them; `,rows=N` changes the rows per step and everything that depends
+on them (docs/recipes.md).
 
 Hardware: 64 rows a step; docs/scale.md says how many of them a chip takes. The authors used
 64 V100 of 32 GB, one row each. On other machines keep 64 rows, with --config.accumulate where
