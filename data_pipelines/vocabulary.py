@@ -198,9 +198,15 @@ class _Lookup:
                 self._index.setdefault(key, found)
 
     def span(self, dataset: str) -> slice:
+        """Indices of a dataset's classes in the vocabulary; empty if it has none."""
         return self._spans.get(dataset, slice(0, 0))
 
     def index(self, dataset: str, name: str) -> int:
+        """Index of a class in the vocabulary; the spelling may differ in case and punctuation.
+
+        Raises:
+            DataError: the dataset has no such class.
+        """
         found = self._index.get((dataset, name))
         if found is None:
             found = self._index.get((dataset, _fold(name)))

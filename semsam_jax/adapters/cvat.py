@@ -117,7 +117,7 @@ class DetectionFunction:
 
 
 def load(checkpoint: str) -> LoadedModel:
-    """The model of a function; what it says goes to the errors, since `cvat-cli` prints answers."""
+    """Loads the model. Output goes to stderr, because `cvat-cli` parses stdout."""
     with contextlib.redirect_stdout(sys.stderr):
         return load_model(checkpoint or None)
 

@@ -57,7 +57,14 @@ def read_numbers(values: object, count: int) -> list[float]:
 
 
 def read_points(body: dict, limits: Limits) -> list[list[float]]:
-    """Clicks: x, y and 1 or 0."""
+    """Clicks of a request, empty if it has none.
+
+    Returns:
+        One [x, y, label] per click: pixels of the displayed image, label 1 (positive) or 0.
+
+    Raises:
+        HTTPError: 400, not a list of triples of finite numbers, or more than `limits.points`.
+    """
     points = body.get("points") or []
     if not isinstance(points, list):
         raise HTTPError(400, _INVALID)

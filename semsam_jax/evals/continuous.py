@@ -63,8 +63,8 @@ class BlendedModel(nn.Module):
 
     Attributes:
         model: `SemanticSAM`, or any module with its two methods.
-        weights: share of each token in each answer that is added; None asks the model's own token
-            for granularities.
+        weights: [g][k], share (0..1) of each of k tokens in the blend of each of g added answers,
+            as from `token_weights`; None requests them from the model's granularity token.
     """
 
     model: nn.Module

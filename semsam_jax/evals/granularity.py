@@ -87,7 +87,12 @@ class GranularityEvaluator(Evaluator):
         self._clicks: list[tuple[int, np.ndarray]] = []
 
     def process(self, *ious: np.ndarray) -> None:
-        """Takes clicks: per click IoU [outputs, targets] of its outputs with its targets."""
+        """Adds clicks.
+
+        Args:
+            *ious: one float64 [outputs, targets] array in 0..1 per click, the IoU of each of its
+                outputs with each mask under it; the numbers of both may differ between clicks.
+        """
         for iou in ious:
             outputs, targets = linear_sum_assignment(iou, maximize=True)
             self._clicks.append((iou.shape[1], iou[outputs, targets]))

@@ -114,16 +114,21 @@ def mask_thresholds(
 
 
 def name_thresholds(table: NameTable) -> dict[str, dict]:
-    """`name_scales` and `name_thresholds` of a checkpoint's config, and `name_calibration`.
+    """Measures `name_scales`, `name_thresholds` and `name_calibration` of a checkpoint's config.
 
-    The scale that makes scores honest (`fit_scale`), and of the scores that it gives the one with
-    the best F1 of "named, and rightly", over masks that the model finds (IoU at least 0.5). Of the
-    calibration the number of such names, the share that is right, and the expected calibration
-    error before and after, on the same masks. A kind of names that nothing could be measured for
-    is left out.
+    All three are measured on masks that the model finds (IoU at least 0.5), for each kind of names
+    (`object`, `part`) that has any; the others are left out.
 
     Args:
-        table: of `names.evaluate_names`, with scores as they are.
+        table: of `names.evaluate_names`, with uncalibrated scores.
+
+    Returns:
+        Empty if nothing could be measured, else by kind of names:
+        `name_scales`: gain and offset that calibrate the scores (`fit_scale`).
+        `name_thresholds`: the calibrated score, 0..1, with the best F1 of right names
+            (`best_threshold`).
+        `name_calibration`: number of names, share of right ones (0..1), and expected calibration
+            error without (`error_before`) and with (`error`) the scale, on the same masks.
     """
     scales, thresholds, measured = {}, {}, {}
     for kind, bins in calibrations(table).items():

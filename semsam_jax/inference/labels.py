@@ -148,8 +148,8 @@ def name_thresholds(meta: Mapping) -> tuple[float, float]:
 def object_logits(found: Predictions, num_parts: int) -> Float[Array | np.ndarray, "*q v"]:
     """How well each object name fits each token: as what it is, or as what it is a part of.
 
-    A token is a part of something only as far as it is one of the parts that are asked for: the
-    owner's projection learns from parts alone, and says nothing of anything else.
+    The owner projection is trained on parts only, so it counts only for tokens that match one of
+    the requested parts.
 
     Args:
         found: predictions with names.

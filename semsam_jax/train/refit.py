@@ -1,10 +1,10 @@
 """Fits the class heads to kept features, after the last step of a run.
 
 What a class head reads from an image (the token of a mask and, in `lite`, the backbone's features
-under it) does not depend on the class heads. So the images are looked at once, with everything else
-as it is, and what was read from each labelled mask is kept; the heads then learn from it in as many
-passes as wanted, each of which takes seconds. Training alone would look at every image again for
-every pass. Not in the paper; `configs/lite.py:names` uses it.
+under it) does not depend on the class heads. So each image is encoded once, the features of its
+labelled masks are kept, and the heads are trained on them for any number of passes, each of which
+takes seconds. Ordinary training would encode every image again in every pass. Not in the paper;
+`configs/lite.py:names` uses it.
 """
 
 import dataclasses
@@ -128,7 +128,7 @@ def refit_class_heads(
     params = lora.merged(state.params if state.ema_params is None else state.ema_params)
     with in_use(data.mesh):
         kept = keep_features(run, model, params, data, text, is_stopped)
-    looked = time.perf_counter()
+    encoded = time.perf_counter()
     fitted = None
     if kept is not None:
         fitted = fit(run, model, params, kept, text, data.class_weights, is_stopped)
@@ -136,8 +136,8 @@ def refit_class_heads(
         return None
     heads, losses = fitted
     report.log_info(
-        f"class heads: {len(kept)} masks kept in {looked - started:.0f} s, {run.refit.passes} "
-        f"passes in {time.perf_counter() - looked:.0f} s; loss {losses[0]:.3f} in the first, "
+        f"class heads: {len(kept)} masks kept in {encoded - started:.0f} s, {run.refit.passes} "
+        f"passes in {time.perf_counter() - encoded:.0f} s; loss {losses[0]:.3f} in the first, "
         f"{losses[-1]:.3f} in the last"
     )
     averaged = state.ema_params and _with_heads(state.ema_params, heads)
@@ -153,9 +153,9 @@ def keep_features(
     text: TextInputs,
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> KeptFeatures | None:
-    """Looks at `run.refit.images` images and keeps what was read from each labelled mask.
+    """Encodes `run.refit.images` images and keeps the features of each labelled mask.
 
-    Of the tokens of a prompt the one that overlaps a target most stands for it. Returns None when
+    A target has the features of the token of its prompt that overlaps it most. Returns None when
     stopped.
     """
     look = jax.jit(functools.partial(_look, model))
@@ -170,7 +170,7 @@ def keep_features(
         images.append((np.asarray(rows.vocab_valid), np.asarray(rows.vocab_owned)))
         seen += len(counts)
         if time.perf_counter() - said > _LOG_EVERY_SEC:
-            report.log_info(f"class heads: looked at {seen} of {run.refit.images} images")
+            report.log_info(f"class heads: encoded {seen} of {run.refit.images} images")
             said = time.perf_counter()
     columns = (*zip(*masks, strict=True), *zip(*images, strict=True))
     kept = KeptFeatures(*map(np.concatenate, columns))
