@@ -19,7 +19,8 @@ def get_config(suites: str = "one_click,baselines") -> ConfigDict:
     return ConfigDict(
         {
             "evaluate": {
-                # Workdir of a run or a converted checkpoint; "" is the one of the package.
+                # Folder of a model or training run, swin_t, swin_l, hf://OWNER/NAME, or last; "" is
+                # the packaged model.
                 "checkpoint": "",
                 "suites": tuple(suites.split(",")),
                 # One sub-folder per source: clicks and boxes on all of them, instead of suites.
@@ -42,7 +43,7 @@ def get_config(suites: str = "one_click,baselines") -> ConfigDict:
                 # Speed and memory only.
                 "prompts_per_call": 16,
                 "images_per_device": 1,
-                # Grid of the suite `proposals`.
+                # Clicks per side of the grid of the suites proposals, everything and otq.
                 "points_per_side": 32,
                 # Write what was measured into the checkpoint: order and sizes of the levels,
                 # thresholds of masks, thresholds of names.

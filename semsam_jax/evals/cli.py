@@ -40,16 +40,23 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help=f"what to measure, separated by commas: {', '.join(SUITE_NAMES)} "
         f"(default: {','.join(_DEFAULT.suites)})",
     )
-    add_arguments(parser)
+    group = add_arguments(parser)
+    _add_number(
+        group,
+        "--points-per-side",
+        _DEFAULT.points_per_side,
+        "clicks per side of the grid of the suites proposals, everything and otq",
+    )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what `evaluate` and `calibrate` have in common."""
+def add_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Adds what `evaluate` and `calibrate` have in common; returns the group of the model."""
     parser.add_argument(
         "--checkpoint",
         metavar="DIR",
         default="",
-        help="workdir of a training run, or folder of a converted checkpoint "
+        help="folder of a model or training run, swin_t or swin_l (the original's releases, "
+        "downloaded once), hf://OWNER/NAME, or last (the training run that finished last) "
         "(default: lite, the packaged model)",
     )
     parser.add_argument(
@@ -113,11 +120,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for flag, default, help_text in (
         ("--prompts-per-call", _DEFAULT.prompts_per_call, "prompts of an image decoded together"),
         ("--images-per-device", _DEFAULT.images_per_device, "images processed together per device"),
-        ("--points-per-side", _DEFAULT.points_per_side, "clicks per side of the grid of proposals"),
     ):
-        model.add_argument(
-            flag, type=int, default=default, metavar="N", help=f"{help_text} (default: %(default)s)"
-        )
+        _add_number(model, flag, default, help_text)
+    return model
+
+
+def _add_number(group: argparse._ArgumentGroup, flag: str, default: int, help_text: str) -> None:
+    group.add_argument(
+        flag, type=int, default=default, metavar="N", help=f"{help_text} (default: %(default)s)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

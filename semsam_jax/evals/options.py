@@ -30,8 +30,8 @@ class EvalOptions:
     """One evaluation of one checkpoint on one dataset; "" and 0 take the default.
 
     Attributes:
-        checkpoint: workdir of a training run, or folder of a converted checkpoint; the last
-            finished training run by default.
+        checkpoint: folder of a model or training run, or the name of a model (`convert.zoo`); the
+            packaged model by default.
         folder: holds one folder per source, or is one; scores clicks and boxes on all of them
             instead of the suites.
         suites: what to measure, some of `SUITE_NAMES`.
@@ -49,7 +49,8 @@ class EvalOptions:
         canvas: square, or tight (padded to multiples of 32 only).
         prompts_per_call: prompts of an image decoded together; changes no result.
         images_per_device: images that a device works on at a time; changes no result.
-        points_per_side: grid of the suite `proposals`.
+        points_per_side: clicks per side of the grid of the suites `proposals`, `everything` and
+            `otq`.
         write_levels: write the measured order and sizes of levels into the checkpoint's meta.
         write_masks: write the thresholds of masks that suit it.
         write_names: write the thresholds of names that suit it, where it names the dataset.

@@ -99,7 +99,7 @@ def source_folders(folder: str | Path, split: str) -> list[Path]:
     if not found:
         raise DataError(
             f"evaluate {folder}: none of its folders holds a dataset with the split {split!r}; "
-            "wanted one folder per source in a layout of data_pipelines/README.md, such as "
+            "wanted one folder per source in a layout of docs/finetune.md, such as "
             f"{folder}/NAME/annotations/{split}.json with {folder}/NAME/images/."
         )
     return found

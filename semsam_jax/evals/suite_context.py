@@ -34,7 +34,7 @@ class EvalContext:
         eval_loop: devices, processes, records and progress.
         out: folder for pictures and the table of clicks; None draws nothing.
         prompts_per_call: prompts decoded together.
-        points_per_side: grid of `proposals`.
+        points_per_side: clicks per side of the grid of `proposals`, `everything` and `otq`.
     """
 
     model: nn.Module
