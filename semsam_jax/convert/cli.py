@@ -14,22 +14,23 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "convert",
         help="convert released PyTorch weights to this format and back",
-        description="Converts a .pth file of the original, or a training run, into a folder with "
-        "model.safetensors and config.json. Needs no PyTorch and executes no code from the file. "
+        description="Converts a .pth or .safetensors file of the original, or a training run, into "
+        "a folder with model.safetensors and config.json. Needs no PyTorch and executes no code "
+        "from the file. "
         "Reports every tensor; exits with code 2 if the model would be incomplete.",
     )
     parser.add_argument(
         "file",
         nargs="*",
         metavar="FILE",
-        help=".pth file, or folder of a training run or model; for a model split over several "
-        "files give all of them (if a tensor occurs twice, the last file wins)",
+        help=".pth or .safetensors file, or folder of a training run or model; for a model split "
+        "over several files give all of them (if a tensor occurs twice, the last file wins)",
     )
     parser.add_argument("--out", required=True, metavar="PATH", help="folder, or file to write")
     parser.add_argument(
         "--model-config",
         metavar="FILE.json",
-        help="model sizes, for files that match no preset",
+        help="model sizes of a file that matches no preset",
     )
     parser.add_argument(
         "--dtype",
@@ -48,10 +49,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--to-torch", action="store_true", help="convert the model folder FILE to a .pth file"
     )
     parser.add_argument(
-        "--backbone", metavar="FILE.pth", help="take the backbone from an ImageNet Swin file"
+        "--backbone", metavar="FILE", help="take the backbone from an ImageNet Swin file"
     )
     parser.add_argument(
-        "--text", metavar="FILE.pth", help="take the text tower from a CLIP-layout file"
+        "--text", metavar="FILE", help="take the text tower from a CLIP-layout file"
     )
     parser.add_argument(
         "--preset",

@@ -20,7 +20,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model-config",
         metavar="FILE.json",
-        help="model sizes of a .pth file that matches no preset",
+        help="model sizes of a file that matches no preset",
     )
     parser.add_argument(
         "--prompt-preset",
