@@ -92,6 +92,16 @@ def test_what_a_page_names_exists(page):
             assert anchor in anchors(aimed), f"{target}#{anchor}: no such heading"
 
 
+LISTS = [page for page in PAGES if re.search(r"^\| (file|name|program) \|", page.read_text(), re.M)]
+
+
+@pytest.mark.parametrize("page", [p for p in LISTS if p.name == "README.md"], ids=relative)
+def test_a_table_of_files_lists_every_file(page):
+    listed = set(re.findall(r"`(?:python -m \w+\.)?(\w+)(?:\.py)?\b", page.read_text()))
+    files = {path.stem for path in page.parent.glob("*.py") if not path.name.startswith("_")}
+    assert not files - listed
+
+
 def test_printed_commands_of_full_recipes_say_where_the_weights_come_from():
     """Those that start at a Swin; a command goes on behind a backslash."""
     found = []
