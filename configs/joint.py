@@ -13,9 +13,9 @@ python -m semsam_jax.main --config=configs/joint.py:swin_t --config.data.root=DA
 Hardware for swin_t and swin_l: docs/scale.md says how many rows a chip takes, and with which
 options; v5e-16 is the smallest slice that it lists.
 Hours: see the table in docs/recipes.md; estimated from counted arithmetic, not measured.
-Published (1-click mIoU on COCO val2017, Max | Oracle): Swin-T 54.5 | 73.8, Swin-L 57.0 | 74.2,
-from SA-1B with object and part data; no figure of all seven datasets together is public.
-Ours: not trained yet at that size.
+Published: nothing for all seven datasets together; docs/recipes.md lists what is published for the
+other recipes.
+Ours: not trained at full size.
 """
 
 from ml_collections import ConfigDict
