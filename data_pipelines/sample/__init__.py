@@ -9,9 +9,6 @@ import pathlib
 
 from data_pipelines.schema import DATASETS
 
-SPLITS = ("train", "val")
-"""No image of one split occurs in the other, in any dataset."""
-
 _DATA = pathlib.Path(__file__).parent / "data"
 
 

@@ -19,11 +19,7 @@ def load_suites() -> ModuleType:
     try:
         return importlib.import_module("semsam_jax.evals.suites")
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in (
-            "faster_coco_eval",
-            "matplotlib",
-            "skimage",
-        ):
+        if (error.name or "").partition(".")[0] not in _EXTRA:
             raise
         raise ConfigError(
             f"evaluate: {error.name} is not installed; run `pip install 'semsam-jax[eval]'`."

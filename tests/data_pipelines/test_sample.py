@@ -15,6 +15,7 @@ from data_pipelines.vocabulary import build_vocabulary
 from tools.build_sample import VAL_IDS, build, split_of
 from tools.shrink import Shrink, rle_area, rle_box, shrink_image
 
+SPLITS = ("train", "val")
 SIZES = {
     "sa1b": (70, 24),
     "coco": (29, 24),
@@ -38,7 +39,7 @@ def examples():
     vocabulary = build_vocabulary()
     found = {}
     for dataset, root in sample.roots().items():
-        for split in sample.SPLITS:
+        for split in SPLITS:
             source = open_source(dataset, root, split, vocabulary)
             found[dataset, split] = [source[i] for i in range(len(source))]
     return found
@@ -94,7 +95,7 @@ def test_val_is_human_labelled_coco_val_images(examples):
 
 def test_machine_made_masks_are_marked(examples):
     for dataset in ("pascal_part", "paco", "part_imagenet"):
-        for split in sample.SPLITS:
+        for split in SPLITS:
             for example in examples[dataset, split]:
                 for instance in example.instances:
                     if instance.part_id >= 0:
@@ -163,7 +164,7 @@ def rebuilt(tmp_path_factory):
         ("part_imagenet", "partimagenet", "annotations/{}.json", "annotations/standin.json"),
     ):  # fmt: skip
         shutil.copytree(made / folder, standins / own)
-        parts = [json.loads((made / folder / files.format(s)).read_text()) for s in sample.SPLITS]
+        parts = [json.loads((made / folder / files.format(s)).read_text()) for s in SPLITS]
         both = {
             key: [row for part in parts for row in part[key]] for key in ("images", "annotations")
         }
@@ -179,7 +180,7 @@ def rebuilt(tmp_path_factory):
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_the_builder_builds_what_the_readers_read(dataset, rebuilt, examples):
     vocabulary = build_vocabulary()
-    for split in sample.SPLITS:
+    for split in SPLITS:
         source = open_source(dataset, rebuilt / dataset, split, vocabulary)
         for position, before in enumerate(examples[dataset, split]):
             after = source[position]
