@@ -80,7 +80,7 @@ def optimizations_off():
 
 
 def pytest_configure(config):
-    """Removes old compiled programs and rebuilds the reference weights, once for all workers."""
+    """Removes old compiled programs and rebuilds the recorded weights, once for all workers."""
     if hasattr(config, "workerinput"):
         return
     for name in weights.NAMES:
@@ -135,6 +135,6 @@ def pytest_testnodedown(node):
 def pytest_terminal_summary(terminalreporter):
     """Prints the table of all comparisons with recorded numbers."""
     if table.ROWS:
-        terminalreporter.section("parity with the recorded reference")
+        terminalreporter.section("parity with recordings of the original")
         for line in table.lines():
             terminalreporter.write_line(line)

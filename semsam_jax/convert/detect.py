@@ -97,7 +97,7 @@ def with_branches_of(state: Mapping[str, np.ndarray], config: ModelConfig) -> Mo
 def text_config_of(state: Mapping[str, np.ndarray], where: str = "text tower") -> TextConfig:
     """Sizes of a text tower (names as `from_torch.read_text_tower` gives them).
 
-    Heads are 64 wide, as in every CLIP; a context longer than the reference's is cut to it.
+    Heads are 64 wide, as in every CLIP; a context longer than the original's is cut to it.
 
     Raises:
         ConversionError: the file holds no such tower.
@@ -157,7 +157,7 @@ def measure(state: Mapping[str, np.ndarray], where: str = "checkpoint") -> dict[
 def load_model_config(path: str | os.PathLike) -> ModelConfig:
     """Reads sizes from a JSON file with the sections backbone, pixel_decoder, decoder, text.
 
-    The sections use the reference's own names (embed_dim, conv_dim, dim_feedforward, ...).
+    The sections use the original's own names (embed_dim, conv_dim, dim_feedforward, ...).
     `text` may be absent or null. `decoder.two_stage` says whether there is a generic branch; its
     number of queries is `decoder.num_object_queries`, or that of a section `generic` (or
     `generic_...`). `preprocess` may give pixel_mean and pixel_std.

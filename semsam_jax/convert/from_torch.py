@@ -56,7 +56,7 @@ def from_torch(
     """Converts a state dict (see `names.unwrap`) into the parameters of `config`.
 
     Args:
-        state: reference names without `model.` to arrays.
+        state: original names without `model.` to arrays.
         config: sizes of the model; decides which names are wanted and their shapes.
         parts: top-level parts of our tree to convert; all by default. Names of other
             parts are then ignored, and the result holds only these parts.
@@ -230,9 +230,9 @@ def load_backbone(path: str | os.PathLike, config: ModelConfig, own: Mapping) ->
 
 
 def read_text_tower(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Reads a text tower file and renames its tensors as in the reference.
+    """Reads a text tower file and renames its tensors as in the original.
 
-    Supported layouts: that of the reference (`lang_encoder.resblocks...`, `lang_proj`), alone or
+    Supported layouts: that of the original (`lang_encoder.resblocks...`, `lang_proj`), alone or
     inside a whole model, that of OpenAI's CLIP and open_clip (`transformer.resblocks...`,
     `text_projection`), and that of Hugging Face (`text_model.encoder.layers...`), in PyTorch or
     `.safetensors` files. Image encoders are dropped; `logit_scale` is kept if the file has one.
@@ -277,7 +277,7 @@ def convert_text_tower(state: Mapping[str, np.ndarray], config: ModelConfig, whe
 def resize_bias_table(table: np.ndarray, num_offsets: int) -> np.ndarray:
     """Resizes a relative position bias table [n, heads] to [num_offsets, heads].
 
-    Bicubic with the kernel parameter -0.75 and half-pixel centres, as the reference's
+    Bicubic with the kernel parameter -0.75 and half-pixel centres, as the original's
     framework does it (docs/reference.md, section 2). Non-square tables are returned unchanged.
     """
     size, wanted = math.isqrt(table.shape[0]), math.isqrt(num_offsets)

@@ -1,4 +1,4 @@
-"""Reads pretrained parts with other projects' parameter names, renamed to the reference's.
+"""Reads pretrained parts with other projects' parameter names, renamed to the original's.
 
 Backbones: the Swin authors' files, timm and Hugging Face. Text towers: CLIP as OpenAI and open_clip
 name it, and as Hugging Face does. They differ only in names, and in linear layers that are joined
@@ -74,7 +74,7 @@ def swin_names(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def text_names(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The tensors of a text tower under the reference's names, `logit_scale` among them."""
+    """The tensors of a text tower under the original's names, `logit_scale` among them."""
     state = without_prefix(state, ("module.", "sem_seg_head.predictor.lang_encoder."))
     shared = {key: value for key, value in state.items() if key == "logit_scale"}
     if any(key.startswith("text_model.") for key in state):

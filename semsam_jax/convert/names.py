@@ -16,10 +16,10 @@ _ANCHOR = "backbone.patch_embed.proj.weight"
 
 
 def unwrap(state: Mapping[str, T], where: str = "checkpoint", prefix: str = "") -> dict[str, T]:
-    """Removes the wrapper `model` and other prefixes from the reference's names.
+    """Removes the wrapper `model` and other prefixes from the original's names.
 
     `module.` and `_orig_mod.` are removed anywhere. If any key starts with `model.`, keys without
-    it are dropped, as in the reference's loader (docs/reference.md, section 16). Any other prefix
+    it are dropped, as in the original's loader (docs/reference.md, section 16). Any other prefix
     (`ema_model.`, `student.`) is removed if exactly one complete model has it. `model.criterion...`
     is kept and ignored by a rule.
 

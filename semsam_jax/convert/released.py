@@ -109,7 +109,7 @@ def _cut_context(state: Mapping[str, np.ndarray], config: presets.ModelConfig) -
 
 
 def _read(file: str | os.PathLike, entry: str | None) -> dict[str, np.ndarray]:
-    """Tensors of a file by the reference's names; `entry` may be a dict or a prefix."""
+    """Tensors of a file by the original's names; `entry` may be a dict or a prefix."""
     where = f"checkpoint {file}"
     if entry is None:
         return unwrap(read_state_dict(file), where)

@@ -11,15 +11,15 @@ _MAX_LINES = 20
 
 @dataclass
 class ConversionReport:
-    """What became of every reference name and every parameter.
+    """What became of every original name and every parameter.
 
     Attributes:
-        mapped: parameter path to the reference names that it was made from.
+        mapped: parameter path to the original names that it was made from.
         aliased: further names of a mapped tensor to the name it was read from.
         ignored: names that the model does not need, with the reason.
         defaulted: paths that files may lack, with the value used.
         unexpected: names that no rule knows.
-        missing: reference names that the model needs and the file lacks.
+        missing: original names that the model needs and the file lacks.
         misshaped: name to (got, wanted) shapes.
         conflicting: names to what they contradict.
         nonfinite: names to how many of their numbers are NaN or infinite.

@@ -1,4 +1,4 @@
-"""Rules that map groups of reference tensors to parameters."""
+"""Rules that map groups of original tensors to parameters."""
 
 import enum
 import itertools
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class TensorLayout(enum.Enum):
-    """How a reference tensor is converted to a parameter, and back by the inverse."""
+    """How an original tensor is converted to a parameter, and back by the inverse."""
 
     SAME = "same"
     DENSE = "[out, in] -> [in, out]"
@@ -17,7 +17,7 @@ class TensorLayout(enum.Enum):
     POINTWISE = "[out, in, 1, 1] -> [in, out]"
 
     def to_ours(self, array: np.ndarray) -> np.ndarray:
-        """Reorders a reference tensor into flax's layout (a view)."""
+        """Reorders an original tensor into flax's layout (a view)."""
         if self is TensorLayout.DENSE:
             return array.T
         if self is TensorLayout.POINTWISE:
@@ -35,13 +35,13 @@ class TensorLayout(enum.Enum):
 
 @dataclass(frozen=True)
 class Rule:
-    """One parameter and the reference tensors that it is made from.
+    """One parameter and the original tensors that it is made from.
 
     Attributes:
         path: of the parameter, components joined by "/".
-        keys: reference names; they are stacked in this order if `is_stacked`.
+        keys: original names; they are stacked in this order if `is_stacked`.
         layout: reordering of each tensor's axes.
-        shape: shape of each reference tensor.
+        shape: shape of each original tensor.
         is_stacked: whether the parameter has a leading axis over `keys`.
         aliases: for each key, the other names under which files repeat the same tensor.
         is_required: whether the model needs it.
@@ -71,7 +71,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class TensorRow:
-    """One reference parameter inside a module; names are relative to the module."""
+    """One original parameter inside a module; names are relative to the module."""
 
     key: str
     path: str

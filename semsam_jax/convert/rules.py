@@ -1,7 +1,7 @@
-"""The table of reference names: which tensor of the original is which parameter here.
+"""The table of names: which tensor of the original is which parameter here.
 
-Every line of the `_..._rows` functions is one group of reference parameters: name, path in the
-parameter tree, layout and shape. Equal layers of the reference are stacked on a new leading axis.
+Every line of the `_..._rows` functions is one group of original parameters: name, path in the
+parameter tree, layout and shape. Equal layers of the original are stacked on a new leading axis.
 Names are written without the prefix `model.` (docs/reference.md, section 16).
 """
 
@@ -53,7 +53,7 @@ _LANG = f"{_PREDICTOR}.lang_encoder"
 
 
 def ignored_reason(key: str) -> str | None:
-    """Why a reference name is not needed, or None if it is not known as such."""
+    """Why an original name is not needed, or None if it is not known as such."""
     return next((why for pattern, why in IGNORED if re.fullmatch(pattern, key)), None)
 
 
@@ -61,7 +61,7 @@ def rules_for(config: ModelConfig) -> tuple[Rule, ...]:
     """All rules of a model, in the order of the parameter tree.
 
     Raises:
-        ConversionError: the backbone has no counterpart in the reference.
+        ConversionError: the backbone has no counterpart in the original.
     """
     if not isinstance(config.backbone, SwinConfig):
         raise ConversionError(
@@ -96,7 +96,7 @@ def rules_without_backbone(config: ModelConfig) -> tuple[Rule, ...]:
 
 
 def backbone_rules(config: SwinConfig, prefix: str, *, has_out_norms: bool = True) -> list[Rule]:
-    """Rules of a Swin backbone whose reference names start with `prefix`."""
+    """Rules of a Swin backbone whose original names start with `prefix`."""
     dim = config.embed_dim
     stem = [*conv("proj", "proj", 3, dim, 4), *norm("norm", "norm", dim)]
     rules = single(stem, f"{prefix}patch_embed", "backbone/patch_embed")
@@ -122,7 +122,7 @@ def backbone_rules(config: SwinConfig, prefix: str, *, has_out_norms: bool = Tru
 
 
 def text_rules(config: TextConfig, text_dim: int, prefix: str) -> list[Rule]:
-    """Rules of a text tower whose reference names start with `prefix`."""
+    """Rules of a text tower whose original names start with `prefix`."""
     width = config.width
     tower = f"{prefix}lang_encoder"
     top = [*tensor("lang_proj", "lang_proj", width, text_dim)]
@@ -238,7 +238,7 @@ def _decoder_rules(model: ModelConfig) -> list[Rule]:
         for kind in kinds:
             name = f"{kind}_pooled_embed"
             head_rows += tensor(f"class_{name}", name, model.pooled_dim, config.text_dim)
-    # The reference shares one norm and one box head and saves them under every name.
+    # The original shares one norm and one box head and saves them under every name.
     shared_norm = [f"{_PREDICTOR}.decoder.norm"]
     shared_boxes = [f"{_PREDICTOR}._bbox_embed"]
     for layer in range(config.num_layers):

@@ -15,7 +15,7 @@ from semsam_jax.models.presets import ModelConfig
 
 @dataclass(frozen=True)
 class TorchState:
-    """Tensors under their first reference name, and the names that repeat them.
+    """Tensors under their first original name, and the names that repeat them.
 
     Attributes:
         tensors: names (with the prefix `model.`) to arrays.
@@ -27,7 +27,7 @@ class TorchState:
 
 
 def to_torch(params: Mapping, config: ModelConfig, *, where: str = "params") -> TorchState:
-    """Converts parameters into the reference's names and layouts, bit for bit.
+    """Converts parameters into the original's names and layouts, bit for bit.
 
     Writes the aliases and the `relative_position_index` buffers that the original saves.
 

@@ -44,7 +44,7 @@ class PointPlan:
 
     @classmethod
     def of(cls, num_points: int, oversample_ratio: float, importance_ratio: float) -> "PointPlan":
-        """Splits `num_points` the way the reference does."""
+        """Splits `num_points` the way the original does."""
         chosen = math.floor(importance_ratio * num_points)
         return cls(math.floor(num_points * oversample_ratio), chosen, num_points - chosen)
 

@@ -11,7 +11,7 @@ CLICK_BOX_PX = 6.0
 def centre_click(mask: np.ndarray) -> tuple[int, int] | None:
     """Pixel farthest from the mask's border: the click of the 1-click evaluation.
 
-    The first maximum of `distance_inside` in row-major order. The reference uses an
+    The first maximum of `distance_inside` in row-major order. The original uses an
     approximate transform, so its clicks may differ by a few pixels.
 
     Args:
@@ -55,7 +55,7 @@ def click_boxes(
 ) -> np.ndarray:
     """Turns integer clicks into the tiny boxes that the model takes.
 
-    The box is centred exactly on (x, y), without half a pixel, as in the reference.
+    The box is centred exactly on (x, y), without half a pixel, as in the original.
 
     Args:
         clicks_xy: [n, 2] pixels of the canvas.

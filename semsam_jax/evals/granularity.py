@@ -9,7 +9,7 @@ For a click c let T(c) be all ground-truth masks that contain it and O(c) the mo
 A model with fewer outputs than targets may get further clicks in the same mask, whose outputs are
 added to O(c) (three outputs and two clicks make six).
 
-The reference has this evaluation but its code does not run (docs/reference.md, section 11 and quirk
+The original has this evaluation but its code does not run (docs/reference.md, section 11 and quirk
 20); this follows the paper's definition: arXiv 2307.04767, section 4.2 and table 5.
 """
 

@@ -96,7 +96,7 @@ class MaskGenerator:
             None, and its `depth`, the number of steps to its root. The result then has a `tree`, in
             which children lie inside their parents and siblings do not overlap (`inference.tree`).
         granularity: 0 (the finest part) to 1 (the whole), or a list, instead of `level`.
-        isolate: False reproduces the reference, where the clicks of a batch interact.
+        isolate: False reproduces the original, where the clicks of a batch interact.
         tile: side of square tiles in pixels, for images of any size: tiles are segmented separately
             and masks joined across their borders (`inference.tiles`); None for the whole image.
         tile_overlap: overlap of neighbouring tiles in pixels.

@@ -65,7 +65,7 @@ class Predictor:
         size: side in pixels to which images are resized, `"native"`, or None for that of the
             checkpoint (see `preprocess.make_frame`).
         isolate: prompts do not attend to each other, so a mask depends on its own prompt only.
-            False reproduces the reference's demo, where prompts of one call interact.
+            False reproduces the original's demo, where prompts of one call interact.
     """
 
     def __init__(self, model: LoadedModel, *, size: Size = None, isolate: bool = True) -> None:

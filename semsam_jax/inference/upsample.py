@@ -1,6 +1,6 @@
 """Mask logits at stride 4 -> any output size, as two small matrix products.
 
-The reference upsamples bilinearly to the padded canvas, crops the padding off and resizes
+The original upsamples bilinearly to the padded canvas, crops the padding off and resizes
 the crop with antialiased bicubic weights (docs/reference.md, section 10). All three steps are
 linear and separable, so their product is one [out, in] matrix for each axis: nothing of canvas size
 is ever stored, and an output of any size costs two products with band matrices.

@@ -127,7 +127,7 @@ class DecoderLayer(nn.Module):
         attention = MultiHeadAttention(config.num_heads, dtype=self.dtype, name="self_attn")
         self_out = attention(content.reshape(folded), pos.reshape(folded), blocked, others)
         self_out = self_out.reshape(shape)
-        # Norms carry the reference's numbers: 2, 1, 3 in the order of use.
+        # Norms carry the original's numbers: 2, 1, 3 in the order of use.
         content = LayerNorm(dtype=self.dtype, name="norm2")(content + self_out)
         cross_out = DeformableAttention(
             config.num_heads, config.num_points, dtype=self.dtype, name="cross_attn"

@@ -135,7 +135,7 @@ class _ConvNorm(nn.Module):
 class PixelDecoder(nn.Module):
     """Refines the backbone's maps jointly and computes the mask features.
 
-    The reference always computes this part in float32; here `dtype` applies.
+    The original always computes this part in float32; here `dtype` applies.
 
     Attributes:
         config: sizes.

@@ -90,7 +90,7 @@ class DecoderConfig:
 
     Attributes:
         logit_scale: initial value of the learned log scale of the class cosines: log(1 / 0.07), as
-            in CLIP. With the reference's placeholder 1.0 all scores stay near 0.1.
+            in CLIP. With the original's placeholder 1.0 all scores stay near 0.1.
         part_owner: adds the projection that predicts what a part belongs to; the released weights
             have none.
         mask_window: mask logits gain a quadratic around each token's predicted box

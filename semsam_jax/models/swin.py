@@ -32,7 +32,7 @@ from semsam_jax.ops.windows import (
     to_windows,
 )
 
-# What the reference adds to logits between regions; finite, so it only nearly blocks.
+# What the original adds to logits between regions; finite, so it only nearly blocks.
 _BLOCKED_LOGIT = -100.0
 _PATCH = 4
 _SQRT_HALF = math.sqrt(0.5)

@@ -28,7 +28,7 @@ def inverse_sigmoid(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
 
 
 def box_area(boxes_xyxy: Float[Array, "*n 4"]) -> Float[Array, "*n"]:
-    """Signed area: inverted boxes are not corrected, as in the reference."""
+    """Signed area: inverted boxes are not corrected, as in the original."""
     size = boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]
     return size[..., 0] * size[..., 1]
 

@@ -1,6 +1,6 @@
-"""CLIP's byte-pair tokens in the reference's padding.
+"""CLIP's byte-pair tokens in the original's padding.
 
-Rows are padded with the end token, as the reference does (docs/reference.md, section 6).
+Rows are padded with the end token, as the original does (docs/reference.md, section 6).
 """
 
 from collections.abc import Sequence

@@ -75,7 +75,7 @@ def test_golden_checkpoint_is_read_and_unwrapped():
         np.testing.assert_array_equal(units[key], state[key[key.index("model.") :]])
 
 
-def test_unwrap_follows_the_reference_rules():
+def test_unwrap_follows_the_rules_of_the_original():
     array = np.zeros(2)
     assert unwrap({"model": {"model.a": array}, "iteration": 3}).keys() == {"a"}
     assert unwrap({"model.a": array, "other": array}).keys() == {"a"}

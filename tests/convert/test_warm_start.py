@@ -127,12 +127,12 @@ def clip_layout(state, context=77):
     return renamed
 
 
-@pytest.mark.parametrize("layout", ["whole model", "reference", "clip"])
+@pytest.mark.parametrize("layout", ["whole model", "original", "clip"])
 def test_text_towers(tmp_path, state, params, layout):
     path = tmp_path / "text.pth"
     if layout == "whole model":
         path = DATA / "tiny_ref.pth"
-    elif layout == "reference":
+    elif layout == "original":
         tower = {k.removeprefix(LANG): v for k, v in state.items() if k.startswith(LANG)}
         write_state_dict(path, tower)
     else:

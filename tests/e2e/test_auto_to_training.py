@@ -25,7 +25,7 @@ def image():
 
 @pytest.fixture(scope="module")
 def annotated(image, tmp_path_factory):
-    """A folder of images, and what `auto` made of it with the converted reference weights."""
+    """A folder of images, and what `auto` made of it with the converted weights of the original."""
     root = tmp_path_factory.mktemp("auto")
     checkpoint, images, out = root / "checkpoint", root / "images", root / "annotated"
     images.mkdir()

@@ -21,7 +21,7 @@ def test_distances_equal_the_recorded_exact_transform():
     compare("units", "kornia_dt/exact_edt_argmax_xy", got, EXACT)
     largest = [distance_inside(mask).max() for mask in masks]
     compare("units", "kornia_dt/exact_max", largest, 1e-6 * units["kornia_dt/exact_max"].min())
-    # The reference's approximation is never above the exact transform by more than rounding,
+    # The original's approximation is never above the exact transform by more than rounding,
     # and up to a quarter below it; its clicks are therefore given, not recomputed.
     assert np.all(units["kornia_dt/max"] <= np.asarray(largest) * 1.01)
 

@@ -11,7 +11,7 @@ from semsam_jax.inference.upsample import axis_weights, upsample_logits, upsampl
 from tests.golden.table import compare
 
 
-def test_released_frame_is_the_reference_one():
+def test_released_frame_is_that_of_the_original():
     frame = make_frame((602, 1200), "released_v1")
     assert frame.resized_hw == (640, 1275)  # int(640 * 1200 / 602)
     assert frame.canvas_hw == (640, 1280)

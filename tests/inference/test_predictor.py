@@ -41,7 +41,7 @@ def joint(tiny_model, image_a):
     return predictor
 
 
-def test_one_click_equals_reference_demo(isolated, golden):
+def test_one_click_equals_the_demo_of_the_original(isolated, golden):
     found = isolated.predict_many(clicks_px(golden, "demo_one"), return_logits=True)
     want = golden["tiny_image_a"]
     got = by_token(found, "masks").reshape(6, 128, 160)
@@ -49,7 +49,7 @@ def test_one_click_equals_reference_demo(isolated, golden):
     np.testing.assert_allclose(by_token(found, "scores"), want["demo_one/ious"][0], atol=5e-5)
 
 
-def test_five_clicks_together_equal_reference_demo(joint, golden):
+def test_five_clicks_together_equal_the_demo_of_the_original(joint, golden):
     found = joint.predict_many(clicks_px(golden, "demo_five"), return_logits=True)
     want = golden["tiny_image_a"]
     got = by_token(found, "masks").reshape(30, 128, 160)
@@ -57,7 +57,7 @@ def test_five_clicks_together_equal_reference_demo(joint, golden):
     np.testing.assert_allclose(by_token(found, "scores"), want["demo_five/ious"][0], atol=5e-5)
 
 
-def test_isolated_clicks_equal_reference_one_at_a_time(isolated, golden):
+def test_isolated_clicks_equal_the_original_one_at_a_time(isolated, golden):
     found = isolated.predict_many(clicks_px(golden, "demo_five"))
     want = golden["tiny_image_a"]
     low = by_token(found, "low_res_logits").reshape(30, 32, 40)

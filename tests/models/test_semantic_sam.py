@@ -183,14 +183,14 @@ def test_gradient_of_a_training_pass_is_finite(params, pyramid):
     assert outside == set()
 
 
-# Counts of the reference (interactive parts only): docs/reference.md, section 16.
+# Counts of the original (interactive parts only): docs/reference.md, section 16.
 @pytest.mark.parametrize(("preset", "count"), [("swin_t", 52_980_543), ("swin_l", 222_799_161)])
 def test_parameter_count_of_the_paper_models(preset, count):
     config = dataclasses.replace(model_config(preset), text=None)
     model = SemanticSAM(config, dtype=jnp.bfloat16, remat="full")
     shapes = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
     total = sum(x.size for x in jax.tree.leaves(shapes))
-    # The reference has no query selector and its SA-1B models keep no logit scale.
+    # The original has no query selector and its SA-1B models keep no logit scale.
     extra = sum(x.size for x in jax.tree.leaves(shapes["query_selector"])) + 1
     assert total - extra == count
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(shapes))

@@ -10,7 +10,7 @@ def resize_bilinear(
 ) -> Float[Array, "b h2 w2 c"]:
     """Resizes maps in float32; each output pixel reads its four nearest input pixels.
 
-    No antialiasing when shrinking, edges are repeated: the reference's interpolation with
+    No antialiasing when shrinking, edges are repeated: the original's interpolation with
     align_corners False.
 
     Args:
