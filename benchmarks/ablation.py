@@ -41,8 +41,8 @@ VARIANTS: dict[str, dict[str, object]] = {
 """Name -> the keys that take a rule back."""
 
 COLUMNS = {
-    "chosen mask IoU": "eval/iou_max",
-    "best mask IoU": "eval/iou_oracle",
+    "IoU, chosen": "eval/iou_max",
+    "IoU, best of six": "eval/iou_oracle",
     "object mask AP": "eval/generic/mask_ap/ap",
     "object AP50": "eval/generic/mask_ap/ap50",
     "PQ": "eval/generic/panoptic/pq",

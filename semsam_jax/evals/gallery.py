@@ -1,4 +1,4 @@
-"""Gallery of the best, median and worst clicks: image, ground truth, chosen and oracle mask."""
+"""Gallery of the best, median and worst clicks: image, ground truth, chosen and best mask."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from semsam_jax.evals.prompt_runner import PromptQuery, PromptRunner
 from semsam_jax.evals.samples import EvalSample
 
 _TILE = 240
-_COLOURS = {"truth": (60, 200, 90), "chosen": (60, 120, 230), "oracle": (235, 140, 40)}
+_COLOURS = {"truth": (60, 200, 90), "chosen": (60, 120, 230), "best": (235, 140, 40)}
 _GAP, _CAPTION = 6, 22
 
 
@@ -88,9 +88,9 @@ def _draw_row(
         _tile(
             image,
             answer.masks[0, best],
-            "oracle",
+            "best",
             click,
-            f"oracle, token {best}: IoU {table.iou[row, best]:.2f}",
+            f"best, token {best}: IoU {table.iou[row, best]:.2f}",
         ),
     ]
     return np.concatenate(tiles, axis=1)

@@ -21,15 +21,15 @@ _NUM_BINS = 10
 
 
 def plot_iou_by_size(path: Path, table: ClickTable) -> None:
-    """Mean IoU of Max and Oracle over the size of the instance, with the counts below."""
+    """Mean IoU of the chosen and the best mask by size of the instance, with the counts below."""
     side = np.sqrt(table.area_px)
     edges = np.geomspace(max(side.min(), 1.0), side.max() + 1, 9)
     which = np.clip(np.digitize(side, edges) - 1, 0, len(edges) - 2)
     centres, counts = np.sqrt(edges[1:] * edges[:-1]), np.bincount(which, minlength=8)
     figure, (top, bottom) = _figure(2, heights=(3, 1))
     for name, values, colour in (
-        ("Oracle", table.iou_oracle, _ORANGE),
-        ("Max", table.iou_max, _BLUE),
+        ("best of all masks", table.iou_oracle, _ORANGE),
+        ("chosen", table.iou_max, _BLUE),
     ):
         means = np.asarray([values[which == b].mean() if counts[b] else np.nan for b in range(8)])
         top.plot(centres, 100 * means, "o-", color=colour, label=name)

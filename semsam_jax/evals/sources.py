@@ -157,8 +157,9 @@ def score_sources(
 def summarize(scores: Mapping[str, MaskScores]) -> dict[str, float]:
     """Means over sources, in 0..1, of everything that `score_sources` measures.
 
-    `fixed` is the best single level over all sources. Correlation is Pearson's, of predicted and
-    true IoU over all masks of all clicks. The `_error` figures are standard errors of the means.
+    `oracle` is the best mask of a click, `fixed` the single level that is best over all sources.
+    Correlation is Pearson's, of predicted and true IoU over all masks of all clicks. The
+    `_error` figures are standard errors of the means.
     """
     tables = list(scores.values())
     fixed = np.mean([table.click_iou.mean(0) for table in tables], axis=0)
@@ -178,16 +179,18 @@ def markdown(
     scores: Mapping[str, MaskScores], about: Mapping[str, str], notes: Mapping[str, Sequence[str]]
 ) -> str:
     """The report: a row per source, their mean, the sizes of masks and the use of levels."""
-    total = summarize(scores)
+    total, whole = summarize(scores), _joined(list(scores.values()))
+    levels = whole.click_iou.shape[1]
+    best_of = "best of six" if levels == 6 else "best of all masks"
     lines = ["# Evaluation: sources", "", *(f"- {k}: {v}" for k, v in about.items())]
     lines += [f"- {name}: {note}" for name, some in notes.items() for note in some]
     lines += [
         "",
-        "IoU in percent. Chosen: the mask with the highest predicted IoU. Fixed: the best single "
-        f"level, {total['fixed_level']:.0f}. Oracle: the best mask of the click. Fill: the prompt "
-        "box itself.",
+        "IoU in percent. Chosen: the mask with the highest predicted IoU. Best level: the single "
+        f"level that is best over all sources, {total['fixed_level']:.0f}. {best_of.capitalize()}: "
+        "the best mask of a click. Box: the mask chosen for a box prompt. Fill: the box as mask.",
         "",
-        "| source | images | masks | chosen | fixed | oracle | box | fill |",
+        f"| source | images | masks | chosen | best level | {best_of} | box | fill |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     level = int(total["fixed_level"]) - 1
@@ -209,10 +212,9 @@ def markdown(
         f"Correlation of predicted and true IoU: {total['correlation']:.2f}. Kendall's tau of "
         f"levels and areas: {total['kendall_tau']:.2f}.",
         "",
-        "| masks of | number | chosen | oracle | box |",
+        f"| masks of | number | chosen | {best_of} | box |",
         "|---|---:|---:|---:|---:|",
     ]
-    whole = _joined(list(scores.values()))
     low = 0.0
     for high in SIZES:
         inside = (whole.area > low) & (whole.area <= high)
@@ -222,7 +224,6 @@ def markdown(
             name = f"{100 * low:g} to {100 * high:g} % of the image"
             lines.append(f"| {name} | {inside.sum()} | {figures} |")
         low = high
-    levels = whole.click_iou.shape[1]
     picked = np.bincount(whole.predicted_iou.argmax(1), minlength=levels) / len(whole)
     best = np.bincount(whole.click_iou.argmax(1), minlength=levels) / len(whole)
     lines += ["", "| level | is chosen, % | is the best, % |", "|---|---:|---:|"]

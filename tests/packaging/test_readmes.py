@@ -38,6 +38,7 @@ ELSEWHERE = {
     "config.txt",
     "WORKDIR/config.txt",
     "sources.md",
+    "sources.csv",
     "demo.py",
     "train_net.py",
 }
