@@ -27,8 +27,11 @@ from data_pipelines.builders.tfds_builder import RecordsBuilder, beam_config
 from semsam_jax.core.ending import run_command
 from semsam_jax.core.errors import SemSamError
 
+COMMAND = "semsam data build"
+"""Starts every message of the command."""
 
-def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
+
+def main(arguments: list[str] | None = None, prog: str = COMMAND) -> int:
     """Runs the build from the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog, description=__doc__.splitlines()[0])
     add_source_arguments(parser)
@@ -97,19 +100,19 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
             for line in report.lines():
                 print(f"  {line}")
     except (SemSamError, ImportError) as error:  # a bucket's file system says what to install
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{COMMAND}: {error}", file=sys.stderr)
         return 2
     except OSError as error:
         where = error.filename or args.out
         print(
-            f"error: {where}: {error.strerror or error}; finished files are kept, the same command "
-            "continues",
+            f"{COMMAND}: {where}: {error.strerror or error}; finished files are kept, the same "
+            "command resumes",
             file=sys.stderr,
         )
         return 2
     except KeyboardInterrupt:
         print(
-            "interrupted; finished files are kept; run the same command to continue",
+            f"{COMMAND}: interrupted; finished files are kept, the same command resumes",
             file=sys.stderr,
         )
         return 130

@@ -29,6 +29,9 @@ from semsam_jax.core.ending import run_command
 from semsam_jax.core.errors import DataError, SemSamError
 from semsam_jax.core.rle import decode
 
+COMMAND = "semsam data check"
+"""Starts every message of the command."""
+
 _TITLES = {
     "num_examples": "images",
     "num_empty": "images without labels",
@@ -210,7 +213,7 @@ def _box_area(box: tuple[float, float, float, float]) -> float:
     return (box[2] - box[0]) * (box[3] - box[1])
 
 
-def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
+def main(arguments: list[str] | None = None, prog: str = COMMAND) -> int:
     """Runs the check from the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog, description=__doc__.splitlines()[0])
     add_source_arguments(parser)
@@ -238,7 +241,7 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
         source = open_single_dataset(args.dataset, dataset_folder(args), args.split, args.options)
         report = check(source, args.limit)
     except (SemSamError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{COMMAND}: {error}", file=sys.stderr)
         return 2
     for name, title in _TITLES.items():
         print(f"{title:<22} {getattr(report, name)}")
@@ -258,7 +261,8 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
         try:
             write_whole(args.contact_sheet, lambda file: sheet.save(file, "PNG"))
         except OSError as error:
-            print(f"error: {args.contact_sheet}: {error.strerror or error}", file=sys.stderr)
+            message = f"{args.contact_sheet}: {error.strerror or error}"
+            print(f"{COMMAND}: {message}", file=sys.stderr)
             return 2
         print(f"contact sheet: {args.contact_sheet}")
     others = [] if args.dataset in DATASETS else [s for s in ("train", "val") if s != args.split]

@@ -33,6 +33,8 @@ from data_pipelines.vocabulary import Vocabulary, build_vocabulary
 from semsam_jax.core.ending import run_command
 from semsam_jax.core.errors import ConfigError, SemSamError
 
+COMMAND = "semsam data inspect"
+"""Starts every message of the command."""
 PANEL_PX = 288
 _BAR_PX = 16
 _PADDING_GREY = 70
@@ -350,18 +352,18 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> Non
             ):
                 print(path)
         except SemSamError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"{COMMAND}: {error}", file=sys.stderr)
             sys.exit(2)
         except OSError as error:
             where = error.filename or out.value
-            print(f"error: {where}: {error.strerror or error}", file=sys.stderr)
+            print(f"{COMMAND}: {where}: {error.strerror or error}", file=sys.stderr)
             sys.exit(2)
 
     def parse(argv: list[str]) -> list[str]:
         try:
             return flags.FLAGS(argv)
         except (flags.Error, KeyError, AttributeError, ImportError, OSError) as error:
-            print(f"error: command line: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"{COMMAND}: command line: {' '.join(str(error).split())}", file=sys.stderr)
             sys.exit(2)
 
     app.run(run, argv=sys.argv, flags_parser=parse)

@@ -56,7 +56,7 @@ examples:
 
 Run `semsam COMMAND --help` for the options of a command."""
 _AFTER_CTRL_C = {
-    "auto": "finished images are kept; run the same command to continue",
+    "auto": "finished images are kept, the same command resumes",
     "segment": "no partial files are left; run the same command again",
     "convert": "no partial files are left; run the same command again",
     "export": "no partial files are left; run the same command again",

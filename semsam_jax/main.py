@@ -19,7 +19,7 @@ except ModuleNotFoundError as error:
     if __name__ != "__main__":  # `semsam train` reports it itself
         raise
     print(
-        f"error: {error.name} is not installed; run `pip install 'semsam-jax[train]'`.",
+        f"semsam train: {error.name} is not installed; run `pip install 'semsam-jax[train]'`.",
         file=sys.stderr,
     )
     sys.exit(2)
@@ -115,7 +115,7 @@ def run_with_errors(argv: list[str]) -> int:
         return _fail(ConfigError(str(error)))  # a bucket's file system says what to install
     except KeyboardInterrupt:
         print(
-            "interrupted; run the same command to resume from the newest checkpoint",
+            "semsam train: interrupted; the same command resumes from the newest checkpoint",
             file=sys.stderr,
         )
         return 130
@@ -141,7 +141,7 @@ def parse_or_exit(argv: list[str]) -> list[str]:
 
 
 def _fail(error: SemSamError) -> int:
-    print(f"error: {error}", file=sys.stderr)
+    print(f"semsam train: {error}", file=sys.stderr)
     return 2
 
 

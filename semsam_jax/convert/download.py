@@ -84,7 +84,7 @@ def _fetch(url: str, partial: Path, target: Path, size: int | None) -> None:
     if isinstance(reason, Exception):
         raise _unreachable(url, target, reason) from reason
     raise CheckpointError(
-        f"{url}: the server ends the file too early, {_TRIES} times; the same command goes on "
+        f"{url}: the server ends the file too early, {_TRIES} times; the same command resumes "
         f"where it stopped."
     )
 

@@ -222,7 +222,7 @@ class Checkpoints:
             raise TrainingError(
                 f"checkpoint of {name} in {self._root}: not written "
                 f"({str(error).splitlines()[0]}); earlier checkpoints are untouched; free space "
-                f"or repair the workdir, then start the same command again."
+                f"or repair the workdir; the same command resumes."
             ) from error
 
     def _remove_incomplete_steps(self) -> None:

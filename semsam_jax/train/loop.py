@@ -145,7 +145,7 @@ def train(
 
         def stop() -> NoReturn:
             save(wait=True)
-            report.log_info(f"stopped and saved at step {step}; run the same command to resume")
+            report.log_info(f"stopped and saved at step {step}; the same command resumes")
             raise SystemExit(RESTART_CODE)
 
         step = first_step = int(state.step)

@@ -168,7 +168,7 @@ def test_a_later_call_goes_on_unless_the_file_has_changed(server, tmp_path):
     for number, etag in enumerate(("one", "two")):
         target = tmp_path / f"file{number}"
         server.etag, server.failures = "one", 99
-        with pytest.raises(CheckpointError, match="goes on where it stopped"):
+        with pytest.raises(CheckpointError, match="resumes where it stopped"):
             download(f"{server.url}/no_ranges", target)
         assert not target.exists()
         assert target.with_name(f"{target.name}.part").stat().st_size == 100_000

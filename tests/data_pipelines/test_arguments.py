@@ -51,7 +51,10 @@ def test_a_bucket_without_its_file_system_is_one_line(tmp_path, capsys, monkeypa
 
     monkeypatch.setattr(build, "RecordsBuilder", missing)
     assert build.main([*COCO, "--out", "gs://bucket/records"]) == 2
-    assert capsys.readouterr().err == "error: Please install gcsfs to access Google Storage\n"
+    assert (
+        capsys.readouterr().err
+        == "semsam data build: Please install gcsfs to access Google Storage\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,7 +77,7 @@ def _refusal(capsys, dataset, root, options):
     """The one line with which `check` ends."""
     assert check.main(["--dataset", dataset, "--root", str(root), "--options", options]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ")
+    assert line.startswith("semsam data check: ")
     return line
 
 

@@ -81,7 +81,7 @@ def fails(command: list[str], monkeypatch, capsys) -> str:
         code = end.code
     assert code == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("error: ")
+    assert line.startswith("semsam train: ")
     return line
 
 

@@ -55,5 +55,5 @@ def test_a_slice_is_planned_without_one(tmp_path):
 @pytest.mark.parametrize("topology", ["v5e", "v5e:3x5", "v99:2x2"])
 def test_an_unknown_slice_is_one_line(topology, tmp_path, monkeypatch, capsys):
     found = runs.fails(_command(tmp_path, topology), monkeypatch, capsys)
-    assert found.startswith("error: --topology")
+    assert found.startswith("semsam train: --topology")
     assert topology in found

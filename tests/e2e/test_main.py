@@ -116,7 +116,7 @@ def test_interrupted_again_and_again_it_ends_bitwise_equal(kills, finished, cach
     process.send_signal(signal.SIGTERM)
     rest = process.stdout.read()
     assert process.wait(timeout=600) == RESTART_CODE, rest
-    assert "run the same command to resume" in rest
+    assert "the same command resumes" in rest
     preempted = checkpoint_io.read_meta(workdir)["step"]
     assert 6 <= preempted < 12
     done = runs.run(workdir, cache)

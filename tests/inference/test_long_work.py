@@ -51,7 +51,7 @@ def test_auto_goes_on_after_ctrl_c_and_says_so(images, tiny_checkpoint, capsys):
     assert command_line.main(args) == 130
     shown = capsys.readouterr()
     assert shown.err == (
-        "semsam auto: interrupted; finished images are kept; run the same command to continue\n"
+        "semsam auto: interrupted; finished images are kept, the same command resumes\n"
     )
     assert command_line.main(args) == 0
     assert asked == ["a.png", "b.png", "b.png", "c.png"]
@@ -106,8 +106,8 @@ def test_training_and_build_say_how_to_go_on(monkeypatch, capsys, tmp_path):
     training.flags.FLAGS.mark_as_parsed()
     monkeypatch.setattr(training, "main", interrupt)
     assert training.run_with_errors([]) == 130
-    assert "run the same command to resume from the newest checkpoint" in capsys.readouterr().err
+    assert "the same command resumes from the newest checkpoint" in capsys.readouterr().err
     monkeypatch.setattr(build, "RecordsBuilder", interrupt)
     args = ["--dataset", "coco", "--root", str(tmp_path), "--out", str(tmp_path)]
     assert build.main(args) == 130
-    assert "finished files are kept; run the same command to continue" in capsys.readouterr().err
+    assert "finished files are kept, the same command resumes" in capsys.readouterr().err

@@ -31,7 +31,7 @@ def test_configurations_of_the_package_are_found(fresh, folder):
     done = fresh.run([*command, "--data.root=nowhere"], cwd=folder)
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("error: data.root nowhere: no folder ")
+    assert line.startswith("semsam train: data.root nowhere: no folder ")
 
 
 def test_configurations_of_the_user_may_build_on_those_of_the_package(fresh, folder):
@@ -39,7 +39,7 @@ def test_configurations_of_the_user_may_build_on_those_of_the_package(fresh, fol
     done = fresh.run([script, "train", "--config=configs/own.py", "--workdir=run"], cwd=folder)
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("error: data.root nowhere/of/its/own: no folder")
+    assert line.startswith("semsam train: data.root nowhere/of/its/own: no folder")
 
 
 def test_the_script_says_its_version(fresh, folder):
