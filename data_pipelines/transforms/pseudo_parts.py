@@ -1,9 +1,9 @@
 """Pseudo targets of a row: parts of a mask under a click that nobody labelled.
 
-They teach the token of granularities alone (`semsam_jax.criterion.asked`), which needs a chain of
-masks where most labels have one mask under a click. They come from the image (`regions`), take the
-slots that instances and targets leave free, and are no instances: `instance_valid`, classes and
-`prompt_targets` do not know them.
+Only the granularity token is trained on them (`semsam_jax.criterion.granularity_loss`): it needs a
+chain of masks, and most clicks have one mask under them. They come from the image (`regions`), take
+the slots that instances and targets leave free, and are no instances: `instance_valid`, classes and
+`prompt_targets` do not contain them.
 """
 
 import numpy as np

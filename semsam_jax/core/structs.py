@@ -199,7 +199,8 @@ class StreamOutputs:
         prompt_features: float32 [b, h/4, w/4, mask_dim] of the interactive rows.
         queries: generic predictions.
         query_features: float32 [b, h/4, w/4, mask_dim] of the generic rows.
-        asked: [l, b, p, m, ...] answers to granularities (`criterion.asked`), or None.
+        requested: [l, b, p, m, ...] masks for the requested granularities
+            (`criterion.granularity_loss`), or None.
         touched_rows: float32 [b] of both streams, fraction of the pyramid's rows that samples of
             neighbouring encoder queries touch, averaged over layers.
     """
@@ -209,4 +210,4 @@ class StreamOutputs:
     queries: GenericPredictions | None
     query_features: Array | None
     touched_rows: Array | None = None
-    asked: Predictions | None = None
+    requested: Predictions | None = None

@@ -66,8 +66,8 @@ class LossConfig(LossWeights):
         class_balance: weight the names of prompts by the frequency of their class to the power of
             minus this (0: equal weights, 0.5: inverse square root), see `balanced_weights`.
         interactive, generic: weights of the streams.
-        granularity: weight of the loss of the granularity token (`criterion.asked`), for models
-            with `DecoderConfig.granularity_token`.
+        granularity: weight of the loss of the granularity token (`criterion.granularity_loss`),
+            for models with `DecoderConfig.granularity_token`.
         nesting: weight, within that loss, of the share of a mask that lies outside the mask for a
             larger granularity.
     """

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from semsam_jax.core.structs import Assignment, StreamBatch, StreamOutputs
-from semsam_jax.criterion.asked import Asked, asked_losses
 from semsam_jax.criterion.generic import generic_losses
+from semsam_jax.criterion.granularity_loss import RequestedGranularities, granularity_losses
 from semsam_jax.criterion.interactive import interactive_losses
 from semsam_jax.criterion.prompt_points import draw_points
 from semsam_jax.criterion.terms import CriterionConfig, LossWeights
@@ -21,7 +21,7 @@ def total_loss(
     key: PRNGKeyArray,
     config: CriterionConfig,
     class_weights: Float[Array, " v"] | None = None,
-    asked: Asked | None = None,
+    requested: RequestedGranularities | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Weighted sum of all terms of both streams and all layers.
 
@@ -32,7 +32,7 @@ def total_loss(
         key: for the loss points.
         config: settings.
         class_weights: of the names of prompts, see `interactive_losses`.
-        asked: what `outputs.asked` answers.
+        requested: the granularities that `outputs.requested` answers.
 
     Returns:
         (loss, metrics). Metrics are unweighted terms of the last layer
@@ -61,15 +61,20 @@ def total_loss(
         metrics |= _last_layer("interactive", terms) | {"interactive/total": own}
         is_pair = (rows.prompt_targets >= 0) & rows.prompt_valid[..., None]
         metrics["interactive/num_pairs"] = is_pair.sum().astype(jnp.float32)
-        if outputs.asked is not None:
-            terms = asked_losses(
-                outputs.asked, outputs.prompt_features, rows, asked, points[None, :, None], config
+        if outputs.requested is not None:
+            terms = granularity_losses(
+                outputs.requested,
+                outputs.prompt_features,
+                rows,
+                requested,
+                points[None, :, None],
+                config,
             )
             own = weighted_sum(terms, config.weights)
             total += config.interactive * config.granularity * own
-            metrics |= _last_layer("asked", terms) | {"asked/total": own}
+            metrics |= _last_layer("granularity", terms) | {"granularity/total": own}
             is_pseudo = (rows.pseudo_targets >= 0) & rows.prompt_valid[..., None]
-            metrics["asked/num_pseudo"] = is_pseudo.sum().astype(jnp.float32)
+            metrics["granularity/num_pseudo"] = is_pseudo.sum().astype(jnp.float32)
     if batch.generic is not None:
         rows = batch.generic
         points = config.plan.draw(keys[1], rows.boxes.shape[0])

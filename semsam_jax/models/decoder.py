@@ -189,7 +189,7 @@ class Decoder(nn.Module):
         *,
         group: int | None = None,
         blocked: Bool[Array, "#b q q"] | None = None,
-        asked: Float[Array, "b p m c"] | None = None,
+        granularity_tokens: Float[Array, "b p m c"] | None = None,
     ) -> DecoderStates:
         """Runs all layers.
 
@@ -199,12 +199,12 @@ class Decoder(nn.Module):
             memory: tokens to attend to.
             group: number of consecutive tokens that attend to each other, None for all.
             blocked: [.., query, key] True where self-attention is masked; not with `group`.
-            asked: tokens of each prompt that answer a granularity. They start at its boxes and
-                attend to its other tokens, each as it was before the layer, and to themselves;
-                nothing attends to them.
+            granularity_tokens: tokens of each prompt that answer a granularity. They start at its
+                boxes and attend to its other tokens, each as it was before the layer, and to
+                themselves; nothing attends to them.
 
         Returns:
-            The states of the tokens, then of those that were asked.
+            The states of the tokens, then of the granularity tokens.
         """
         layer = self._layer(memory.shapes, group)
         tokens = memory.tokens.astype(self.dtype)
@@ -231,7 +231,7 @@ class Decoder(nn.Module):
                 of_prompts = tuple(
                     x.reshape(b * num_prompts, -1, x.shape[-1]) for x in (content, pos)
                 )
-                extra, _ = asked_layer.apply(
+                extra, _ = granularity_layer.apply(
                     {"params": params},
                     extra,
                     positions(extra_reference)[1],
@@ -256,12 +256,12 @@ class Decoder(nn.Module):
             return tuple(carry), kept
 
         first, extra = (content.astype(self.dtype), first_reference), None
-        if asked is not None:
-            b, num_prompts, m, c = asked.shape
-            asked_layer = self._layer(memory.shapes, m)
+        if granularity_tokens is not None:
+            b, num_prompts, m, c = granularity_tokens.shape
+            granularity_layer = self._layer(memory.shapes, m)
             own = first_reference.reshape(b, num_prompts, -1, 4)[:, :, :1]
             own = jnp.broadcast_to(own, (b, num_prompts, m, 4)).reshape(b, -1, 4)
-            extra = (asked.astype(self.dtype).reshape(b, -1, c), own)
+            extra = (granularity_tokens.astype(self.dtype).reshape(b, -1, c), own)
             num_others = content.shape[1] // num_prompts
             not_itself = jnp.arange(num_others + m)[None] - num_others
             not_itself = ((not_itself >= 0) & (not_itself != jnp.arange(m)[:, None]))[None]

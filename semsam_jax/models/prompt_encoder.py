@@ -25,12 +25,12 @@ class PromptTokens:
     Attributes:
         content: [b,p,k,c].
         references: float32 [b,p,4] prompt boxes in logit space, one for all tokens of a prompt.
-        asked: [b,p,m,c] tokens that answer a granularity, or None.
+        granularity_tokens: [b,p,m,c] tokens that answer a granularity, or None.
     """
 
     content: jax.Array
     references: jax.Array
-    asked: jax.Array | None = None
+    granularity_tokens: jax.Array | None = None
 
 
 class PromptEncoder(nn.Module):
@@ -85,5 +85,7 @@ class PromptEncoder(nn.Module):
                 )
             factor = jnp.where(is_box, 1.0, self.point_noise_factor)[..., None]
             boxes = add_box_noise(boxes, noise, self.noise_scale * factor)
-        asked = None if granularity is None else prompt_content[:, :, None] + granularity
-        return PromptTokens(content=content, references=inverse_sigmoid(boxes), asked=asked)
+        tokens = None if granularity is None else prompt_content[:, :, None] + granularity
+        return PromptTokens(
+            content=content, references=inverse_sigmoid(boxes), granularity_tokens=tokens
+        )

@@ -174,7 +174,7 @@ class SemanticSAM(nn.Module):
             self._memory(pyramid),
             group=k if isolate else None,
             blocked=blocked,
-            asked=tokens.asked,
+            granularity_tokens=tokens.granularity_tokens,
         )
         if not all_layers:
             states = DecoderStates(outputs=states.outputs[-1:], references=states.references[-2:])
@@ -190,8 +190,8 @@ class SemanticSAM(nn.Module):
         if granularity is None:
             return predict(states, k)
         first = predict(jax.tree.map(lambda x: x[:, :, : p * k], states), k)
-        asked = predict(jax.tree.map(lambda x: x[:, :, p * k :], states), granularity.shape[-1])
-        return jax.tree.map(lambda *x: jnp.concatenate(x, axis=3), first, asked)
+        last = predict(jax.tree.map(lambda x: x[:, :, p * k :], states), granularity.shape[-1])
+        return jax.tree.map(lambda *x: jnp.concatenate(x, axis=3), first, last)
 
     def decode_generic(
         self,
@@ -294,9 +294,9 @@ class SemanticSAM(nn.Module):
         pyramid = self.encode_image(image, jnp.full((1, 2), _INIT_CANVAS, jnp.int32))
         boxes = jnp.full((1, 1, 4), 0.5)
         valid, name = jnp.ones((1, 1), bool), jnp.zeros((1, 1), jnp.int32)
-        asked = jnp.ones((1, 1, 1)) if decoder.granularity_token else None
+        granularity = jnp.ones((1, 1, 1)) if decoder.granularity_token else None
         prompts = Prompts(boxes=boxes, type_index=name, valid=valid)
-        self.decode_prompts(pyramid, prompts, granularity=asked)
+        self.decode_prompts(pyramid, prompts, granularity=granularity)
         if self.config.has_generic:
             text = TextTable(
                 objects=jnp.ones((1, decoder.text_dim)), parts=jnp.ones((0, decoder.text_dim))

@@ -27,7 +27,7 @@ from semsam_jax.core.structs import (
     StreamOutputs,
     TextTable,
 )
-from semsam_jax.criterion.asked import Asked, ask
+from semsam_jax.criterion.granularity_loss import RequestedGranularities, request_granularities
 from semsam_jax.criterion.prompt_points import draw_points
 from semsam_jax.criterion.total import CriterionConfig, total_loss
 from semsam_jax.matching.costs import prompt_costs, query_costs
@@ -213,7 +213,7 @@ class TrainStep:
                 interactive.prompt_valid,
             )
             noise = jax.random.uniform(keys[1], interactive.prompt_box.shape)
-            asked = self._ask(interactive, keys[1])
+            requested = self._request(interactive, keys[1])
             predictions = call(
                 SemanticSAM.decode_prompts,
                 first,
@@ -222,13 +222,13 @@ class TrainStep:
                 all_layers=True,
                 noise=noise,
                 is_box=interactive.prompt_is_box,
-                granularity=None if asked is None else asked.granularity,
+                granularity=None if requested is None else requested.granularity,
             )
-            if asked is not None:
+            if requested is not None:
                 count = self._model.config.decoder.num_tokens
                 answers = jax.tree.map(lambda x: x[:, :, :, count:], predictions)
                 predictions = jax.tree.map(lambda x: x[:, :, :, :count], predictions)
-                outputs = outputs.replace(asked=answers)
+                outputs = outputs.replace(requested=answers)
             outputs = outputs.replace(prompts=predictions, prompt_features=first.mask_features)
         if generic is not None:
             slots = self._model.config.decoder.num_denoising
@@ -249,9 +249,13 @@ class TrainStep:
             outputs = outputs.replace(queries=predictions, query_features=second.mask_features)
         return outputs
 
-    def _ask(self, rows: Batch, key: jax.Array) -> Asked | None:
+    def _request(self, rows: Batch, key: jax.Array) -> RequestedGranularities | None:
         """Granularities requested in addition to the tokens; None for a loss without them."""
-        return ask(rows, jax.random.fold_in(key, 1)) if self._criterion.granularity else None
+        return (
+            request_granularities(rows, jax.random.fold_in(key, 1))
+            if self._criterion.granularity
+            else None
+        )
 
     def _encode_names(self, params: dict, token_ids: jax.Array) -> jax.Array:
         """Embeds the vocabulary, with the names sharded over the devices."""
@@ -307,13 +311,13 @@ class TrainStep:
     def _gradients(self, outputs, vjp_fn, assignment, batch, draw) -> tuple[dict, dict]:
         key = _streams(self._key, draw, 5)[4]
 
-        asked = None
+        requested = None
         if batch.interactive is not None:
-            asked = self._ask(batch.interactive, _streams(self._key, draw, 2)[1])
+            requested = self._request(batch.interactive, _streams(self._key, draw, 2)[1])
 
         def loss_of(outputs):
             weights = None if self._class_weights is None else jnp.asarray(self._class_weights)
-            return total_loss(outputs, batch, assignment, key, self._criterion, weights, asked)
+            return total_loss(outputs, batch, assignment, key, self._criterion, weights, requested)
 
         # The slots' instances are an integer output without gradient.
         value_and_grad = jax.value_and_grad(loss_of, has_aux=True, allow_int=True)

@@ -30,7 +30,7 @@ from semsam_jax.criterion.points import Sampled, mask_terms, mean_over, over_lay
 from semsam_jax.criterion.terms import CriterionConfig, box_terms
 from semsam_jax.ops.bitmasks import mask_areas
 
-NUM_ASKED = 2
+NUM_REQUESTED = 2
 """Granularities of a prompt in a step."""
 
 JITTER = 0.05
@@ -39,7 +39,7 @@ JITTER = 0.05
 
 @typing.no_type_check
 @struct.dataclass
-class Asked:
+class RequestedGranularities:
     """Granularities requested for the prompts of a batch, and their targets.
 
     Attributes:
@@ -62,8 +62,8 @@ def chain_places(rows: Batch) -> Float[Array, "b p t"]:
     return jnp.where(is_target & (span > 0), place, jnp.nan)
 
 
-def ask(rows: Batch, key: PRNGKeyArray) -> Asked:
-    """Draws up to `NUM_ASKED` different targets of each prompt, and requests roughly their
+def request_granularities(rows: Batch, key: PRNGKeyArray) -> RequestedGranularities:
+    """Draws up to `NUM_REQUESTED` different targets of each prompt, and requests roughly their
     granularities.
 
     Pseudo targets are targets only here. Without a granularity, a random one is requested, which
@@ -75,12 +75,12 @@ def ask(rows: Batch, key: PRNGKeyArray) -> Asked:
     """
     keys = jax.random.split(key, 3)
     targets = jnp.maximum(rows.prompt_targets, rows.pseudo_targets)
-    missing = max(0, NUM_ASKED - targets.shape[-1])  # with data.max_targets=1
+    missing = max(0, NUM_REQUESTED - targets.shape[-1])  # with data.max_targets=1
     targets = jnp.pad(targets, ((0, 0), (0, 0), (0, missing)), constant_values=-1)
     rows = rows.replace(prompt_targets=targets)
     is_target = (targets >= 0) & rows.prompt_valid[..., None] & rows.has_masks[:, None, None]
     lot = jnp.where(is_target, jax.random.uniform(keys[0], targets.shape), 2.0)
-    order = jnp.argsort(lot, axis=-1)[..., :NUM_ASKED]
+    order = jnp.argsort(lot, axis=-1)[..., :NUM_REQUESTED]
     place = jnp.take_along_axis(chain_places(rows), order, axis=-1)
     place += JITTER * jax.random.normal(keys[1], place.shape)
     is_box = rows.prompt_is_box[..., None]
@@ -89,14 +89,14 @@ def ask(rows: Batch, key: PRNGKeyArray) -> Asked:
     granularity = jnp.where(is_placed, jnp.clip(place, 0.0, 1.0), anywhere)
     is_meant = jnp.take_along_axis(is_target, order, axis=-1) & (is_placed | is_box)
     instance = jnp.where(is_meant, jnp.take_along_axis(targets, order, axis=-1), -1)
-    return Asked(granularity=granularity.astype(jnp.float32), instance=instance)
+    return RequestedGranularities(granularity=granularity.astype(jnp.float32), instance=instance)
 
 
-def asked_losses(
+def granularity_losses(
     predictions: Predictions,
     mask_features: Float[Array, "b h w d"],
     rows: Batch,
-    asked: Asked,
+    requested: RequestedGranularities,
     points: Float[Array, "s b g j 2"],
     config: CriterionConfig,
 ) -> dict[str, Float[Array, " l"]]:
@@ -109,13 +109,13 @@ def asked_losses(
         predictions: for the requested granularities, all layers, leading axes [l, b, p, m].
         mask_features: of the pyramid, at stride 4.
         rows: the interactive rows.
-        asked: the requested granularities and their targets.
+        requested: the requested granularities and their targets.
         points: see `interactive_losses`.
         config: settings.
     """
     b = rows.size_hw.shape[0]
-    instance = jnp.maximum(asked.instance, 0).reshape(b, -1)
-    counts = (asked.instance >= 0).astype(jnp.float32).reshape(b, -1)
+    instance = jnp.maximum(requested.instance, 0).reshape(b, -1)
+    counts = (requested.instance >= 0).astype(jnp.float32).reshape(b, -1)
     is_click = rows.prompt_valid & ~rows.prompt_is_box & rows.has_masks[:, None]
     truth_boxes = jnp.take_along_axis(rows.boxes, instance[..., None], axis=1)
 
@@ -126,7 +126,7 @@ def asked_losses(
         )
         terms |= box_terms(own.boxes, truth_boxes)
         means = {name: mean_over(values, counts) for name, values in terms.items()}
-        crossing = _crossing(one, sampled, asked, config)
+        crossing = _crossing(one, sampled, requested, config)
         return means | {"nesting": mean_over(crossing, is_click.astype(jnp.float32))}
 
     terms = over_layers(
@@ -143,7 +143,10 @@ def asked_losses(
 
 
 def _crossing(
-    predictions: Predictions, sampled: Sampled, asked: Asked, config: CriterionConfig
+    predictions: Predictions,
+    sampled: Sampled,
+    requested: RequestedGranularities,
+    config: CriterionConfig,
 ) -> Float[Array, "b p"]:
     """Share of the answer to the smaller of two granularities that lies outside the other."""
     logits = jnp.einsum(
@@ -153,7 +156,7 @@ def _crossing(
         precision=config.precision,
     )
     first, second = jnp.moveaxis(jax.nn.sigmoid(logits), 2, 0)
-    is_swapped = (asked.granularity[..., 1] < asked.granularity[..., 0])[..., None]
+    is_swapped = (requested.granularity[..., 1] < requested.granularity[..., 0])[..., None]
     small = jnp.where(is_swapped, second, first)
     large = jnp.where(is_swapped, first, second)
     outside = jnp.maximum(small - large, 0.0).sum(-1)
