@@ -31,7 +31,7 @@ from data_pipelines.sources.base import Source, first_existing
 from data_pipelines.sources.builder import ExampleBuilder
 from data_pipelines.sources.coco_folder import check_own_name
 from data_pipelines.sources.layouts import COCOTREE, find_layout, layout_error
-from data_pipelines.sources.values import short, whole
+from data_pipelines.sources.values import parse_int, short
 from data_pipelines.vocabulary import Vocabulary
 from semsam_jax.core.errors import DataError
 
@@ -189,7 +189,7 @@ def _scan(file: pathlib.Path, size: int, age: int) -> _TreeListing:
             if not line.strip():
                 continue
             row = _parsed(line)
-            image = None if row is None else whole(row.get("image_id"))
+            image = None if row is None else parse_int(row.get("image_id"))
             if row is None or image is None or not label_of(row):
                 raise DataError(
                     f"cocotree: line {number} of {file} is {short(line[:60])}; wanted JSON "
@@ -230,7 +230,7 @@ def _listed(files: tuple[pathlib.Path, ...]) -> set[int]:
             if not text or text.startswith("#"):
                 continue
             row = _parsed(text.encode())
-            image = whole(text) if row is None else whole(row.get("image_id"))
+            image = parse_int(text) if row is None else parse_int(row.get("image_id"))
             if image is None:
                 raise DataError(
                     f"cocotree: line {number} of {file} is {short(text)}; wanted an image id"

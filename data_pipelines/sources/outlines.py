@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.decode import MAX_PIXELS
-from data_pipelines.sources.values import finite, short, whole
+from data_pipelines.sources.values import finite, parse_int, short
 from semsam_jax.core import rle
 
 _MAX_LENGTH = 2_000_000
@@ -44,7 +44,7 @@ def to_rle(segmentation: Any, height: int, width: int) -> dict | None:
     if not isinstance(segmentation, dict) or not {"size", "counts"} <= set(segmentation):
         raise ValueError(f"segmentation is {short(segmentation)}, wanted polygons or COCO RLE")
     size = segmentation["size"]
-    sides = [whole(side) for side in size] if isinstance(size, list) else []
+    sides = [parse_int(side) for side in size] if isinstance(size, list) else []
     if len(sides) != 2 or None in sides or not all(0 < side < 2**31 for side in sides):
         raise ValueError(f"RLE size is {short(size)}, wanted [height, width]")
     rows, columns = sides
@@ -157,7 +157,7 @@ def _compressed(counts: list, rows: int, columns: int) -> bytes:
     Raises:
         ValueError: names the invalid run length, or the wrong sum.
     """
-    lengths = [whole(value) for value in counts]
+    lengths = [parse_int(value) for value in counts]
     for at, length in enumerate(lengths):
         if length is None or length < 0:
             raise ValueError(f"run length {at} is {short(counts[at])}, wanted 0 or more pixels")

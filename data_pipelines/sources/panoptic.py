@@ -23,9 +23,9 @@ from data_pipelines.sources.values import (
     IdCodes,
     flag,
     image_side,
+    parse_int,
     plain_name,
     short,
-    whole,
 )
 from data_pipelines.vocabulary import Vocabulary
 from semsam_jax.core.errors import DataError
@@ -127,7 +127,7 @@ class PanopticFile:
 
     def _segment(self, builder: ExampleBuilder, segment: Mapping) -> tuple[int, ClassLabel, bool]:
         """Number, label and crowd flag of a listed segment."""
-        number, is_crowd = whole(segment.get("id")), flag(segment.get("iscrowd"))
+        number, is_crowd = parse_int(segment.get("id")), flag(segment.get("iscrowd"))
         if number is None or is_crowd is None:
             raise builder.broken(
                 f"segment {short(segment.get('id'))} has iscrowd {short(segment.get('iscrowd'))}; "

@@ -43,7 +43,14 @@ from data_pipelines.sources.layouts import (
     layout_error,
     read_yaml,
 )
-from data_pipelines.sources.values import clean_text, finite, image_side, plain_name, short, whole
+from data_pipelines.sources.values import (
+    clean_text,
+    finite,
+    image_side,
+    parse_int,
+    plain_name,
+    short,
+)
 from data_pipelines.vocabulary import Vocabulary
 from semsam_jax.core.errors import DataError
 from semsam_jax.core.rle import encode_mask
@@ -154,7 +161,7 @@ class YoloFolder(_ShapeFolder):
         return builder.build()
 
     def _add_line(self, builder: ExampleBuilder, words: list[str], what: str) -> None:
-        category, numbers = whole(words[0]), [finite(word) for word in words[1:]]
+        category, numbers = parse_int(words[0]), [finite(word) for word in words[1:]]
         if category not in self._names:
             raise builder.broken(f"{what}: class {short(words[0])} is none of data.yaml's")
         if None in numbers:
@@ -201,7 +208,7 @@ def yolo_names(layout: Layout) -> dict[int, str]:
     names = content.get("names")
     pairs = list(enumerate(names)) if isinstance(names, list) else []
     pairs = list(names.items()) if isinstance(names, Mapping) else pairs
-    found = {whole(number): clean_text(name) for number, name in pairs}
+    found = {parse_int(number): clean_text(name) for number, name in pairs}
     if not found or None in found:
         raise DataError(
             f"{layout.file}: names is {short(names)}; wanted the classes, such as [cat, dog] or "
@@ -277,7 +284,7 @@ class LabelMeFolder(_ShapeFolder):
             name = _label(shape)
             what = f"shape {number} of {file.name} ({name})"
             above, _, part = name.partition(":")
-            group = whole(shape.get("group_id"))
+            group = parse_int(shape.get("group_id"))
             parent = wholes.get((group, above), -1) if part and group is not None else -1
             added = self._add_shape(builder, shape, name, what, parent)
             if not part and group is not None and added >= 0:

@@ -32,8 +32,8 @@ def finite(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def whole(value: Any) -> int | None:
-    """A whole number within 64 bits (also as 3.0 or "3"), or None."""
+def parse_int(value: Any) -> int | None:
+    """An integer within 64 bits (also as 3.0 or "3"), or None."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value if -(2**62) < value < 2**62 else None
     number = finite(value)
@@ -154,5 +154,5 @@ def image_side(value: object) -> int:
     """Height or width as a file states it: 0 if missing, -1 if it is not a size."""
     if value is None:
         return 0
-    side = whole(value)
+    side = parse_int(value)
     return side if side is not None and 0 <= side < 2**31 else -1

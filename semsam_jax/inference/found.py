@@ -44,7 +44,7 @@ class FoundMask:
     granularity: float | None = None
 
 
-def different(found: Sequence[FoundMask]) -> list[FoundMask]:
+def drop_duplicates(found: Sequence[FoundMask]) -> list[FoundMask]:
     """Drops empty masks and duplicates; of equal masks the first stays."""
     seen: set[bytes] = set()
     kept = []

@@ -24,7 +24,7 @@ from semsam_jax.inference.crop_masks import (
     render_masks,
 )
 from semsam_jax.inference.decoding import asked_of_prompts, check_finite
-from semsam_jax.inference.found import FoundMask, different
+from semsam_jax.inference.found import FoundMask, drop_duplicates
 from semsam_jax.inference.granularity import (
     Granularity,
     Level,
@@ -42,14 +42,14 @@ from semsam_jax.inference.loading import LoadedModel, check_model
 from semsam_jax.inference.mask_selection import (
     Filters,
     KeptMasks,
+    checkpoint_thresholds,
     filter_masks,
-    suited_thresholds,
     suppress,
     suppress_cleaned,
     touches_crop_border,
 )
 from semsam_jax.inference.preprocess import Frame, Size, check_size, fit_image
-from semsam_jax.inference.requests import check_flag, check_number, check_whole
+from semsam_jax.inference.requests import check_flag, check_int, check_number
 from semsam_jax.inference.results import Records, ScoredName
 from semsam_jax.inference.tiles import SeamMerger, check_tiles, join_pieces, tile_boxes
 from semsam_jax.inference.tree import MaskTree, build_tree
@@ -138,8 +138,8 @@ class MaskGenerator:
             ("points_per_batch", points_per_batch, _MAX_POINTS_PER_SIDE**2),
             ("crop_n_points_downscale_factor", crop_n_points_downscale_factor, 64),
         ):
-            check_whole(name, value, 1, top)
-        check_whole("crop_n_layers", crop_n_layers, 0, 3)
+            check_int(name, value, 1, top)
+        check_int("crop_n_layers", crop_n_layers, 0, 3)
         check_number("crop_overlap_ratio", crop_overlap_ratio, 0.0, _MAX_OVERLAP)
         check_model(model)
         check_size(size)
@@ -147,7 +147,7 @@ class MaskGenerator:
         check_flag("tree", tree)
         if not isinstance(overlap, str) or overlap not in OVERLAPS:
             raise PromptError(f"overlap: got {str(overlap)[:60]!r}; wanted all or none.")
-        least = suited_thresholds(model.meta, pred_iou_thresh, stability_score_thresh)
+        least = checkpoint_thresholds(model.meta, pred_iou_thresh, stability_score_thresh)
         if not isinstance(output_mode, str) or output_mode not in OUTPUT_MODES:
             raise PromptError(
                 f"output_mode: got {str(output_mode)[:60]!r}; wanted one of "
@@ -234,7 +234,7 @@ class MaskGenerator:
         boxes, scores = np.stack([f.box for f in found]), np.array([f.iou for f in found])
         # Best first, as without tiles; two ways to one object leave nearly the same box.
         kept = nms(boxes, scores, self.filters.crop_nms_thresh)
-        return different([found[i] for i in kept]), (height, width)
+        return drop_duplicates([found[i] for i in kept]), (height, width)
 
     def _find(self, pixels: UInt8[np.ndarray, "h w 3"]) -> list[FoundMask]:
         found: list[FoundMask] = []
@@ -254,7 +254,7 @@ class MaskGenerator:
             boxes = np.stack([f.clean_box for f in found])
             changed = np.array([f.changed for f in found])
             found = [found[i] for i in suppress_cleaned(boxes, changed, self.filters)]
-        return different(found)
+        return drop_duplicates(found)
 
     def _tree(self, found: list[FoundMask], image_hw: tuple[int, int]) -> MaskTree:
         names = [[n and n.record() for n in (mask.object, mask.part)] for mask in found]

@@ -54,15 +54,15 @@ class Filters:
                 raise PromptError(f"{field.name}: got {str(value)[:60]}; wanted {wanted}.")
 
 
-def suited_thresholds(
+def checkpoint_thresholds(
     meta: Mapping, pred_iou: float | None, stability: float | None
 ) -> tuple[float, float]:
-    """Thresholds of predicted IoU and stability, as given or as they suit a checkpoint.
+    """Thresholds of predicted IoU and stability, as given or as stored with a checkpoint.
 
     Args:
         meta: its `config.json`, where `calibrate` stores them; else they are Semantic-SAM's.
-        pred_iou: None for what suits it.
-        stability: None for what suits it.
+        pred_iou: None for the stored one.
+        stability: None for the stored one.
     """
     stored = meta.get("mask_thresholds") or {}
     if pred_iou is None:

@@ -41,9 +41,9 @@ from semsam_jax.inference.requests import (
     Request,
     as_requests,
     check_flag,
+    check_int,
     check_request,
     check_sequence,
-    check_whole,
     split_batch,
     warn_of_fractions,
 )
@@ -230,7 +230,7 @@ class Predictor:
             raise PromptError(
                 f"predict_batch: got {len(images)} images and {len(requests)} lists of requests."
             )
-        check_whole("batch_size", batch_size, 1, 1 << 16)
+        check_int("batch_size", batch_size, 1, 1 << 16)
         checked = [as_requests(wanted) for wanted in requests]
         names = None if labels is None else label_set(self.model, labels)
         answers = []

@@ -255,10 +255,10 @@ def check_flag(name: str, value: object) -> bool:
     return bool(value)
 
 
-def check_whole(name: str, value: object, low: int, top: int) -> int:
-    """Returns a whole number between two bounds; PromptError for anything else."""
-    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not is_whole or not low <= value <= top:
+def check_int(name: str, value: object, low: int, top: int) -> int:
+    """Returns an integer between two bounds; PromptError for anything else."""
+    is_int = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not is_int or not low <= value <= top:
         raise PromptError(f"{name}: got {str(value)[:60]}; wanted {low}..{top}.")
     return int(value)
 
