@@ -20,6 +20,7 @@ from semsam_jax.convert.rules import (
 )
 from semsam_jax.core.errors import ConversionError
 from semsam_jax.models.presets import MAX_LOGIT_SCALE, ModelConfig, SwinConfig
+from semsam_jax.ops.windows import relative_position_index
 
 _NOT_IN_BACKBONE = (
     (r"(norm|head(\.fc)?)\.(weight|bias)", "belongs to the ImageNet classifier"),
@@ -127,17 +128,6 @@ def put(tree: dict, path: str, value: np.ndarray) -> None:
     for parent in parents:
         tree = tree.setdefault(parent, {})
     tree[name] = value
-
-
-def relative_position_index(window: int) -> np.ndarray:
-    """Row of the bias table for every pair of positions, int64 [w*w, w*w].
-
-    Source: docs/reference.md, section 2.
-    """
-    y, x = (axis.ravel() for axis in np.mgrid[:window, :window].astype(np.int64))
-    dy = y[:, None] - y[None, :] + window - 1
-    dx = x[:, None] - x[None, :] + window - 1
-    return dy * (2 * window - 1) + dx
 
 
 def _select(rules: Sequence[Rule], parts: Sequence[str] | None) -> tuple[Rule, ...]:

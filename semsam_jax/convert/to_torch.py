@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from semsam_jax.convert.from_torch import relative_position_index
 from semsam_jax.convert.rows import Rule
 from semsam_jax.convert.rules import rules_for
 from semsam_jax.convert.tree import flatten
 from semsam_jax.core.errors import ConversionError
 from semsam_jax.models.presets import ModelConfig
+from semsam_jax.ops.windows import relative_position_index
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def to_torch(params: Mapping, config: ModelConfig, *, where: str = "params") -> 
         raise ConversionError(
             f"{where}: do not fit the model: {len(problems)} problems:\n  " + "\n  ".join(problems)
         )
-    index = relative_position_index(config.backbone.window_size)
+    index = relative_position_index(config.backbone.window_size).astype(np.int64)
     for stage, depth in enumerate(config.backbone.depths):
         for block in range(depth):
             name = f"model.backbone.layers.{stage}.blocks.{block}.attn.relative_position_index"

@@ -66,7 +66,7 @@ class PromptMasks:
     masks: np.ndarray
 
 
-def upsample_masks(logits: Float[Array, "*n h w"]) -> Float[Array, "*n h2 w2"]:
+def upsample_by_4(logits: Float[Array, "*n h w"]) -> Float[Array, "*n h2 w2"]:
     """Bilinear upsampling by 4 with half-pixel centres and clamped borders.
 
     The four phases between two samples have fixed weights, so no gather and no dense
@@ -229,7 +229,7 @@ def _thresholded(
     sizes: Int[Array, "2 b 2"],
     frame_hw: tuple[int, int] | None,
 ) -> Bool[Array, "b c k y x"]:
-    logits = upsample_masks(_logits(answers, pyramid))
+    logits = upsample_by_4(_logits(answers, pyramid))
     if frame_hw is not None:
         logits = jax.vmap(functools.partial(resize_valid, frame_hw=frame_hw))(logits, *sizes)
     height, width = logits.shape[-2:]

@@ -128,7 +128,7 @@ def label_set(model: LoadedModel, labels: Labels) -> LabelSet:
         for name in dict.fromkeys(names.objects + names.parts)
         if name not in rows
     )
-    stuff, thresholds = names.stuff & set(objects), name_thresholds(model.meta)
+    stuff, thresholds = names.stuff & set(objects), stored_name_thresholds(model.meta)
     scales = name_scales(model.meta)
     return LabelSet(objects, parts, stuff, exact, table, unknown, *thresholds, scales)
 
@@ -139,7 +139,7 @@ def knows_names(meta: Mapping) -> bool:
     return bool(meta.get("class_heads_trained")) and source != "none"
 
 
-def name_thresholds(meta: Mapping) -> tuple[float, float]:
+def stored_name_thresholds(meta: Mapping) -> tuple[float, float]:
     """Scores from which an object and a part name count as sure, as the checkpoint says."""
     stored = meta.get("name_thresholds") or {}
     return tuple(float(stored.get(kind, DEFAULT_NAME_THRESH)) for kind in ("object", "part"))

@@ -32,6 +32,8 @@ def relative_position_index(window: int) -> Int[np.ndarray, "m m"]:
     """Row of the bias table for each (query, key) pair of pixels of a window.
 
     The table has one row per offset (dy, dx), both from -(window - 1) to window - 1.
+
+    Source: docs/reference.md, section 2.
     """
     position = np.stack(np.divmod(np.arange(window * window), window), axis=-1)
     offset = position[:, None] - position[None] + (window - 1)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from semsam_jax.convert.detect import detect_config, load_model_config, with_branches_of
-from semsam_jax.convert.from_torch import examine, from_torch, relative_position_index
+from semsam_jax.convert.from_torch import examine, from_torch
 from semsam_jax.convert.names import unwrap
 from semsam_jax.convert.rules import PARTS, rules_for
 from semsam_jax.convert.to_torch import to_torch
@@ -18,6 +18,7 @@ from semsam_jax.convert.torch_writer import write_state_dict
 from semsam_jax.convert.tree import flatten
 from semsam_jax.core.errors import ConfigError, ConversionError
 from semsam_jax.models.presets import PRESETS
+from semsam_jax.ops.windows import relative_position_index
 
 DATA = Path(__file__).parent.parent / "golden" / "data"
 TINY = dataclasses.replace(PRESETS["tiny"], has_generic=False)
@@ -36,7 +37,7 @@ def hollow_state(keys, window):
     for key, (shape, _, _) in keys.items():
         state[key] = np.broadcast_to(np.float32(0), shape)
         if key.endswith("relative_position_index"):
-            state[key] = relative_position_index(window)
+            state[key] = relative_position_index(window).astype(np.int64)
     return state
 
 
@@ -85,7 +86,7 @@ def test_full_size_key_lists_map_completely(lists, preset, window, num_params):
 def test_full_size_swin_t_converts_and_returns_bit_equal(tmp_path):
     rng = np.random.default_rng(0)
     keys = key_list("swint")
-    index = relative_position_index(7)
+    index = relative_position_index(7).astype(np.int64)
     state, first = {}, {}
     for key, (shape, _, shared) in keys.items():
         if key.endswith("relative_position_index"):

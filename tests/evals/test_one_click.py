@@ -9,7 +9,7 @@ from pycocotools import mask as rle_codec
 from semsam_jax.core.errors import DataError
 from semsam_jax.core.rle import decode
 from semsam_jax.evals.one_click import ClickProtocol, OneClickEvaluator, evaluate_one_click
-from semsam_jax.evals.prompt_scores import resize_valid, upsample_masks
+from semsam_jax.evals.prompt_scores import resize_valid, upsample_by_4
 from semsam_jax.evals.samples import EvalSample, size_class
 from tests.evals.fakes import ReadingModel, reading_sample
 
@@ -188,4 +188,4 @@ def test_upsampling_equals_half_pixel_bilinear(rng):
         return matrix
 
     want = np.einsum("yh,nhw,xw->nyx", axis(5), x, axis(7))
-    np.testing.assert_allclose(upsample_masks(jnp.asarray(x)), want, atol=1e-6)
+    np.testing.assert_allclose(upsample_by_4(jnp.asarray(x)), want, atol=1e-6)
