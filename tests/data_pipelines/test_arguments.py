@@ -3,7 +3,7 @@
 import pytest
 
 from data_pipelines import build, check, sample
-from tests.data_pipelines import own_data
+from tests.data_pipelines import custom_data
 
 COCO = ["--dataset", "coco", "--root", str(sample.roots()["coco"])]
 
@@ -101,4 +101,4 @@ def test_a_place_that_cannot_be_written(tmp_path, capsys):
     ],
 )
 def test_names_and_options_of_custom_sets_are_checked(name, options, message, tmp_path, capsys):
-    assert message in _refusal(capsys, name, own_data.write(tmp_path), options)
+    assert message in _refusal(capsys, name, custom_data.write(tmp_path), options)

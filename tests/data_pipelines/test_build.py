@@ -116,7 +116,7 @@ def test_records_are_taken_where_training_looks(coco, tmp_path):
         open_native("coco", "gs://bucket/coco", "train", UNION)
 
 
-def test_own_data_brings_its_classes(tmp_path):
+def test_custom_data_brings_its_classes(tmp_path):
     write_tree("coco_folder", tmp_path / "data")
     make("coco_folder", tmp_path / "data", tmp_path).download_and_prepare()
     source = open_single_dataset("coco_folder", tmp_path / "coco_folder", "train", {})

@@ -8,7 +8,7 @@ import pytest
 from data_pipelines import check
 from data_pipelines.vocabulary import build_vocabulary
 from semsam_jax.core.errors import DataError
-from tests.data_pipelines.own_data import CAT, DOG, read, write
+from tests.data_pipelines.custom_data import CAT, DOG, read, write
 from tests.data_pipelines.test_layouts import labelme, named, yolo, yolo_line
 
 ALL = {"dog": 2, "cat": 2}

@@ -27,7 +27,7 @@ from data_pipelines.sources import open_source
 from data_pipelines.sources.single_dataset import open_single_dataset
 from data_pipelines.vocabulary import build_vocabulary
 from semsam_jax.core.errors import DataError
-from tests.data_pipelines import own_data
+from tests.data_pipelines import custom_data
 
 pytestmark = pytest.mark.nightly
 
@@ -371,12 +371,12 @@ def test_one_odd_value_in_a_segment_anything_file_is_refused_or_harmless(content
 @FUZZ
 @given(st.binary(max_size=40), st.data(), st.sampled_from(["JPEG", "PNG"]))
 def test_damaged_images_raise_data_errors_alone(noise, data, kind):
-    image = own_data.image(data.draw(st.integers(1, 8)), kind)
+    image = custom_data.image(data.draw(st.integers(1, 8)), kind)
     at = data.draw(st.integers(0, len(image)))
     bent = image[:at] + noise + image[at + data.draw(st.integers(0, 40)) :]
     for look in (
         lambda: decode.read_header(bent),
-        lambda: decode.check_header(bent, where="t", size_hw=own_data.SIZE_HW),
+        lambda: decode.check_header(bent, where="t", size_hw=custom_data.SIZE_HW),
         lambda: decode.decode_image(bent, where="t", is_displayed=True),
     ):
         with contextlib.suppress(DataError):

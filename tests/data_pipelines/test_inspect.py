@@ -55,7 +55,7 @@ def test_targets_prompts_and_padding_are_drawn(tmp_path):
     assert panel[20 * cell, 20 * cell].tolist() == [70, 70, 70]  # the padding
 
 
-def test_own_datasets_need_a_root(tmp_path):
+def test_custom_datasets_need_a_root(tmp_path):
     data = {**inspect.sample_settings(), "datasets": {"mine": 1.0}, "generic_datasets": {}}
     data |= {"granularity": {"any": 1.0}, "generic_batch": 0, "image_size": 64}
     with pytest.raises(ConfigError, match=r"mine are not in the embedded sample.*config.data.root"):

@@ -12,8 +12,8 @@ from pycocotools import mask as coco_mask
 from data_pipelines import build, check
 from data_pipelines.sources.single_dataset import has_split, open_single_dataset
 from semsam_jax.core.errors import DataError
-from tests.data_pipelines import own_data
-from tests.data_pipelines.own_data import CAT, DOG, read, write
+from tests.data_pipelines import custom_data
+from tests.data_pipelines.custom_data import CAT, DOG, read, write
 
 
 def named(template):
@@ -86,7 +86,7 @@ def yolo(root, images="images/{}", labels="labels/{}", described="", splits=("tr
         for number in (1, 2):
             image = root / images.format(split) / f"p{number}.jpg"
             image.parent.mkdir(parents=True, exist_ok=True)
-            image.write_bytes(own_data.image())
+            image.write_bytes(custom_data.image())
             label = root / labels.format(split) / f"p{number}.txt"
             label.parent.mkdir(parents=True, exist_ok=True)
             label.write_text(f"{yolo_line(0, DOG)}\n\n{yolo_line(1, CAT)}\n")
@@ -117,7 +117,7 @@ def labelme(root, splits=("train", "val")):
         for number in (1, 2):
             image = root / split / f"p{number}.jpg"
             image.parent.mkdir(parents=True, exist_ok=True)
-            image.write_bytes(own_data.image())
+            image.write_bytes(custom_data.image())
             shapes = [
                 {"label": label, "points": np.reshape(outline, (-1, 2)).tolist(), "group_id": None}
                 | {"shape_type": "polygon"}
@@ -158,9 +158,9 @@ def test_what_tools_export_is_read_as_it_is(make, tmp_path):
 
 
 def test_check_names_the_split_that_it_does_not_look_at(tmp_path, capsys):
-    roboflow(tmp_path / "own")
-    for place in (["--root", str(tmp_path / "own")], ["--data.root", str(tmp_path)]):
-        assert check.main(["--dataset", "own", *place]) == 0
+    roboflow(tmp_path / "custom")
+    for place in (["--root", str(tmp_path / "custom")], ["--data.root", str(tmp_path)]):
+        assert check.main(["--dataset", "custom", *place]) == 0
         assert "not checked: split val (use --split val)" in capsys.readouterr().out
 
 
@@ -168,9 +168,9 @@ def test_check_names_the_split_that_it_does_not_look_at(tmp_path, capsys):
 def test_records_of_label_files_are_what_the_reader_gives(make, tmp_path):
     make(tmp_path / "set")
     out = tmp_path / "records"
-    command = ["--dataset", "own", "--root", str(tmp_path / "set"), "--out", str(out)]
+    command = ["--dataset", "custom", "--root", str(tmp_path / "set"), "--out", str(out)]
     assert build.main(command) == 0
-    built = open_single_dataset("own", out / "own", "train", {})
+    built = open_single_dataset("custom", out / "custom", "train", {})
     source = read(tmp_path / "set")
     assert [built[at] for at in range(2)] == [source[at] for at in range(2)]
 

@@ -128,7 +128,7 @@ def test_indexes_are_kept_in_a_folder(tmp_path):
         np.testing.assert_array_equal(again["interactive"][key], value)
 
 
-def test_own_datasets_are_numbered_after_the_known_ones():
+def test_custom_datasets_are_numbered_after_the_known_ones():
     numbers = dataset_numbers(("zebra", "coco", "ant"))
     assert numbers["coco"] == DATASETS.index("coco")
     assert (numbers["ant"], numbers["zebra"]) == (len(DATASETS), len(DATASETS) + 1)

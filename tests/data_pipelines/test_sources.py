@@ -262,7 +262,7 @@ def test_ade20k_parts_need_the_full_release(tmp_path, union):
         open_source("ade20k", tmp_path, "train", union, parts=True)
 
 
-def test_own_folder_needs_only_its_json(tmp_path):
+def test_custom_folder_needs_only_its_json(tmp_path):
     write_tree("coco_folder", tmp_path)
     classes = read_class_names(tmp_path / "annotations/train.json")
     assert classes == ((CLASSES["coco_folder"][0], "snow ☃", "class 77"), ("ear",))

@@ -116,7 +116,7 @@ def test_order_of_the_request_does_not_matter():
     assert build_vocabulary(["paco", "coco"]) == build_vocabulary(["coco", "paco"])
 
 
-def test_own_sets_are_appended():
+def test_custom_sets_are_appended():
     mine = build_vocabulary(["paco"], extra={"mine": (["my_cat", "Hühner"], ["ear (left)"])})
     assert mine.object_index("mine", "Hühner") == 76
     assert mine.object_names[75:] == ("my cat", "hühner")

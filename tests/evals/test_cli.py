@@ -205,7 +205,7 @@ def test_tight_canvas_is_a_multiple_of_32():
         assert min(h, w) == 160 or max(h, w) == 256
 
 
-def test_own_folder_reads_its_names(tmp_path):
+def test_custom_folder_reads_its_names(tmp_path):
     (tmp_path / "mine").mkdir()
     with pytest.raises(DataError, match="no annotations of split"):
         open_dataset("mine", str(tmp_path), "val", EvalFrame(64), None)

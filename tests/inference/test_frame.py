@@ -3,7 +3,7 @@
 import json
 
 from semsam_jax.__main__ import main
-from tests.data_pipelines import own_data
+from tests.data_pipelines import custom_data
 
 
 def test_a_rotated_image_is_clicked_and_answered_as_it_is_shown(
@@ -11,7 +11,7 @@ def test_a_rotated_image_is_clicked_and_answered_as_it_is_shown(
 ):
     monkeypatch.setenv("SEMSAM_JAX_CACHE", str(tmp_path / "cache"))
     image = tmp_path / "turned.jpg"
-    image.write_bytes(own_data.image(6))  # stored 96x64, shown 64x96
+    image.write_bytes(custom_data.image(6))  # stored 96x64, shown 64x96
     command = ["segment", str(image), "--checkpoint", str(tiny_checkpoint), "--size", "96"]
     assert main([*command, "--point", "30,90", "--out", str(tmp_path / "out")]) == 0
     (record, *_) = json.loads((tmp_path / "out/masks.json").read_text())

@@ -13,8 +13,8 @@ from data_pipelines import build, check, findings
 from data_pipelines.index import open_index
 from data_pipelines.sources.outlines import to_rle
 from semsam_jax.core.errors import DataError
-from tests.data_pipelines import own_data
-from tests.data_pipelines.own_data import CAT, DOG, each, first, read, write
+from tests.data_pipelines import custom_data
+from tests.data_pipelines.custom_data import CAT, DOG, each, first, read, write
 
 
 def areas(example):
@@ -106,14 +106,14 @@ def test_spellings_of_a_polygon_that_leave_no_doubt(outline, tmp_path):
 @pytest.mark.parametrize("outline", [[], None, [[24, 16, 36, 32]], [[1, 1]], [[]]])
 def test_a_box_without_outline_is_told(outline, tmp_path, capsys):
     write(tmp_path, first(segmentation=outline))
-    assert check.main(["--dataset", "own", "--root", str(tmp_path)]) == 0
+    assert check.main(["--dataset", "custom", "--root", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "instances              3" in said
     assert "1 annotation not used, no usable outline" in said
     assert "boxes_only" in said
     assert "'1' annotation 1 (dog)" in said
     out = ["--root", str(tmp_path), "--out", str(tmp_path.parent / "records")]
-    assert build.main(["--dataset", "own", *out]) == 0
+    assert build.main(["--dataset", "custom", *out]) == 0
     assert "1 annotation not used, no usable outline" in capsys.readouterr().out
     boxes = read(tmp_path, boxes_only=True)
     assert [item.box for item in boxes[0].instances] == [(24, 16, 60, 48), (2, 2, 18, 12)]
@@ -122,7 +122,7 @@ def test_a_box_without_outline_is_told(outline, tmp_path, capsys):
 def test_a_set_of_boxes_says_why_nothing_can_be_used(tmp_path):
     source = read(write(tmp_path, each("segmentation", lambda _: [])))
     with pytest.raises(DataError, match=r"none of 2 records is usable.*4 annotations.*boxes_only"):
-        open_index(source, "own")
+        open_index(source, "custom")
 
 
 def in_fractions(content):
@@ -141,21 +141,21 @@ def test_coordinates_that_are_fractions_of_the_image_are_told(boxes_only, tmp_pa
     assert f"4 annotations not used, {said}" in report.unused[0]
     assert "'1' annotation 1 (dog)" in report.unused[0]
     with pytest.raises(DataError) as caught:
-        open_index(source, "own")
+        open_index(source, "custom")
     assert f"4 annotations not used, {said}" in str(caught.value)
     change = first(segmentation=[[0.25, 0.25, 0.6, 0.25, 1, 1]], bbox=[0.25, 0.25, 0.75, 0.75])
     source = read(write(tmp_path / "one", change), boxes_only=boxes_only)
-    assert open_index(source, "own").report.unused == {findings.FRACTIONS: 1}
+    assert open_index(source, "custom").report.unused == {findings.FRACTIONS: 1}
 
 
 def test_deep_json_and_great_values_never_end_the_process(tmp_path):
     """The commands themselves, within two gigabytes."""
     deep = "[" * 900 + "]" * 900
-    text = json.dumps(own_data.content()).replace(json.dumps([DOG]), deep, 1)
+    text = json.dumps(custom_data.content()).replace(json.dumps([DOG]), deep, 1)
     write(tmp_path)
     (tmp_path / "annotations/train.json").write_text(text)
     done = subprocess.run(
-        [sys.executable, "-m", "data_pipelines.check", "--dataset", "own", "--root", tmp_path],
+        [sys.executable, "-m", "data_pipelines.check", "--dataset", "custom", "--root", tmp_path],
         capture_output=True,
         text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (8 * 10**9,) * 2),

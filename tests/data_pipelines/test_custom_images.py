@@ -15,8 +15,8 @@ from data_pipelines.index import open_index
 from semsam_jax.core.rle import encode_mask
 from semsam_jax.inference.convert_results import to_coco
 from semsam_jax.inference.images import load_image
-from tests.data_pipelines import own_data
-from tests.data_pipelines.own_data import read, write
+from tests.data_pipelines import custom_data
+from tests.data_pipelines.custom_data import read, write
 
 
 @pytest.mark.parametrize(
@@ -98,39 +98,39 @@ def test_bytes_behind_the_image_do_no_harm(tmp_path):
     write(tmp_path)
     video = np.random.default_rng(0).integers(0, 255, 9000, np.uint8).tobytes()
     image = tmp_path / "images/p1.jpg"
-    image.write_bytes(own_data.image() + video.replace(b"\xff\xd9", b"ab"))
+    image.write_bytes(custom_data.image() + video.replace(b"\xff\xd9", b"ab"))
     source = read(tmp_path)
-    assert len(open_index(source, "own")) == 2
+    assert len(open_index(source, "custom")) == 2
     assert not check.check(source).broken
-    image.write_bytes(own_data.image(kind="PNG") + video)
-    assert len(open_index(source, "own")) == 2
+    image.write_bytes(custom_data.image(kind="PNG") + video)
+    assert len(open_index(source, "custom")) == 2
     # A picture inside it ends, too, which is not the end of the file.
-    whole = own_data.image()
+    whole = custom_data.image()
     thumbnail = b"\xff\xe1" + struct.pack(">H", 2 + len(whole)) + whole
     image.write_bytes(whole[:2] + thumbnail + whole[2:-200])
-    assert len(open_index(source, "own")) == 1
+    assert len(open_index(source, "custom")) == 1
     assert len(check.check(source).broken) == 1
 
 
 def test_a_png_with_a_wrong_checksum_is_found_by_the_scan(tmp_path):
     write(tmp_path)
-    data = bytearray(own_data.image(kind="PNG"))
+    data = bytearray(custom_data.image(kind="PNG"))
     data[data.index(b"IDAT") + 10] ^= 0xFF
     (tmp_path / "images/p1.jpg").write_bytes(data)
     source = read(tmp_path)
-    assert open_index(source, "own").report.dropped == {"image": 1}
+    assert open_index(source, "custom").report.dropped == {"image": 1}
     assert len(check.check(source).broken) == 1
 
 
 def test_a_repaired_image_is_used_again(tmp_path):
     write(tmp_path / "set")
     image = tmp_path / "set/images/p1.jpg"
-    image.write_bytes(own_data.image()[:500])
+    image.write_bytes(custom_data.image()[:500])
     cache = tmp_path / "cache"
-    assert len(open_index(read(tmp_path / "set"), "own", cache=cache)) == 1
-    image.write_bytes(own_data.image())
-    assert len(open_index(read(tmp_path / "set"), "own", cache=cache)) == 2
-    kept = open_index(read(tmp_path / "set"), "own", cache=cache)
+    assert len(open_index(read(tmp_path / "set"), "custom", cache=cache)) == 1
+    image.write_bytes(custom_data.image())
+    assert len(open_index(read(tmp_path / "set"), "custom", cache=cache)) == 2
+    kept = open_index(read(tmp_path / "set"), "custom", cache=cache)
     assert isinstance(kept.position, np.memmap)
     assert len(list(cache.iterdir())) == 2
 
@@ -138,14 +138,15 @@ def test_a_repaired_image_is_used_again(tmp_path):
 def test_a_build_goes_on_with_what_the_files_hold_now(tmp_path, capsys):
     write(tmp_path / "set")
     image = tmp_path / "set/images/p1.jpg"
-    image.write_bytes(own_data.image()[:500])
-    command = ["--dataset", "own", "--root", str(tmp_path / "set"), "--out", str(tmp_path / "out")]
+    image.write_bytes(custom_data.image()[:500])
+    out = tmp_path / "out"
+    command = ["--dataset", "custom", "--root", str(tmp_path / "set"), "--out", str(out)]
     command += ["--max-broken", "1", "--shard-records", "1"]
     assert build.main(command) == 0
     assert "1 examples of 2 records" in capsys.readouterr().out
-    second = next((tmp_path / "out/own/train/1.0.0").glob("*00001-of-00002"))
+    second = next((out / "custom/train/1.0.0").glob("*00001-of-00002"))
     age = second.stat().st_mtime_ns
-    image.write_bytes(own_data.image())
+    image.write_bytes(custom_data.image())
     assert build.main(command) == 0
     assert "2 examples of 2 records" in capsys.readouterr().out
     assert second.stat().st_mtime_ns == age
@@ -155,15 +156,15 @@ def test_a_build_goes_on_with_what_the_files_hold_now(tmp_path, capsys):
 def test_a_damaged_cache_is_made_again(damage, tmp_path):
     write(tmp_path / "set")
     cache = tmp_path / "cache"
-    open_index(read(tmp_path / "set"), "own", cache=cache)
+    open_index(read(tmp_path / "set"), "custom", cache=cache)
     (report,) = cache.glob("*/report.json")
     report.write_text(damage)
-    assert len(open_index(read(tmp_path / "set"), "own", cache=cache)) == 2
+    assert len(open_index(read(tmp_path / "set"), "custom", cache=cache)) == 2
     assert json.loads(report.read_text())["records"] == 2
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, caplog):
-    index = open_index(read(write(tmp_path)), "own", cache="/dev/null/x")
+    index = open_index(read(write(tmp_path)), "custom", cache="/dev/null/x")
     assert len(index) == 2
     assert "cannot be written" in caplog.text
 
@@ -173,7 +174,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, caplog):
 def test_the_frame_is_the_one_that_fits(orientation, kind, tmp_path):
     """Annotations as a label tool makes them: on the displayed image."""
     write(tmp_path)
-    (tmp_path / "images/p1.jpg").write_bytes(own_data.image(orientation, kind))
+    (tmp_path / "images/p1.jpg").write_bytes(custom_data.image(orientation, kind))
     with Image.open(tmp_path / "images/p1.jpg") as opened:
         stored = np.asarray(opened.convert("RGB"))
         shown = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
@@ -189,7 +190,7 @@ def test_the_frame_is_the_one_that_fits(orientation, kind, tmp_path):
         ]
 
     (tmp_path / "annotations/train.json").unlink()
-    made = own_data.content()
+    made = custom_data.content()
     change(made)
     (tmp_path / "annotations/train.json").write_text(json.dumps(made))
     source = read(tmp_path)
@@ -209,7 +210,7 @@ def test_the_frame_is_the_one_that_fits(orientation, kind, tmp_path):
 
 def test_annotations_of_the_stored_pixels_stay_there(tmp_path):
     write(tmp_path)
-    (tmp_path / "images/p1.jpg").write_bytes(own_data.image(6))
+    (tmp_path / "images/p1.jpg").write_bytes(custom_data.image(6))
     example = read(tmp_path)[0]  # 96x64 stored and stated; displayed 64x96
     assert not example.is_displayed
     mask = coco_mask.decode(example.instances[0].rle).astype(bool)
@@ -218,7 +219,7 @@ def test_annotations_of_the_stored_pixels_stay_there(tmp_path):
 
 def test_a_frame_that_fits_neither_is_told(tmp_path):
     write(tmp_path, lambda content: content["images"][0].update(width=50))
-    (tmp_path / "images/p1.jpg").write_bytes(own_data.image(6))
+    (tmp_path / "images/p1.jpg").write_bytes(custom_data.image(6))
     (broken,) = check.check(read(tmp_path)).broken
     assert "says 50x64 pixels, the stored image has 96x64" in broken
     assert "displayed 64x96 (EXIF orientation 6)" in broken
@@ -227,7 +228,7 @@ def test_a_frame_that_fits_neither_is_told(tmp_path):
 def test_the_export_of_a_rotated_image_trains_here(tmp_path):
     """What the demo page and `segment` write for a phone's image, with the image beside it."""
     (tmp_path / "images").mkdir()
-    (tmp_path / "images/phone.jpg").write_bytes(own_data.image(6))
+    (tmp_path / "images/phone.jpg").write_bytes(custom_data.image(6))
     shown = load_image(tmp_path / "images/phone.jpg")
     red = shown[..., 0] > 128
     record = {"segmentation": encode_mask(red), "predicted_iou": 0.9}

@@ -86,4 +86,4 @@ def each(key, make):
 
 def read(root: pathlib.Path, split: str = "train", **options):
     """Opens the set as every tool does."""
-    return open_single_dataset("own", root, split, options)
+    return open_single_dataset("custom", root, split, options)

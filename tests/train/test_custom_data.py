@@ -14,7 +14,7 @@ from semsam_jax.core.errors import DataError
 from semsam_jax.evals.dataset_samples import EvalFrame, open_dataset
 from semsam_jax.train import input as input_lib
 from semsam_jax.train.best import BestCheckpoint
-from tests.data_pipelines import own_data
+from tests.data_pipelines import custom_data
 
 
 @pytest.fixture(autouse=True)
@@ -52,8 +52,8 @@ def test_a_run_names_its_folder_its_classes_and_what_it_does_not_use(tmp_path):
         content["annotations"][0]["segmentation"] = []
         content["annotations"][3]["iscrowd"] = 1
 
-    own_data.write(tmp_path / "mine", change)
-    own_data.write(tmp_path / "mine", place="annotations/val.json")
+    custom_data.write(tmp_path / "mine", change)
+    custom_data.write(tmp_path / "mine", place="annotations/val.json")
     run = make_run(tmp_path / "mine")
     assert input_lib.data_name(run) == str(tmp_path / "mine")
     for _ in range(2):  # the second time from the kept index
@@ -66,7 +66,7 @@ def test_a_run_names_its_folder_its_classes_and_what_it_does_not_use(tmp_path):
 
 
 def test_inspect_takes_the_same_folder(tmp_path, capsys):
-    own_data.write(tmp_path / "mine", lambda c: c["annotations"][0].update(segmentation=[]))
+    custom_data.write(tmp_path / "mine", lambda c: c["annotations"][0].update(segmentation=[]))
     shares = {"custom": 1.0}
     settings = sample_settings() | {"custom": str(tmp_path / "mine"), "datasets": shares}
     settings |= {"generic_datasets": shares, "granularity": {"any": 1.0}, "image_size": 64}
@@ -80,12 +80,12 @@ def test_a_class_of_val_alone_is_named(tmp_path):
         content["categories"].append({"id": 3, "name": "bird"})
         content["annotations"][0]["category_id"] = 3
 
-    own_data.write(tmp_path)
-    own_data.write(tmp_path, change, place="annotations/val.json")
+    custom_data.write(tmp_path)
+    custom_data.write(tmp_path, change, place="annotations/val.json")
     with pytest.raises(DataError, match=r"class bird is in .*val\.json and not in the train split"):
         opened(make_run(tmp_path))
     # A class without annotations does no harm.
-    own_data.write(
+    custom_data.write(
         tmp_path,
         lambda content: content["categories"].append({"id": 3, "name": "bird"}),
         place="annotations/val.json",
@@ -94,14 +94,14 @@ def test_a_class_of_val_alone_is_named(tmp_path):
 
 
 def test_a_set_without_val_holds_images_out(tmp_path):
-    own_data.write(tmp_path, place="result.json")
+    custom_data.write(tmp_path, place="result.json")
     data, held_out = opened(make_run(tmp_path))
     assert data.notes[0].startswith("custom: 1 training images")
     assert len(held_out.samples()) == 1
     data, held_out = opened(make_run(tmp_path, eval_images=0, keep_best=False))
     assert data.notes[0].startswith("custom: 2 training images")
     assert held_out is None
-    own_data.write(
+    custom_data.write(
         tmp_path,
         lambda content: content["annotations"][0].update(segmentation=[[1, 2, float("nan")] * 2]),
         place="result.json",
@@ -121,7 +121,7 @@ def test_what_is_held_out_depends_on_the_ids_alone(tmp_path):
         return change
 
     def held(numbers):
-        source = own_data.read(own_data.write(tmp_path, images(numbers)))
+        source = custom_data.read(custom_data.write(tmp_path, images(numbers)))
         rest, out = hold_out(source, range(len(source)))
         assert sorted([*rest.example_ids, *out.example_ids], key=int) == list(source.example_ids)
         assert rest[0] == source[source.example_ids.index(rest.example_ids[0])]
@@ -134,8 +134,8 @@ def test_what_is_held_out_depends_on_the_ids_alone(tmp_path):
 
 
 def test_an_evaluation_without_a_mask_is_refused_before_training(tmp_path):
-    own_data.write(tmp_path)
-    own_data.write(
+    custom_data.write(tmp_path)
+    custom_data.write(
         tmp_path, lambda content: content["annotations"].clear(), place="annotations/val.json"
     )
     with pytest.raises(DataError, match="none of the 2 images has an annotated mask to score"):
@@ -148,7 +148,7 @@ def test_boxes_alone_and_images_elsewhere(tmp_path):
             row["segmentation"] = []
         content["categories"].append({"id": 3, "name": "bird"})
 
-    own_data.write(tmp_path / "mine", change, images="../elsewhere")
+    custom_data.write(tmp_path / "mine", change, images="../elsewhere")
     settings = {"data__custom_images": str(tmp_path / "elsewhere"), "data__custom_boxes_only": True}
     data, _ = opened(make_run(tmp_path / "mine", eval_images=0, keep_best=False, **settings))
     assert data.notes[:2] == [
@@ -160,7 +160,7 @@ def test_boxes_alone_and_images_elsewhere(tmp_path):
 
 def test_names_without_a_text_embedding_are_listed(tmp_path):
     """Their masks are trained, but no class head ever learns them."""
-    own_data.write(tmp_path)
+    custom_data.write(tmp_path)
     table = make_run(tmp_path, eval_images=0, keep_best=False, text__source="table")
     notes = opened(table, unembedded=["cat"])[0].notes
     (note,) = [note for note in notes if "embedding" in note]
@@ -174,8 +174,8 @@ def test_names_without_a_text_embedding_are_listed(tmp_path):
 
 def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setenv("SEMSAM_JAX_CACHE", "/dev/null/x")
-    own_data.write(tmp_path)
-    own_data.write(tmp_path, place="annotations/val.json")
+    custom_data.write(tmp_path)
+    custom_data.write(tmp_path, place="annotations/val.json")
     data, _ = opened(make_run(tmp_path))
     assert data.notes[0].startswith("custom: 2 training images")
     checkpoint_io.remember_last_run(tmp_path)
@@ -190,21 +190,21 @@ def test_no_score_is_never_the_best(tmp_path):
 
 
 def test_a_broken_image_is_counted_and_not_scored(tmp_path):
-    own_data.write(
-        tmp_path / "own",
+    custom_data.write(
+        tmp_path / "custom",
         lambda content: content["annotations"][0].update(iscrowd="maybe"),
         place="val.json",
     )
-    dataset = open_dataset("own", str(tmp_path), "val", EvalFrame(64), None)
+    dataset = open_dataset("custom", str(tmp_path), "val", EvalFrame(64), None)
     chosen, report = dataset.surveyed()
     assert len(chosen.samples()) == 1
     assert [sample.image_id for sample in chosen.samples()] == ["2"]
     assert "1 of 2 records not used, unreadable" in chosen.notes[0]
     assert report.instances == 2
-    own_data.write(
-        tmp_path / "own",
+    custom_data.write(
+        tmp_path / "custom",
         lambda content: [row.update(iscrowd=7) for row in content["annotations"]],
         place="val.json",
     )
     with pytest.raises(DataError, match="2 of 2 records not used"):
-        open_dataset("own", str(tmp_path), "val", EvalFrame(64), None).surveyed()
+        open_dataset("custom", str(tmp_path), "val", EvalFrame(64), None).surveyed()

@@ -5,7 +5,7 @@ import pytest
 from data_pipelines import check, findings
 from data_pipelines.index import open_index
 from semsam_jax.core.errors import DataError
-from tests.data_pipelines.own_data import each, first, read, write
+from tests.data_pipelines.custom_data import each, first, read, write
 
 
 def both(content, key, make):
@@ -51,7 +51,7 @@ def test_annotations_of_no_image_are_told(tmp_path):
     assert "2 annotations not used, image_id of no image in the file" in text
     assert "annotation 1 of 4 has image_id 77" in text
     assert "1 image record not used, no id: 'p1.jpg'" in text
-    assert open_index(source, "own").report.unused[findings.UNKNOWN_IMAGE] == 2
+    assert open_index(source, "custom").report.unused[findings.UNKNOWN_IMAGE] == 2
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_class_of_crowd_regions_alone_is_told_everywhere(tmp_path):
             row["iscrowd"] = int(row["category_id"] == 1)
 
     source = read(write(tmp_path, change))
-    for lines in (check.check(source).unused, open_index(source, "own").report.lines()):
+    for lines in (check.check(source).unused, open_index(source, "custom").report.lines()):
         text = "\n".join(lines)
         assert "2 crowd regions (iscrowd 1) are ignored in training" in text
         assert "all 2 annotations of dog are crowd regions (iscrowd 1)" in text
