@@ -24,6 +24,7 @@ from data_pipelines.index.scan import BROKEN, read_entry
 from data_pipelines.schema import DATASETS, RawExample
 from data_pipelines.sources import Source
 from data_pipelines.sources.single_dataset import has_split, open_single_dataset
+from data_pipelines.sources.subset import spread
 from data_pipelines.vocabulary import Vocabulary
 from semsam_jax.core.ending import run_command
 from semsam_jax.core.errors import DataError, SemSamError
@@ -121,13 +122,6 @@ def check(source: Source, limit: int | None = None, *, decode: bool = True) -> D
     report.classes = dict(collections.Counter(found).most_common())
     report.unused = findings.lines()
     return report
-
-
-def spread(length: int, limit: int | None) -> list[int]:
-    """Returns at most `limit` positions, evenly spaced over 0..length - 1."""
-    if limit is None or limit >= length:
-        return list(range(length))
-    return sorted({int(value) for value in np.linspace(0, length - 1, limit)})
 
 
 def decode_example(example: RawExample) -> np.ndarray:

@@ -45,6 +45,13 @@ class Subset(Source):
         return self._source[self._positions[position]]
 
 
+def spread(length: int, limit: int | None) -> list[int]:
+    """At most `limit` positions, evenly spaced over 0..length - 1."""
+    if limit is None or limit >= length:
+        return list(range(length))
+    return sorted({int(value) for value in np.linspace(0, length - 1, limit)})
+
+
 class _Picked(Sequence[str]):
     """Some strings of a sequence, read on demand, since those of records cost a read each."""
 

@@ -228,7 +228,7 @@ class RunConfig:
         log_every, save_every: steps.
         eval_every: steps; 0 evaluates only before and after the run.
         keep: checkpoints kept.
-        eval_images: held-out images of the one-click evaluation, 0 for none.
+        eval_images: held-out images that are scored, evenly spaced over the split; 0 for none.
         save_every_sec: also save after this many seconds since the last save, 0 for never; on
             several processes at the next logged step.
         time_limit_sec: stop (and save) after this many seconds, 0 for no limit; on several

@@ -86,7 +86,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         help="(default: coco)",
     )
     add("--data.split", dest="split", default=_DEFAULT.split, metavar="NAME", help="(default: val)")
-    add("--data.limit", dest="limit", type=int, metavar="N", help="number of images (default: all)")
+    add(
+        "--data.limit",
+        dest="limit",
+        type=int,
+        metavar="N",
+        help="number of images, evenly spaced (default: all)",
+    )
     add(
         "--data.view",
         dest="view",

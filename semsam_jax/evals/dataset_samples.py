@@ -12,7 +12,7 @@ from data_pipelines.index.scan import BROKEN, IndexReport, ScanTally, entries, i
 from data_pipelines.schema import DATASETS, RawExample
 from data_pipelines.sources import Source, open_source
 from data_pipelines.sources.single_dataset import custom_classes
-from data_pipelines.sources.subset import Subset
+from data_pipelines.sources.subset import Subset, spread
 from data_pipelines.transforms import geometry
 from data_pipelines.transforms.evaluation import evaluation_rows
 from data_pipelines.transforms.row import in_view
@@ -82,16 +82,28 @@ class EvalDataset:
     Attributes:
         source: the reader.
         frame: how images are placed on the canvas.
-        limit: number of images, None for all.
         is_sample: whether it is the embedded sample and not the dataset itself.
         notes: what is not used, one sentence each; filled by `surveyed`.
     """
 
     source: Source
     frame: EvalFrame
-    limit: int | None
     is_sample: bool
     notes: tuple[str, ...] = ()
+
+    @classmethod
+    def limited(
+        cls, source: Source, frame: EvalFrame, limit: int | None, is_sample: bool
+    ) -> "EvalDataset":
+        """At most `limit` images of a split, evenly spaced over it; all if None.
+
+        The first ones of a sorted folder would often be of one class or one day.
+        """
+        positions = spread(len(source), limit)
+        if len(positions) == len(source):
+            return cls(source, frame, is_sample)
+        note = f"{source.dataset}: {len(positions)} of {len(source)} images are scored"
+        return cls(Subset(source, positions), frame, is_sample, (note,))
 
     def surveyed(self, max_broken_share: float = 0.01) -> tuple["EvalDataset", IndexReport]:
         """The dataset without broken records, and with notes on what else is not used.
@@ -104,19 +116,19 @@ class EvalDataset:
         Raises:
             DataError: too many are broken, or there is none.
         """
-        if not self._count():
+        if not len(self.source):
             raise DataError(f"{self.name} {self.source.split}: there are no images to score.")
-        chosen = Subset(self.source, range(self._count()))
         tally, kept = ScanTally(), []
-        for position, found in enumerate(entries(chosen)):
+        for position, found in enumerate(entries(self.source)):
             tally.add(position, found)
             if found.reason not in BROKEN:
                 kept.append(position)
-        report = tally.report(chosen)
+        report = tally.report(self.source)
         if is_too_broken(report, max_broken_share):
             raise DataError(f"{self.name} {self.source.split}: {'; '.join(report.lines())}")
-        source = self.source if len(kept) == self._count() else Subset(self.source, kept)
-        return dataclasses.replace(self, source=source, notes=tuple(report.lines())), report
+        source = self.source if len(kept) == len(self.source) else Subset(self.source, kept)
+        notes = (*self.notes, *report.lines())
+        return dataclasses.replace(self, source=source, notes=notes), report
 
     @property
     def name(self) -> str:
@@ -131,7 +143,7 @@ class EvalDataset:
 
     def canvas_samples(self, view: str = "any") -> ImageSet:
         """Images with masks on the canvas."""
-        return ImageSet(self.source, self._count(), lambda at: self._read_on_canvas(at, view))
+        return ImageSet(self.source, len(self.source), lambda at: self._read_on_canvas(at, view))
 
     def image_samples(self, view: str = "any") -> ImageSet:
         """Images with masks in the stored image's own pixels."""
@@ -139,7 +151,7 @@ class EvalDataset:
         def read(positions: Sequence[int]) -> Iterator[EvalSample]:
             return (self._in_image_frame(self.source[at], view) for at in positions)
 
-        return ImageSet(self.source, self._count(), read)
+        return ImageSet(self.source, len(self.source), read)
 
     @property
     def has_classes(self) -> bool:
@@ -168,7 +180,7 @@ class EvalDataset:
             )
         pairs = set()
         if len(parts):
-            for position in range(self._count()):
+            for position in range(len(self.source)):
                 example = self.source[position]
                 for item in (*example.instances, *example.ignored):
                     if item.part_id >= 0 and not item.is_pseudo:
@@ -183,9 +195,6 @@ class EvalDataset:
         )
         names = [[vocabulary.entry(int(i)).text for i in group] for group in (objects, parts)]
         return classes, *names
-
-    def _count(self) -> int:
-        return len(self.source) if self.limit is None else min(self.limit, len(self.source))
 
     def _read_on_canvas(self, positions: Sequence[int], view: str) -> Iterator[EvalSample]:
         frame = self.frame
@@ -300,7 +309,7 @@ def open_dataset(
                 f"data_pipelines/README.md describes."
             )
     source = open_source(name, folder, split, _vocabulary(name, folder, split))
-    return EvalDataset(source, frame, limit, is_sample=root is None)
+    return EvalDataset.limited(source, frame, limit, is_sample=root is None)
 
 
 def open_folder(folder: Path, split: str, frame: EvalFrame, limit: int | None) -> EvalDataset:
@@ -312,7 +321,7 @@ def open_folder(folder: Path, split: str, frame: EvalFrame, limit: int | None) -
     name = "custom" if folder.name in DATASETS else folder.name
     vocabulary = build_vocabulary([], extra={name: custom_classes(name, folder, split)})
     source = open_source(name, folder, split, vocabulary)
-    return EvalDataset(source, frame, limit, is_sample=False)
+    return EvalDataset.limited(source, frame, limit, is_sample=False)
 
 
 def _vocabulary(name: str, folder: Path, split: str) -> Vocabulary:

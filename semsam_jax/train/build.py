@@ -15,6 +15,7 @@ from semsam_jax import config as config_lib
 from semsam_jax.config import RunConfig
 from semsam_jax.convert import zoo
 from semsam_jax.core import checkpoint_io
+from semsam_jax.core.errors import CheckpointError
 from semsam_jax.criterion.terms import CriterionConfig, LossConfig
 from semsam_jax.models import presets
 from semsam_jax.models.semantic_sam import SemanticSAM
@@ -177,6 +178,32 @@ def _match(run: RunConfig) -> dict:
         "optimizer": plain["optimizer"],
         "refit": plain["refit"],
     }
+
+
+def check_same_start(saved: Mapping, run: RunConfig) -> None:
+    """Refuses other initial weights than those a resumed run began with, which would be unused.
+
+    Args:
+        saved: meta of the checkpoint.
+        run: the starting run; keys without a value (also "required") may have been anything.
+
+    Raises:
+        CheckpointError: some differ; all of them are listed.
+    """
+    before = saved["config"]["model"]
+    differing = [
+        f"model.{key}: checkpoint {before[key]!r}, this run {now!r}"
+        for key in ("warm_start", "backbone_weights", "text_weights", "init")
+        if key in before
+        and (now := getattr(run.model, key)) not in ("", "required")
+        and now != before[key]
+    ]
+    if differing:
+        raise CheckpointError(
+            f"the run in the workdir began with other weights: {'; '.join(differing)}. A resumed "
+            "run keeps its weights; use the saved values, or another --workdir to start from "
+            "these."
+        )
 
 
 def start_or_resume(

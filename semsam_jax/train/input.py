@@ -329,7 +329,7 @@ def part_evaluation_data(run: RunConfig, vocabulary: Vocabulary) -> EvalDataset 
     vocabulary = _evaluation_vocabulary(run, name, vocabulary)
     source = open_sources(run, (name,), "val", vocabulary)[name]
     frame = EvalFrame(run.data.image_size)
-    return EvalDataset(source, frame, run.eval_images, not run.data.root)
+    return EvalDataset.limited(source, frame, run.eval_images, not run.data.root)
 
 
 def _evaluation_vocabulary(run: RunConfig, name: str, vocabulary: Vocabulary) -> Vocabulary:
@@ -351,8 +351,8 @@ def evaluation_data(run: RunConfig, vocabulary: Vocabulary) -> EvalDataset | Non
     source = open_sources(run, (run.eval_dataset,), "val", vocabulary)[run.eval_dataset]
     is_own = run.eval_dataset == CUSTOM and bool(run.data.custom)
     is_sample = not run.data.root and not is_own
-    data = EvalDataset(source, EvalFrame(run.data.image_size), run.eval_images, is_sample)
-    data, report = data.surveyed()
+    frame = EvalFrame(run.data.image_size)
+    data, report = EvalDataset.limited(source, frame, run.eval_images, is_sample).surveyed()
     if not report.instances:
         raise DataError(
             f"{run.eval_dataset} val: none of the {len(source)} images has an annotated mask to "

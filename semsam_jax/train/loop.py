@@ -79,20 +79,23 @@ def train(
         vocabulary = input_lib.open_vocabulary(run, input_lib.used_datasets(run))
         learned = learned_names(run, vocabulary.names, saved or start_meta(run))
         model = build.build_model(run, len(learned))
-        best = BestCheckpoint(workdir, run.keep_best)
         text = build_text(
             run, model.config, vocabulary.names, vocabulary.num_objects, mesh, learned
         )
         meta, changes = build.build_meta(run, model, vocabulary, text.meta), []
         if saved is not None:
             changes = check_same_run(saved, meta, build.default_match(), allow_change)
+            build.check_same_start(saved, run)
             summary = report.finished_summary(workdir)
             # A run that was made longer has the summary of its first end.
             is_finished = summary is not None and summary.get("steps", 0) >= run.steps
             if is_finished and saved["step"] >= run.steps:
                 report.log_info(f"{workdir}: already finished; nothing is changed")
-                report.log_summary(summary, workdir, best)
+                report.log_summary(summary, workdir, BestCheckpoint(workdir, run.keep_best))
                 return summary
+        best = BestCheckpoint(workdir, run.keep_best, run.to_dict(), is_resumed=saved is not None)
+        if best.note:
+            report.log_info(best.note)
         held_out = input_lib.evaluation_data(run, vocabulary)
         data = input_lib.build_input(run, vocabulary, text.class_mask, mesh)
         stack.callback(data.close)

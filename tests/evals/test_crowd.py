@@ -40,7 +40,7 @@ class FakeImages(Source):
 
 def dataset(has_crowd: bool, in_image_frame: bool = False) -> EvalDataset:
     frame = EvalFrame(32, in_image_frame=in_image_frame)
-    return EvalDataset(FakeImages(has_crowd), frame, None, is_sample=False)
+    return EvalDataset(FakeImages(has_crowd), frame, is_sample=False)
 
 
 @pytest.mark.parametrize("in_image_frame", [False, True])

@@ -11,7 +11,7 @@ import pytest
 
 from semsam_jax.config import build
 from semsam_jax.core.errors import ConfigError
-from semsam_jax.evals.dataset_samples import EvalDataset, EvalFrame
+from semsam_jax.evals.dataset_samples import EvalDataset, EvalFrame, open_dataset
 from semsam_jax.evals.samples import ClassNames
 from semsam_jax.train.best import BestCheckpoint
 from semsam_jax.train.evaluation import HeldOutEvaluation
@@ -95,7 +95,7 @@ def test_an_evaluation_is_printed_and_kept_with_the_best_model(tmp_path, capsys)
 
 def test_parts_are_classes_of_their_own(tmp_path):
     """The branch calls strip 1 a handle, which is strip 2: third of three with the same class."""
-    data = EvalDataset(FakeParts(), EvalFrame(32), None, is_sample=False)
+    data = EvalDataset(FakeParts(), EvalFrame(32), is_sample=False)
     evaluator = HeldOutEvaluation(Reading(), data, META, ("one_click", "generic", "names"))
     state = TrainState(params={}, opt_state=(), step=jnp.int32(0))
     classes = evaluator.run(state, MetricWriter(tmp_path))["classes"]
@@ -122,7 +122,7 @@ def test_unknown_suites_are_told():
 
 def test_parts_without_names_are_clicked(tmp_path):
     source = FakeParts()
-    parts = EvalDataset(source, EvalFrame(32), None, is_sample=False)
+    parts = EvalDataset(source, EvalFrame(32), is_sample=False)
     meta = META | {"class_heads_trained": False}
     evaluator = HeldOutEvaluation(Reading(), dataset(has_crowd=False), meta, parts=parts)
     writer = MetricWriter(tmp_path)
@@ -149,3 +149,12 @@ def test_training_needs_no_extra():
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert "ConfigError: evaluate: " in done.stderr
     assert "pip install 'semsam-jax[eval]'" in done.stderr
+
+
+def test_a_part_of_the_images_is_spread_over_all_of_them():
+    everything = open_dataset("coco", None, "val", EvalFrame(64), None).source.example_ids
+    dataset, _ = open_dataset("coco", None, "val", EvalFrame(64), 3).surveyed()
+    last = len(everything) - 1
+    assert list(dataset.source.example_ids) == [everything[at] for at in (0, last // 2, last)]
+    assert len(dataset.samples()) == 3
+    assert dataset.notes[0] == f"coco: 3 of {last + 1} images are scored"
