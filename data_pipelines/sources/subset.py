@@ -20,6 +20,9 @@ class Subset(Source):
     Args:
         source: the reader.
         positions: which of its examples.
+
+    Attributes:
+        positions: the same.
     """
 
     def __init__(self, source: Source, positions: Sequence[int]):
@@ -27,22 +30,22 @@ class Subset(Source):
         self.has_masks, self.is_displayed = source.has_masks, source.is_displayed
         self.is_federated = source.is_federated
         self.index_folder = None
-        self._source, self._positions = source, tuple(positions)
-        self.example_ids = _Picked(source.example_ids, self._positions)
+        self._source, self.positions = source, tuple(positions)
+        self.example_ids = _Picked(source.example_ids, self.positions)
 
     def content_hash(self, positions: Sequence[int]) -> str:
         """See `Source.content_hash`; it also says which examples these are."""
-        inner = [self._positions[at] for at in positions]
+        inner = [self.positions[at] for at in positions]
         is_built = self._source.index_folder is not None  # records have a hash of their own
         files = self._source.fingerprint if is_built else self._source.content_hash(inner)
         content = f"{inner} {files}".encode()
         return hashlib.sha256(content).hexdigest()[:16]
 
     def _files(self, position: int) -> Sequence[pathlib.Path]:
-        return self._source._files(self._positions[position])
+        return self._source._files(self.positions[position])
 
     def _read(self, position: int) -> RawExample:
-        return self._source[self._positions[position]]
+        return self._source[self.positions[position]]
 
 
 def spread(length: int, limit: int | None) -> list[int]:

@@ -20,7 +20,7 @@ from data_pipelines.recipe import pipeline_config
 from data_pipelines.schema import DATASETS
 from data_pipelines.sources import Source, open_source
 from data_pipelines.sources.single_dataset import custom_classes, has_split, reader_options
-from data_pipelines.sources.subset import hold_out
+from data_pipelines.sources.subset import Subset, hold_out
 from data_pipelines.vocabulary import Vocabulary, build_vocabulary
 from semsam_jax.config import RunConfig
 from semsam_jax.core.checkpoint_io import cache_dir
@@ -283,21 +283,25 @@ def open_sources(
         options[CUSTOM] = own_options(run, split)
     sources = {}
     for name, root in roots.items():
-        is_divided = is_held_out(run, name, root)
-        sources[name] = open_source(
-            name,
-            root,
-            "train" if is_divided else split,
-            vocabulary,
-            cache=index_cache(),
-            **options.get(name, {}),
-        )
-        if is_divided:
-            index = open_index(sources[name], name, cache=index_cache(), num_threads=8)
-            sources[name] = hold_out(
-                sources[name], index.position, "; ".join(index.report.lines())
-            )[split == "val"]
+        reads = options.get(name, {})
+        if not is_held_out(run, name, root):
+            sources[name] = _open(name, root, split, vocabulary, reads)
+            continue
+        # Both splits choose as the evaluation reads, or an image could be in both.
+        judges = own_options(run, "val") if name == CUSTOM and run.data.custom else reads
+        source = _open(name, root, "train", vocabulary, judges)
+        index = open_index(source, name, cache=index_cache(), num_threads=8)
+        rest, held = hold_out(source, index.position, "; ".join(index.report.lines()))
+        if split == "train" and reads != judges:
+            rest = Subset(_open(name, root, "train", vocabulary, reads), rest.positions)
+        sources[name] = held if split == "val" else rest
     return sources
+
+
+def _open(
+    name: str, root: os.PathLike, split: str, vocabulary: Vocabulary, options: Mapping
+) -> Source:
+    return open_source(name, root, split, vocabulary, cache=index_cache(), **options)
 
 
 def own_options(run: RunConfig, split: str) -> dict[str, object]:

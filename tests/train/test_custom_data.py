@@ -110,6 +110,33 @@ def test_a_set_without_val_holds_images_out(tmp_path):
         opened(make_run(tmp_path))
 
 
+def test_boxes_and_masks_hold_the_same_images_out(tmp_path):
+    """The evaluation reads masks, the training boxes; few images have both."""
+
+    def change(content):
+        rows = content["annotations"]
+        content["images"] = [{"id": n, "file_name": f"p{1 + n % 2}.jpg"} for n in range(1, 13)]
+        content["annotations"] = [
+            {**rows[0], "id": n, "image_id": n} | ({} if n in (3, 4, 5) else {"segmentation": []})
+            for n in range(1, 13)
+        ]
+
+    custom_data.write(tmp_path, change)
+    run = make_run(tmp_path, data__custom_boxes_only=True)
+    vocabulary = input_lib.open_vocabulary(run, input_lib.used_datasets(run))
+    trained, held = (
+        input_lib.open_sources(run, ("custom",), split, vocabulary)["custom"]
+        for split in ("train", "val")
+    )
+    assert held.has_masks
+    assert not trained.has_masks
+    assert set(held.example_ids) < {"3", "4", "5"}
+    assert sorted([*trained.example_ids, *held.example_ids], key=int) == [
+        str(n) for n in range(1, 13)
+    ]
+    assert opened(run)[0].notes[0].startswith("custom: 11 training images")
+
+
 def test_what_is_held_out_depends_on_the_ids_alone(tmp_path):
     def images(numbers):
         def change(content):
