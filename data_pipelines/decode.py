@@ -23,6 +23,7 @@ MAX_PIXELS = 178_956_970
 """Maximum number of pixels (Pillow's limit): a file of 27 kB can hold more."""
 
 _FORMATS = ("JPEG", "PNG")
+_DARK = 1 << 13  # 10- and 12-bit cameras store values below this in files of 16 bits
 _NEAR = 0.75  # remaining scale from which two neighbours are enough
 _ORIENTATION_TAG = 0x0112
 _PNG_START, _PNG_TEXT = b"\x89PNG\r\n\x1a\n", (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type")
@@ -109,6 +110,20 @@ def check_header(
             return
     if not _has_end(data):
         raise DataError(f"{where}: the image is cut short, its end mark is missing.")
+
+
+def is_dark(data: bytes, *, where: str) -> bool:
+    """Whether a PNG of 16 bits is almost black at 8 bits, since all its values are below 2**13.
+
+    Decodes images of 16 bits only.
+
+    Raises:
+        DataError: such an image is damaged.
+    """
+    if not data.startswith(_PNG_START) or data[24:25] != b"\x10":  # its bits per value
+        return False
+    with _opened(data, where) as image:
+        return int(_to_rgb(image).max()) < _DARK >> 8
 
 
 def place_image(

@@ -27,14 +27,16 @@ NO_AREA_SHAPE = "shape without area"
 LOST_WHOLE = "part whose whole is not known"
 DOUBLED_ID = "annotation id that appears twice in its image"
 DOUBLED_FILE = "several for one file"
+DARK = "of 16 bits with all values below 8192"
 
 _SUBJECTS = {
     NO_IMAGE_ID: "image record",
     NO_RECORD: "image record",
     DOUBLED_FILE: "image record",
     NO_IMAGE_FILE: "annotation file",
+    DARK: "image",
 }
-_USED = (LOST_WHOLE, DOUBLED_ID, DOUBLED_FILE)
+_USED = (LOST_WHOLE, DOUBLED_ID, DOUBLED_FILE, DARK)
 _ADVICE = {
     FRACTIONS: "fractions of the image; wanted pixels: multiply x by its width and y by its height",
     PIXELS: "pixels; wanted fractions of the image: divide x by its width and y by its height",
@@ -42,6 +44,7 @@ _ADVICE = {
     "--config.data.custom_boxes_only=True in a run",
     DOUBLED_FILE: "each is an example without the annotations of the others, and one of them may "
     "be held out while another is trained on; give each file one record",
+    DARK: "almost black, since the high byte is read; rescale to 8 bits or the full 16-bit range",
 }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines import decode
-from data_pipelines.findings import Findings, Unused
+from data_pipelines.findings import DARK, Findings, Unused
 from data_pipelines.schema import RawExample
 from data_pipelines.transforms import masks, row
 from data_pipelines.vocabulary import Vocabulary
@@ -245,6 +245,9 @@ def look_at(example: RawExample) -> Entry:
         decode.check_header(
             example.image, where=where, size_hw=size, is_displayed=example.is_displayed
         )
+        if decode.is_dark(example.image, where=where):
+            unused = (*seen.unused, Unused(DARK, (where,)))
+            seen = dataclasses.replace(seen, unused=unused)
     except DataError as error:
         return dataclasses.replace(seen, reason="image", message=str(error))
     if not example.instances:

@@ -1,6 +1,7 @@
 """Loads an image from a path, PIL image or array as uint8 RGB, as displayed."""
 
 import contextlib
+import functools
 import os
 import stat
 import struct
@@ -26,6 +27,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray
 
+DARK = 1 << 13
+"""16-bit images with all values below this, as of 10- and 12-bit cameras, become almost black."""
+
 _LONGEST_PATH = 500
 _DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 
@@ -35,7 +39,8 @@ def load_image(image: ImageLike, max_pixels: int | None = None) -> UInt8[np.ndar
 
     EXIF rotation is applied, so pixel coordinates are those of the displayed image.
     Transparency is composited over white, palettes and CMYK are converted, 16-bit
-    values keep their high byte, an animation gives its first frame.
+    values keep their high byte (with a warning if none reaches 2**13), an animation
+    gives its first frame.
 
     Args:
         image: a path, a PIL image, or an array: uint8 or uint16 [h, w], [h, w, 1|3|4],
@@ -108,6 +113,7 @@ def _from_pil(image: Image.Image, where: str, max_pixels: int | None = None) -> 
         raise DataError(_too_large(where))
     if min(image.size) < 1:
         raise DataError(f"{where}: the image has no pixels, size {image.width}x{image.height}.")
+    is_deep = ";16" in str(getattr(image, "tile", ""))  # colour; known until the pixels are read
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise DataError(f"{where}: floating-point image; convert it to 8 or 16 bits first.")
@@ -116,12 +122,27 @@ def _from_pil(image: Image.Image, where: str, max_pixels: int | None = None) -> 
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise DataError(f"{where}: 32-bit greyscale image; convert it to 8 or 16 bits first.")
+        if values.max() < DARK:
+            warn_of_dark(where)
         grey = (values >> 8).astype(np.uint8)
         return np.ascontiguousarray(np.repeat(grey[..., None], 3, axis=-1))
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return np.array(image.convert("RGB"))
+    pixels = np.array(image.convert("RGB"))
+    if is_deep and pixels.max() < DARK >> 8:
+        warn_of_dark(where)
+    return pixels
+
+
+@functools.cache
+def warn_of_dark(where: str) -> None:
+    """Warns, once per name, of an image of 16 bits that is almost black at 8 bits."""
+    warnings.warn(
+        f"{where}: an image of 16 bits with all values below {DARK}, which is almost black, since "
+        f"the high byte is read; rescale it to the full 16-bit range or to 8 bits.",
+        stacklevel=2,
+    )
 
 
 def _from_array(array: np.ndarray) -> np.ndarray:
@@ -133,6 +154,8 @@ def _from_array(array: np.ndarray) -> np.ndarray:
     if array.shape[0] * array.shape[1] > MAX_PIXELS:
         raise DataError(_too_large("image"))
     if array.dtype == np.uint16:
+        if array.max() < DARK:
+            warn_of_dark("image")
         array = (array >> 8).astype(np.uint8)
     elif np.issubdtype(array.dtype, np.floating):
         if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from semsam_jax.core.errors import DataError
-from semsam_jax.inference.images import ImageLike, load_image
+from semsam_jax.inference.images import DARK, ImageLike, load_image, warn_of_dark
 from semsam_jax.inference.visualize import display_size
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ class RasterImage(LargeImage):
                 f"them first."
             )
         self._bands = [1, 1, 1] if dataset.count < 3 else [1, 2, 3]
+        self._highest = 0  # of the 16-bit values that were read
 
     @property
     def is_georeferenced(self) -> bool:
@@ -94,25 +95,32 @@ class RasterImage(LargeImage):
         return self.dataset.crs is not None and not self.dataset.transform.is_identity
 
     def read(self, x0: int, y0: int, x1: int, y1: int) -> UInt8[np.ndarray, "h w 3"]:
-        """Pixels of a window; 16-bit values keep their high byte."""
+        """Pixels of a window; 16-bit values keep their high byte, see `load_image`."""
         import rasterio
 
         try:
             bands = self.dataset.read(self._bands, window=((y0, y1), (x0, x1)))
         except rasterio.errors.RasterioError as error:
             raise DataError(f"{self.dataset.name}: cannot be read ({error}).") from error
-        return np.ascontiguousarray(_eight_bits(bands).transpose(1, 2, 0))
+        return self._pixels(bands)
 
     def overview(self, max_side: int) -> UInt8[np.ndarray, "h w 3"]:
         """A small copy, decoded at its size where the file has overviews."""
         scale = min(1.0, max_side / max(self.image_hw))
         shape = [max(1, round(side * scale)) for side in self.image_hw]
         bands = self.dataset.read(self._bands, out_shape=(3, *shape))
-        return np.ascontiguousarray(_eight_bits(bands).transpose(1, 2, 0))
+        return self._pixels(bands)
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the file, and warns if all 16-bit values that were read are dark."""
+        if 0 < self._highest < DARK:
+            warn_of_dark(self.dataset.name)
         self.dataset.close()
+
+    def _pixels(self, bands: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
+        if bands.dtype == np.uint16:
+            self._highest = max(self._highest, int(bands.max()))
+        return np.ascontiguousarray(_eight_bits(bands).transpose(1, 2, 0))
 
 
 class WatchedImage(LargeImage):

@@ -4,6 +4,7 @@ import json
 import struct
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
@@ -46,6 +47,32 @@ def test_two_names_never_become_one_file(tmp_path):
     report = check.check(read(write(tmp_path, change)))
     assert len(report.broken) == 2
     assert "day1/p1.jpg" in report.broken[0]
+
+
+def test_images_of_sixteen_bits_that_become_black_are_told(tmp_path):
+    """10- and 12-bit cameras store small values; the high byte alone is read."""
+
+    def report(pixels):
+        write(tmp_path, lambda c: [r.update(file_name=f"p{r['id']}.png") for r in c["images"]])
+        for number in (1, 2):
+            (tmp_path / f"images/p{number}.png").write_bytes(cv2.imencode(".png", pixels)[1])
+        source = read(tmp_path)
+        seen = check.check(source)
+        assert not seen.broken
+        started = open_index(source, "custom", cache=tmp_path / "cache").report.lines()
+        assert started == [f"custom: {line}" for line in seen.unused]
+        return seen.unused
+
+    for channels in ((), (3,)):
+        grey = np.random.default_rng(0).integers(0, 4096, (64, 96, *channels), np.uint16)
+        (line,) = report(grey)
+        assert line == (
+            "2 images used all the same, of 16 bits with all values below 8192 (almost black, "
+            "since the high byte is read; rescale to 8 bits or the full 16-bit range): custom/1; "
+            "custom/2"
+        )
+        assert not report(grey << 4)
+        assert not report((grey >> 8).astype(np.uint8))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import os
+import warnings
 
 import numpy as np
 import pytest
@@ -44,6 +45,25 @@ def test_sixteen_bits_keep_the_high_byte(tmp_path):
     Image.fromarray(deep).save(tmp_path / "d.png")
     for image in (tmp_path / "d.png", deep):
         np.testing.assert_array_equal(load_image(image)[..., 1], deep >> 8)
+
+
+def test_sixteen_bits_that_become_black_are_warned_of_once(tmp_path):
+    """10- and 12-bit cameras store small values."""
+    cv2 = pytest.importorskip("cv2")
+    images.warn_of_dark.cache_clear()
+    for name, channels in (("grey.png", ()), ("colour.png", (3,)), ("grey.tif", ())):
+        deep = RNG.integers(0, 4096, (12, 20, *channels), np.uint16)
+        cv2.imwrite(str(tmp_path / name), deep)
+        with pytest.warns(UserWarning, match=rf"{name}: an image of 16 bits .* rescale it to"):
+            np.testing.assert_array_equal(load_image(tmp_path / name)[..., ::-1].max(), 15)
+        with warnings.catch_warnings(action="error"):
+            load_image(tmp_path / name)  # once is enough
+            cv2.imwrite(str(tmp_path / f"full-{name}"), deep << 4)
+            load_image(tmp_path / f"full-{name}")
+            Image.fromarray((deep >> 8).astype(np.uint8)).save(tmp_path / f"eight-{name}")
+            load_image(tmp_path / f"eight-{name}")
+    with pytest.warns(UserWarning, match="image: an image of 16 bits"):
+        load_image(RNG.integers(0, 4096, (12, 20), np.uint16))
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "CMYK", "LA", "YCbCr"])

@@ -160,6 +160,13 @@ def test_a_georeferenced_file_gives_places_on_the_ground(tmp_path, monkeypatch):
     assert json.loads((out / "field.json").read_text())["image"]["width"] == HW[1]
     with pytest.raises(DataError, match="TIFF"):
         open_large(_broken(tmp_path))
+    with rasterio.open(path, "w", **about | {"dtype": "uint16"}) as file:
+        file.write(pixels.astype(np.uint16) << 4)
+    with (
+        pytest.warns(UserWarning, match=r"field\.tif: an image of 16 bits"),
+        open_large(path) as source,
+    ):
+        source.read(0, 0, 20, 10)
 
 
 def _broken(folder):
