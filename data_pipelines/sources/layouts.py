@@ -22,10 +22,8 @@ COCO, YOLO, LABELME, COCOTREE = "coco", "yolo", "labelme", "cocotree"
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
-_ALIASES = {
-    "train": ("train", "training", "Train"),
-    "val": ("val", "valid", "validation", "Validation", "Val"),
-}
+_ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation")}
+_CASES = (str.lower, str.capitalize, str.upper)
 _ONE_FILE = (
     "_annotations.coco.json",
     "labels.json",
@@ -42,7 +40,7 @@ WANTED = (
     "annotations/{split}.json with images/ (COCO); {split}/_annotations.coco.json (Roboflow); "
     "annotations/instances_{split}.json or instances_default.json with images/ (CVAT); "
     "result.json with images/ (Label Studio); {split}/labels.json with {split}/data/ (FiftyOne); "
-    "data.yaml with labels/{split}/*.txt (YOLO); {split}/*.json next to the images (LabelMe); "
+    "data.yaml with labels/{split}/*.txt (YOLO); {split}/**/*.json next to the images (LabelMe); "
     "annotations/instance_nodes.jsonl (COCOTree)"
 )
 
@@ -68,7 +66,8 @@ class Layout:
 
 def names_of(split: str) -> tuple[str, ...]:
     """Names that tools use for a split."""
-    return _ALIASES.get(split, (split,))
+    names = _ALIASES.get(split, (split,))
+    return tuple(dict.fromkeys([split, *(case(name) for case in _CASES for name in names)]))
 
 
 def annotation_places(split: str) -> list[str]:
@@ -123,18 +122,17 @@ def find_layout(
     yolo = _yolo(root, split)
     if yolo is not None:
         return yolo
-    for name in names_of(split):
-        if _has_labelme(root / name):
-            return Layout(LABELME, None, (root / name,))
+    for folder in _labelme_folders(root, split):
+        if _is_labelme(_json_files(folder)):
+            return Layout(LABELME, None, (folder,))
     if split != "train" or _has_splits(root):
         return None
     for place in _ONE_FILE:
         file = root / place
         if file.is_file():
             return Layout(COCO, file, _folders(root, file, split, images), is_whole=True)
-    if _has_labelme(root):
-        return Layout(LABELME, None, (root,), is_whole=True)
-    return None
+    whole = Layout(LABELME, None, (root,), is_whole=True)
+    return whole if _is_labelme(labelme_files(whole)) else None
 
 
 def layout_error(dataset: str, root: pathlib.Path, split: str) -> DataError:
@@ -171,9 +169,36 @@ def files_below(folder: pathlib.Path, suffixes: Sequence[str]) -> list[pathlib.P
     return sorted(found)
 
 
-def json_files(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The JSON files of a folder that are not hidden, by name."""
-    return sorted(path for path in folder.glob("*.json") if not _is_hidden(path.name))
+def labelme_files(layout: Layout) -> list[pathlib.Path]:
+    """LabelMe's JSON files of a split, in its folder and all below, by name.
+
+    Raises:
+        DataError: a folder without splits holds folders of them deep inside.
+    """
+    (root,) = layout.folders
+    files = _json_files(root)
+    if not layout.is_whole:
+        return files
+    others = {name for split in ("val", "test") for name in names_of(split)}
+    of_splits = {file for file in files if others & set(file.relative_to(root).parts[:-1])}
+    known = {folder for split in ("val", "test") for folder in _labelme_folders(root, split)}
+    odd = sorted(file for file in of_splits if not known & set(file.parents))
+    if _is_labelme(odd):
+        raise DataError(
+            f"{odd[0].parent}: LabelMe files in a folder named like a split, deep inside {root}; "
+            "wanted train/ and val/ in that folder itself: move them there, or rename the folder"
+        )
+    return [file for file in files if file not in of_splits]
+
+
+def _json_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    files = files_below(folder, (".json",)) if folder.is_dir() else []
+    return [file for file in files if file.name != "PROVENANCE.json"]
+
+
+def _labelme_folders(root: pathlib.Path, split: str) -> list[pathlib.Path]:
+    """Where LabelMe's files of a split may be."""
+    return [root / place for n in names_of(split) for place in (n, f"images/{n}")]
 
 
 def _is_hidden(name: str) -> bool:
@@ -266,13 +291,11 @@ def _has_splits(root: pathlib.Path) -> bool:
     )
 
 
-def _has_labelme(folder: pathlib.Path) -> bool:
-    """Whether a folder holds LabelMe files, judged by one of them."""
-    if not folder.is_dir():
+def _is_labelme(files: Sequence[pathlib.Path]) -> bool:
+    """Whether JSON files are LabelMe's, judged by the first of those in the highest folder."""
+    if not files:
         return False
-    file = next(iter(json_files(folder)), None)
-    if file is None:
-        return False
+    file = min(files, key=lambda path: (len(path.parts), path))
     try:
         content = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError):

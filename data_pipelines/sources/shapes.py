@@ -38,8 +38,8 @@ from data_pipelines.sources.layouts import (
     Layout,
     files_below,
     find_layout,
-    json_files,
     label_folder,
+    labelme_files,
     layout_error,
     read_yaml,
 )
@@ -83,7 +83,8 @@ class _ShapeFolder(Source):
         self._images: list[pathlib.Path] = []
         self._find(layout)
         folder = layout.folders[0]
-        self.annotation_files = (folder, *((layout.file,) if layout.file else ()))
+        folders = dict.fromkeys([folder, *(image.parent for image in self._images)])
+        self.annotation_files = (*folders, *((layout.file,) if layout.file else ()))
         self.example_ids = StringTable.of(
             path.relative_to(folder).with_suffix("").as_posix() for path in self._images
         )
@@ -223,7 +224,8 @@ class LabelMeFolder(_ShapeFolder):
     Polygons, rectangles, circles and masks have an area; points and lines are counted and left out.
 
     Args:
-        root: the folder of images and JSON files, or the one above `train` and `val`.
+        root: the folder of images and JSON files, or the one above `train` and `val`; folders
+            below them are read too, and example ids are paths.
         split: `train`, `val` or another name.
         vocabulary: must hold the classes under the name `dataset`.
         dataset: the user's name for the set.
@@ -236,10 +238,10 @@ class LabelMeFolder(_ShapeFolder):
         (folder,) = layout.folders
         alone = []
         self._texts: list[pathlib.Path] = []
-        for file in labelme_files(folder):
+        for file in labelme_files(layout):
             image = self._image_of(file)
             if image is None:
-                alone.append(file.name)
+                alone.append(file.relative_to(folder).as_posix())
                 continue
             self._images.append(image)
             self._texts.append(file)
@@ -324,15 +326,10 @@ class LabelMeFolder(_ShapeFolder):
             raise builder.broken(f"{what}: {error}") from error
 
 
-def labelme_files(folder: pathlib.Path) -> list[pathlib.Path]:
-    """LabelMe's JSON files in a folder."""
-    return [path for path in json_files(folder) if path.name != "PROVENANCE.json"]
-
-
 def labelme_names(layout: Layout) -> list[str]:
     """Names of all shapes of a split, in order of appearance; broken files have none."""
     names: dict[str, None] = {}
-    for file in labelme_files(layout.folders[0]):
+    for file in labelme_files(layout):
         shapes = _content(file).get("shapes")
         for shape in shapes if isinstance(shapes, list) else ():
             if isinstance(shape, dict):

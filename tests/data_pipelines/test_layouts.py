@@ -157,6 +157,35 @@ def test_what_tools_export_is_read_as_it_is(make, tmp_path):
             read(tmp_path, "val")
 
 
+def test_labelme_folders_in_folders_are_read(tmp_path):
+    labelme(tmp_path, ("train", "train/a", "train/b/c", "val/a"))
+    source = read(tmp_path)
+    assert list(source.example_ids) == ["a/p1", "a/p2", "b/c/p1", "b/c/p2", "p1", "p2"]
+    assert check.check(source).classes == {"dog": 6, "cat": 6}
+    assert list(read(tmp_path, "val").example_ids) == ["a/p1", "a/p2"]
+    (tmp_path / "train/b/c/p1.jpg").unlink()
+    assert check.check(read(tmp_path)).unused[0].endswith("next to it: b/c/p1.json")
+
+
+def test_labelme_in_folders_without_splits(tmp_path):
+    labelme(tmp_path, ("day1", "day2"))
+    file = tmp_path / "day2/p1.json"
+    content = json.loads(file.read_text())
+    content["shapes"][0]["label"] = "bird"  # a class that only the second folder has
+    file.write_text(json.dumps(content))
+    assert check.check(read(tmp_path)).classes == {"dog": 3, "cat": 4, "bird": 1}
+
+
+@pytest.mark.parametrize("val", ["val", "images/val", "Valid"])
+def test_labelme_of_another_split_is_not_trained_on(val, tmp_path):
+    labelme(tmp_path, ("", "day1", val, "test"))
+    assert list(read(tmp_path).example_ids) == ["day1/p1", "day1/p2", "p1", "p2"]
+    assert list(read(tmp_path, "val").example_ids) == ["p1", "p2"]
+    labelme(tmp_path, ("day1/val",))
+    with pytest.raises(DataError, match=r"day1/val: LabelMe files .* wanted train/ and val/"):
+        read(tmp_path)
+
+
 def test_check_names_the_split_that_it_does_not_look_at(tmp_path, capsys):
     roboflow(tmp_path / "custom")
     for place in (["--root", str(tmp_path / "custom")], ["--data.root", str(tmp_path)]):
