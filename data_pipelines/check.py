@@ -261,8 +261,12 @@ def main(arguments: list[str] | None = None, prog: str = COMMAND) -> int:
         print(f"contact sheet: {args.contact_sheet}")
     others = [] if args.dataset in DATASETS else [s for s in ("train", "val") if s != args.split]
     for split in others:
-        if has_split(dataset_folder(args), split):
-            print(f"not checked: split {split} (use --split {split})")
+        try:
+            if has_split(dataset_folder(args), split):
+                print(f"not checked: split {split} (use --split {split})")
+        except DataError as error:
+            print(f"{COMMAND}: {error}", file=sys.stderr)
+            return 1
     return 1 if report.broken else 0
 
 

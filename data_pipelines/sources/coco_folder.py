@@ -27,8 +27,9 @@ from data_pipelines.sources.coco_json import (
     add_annotations,
     load_table,
 )
+from data_pipelines.sources.image_files import ImagePlaces
 from data_pipelines.sources.json_stream import read_elements
-from data_pipelines.sources.layouts import ImagePlaces, find_layout, layout_error
+from data_pipelines.sources.layouts import find_layout, layout_error
 from data_pipelines.sources.panoptic import class_labels
 from data_pipelines.sources.values import IdCodes, clean_text, is_storable, short
 from data_pipelines.vocabulary import Vocabulary

@@ -4,23 +4,17 @@ Nothing is renamed or copied. The layout is detected by file names; an unknown o
 list of all layouts.
 """
 
+import contextlib
 import dataclasses
-import functools
 import json
-import os
 import pathlib
-import unicodedata
-from collections.abc import Callable, Sequence
-from urllib import parse
+from collections.abc import Sequence
 
-import yaml
-
-from data_pipelines.sources.values import plain_name
+from data_pipelines.sources.image_files import IMAGE_SUFFIXES, files_below
+from data_pipelines.sources.yolo_splits import label_folder, stated_places
 from semsam_jax.core.errors import DataError
 
 COCO, YOLO, LABELME, COCOTREE = "coco", "yolo", "labelme", "cocotree"
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 _ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation")}
 _CASES = (str.lower, str.capitalize, str.upper)
@@ -53,8 +47,9 @@ class Layout:
         kind: `COCO`, `YOLO`, `LABELME` or `COCOTREE`.
         file: the annotation file (COCO, COCOTree), `data.yaml` (YOLO, None where there is none);
             None for LabelMe.
-        folders: where its images may be, the likeliest first; COCOTree: the list of the images
-            that are no training images, if it is there.
+        folders: where its images may be, the likeliest first; YOLO: all its folders of images and
+            lists of images; COCOTree: the list of the images that are no training images, if it
+            is there.
         is_whole: the folder has no splits, this is all of it.
     """
 
@@ -105,6 +100,9 @@ def find_layout(
 
     Returns:
         The layout, or None if the folder has no such split.
+
+    Raises:
+        DataError: a description names a split that is not there.
     """
     if annotations is not None:
         file = root / annotations
@@ -138,35 +136,16 @@ def find_layout(
 def layout_error(dataset: str, root: pathlib.Path, split: str) -> DataError:
     """The error for a folder without such a split; raise it."""
     found = sorted(entry.name for entry in root.iterdir())[:12]
-    others = [name for name in ("train", "val", "test") if find_layout(root, name)]
+    others = []
+    for name in ("train", "val", "test"):
+        with contextlib.suppress(DataError):  # what is wrong with other splits is not asked
+            others += [name] if find_layout(root, name) else []
     there = f"; it has {', '.join(others)}" if others else ""
     return DataError(
         f"{dataset} {split}: layout of {root} not recognised: no annotations of split "
         f"{split}{there}; wanted {WANTED.format(split=split)}; found {found}; rename the files to "
         "one of these"
     )
-
-
-def files_below(folder: pathlib.Path, suffixes: Sequence[str]) -> list[pathlib.Path]:
-    """Files below a folder with one of some endings, by name; links to folders are followed.
-
-    Hidden ones are left out: a Mac writes a `._NAME` next to every file on a foreign disk.
-
-    Raises:
-        DataError: a folder cannot be read.
-    """
-
-    def refuse(error: OSError) -> None:
-        raise DataError(f"{error.filename}: cannot be read ({error.strerror}); check its rights")
-
-    found = []
-    for above, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        folders[:] = [
-            name for name in folders if not _is_hidden(name) and not _is_loop(above, name)
-        ]
-        files = (pathlib.Path(above, name) for name in names if not _is_hidden(name))
-        found += [file for file in files if file.suffix.lower() in suffixes and file.is_file()]
-    return sorted(found)
 
 
 def labelme_files(layout: Layout) -> list[pathlib.Path]:
@@ -201,16 +180,6 @@ def _labelme_folders(root: pathlib.Path, split: str) -> list[pathlib.Path]:
     return [root / place for n in names_of(split) for place in (n, f"images/{n}")]
 
 
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".")
-
-
-def _is_loop(above: str, name: str) -> bool:
-    """Whether a folder is a link to one that it lies in."""
-    target, place = os.path.realpath(os.path.join(above, name)), os.path.realpath(above)
-    return place == target or place.startswith(os.path.join(target, ""))
-
-
 def _folders(
     root: pathlib.Path, file: pathlib.Path, split: str, images: str | None
 ) -> tuple[pathlib.Path, ...]:
@@ -227,62 +196,30 @@ def _folders(
 
 
 def _yolo(root: pathlib.Path, split: str) -> Layout | None:
-    """Finds `labels` next to `images`, above or below the split."""
+    """Finds what data.yaml names for a split, else `labels` next to `images`.
+
+    Raises:
+        DataError: data.yaml names something that is not there.
+    """
     described = next((p for p in (root / "data.yaml", root / "dataset.yaml") if p.is_file()), None)
-    places = [root / place for n in names_of(split) for place in (f"images/{n}", f"{n}/images")]
-    if described is not None:
-        places = [*_stated_in(described, split), *places]
-    for images in places:
-        if images.is_dir() and label_folder(images).is_dir():
-            return Layout(YOLO, described, (images,))
+    places = _yolo_places(root, described, split)
+    if places:
+        return Layout(YOLO, described, places)
     images = root / "images"
-    is_whole = split == "train" and images.is_dir() and (root / "labels").is_dir()
-    if is_whole and any((root / "labels").glob("*.txt")):
+    is_whole = split == "train" and images.is_dir() and any((root / "labels").glob("*.txt"))
+    if is_whole and not any(_yolo_places(root, described, other) for other in ("val", "test")):
         return Layout(YOLO, described, (images,), is_whole=True)
     return None
 
 
-def _stated_in(described: pathlib.Path, split: str) -> list[pathlib.Path]:
-    """The folders that data.yaml names for a split, relative to the file.
-
-    Its `path` is that of the machine it was written on, and Roboflow writes `../train/images`.
-    """
-    content = read_yaml(described)
-    found = []
-    for name in names_of(split):
-        value = content.get(name)
-        for place in value if isinstance(value, list) else [value]:
-            if isinstance(place, str):
-                parts = [part for part in pathlib.PurePosixPath(plain_name(place)).parts]
-                while parts and parts[0] in ("..", "."):
-                    parts = parts[1:]
-                found.append(described.parent.joinpath(*parts))
-    return found
-
-
-def read_yaml(file: pathlib.Path) -> dict:
-    """Reads YOLO's description of a dataset.
-
-    Raises:
-        DataError: it is no YAML mapping.
-    """
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        detail = " ".join(str(error).split())
-        raise DataError(f"{file}: cannot be read as YAML ({detail}); repair the file") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{file}: holds a {type(content).__name__}; wanted keys such as names")
-    return content
-
-
-def label_folder(images: pathlib.Path) -> pathlib.Path:
-    """The folder of YOLO labels of a folder of images: the last `images` becomes `labels`."""
-    parts = list(images.parts)
-    if "images" not in parts:
-        return images
-    at = len(parts) - 1 - parts[::-1].index("images")
-    return pathlib.Path(*parts[:at], "labels", *parts[at + 1 :])
+def _yolo_places(
+    root: pathlib.Path, described: pathlib.Path | None, split: str
+) -> tuple[pathlib.Path, ...]:
+    names = names_of(split)
+    stated = () if described is None else stated_places(described, names)
+    usual = [root / place for name in names for place in (f"images/{name}", f"{name}/images")]
+    found = (images for images in usual if images.is_dir() and label_folder(images).is_dir())
+    return stated or tuple(found)[:1]
 
 
 def _has_splits(root: pathlib.Path) -> bool:
@@ -301,83 +238,3 @@ def _is_labelme(files: Sequence[pathlib.Path]) -> bool:
     except (OSError, ValueError, RecursionError):
         return any(file.with_suffix(suffix).is_file() for suffix in IMAGE_SUFFIXES)
     return isinstance(content, dict) and "shapes" in content
-
-
-def _of_url(name: str) -> str:
-    """The path in a URL; Label Studio's names of local files have it behind `?d=`."""
-    parts = parse.urlsplit(name)
-    return parse.parse_qs(parts.query).get("d", [parse.unquote(parts.path)])[0]
-
-
-_SPELLINGS: tuple[Callable[[str], str], ...] = (
-    str,
-    _of_url,
-    # One letter with an accent, or a letter and an accent: a Mac's archives have the second.
-    functools.partial(unicodedata.normalize, "NFC"),
-    functools.partial(unicodedata.normalize, "NFD"),
-)
-
-
-class ImagePlaces:
-    """Maps the file names of an annotation file to files on disk, by one rule for all of them.
-
-    Names may start with folders that do not exist here (those of the machine they were written on,
-    or the image folder's own name), be URLs, or have accents in another form of Unicode; as many
-    leading folders are removed as needed to find the images. Two names never become one file.
-
-    Args:
-        names: the names as the file states them.
-        folders: where the images may lie.
-    """
-
-    _TRIED = 24
-    _MOST_FOLDERS = 8
-
-    def __init__(self, names: Sequence[str], folders: Sequence[pathlib.Path]):
-        self._folder, self._skip, self._spell = folders[0], 0, _SPELLINGS[0]
-        step = max(1, len(names) // self._TRIED)
-        tried = [name for name in (names[at] for at in range(0, len(names), step)) if name]
-        best = 0
-        for spell in _SPELLINGS:
-            spelled = [_spelled(spell, name) for name in tried]
-            if spell is not _SPELLINGS[0] and spelled == tried:
-                continue
-            depth = max((plain_name(name).count("/") for name in spelled), default=0)
-            for skip in range(min(depth, self._MOST_FOLDERS) + 1):
-                for folder in folders:
-                    found = sum(_is_file(folder.joinpath(*_cut(name, skip))) for name in spelled)
-                    if found > best and self._stay_apart(names, spell, skip):
-                        best = found
-                        self._folder, self._skip, self._spell = folder, skip, spell
-                if best == len(tried):
-                    return
-
-    def path(self, name: str) -> pathlib.Path:
-        """The file of a name; it need not exist."""
-        return self._folder.joinpath(*_cut(_spelled(self._spell, name), self._skip))
-
-    @staticmethod
-    def _stay_apart(names: Sequence[str], spell: Callable[[str], str], skip: int) -> bool:
-        if spell is _SPELLINGS[0] and not skip:
-            return True
-        return len({_cut(_spelled(spell, name), skip) for name in names}) == len(set(names))
-
-
-def _spelled(spell: Callable[[str], str], name: str) -> str:
-    try:
-        return spell(name)
-    except ValueError:  # no URL, such as http://[
-        return name
-
-
-def _cut(name: str, skip: int) -> tuple[str, ...]:
-    """A name without its first folders."""
-    parts = pathlib.PurePosixPath(plain_name(name)).parts
-    return parts[min(skip, len(parts) - 1) :] if parts else ()
-
-
-def _is_file(path: pathlib.Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name too long for the disk
-        return False

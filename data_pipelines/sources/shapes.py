@@ -31,17 +31,14 @@ from data_pipelines.sources.coco_folder import (
     unknown_error,
     unknown_names,
 )
+from data_pipelines.sources.image_files import IMAGE_SUFFIXES
 from data_pipelines.sources.layouts import (
-    IMAGE_SUFFIXES,
     LABELME,
     YOLO,
     Layout,
-    files_below,
     find_layout,
-    label_folder,
     labelme_files,
     layout_error,
-    read_yaml,
 )
 from data_pipelines.sources.values import (
     clean_text,
@@ -51,6 +48,7 @@ from data_pipelines.sources.values import (
     plain_name,
     short,
 )
+from data_pipelines.sources.yolo_splits import labels_of_folder, labels_of_list, read_yaml
 from data_pipelines.vocabulary import Vocabulary
 from semsam_jax.core.errors import DataError
 from semsam_jax.core.rle import encode_mask
@@ -82,12 +80,13 @@ class _ShapeFolder(Source):
             raise layout_error(dataset, self.root, split)
         self._images: list[pathlib.Path] = []
         self._find(layout)
-        folder = layout.folders[0]
-        folders = dict.fromkeys([folder, *(image.parent for image in self._images)])
-        self.annotation_files = (*folders, *((layout.file,) if layout.file else ()))
-        self.example_ids = StringTable.of(
-            path.relative_to(folder).with_suffix("").as_posix() for path in self._images
-        )
+        places = dict.fromkeys([*layout.folders, *(image.parent for image in self._images)])
+        self.annotation_files = (*places, *((layout.file,) if layout.file else ()))
+        # Of one folder, ids are relative to it; of several and of lists, to the dataset's.
+        is_one = len(layout.folders) == 1 and layout.folders[0].is_dir()
+        base = layout.folders[0] if is_one else self.root
+        paths = (pathlib.Path(os.path.relpath(path, base)) for path in self._images)
+        self.example_ids = StringTable.of(path.with_suffix("").as_posix() for path in paths)
 
     @abc.abstractmethod
     def _find(self, layout: Layout) -> None:
@@ -127,34 +126,30 @@ class YoloFolder(_ShapeFolder):
     kind = YOLO
 
     def _find(self, layout: Layout) -> None:
-        (self._folder,) = layout.folders
-        self._label_folder = label_folder(self._folder)
         self._names = yolo_names(layout)
-        images = files_below(self._folder, IMAGE_SUFFIXES)
-        self._images = images
-        stems = {image.relative_to(self._folder).with_suffix("").as_posix() for image in images}
-        if len(stems) != len(images):
+        found: dict[pathlib.Path, pathlib.Path] = {}  # image -> label file
+        alone: list[str] = []
+        for place in layout.folders:
+            if place.is_dir():
+                found |= labels_of_folder(place, alone)
+            else:
+                found |= labels_of_list(place, layout.file)
+        self._images, self._label_files = list(found), list(found.values())
+        if len(set(self._label_files)) != len(found):
             raise DataError(
-                f"{self.dataset}: {self._folder} has images of one name with different endings; "
-                "wanted one image for each label file"
+                f"{self.dataset}: {layout.folders[0]} has images of one name with different "
+                "endings; wanted one image for each label file"
             )
-        files = files_below(self._label_folder, (".txt",))
-        texts = (path.relative_to(self._label_folder) for path in files)
-        alone = [t.as_posix() for t in texts if t.with_suffix("").as_posix() not in stems]
-        alone = sorted(name for name in alone if name != "classes.txt")
         if alone:
             named = tuple(alone[: findings.NAMED])
             self.unused = (Unused(findings.NO_IMAGE_FILE, named, len(alone)),)
 
-    def _label_file(self, position: int) -> pathlib.Path:
-        return self._label_folder / f"{self.example_ids[position]}.txt"
-
     def _files(self, position: int) -> tuple[pathlib.Path, ...]:
-        return self._images[position], self._label_file(position)
+        return self._images[position], self._label_files[position]
 
     def _read(self, position: int) -> RawExample:
         builder = ExampleBuilder(self, position, self._images[position])
-        file = self._label_file(position)
+        file = self._label_files[position]
         lines = file.read_text(encoding="utf-8-sig").splitlines() if file.is_file() else []
         for number, line in enumerate(lines, start=1):
             if line.split():
