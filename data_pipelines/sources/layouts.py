@@ -204,12 +204,28 @@ def _yolo(root: pathlib.Path, split: str) -> Layout | None:
     described = next((p for p in (root / "data.yaml", root / "dataset.yaml") if p.is_file()), None)
     places = _yolo_places(root, described, split)
     if places:
+        if split == "train":
+            _check_apart(root, described, places)
         return Layout(YOLO, described, places)
     images = root / "images"
     is_whole = split == "train" and images.is_dir() and any((root / "labels").glob("*.txt"))
     if is_whole and not any(_yolo_places(root, described, other) for other in ("val", "test")):
         return Layout(YOLO, described, (images,), is_whole=True)
     return None
+
+
+def _check_apart(
+    root: pathlib.Path, described: pathlib.Path | None, places: tuple[pathlib.Path, ...]
+) -> None:
+    """Refuses a training folder around the validation images: folders are read to any depth."""
+    inside: list[pathlib.Path] = []
+    with contextlib.suppress(DataError):  # what is wrong with val is said when it is asked for
+        inside = [v for v in _yolo_places(root, described, "val") if set(v.parents) & set(places)]
+    if inside:
+        raise DataError(
+            f"{described or root}: the folder of val, {inside[0]}, lies in one of train, so its "
+            "images would be trained on; name train's own folders, or lists of images"
+        )
 
 
 def _yolo_places(

@@ -170,6 +170,16 @@ def test_all_images_are_no_training_split_where_some_are_of_another(described, t
         read(tmp_path)
 
 
+@pytest.mark.parametrize("val", ["val: images/val\n", ""])
+def test_a_training_folder_around_the_validation_images_is_refused(val, tmp_path):
+    write(tmp_path, f"train: images\n{val}", "a", "val/b")
+    with pytest.raises(DataError, match=r"the folder of val, .*images/val, lies in one of train"):
+        read(tmp_path)
+    assert list(read(tmp_path, "val").example_ids) == ["b"]
+    write(tmp_path, "train: images\nval: images\n", "a")  # the same twice is a decision
+    assert len(read(tmp_path)) == 2
+
+
 def test_a_changed_list_is_another_dataset(tmp_path):
     flat(tmp_path)
     before = read(tmp_path).fingerprint
