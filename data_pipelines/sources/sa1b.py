@@ -59,6 +59,11 @@ class SA1B(Source):
             if split != "train":
                 raise self._layout_error(f"a folder {split}/ (without one, only train exists)")
             folder = self.root
+            others = [name for name in ("val", "test") if (folder / name).is_dir()]
+            if others and not any(folder.glob("*.tar")):  # loose images are found at any depth
+                raise self._layout_error(
+                    f"a folder train/ next to {others[0]}/, whose images would be trained on"
+                )
         self._folder = folder
         self._listing = read_listing(folder, None if cache is None else pathlib.Path(cache))
         self.example_ids = self._listing.names

@@ -75,7 +75,7 @@ def read_listing(folder: pathlib.Path, cache: pathlib.Path | None = None) -> Lis
         cache: where listings are kept; None scans every time and keeps the result in memory.
 
     Raises:
-        DataError: archives and loose images lie side by side.
+        DataError: archives lie next to loose images, or next to folders with more.
     """
     if cache is None:
         return _scan(folder)[0]
@@ -157,6 +157,12 @@ def _scan(folder: pathlib.Path) -> tuple[Listing, dict[str, list[int]]]:
             f"({min(loose)} ...); wanted one kind, since an image in both would count twice; "
             "move one kind to another folder"
         )
+    nested = _nested(folder)
+    if nested:
+        raise DataError(
+            f"sa1b: {folder} holds archives ({archives[0].name} ...) next to a folder of more "
+            f"({nested} ...), which would not be read; move them into one folder, of one kind"
+        )
     with futures.ThreadPoolExecutor(8) as pool:
         found = list(pool.map(_members, range(len(archives)), archives))
     names = StringTable.of(name for part, _ in found for name in part)
@@ -164,6 +170,19 @@ def _scan(folder: pathlib.Path) -> tuple[Listing, dict[str, list[int]]]:
         names, tuple(path.name for path in archives), np.concatenate([p for _, p in found])
     )
     return listing, stamp_of(folder, [path.name for path in archives])
+
+
+def _nested(folder: pathlib.Path) -> str:
+    """An archive or image in a folder below, other splits aside; "" if there is none."""
+    with os.scandir(folder) as entries:
+        below = sorted(e.name for e in entries if e.is_dir() and e.name not in ("val", "test"))
+    for name in below:
+        if not name.startswith("."):
+            with os.scandir(folder / name) as entries:
+                for entry in entries:
+                    if entry.name.endswith((".tar", ".jpg")) and not entry.name.startswith("."):
+                        return f"{name}/{entry.name}"
+    return ""
 
 
 def _archives(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -38,6 +38,30 @@ def test_other_members_and_archives_in_a_split_folder(tmp_path):
     assert open_source("sa1b", tmp_path, "val", NOTHING).example_ids == ("sa_2", "sa_9")
 
 
+def test_images_of_val_are_not_training_images(tmp_path):
+    """Without a folder train all of the root is train; loose images are found at any depth."""
+    write_scenes("sa1b", tmp_path, "sa_000000", SCENES[:2])
+    assert len(open_sa1b(tmp_path)) == 2
+    write_scenes("sa1b", tmp_path, "val", SCENES[2:])
+    with pytest.raises(DataError, match="wanted a folder train/ next to val/"):
+        open_sa1b(tmp_path)
+    assert len(open_source("sa1b", tmp_path, "val", NOTHING)) == 3
+
+
+@pytest.mark.parametrize("kind", ["archives", "images"])
+def test_folders_next_to_archives_are_not_dropped(kind, tmp_path):
+    write_sa1b_archives(tmp_path, SCENES[:2], 2)
+    (tmp_path / "lists").mkdir()
+    write_scenes("sa1b", tmp_path, "val", SCENES[2:])
+    assert len(open_sa1b(tmp_path)) == 2
+    if kind == "images":
+        write_scenes("sa1b", tmp_path, "more", SCENES[2:])
+    else:
+        write_sa1b_archives(tmp_path / "more", SCENES[2:], 3)
+    with pytest.raises(DataError, match=r"next to a folder of more \(more/sa_.*would not be read"):
+        open_sa1b(tmp_path)
+
+
 @pytest.mark.parametrize("place", ["inside the last JSON", "inside its header"])
 def test_an_archive_that_is_cut_off_is_named_and_the_rest_is_read(tmp_path, place):
     write_sa1b_archives(tmp_path, SCENES, 3)
