@@ -9,7 +9,7 @@ Batch 16 for 368,750 steps is 50 epochs of train2017, as in those two projects.
 Hardware: 16 rows a step: one v5e-16 slice, or two 80 GB cards.
 Hours: see the table in docs/recipes.md; estimated from counted arithmetic, not measured.
 Published for Swin-T from COCO alone: PQ 54.6, mask AP 46.1, box AP 50.1; with a tenth of SA-1B
-added 55.2 | 47.4 | 52.3 (arXiv 2307.04767, table 5). Ours: not trained yet.
+added 55.2 | 47.4 | 52.3 (arXiv 2307.04767). Ours: not trained yet.
 """
 
 from ml_collections import ConfigDict

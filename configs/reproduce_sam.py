@@ -8,7 +8,7 @@ best takes all of the loss. Everything else is sa1b.py.
 
 Hardware and hours: as sa1b.py:swin_l.
 Published (1-IoU at all granularities, 1,000 images of SA-1B): many-to-one 73.2, many-to-many
-89.0 (arXiv 2307.04767, table 4). Ours: not trained yet.
+89.0 (arXiv 2307.04767). Ours: not trained yet.
 """
 
 from ml_collections import ConfigDict

@@ -18,7 +18,7 @@ Hardware: 64 rows a step; docs/scale.md says how many of them a chip takes. The 
 they do not fit.
 Hours: see the table in docs/recipes.md; estimated from counted arithmetic, not measured.
 Published with this recipe (1-click mIoU on COCO val2017, Max | Oracle): Swin-T 54.5 | 73.8,
-Swin-L 57.0 | 74.2 (arXiv 2307.04767, table 2); the released weights are listed with 55.1 | 74.1
+Swin-L 57.0 | 74.2 (arXiv 2307.04767); the released weights are listed with 55.1 | 74.1
 for Swin-L. Ours: not trained yet.
 """
 

@@ -9,7 +9,7 @@ prompts, 16 + 16 rows a step. COCO is seen 50 times, 16 rows at a rate of 1e-4, 
 DINO and OpenSeeD; PASCAL Part 138 times in 40,000 steps (the authors' number is not published).
 
 Hardware: 32 rows a step: one v5e-16 slice, or 8 cards of 80 GB with --config.accumulate=2.
-Published for Swin-T (arXiv 2307.04767, tables 3 and 5): COCO with a tenth of SA-1B: PQ 55.2, mask
+Published for Swin-T (arXiv 2307.04767): COCO with a tenth of SA-1B: PQ 55.2, mask
 AP 47.4, box AP 52.3; PASCAL Part with SA-1B: part AP 28.0 of boxes, 31.4 of masks.
 Ours: not trained yet.
 """

@@ -4,7 +4,7 @@ One forward pass per image serves all tasks. The vocabulary is the list of names
 dataset, whether the model was trained on it or not: open-vocabulary ADE20k is this evaluation with
 ADE20k's 150 names on a model that never saw ADE20k.
 
-Source: docs/reference.md, section 13, inference; arXiv 2307.04767, tables 2 and 3.
+Source: docs/reference.md, section 13, inference; arXiv 2307.04767, section 4.
 """
 
 import dataclasses

@@ -10,7 +10,7 @@ A model with fewer outputs than targets may get further clicks in the same mask,
 added to O(c) (three outputs and two clicks make six).
 
 The original has this evaluation but its code does not run (docs/reference.md, section 11 and quirk
-20); this follows the paper's definition: arXiv 2307.04767, section 4.2 and table 5.
+20); this follows the paper's definition: arXiv 2307.04767, section 4.2.
 """
 
 import dataclasses

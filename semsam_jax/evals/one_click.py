@@ -9,7 +9,7 @@ canvas, clicks and IoU there. `original_size`: masks in the stored image's pixel
 found there and moved to the canvas, and mask logits are resized bilinearly to the image.
 The frame is the samples' (`EvalSample.truth_hw`).
 
-Source: docs/reference.md, section 11; arXiv 2307.04767, table 4 and section 4.2; SAM arXiv
+Source: docs/reference.md, section 11; arXiv 2307.04767, section 4.2; SAM arXiv
 2304.02643.
 """
 

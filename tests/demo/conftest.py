@@ -14,6 +14,7 @@ from PIL import Image
 
 from semsam_jax.core.model_files import save_model
 from semsam_jax.models import presets
+from tests.conftest import COMPILE_QUICKLY
 from tests.demo.visitor import CHROMIUM, FLAGS
 from tests.inference.conftest import generic_params, tiny_meta
 
@@ -120,6 +121,7 @@ def server(checkpoint, tmp_path_factory):
         "TMPDIR": str(folder / "tmp"),
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }
+    environment |= COMPILE_QUICKLY
     environment.setdefault("SEMSAM_JAX_CACHE", str(folder / "cache"))
     command = [sys.executable, "-m", "semsam_jax", "demo", "--port", "0"]
     command += ["--checkpoint", str(checkpoint), "--max-upload-mb", "8"]
