@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
 from semsam_jax.core.structs import Pyramid
-from semsam_jax.inference.guided import BOX_DETAIL, CLICK_DETAIL, GuidedUpsampler
+from semsam_jax.inference.guided import BOX_DETAIL, CLICK_DETAIL, GuidedUpsampler, inside_box
 from semsam_jax.inference.loading import LoadedModel
 from semsam_jax.inference.preprocess import Frame, Size, fit_image
 from semsam_jax.inference.requests import CheckedRequest
@@ -43,7 +43,7 @@ class EncodedImage:
             return self._plain(low)
         masks = self.guide.masks(low, BOX_DETAIL if len(check.boxes) else CLICK_DETAIL)
         if self.box_margin and len(check.boxes) == 1 and not len(check.points):
-            masks &= self._inside(check.boxes[0])
+            masks &= inside_box(check.boxes[0], self.box_margin, self.frame.image_hw)
         for i in np.flatnonzero(_wrong_clicks(masks, check)):
             plain = self._plain(low[i : i + 1])
             if _wrong_clicks(plain, check)[0] < _wrong_clicks(masks[i : i + 1], check)[0]:
@@ -67,15 +67,6 @@ class EncodedImage:
         rows = max(1, round(low.shape[0] * rows / height))
         columns = max(1, round(low.shape[1] * columns / width))
         return float((low[:rows, :columns] > 0).mean())
-
-    def _inside(self, box: Float[np.ndarray, "4"]) -> Bool[np.ndarray, "h w"]:
-        """Pixels whose centres lie in a box times the margin."""
-        (height, width), half = self.frame.image_hw, 0.5 * self.box_margin
-        x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
-        reach_x, reach_y = half * (box[2] - box[0]), half * (box[3] - box[1])
-        columns = np.abs(x - 0.5 * (box[0] + box[2])) <= reach_x
-        rows = np.abs(y - 0.5 * (box[1] + box[3])) <= reach_y
-        return rows[:, None] & columns
 
     def _plain(self, low: Float[np.ndarray, "n low_h low_w"]) -> Bool[np.ndarray, "n h w"]:
         return upsample_masks(low, self.frame, self.frame.image_hw)

@@ -135,6 +135,7 @@ def export_model(
             "level_order": list(model.level_order),
             "prompt_preset": model.prompt_preset,
             "guided_upsampling": model.is_guided,
+            "box_margin": model.module.config.decoder.box_margin,
             "image_size": model.meta.get("image_size"),
             "platforms": list(platforms),
             "programs": programs,

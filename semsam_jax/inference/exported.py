@@ -15,7 +15,7 @@ from jaxtyping import Float, Int, UInt8
 from semsam_jax.core.errors import CheckpointError, PromptError
 from semsam_jax.core.old_names import upgrade_meta
 from semsam_jax.inference.export import ONNX, PREDICTED
-from semsam_jax.inference.guided import BOX_DETAIL, GuidedUpsampler
+from semsam_jax.inference.guided import BOX_DETAIL, GuidedUpsampler, inside_box
 from semsam_jax.inference.images import ImageLike, load_image
 from semsam_jax.inference.preprocess import Frame, fit_image
 from semsam_jax.inference.requests import (
@@ -147,6 +147,11 @@ class ExportedModel:
         if self.manifest.get("guided_upsampling"):
             guide, first = GuidedUpsampler(pixels, frame), len(points) * len(order)
             parts = [guide.masks(flat[:first]), guide.masks(flat[first:], BOX_DETAIL)]
+            margin = self.manifest.get("box_margin")  # exports of earlier versions have none
+            if margin:
+                for row, corner in enumerate(corners):
+                    own = slice(row * len(order), (row + 1) * len(order))
+                    parts[1][own] &= inside_box(corner, margin, frame.image_hw)
             masks = np.concatenate(parts)
         else:
             masks = upsample_masks(flat, frame, frame.image_hw)

@@ -133,6 +133,24 @@ class GuidedUpsampler:
         return self._statistics[radius]
 
 
+def inside_box(
+    box: Float[np.ndarray, "4"], margin: float, image_hw: tuple[int, int]
+) -> Bool[np.ndarray, "h w"]:
+    """Pixels whose centres lie in a box times a margin.
+
+    Args:
+        box: x0, y0, x1, y1 in pixels of the image.
+        margin: `DecoderConfig.box_margin`, above 0.
+        image_hw: height and width of the image.
+    """
+    (height, width), half = image_hw, 0.5 * margin
+    x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
+    reach_x, reach_y = half * (box[2] - box[0]), half * (box[3] - box[1])
+    columns = np.abs(x - 0.5 * (box[0] + box[2])) <= reach_x
+    rows = np.abs(y - 0.5 * (box[1] + box[3])) <= reach_y
+    return rows[:, None] & columns
+
+
 def _planes(image: UInt8[np.ndarray, "h w c"]) -> Float[np.ndarray, "c h w"]:
     """Colours from 0 to 1, one plane each."""
     return np.ascontiguousarray(image.transpose(2, 0, 1), np.float32) / 255

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from PIL import Image
 from semsam_jax.core.errors import CheckpointError, PromptError
 from semsam_jax.inference.export import export_model
 from semsam_jax.inference.exported import ExportedModel
+from semsam_jax.inference.loading import model_from_params
 from semsam_jax.inference.predictor import Predictor
+from tests.inference.conftest import tiny_meta
 
 SCRIPT = """
 import sys
@@ -80,3 +83,26 @@ def test_what_cannot_be_exported_or_run(exported, tiny_model, tmp_path):
         ExportedModel(tmp_path)
     with pytest.raises(CheckpointError, match="128, 160"):
         ExportedModel(exported).encode(np.zeros((64, 64, 3), np.uint8), (64, 64))
+
+
+def test_masks_of_a_small_box_end_where_the_predictor_ends_them(tiny_params, image_a, tmp_path):
+    """One cell of the logits is many pixels of a large image, and the guided filter spreads it."""
+    config, params = tiny_params
+    decoder = dataclasses.replace(config.decoder, box_margin=1.05)
+    config = dataclasses.replace(config, decoder=decoder, guided_upsampling=True)
+    model = model_from_params(params, tiny_meta(config, prompt_preset="default"))
+    folder = export_model(model, tmp_path / "programs", [(128, 128)], [2], ("cpu",))
+    image = np.asarray(Image.fromarray(image_a).resize((800, 800)))
+    boxes = [[100.0, 100.0, 140.0, 150.0], [100.0, 80.0, 500.0, 600.0]]
+    found = ExportedModel(folder).segment(image, [[200, 300]], boxes)
+    predictor = Predictor(model)
+    predictor.set_image(image)
+    for masks, answer in zip(found.masks[1:], predictor.predict(box=boxes).answers, strict=True):
+        assert answer.masks.any()
+        np.testing.assert_array_equal(masks, answer.masks)
+    manifest = folder / "manifest.json"
+    content = json.loads(manifest.read_text())
+    assert content.pop("box_margin") == 1.05
+    manifest.write_text(json.dumps(content))  # as earlier versions wrote it
+    earlier = ExportedModel(folder).segment(image, boxes=boxes)
+    assert (earlier.masks[0] & ~found.masks[1]).any()

@@ -24,6 +24,7 @@ from semsam_jax.inference import export
 from semsam_jax.inference.export import ONNX, export_model
 from semsam_jax.inference.export_onnx import to_onnx
 from semsam_jax.inference.exported import ExportedModel
+from semsam_jax.inference.guided import inside_box
 from semsam_jax.inference.loading import load_model, model_from_params
 from semsam_jax.inference.predictor import Predictor
 from semsam_jax.inference.programs import Program, programs
@@ -252,8 +253,8 @@ def test_the_page_finds_the_masks_that_python_finds(served, exported_lite, tmp_p
 
     image = Image.open(PHOTO)
     image.save(tmp_path / "cat.png")
-    point, box = [200, 150], [110, 20, 330, 280]
-    wanted = ExportedModel(exported_lite).segment(np.asarray(image), [point], [box])
+    point, boxes = [200, 150], [[110, 20, 330, 280], [150, 100, 174, 120]]
+    wanted = ExportedModel(exported_lite).segment(np.asarray(image), [point], boxes)
     with sync_playwright() as play:
         browser = play.chromium.launch(
             executable_path=CHROMIUM, args=["--headless", "--no-sandbox", "--disable-gpu"]
@@ -272,30 +273,36 @@ def test_the_page_finds_the_masks_that_python_finds(served, exported_lite, tmp_p
         page.wait_for_function("document.getElementById('status').textContent.includes('encoded')")
         area = page.locator("#marks").bounding_box()
         scale = area["width"] / image.width
-        corners = [(area["x"] + x * scale, area["y"] + y * scale) for x, y in (box[:2], box[2:])]
-        for prompt in range(2):
+        for prompt in range(3):
             page.evaluate("document.getElementById('status').textContent = ''")
             if prompt == 0:
                 page.mouse.click(area["x"] + point[0] * scale, area["y"] + point[1] * scale)
             else:
-                page.mouse.move(*corners[0])
+                x0, y0, x1, y1 = (value * scale for value in boxes[prompt - 1])
+                page.mouse.move(area["x"] + x0, area["y"] + y0)
                 page.mouse.down()
-                page.mouse.move(*corners[1], steps=3)
+                page.mouse.move(area["x"] + x1, area["y"] + y1, steps=3)
                 page.mouse.up()
             page.wait_for_function("document.getElementById('status').textContent.includes('ms.')")
-            check_levels(page, wanted.masks[prompt], wanted.scores[prompt])
+            box = boxes[prompt - 1] if prompt else None
+            check_levels(page, wanted.masks[prompt], wanted.scores[prompt], box)
         browser.close()
     assert not problems
 
 
-def check_levels(page, masks, scores):
+def check_levels(page, masks, scores, box):
     """What the page shows at each level is the mask that Python finds."""
     status, with_pixels = page.locator("#status"), 0
+    grown = np.ones(masks.shape[1:], bool)
+    if box is not None:  # nothing spills out of it; a pixel for the rounding of the pointer
+        x0, y0, x1, y1 = box
+        grown = inside_box(np.array([x0 - 1, y0 - 1, x1 + 1, y1 + 1], float), 1.05, grown.shape)
     for level in range(1, 7):
         page.get_by_role("button", name=str(level), exact=True).click()
         height, width, marked = page.evaluate(MARKED)
         found = np.array(marked, bool).reshape(height, width)
         assert (found != masks[level - 1]).mean() < 2e-3, level
+        assert not (found & ~grown).any(), level
         if found.any():
             score = float(status.text_content().split("IoU ")[1][:4])
             assert score == pytest.approx(scores[level - 1], abs=0.011)
