@@ -160,6 +160,7 @@ def _segment_all(
         files.remove_partial(folder)
     stamp = settings | {"labels": labels, "prompt_preset": model.prompt_preset}
     stamp |= {"pad_to_multiple": model.pad_to_multiple, "model": model.fingerprint()}
+    stamp["dtype"] = model.dtype
     failures: dict[str, str] = {}
     clashes: dict[str, str] = {}
     results: list[Path] = []
@@ -384,8 +385,9 @@ def _source_of(target: Path, image: Path, digest: str) -> str | None:
 
 def _is_finished(target: Path, stamp: dict) -> bool:
     found = _read(target).get("settings")
-    # The same content under another name is the same image.
-    return isinstance(found, dict) and found | {"source": None} == stamp | {"source": None}
+    # The same content under another name is the same image. Earlier versions wrote no dtype.
+    same = {"source": None}
+    return isinstance(found, dict) and {"dtype": "float32"} | found | same == stamp | same
 
 
 def _read(target: Path) -> dict:

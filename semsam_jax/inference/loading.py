@@ -72,8 +72,12 @@ class LoadedModel:
     def __repr__(self) -> str:
         """One line: a notebook shows the value of a cell's last line, and weights have millions."""
         count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
-        dtype = jnp.dtype(self.module.dtype).name
-        return f"LoadedModel({self.meta.get('preset')}, {count:,} parameters, {dtype})"
+        return f"LoadedModel({self.meta.get('preset')}, {count:,} parameters, {self.dtype})"
+
+    @property
+    def dtype(self) -> str:
+        """Compute precision, float32 or bfloat16."""
+        return jnp.dtype(self.module.dtype).name
 
     @property
     def num_levels(self) -> int:

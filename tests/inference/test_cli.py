@@ -278,6 +278,21 @@ def test_auto_notices_another_checkpoint(tmp_path, image_a, tiny_params, tiny_ch
     assert "already finished" not in capsys.readouterr().out
 
 
+def test_auto_notices_another_dtype(tmp_path, image_a, tiny_checkpoint, capsys):
+    Image.fromarray(image_a).save(tmp_path / "a.png")
+    args = ["auto", tmp_path / "a.png", "--checkpoint", tiny_checkpoint, *AUTO]
+    assert run(*args) == 0
+    result = tmp_path / "a_segments" / "a.json"
+    content = json.loads(result.read_text())
+    assert content["settings"].pop("dtype") == "float32"
+    result.write_text(json.dumps(content))  # as earlier versions wrote it
+    assert run(*args) == 0
+    assert ", 1 already finished" in capsys.readouterr().out
+    assert run(*args, "--dtype", "bfloat16") == 0
+    assert "already finished" not in capsys.readouterr().out
+    assert json.loads(result.read_text())["settings"]["dtype"] == "bfloat16"
+
+
 def test_auto_says_why_there_is_no_mask(tmp_path, image_a, tiny_checkpoint, capsys):
     Image.fromarray(image_a).save(tmp_path / "a.png")
     args = ["auto", tmp_path / "a.png", "--checkpoint", tiny_checkpoint, "--size", 96]
