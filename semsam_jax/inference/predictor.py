@@ -79,6 +79,8 @@ class Predictor:
     def set_image(self, image: ImageLike, image_format: str = "RGB") -> None:
         """Encodes an image (path, PIL image or array) and keeps its features.
 
+        If that fails, no image is set, so that nothing is segmented in an earlier one by mistake.
+
         Args:
             image: see `images.load_image`.
             image_format: order of an array's channels, `RGB` or `BGR` (as OpenCV reads).
@@ -87,6 +89,7 @@ class Predictor:
             PromptError: another format.
             DataError: not a readable image.
         """
+        self._encoded = None
         if not isinstance(image_format, str) or image_format not in ("RGB", "BGR"):
             raise PromptError(f"image_format: got {str(image_format)[:60]!r}; wanted RGB or BGR.")
         if image_format == "BGR" and isinstance(image, np.ndarray) and image.ndim == 3:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from semsam_jax.core.errors import CheckpointError, PromptError
+from semsam_jax.core.errors import CheckpointError, PromptError, SemSamError
 from semsam_jax.inference.clicks import logits_at
 from semsam_jax.inference.labels import label_set
 from semsam_jax.inference.mask_prompt import describe_mask
@@ -169,6 +169,17 @@ def test_prediction_without_image_and_untrained_names_are_errors(tiny_model, iso
     meta = tiny_model.meta | {"class_heads_trained": True, "text": {"source": "none"}}
     with pytest.raises(CheckpointError, match="invented"):
         label_set(dataclasses.replace(tiny_model, meta=meta), "dog,cat")
+
+
+def test_an_image_that_fails_leaves_none_set(tiny_model, image_a):
+    predictor = Predictor(tiny_model, size=64)
+    for wrong in ({"image": "/no/such/file.png"}, {"image": image_a, "image_format": "HSV"}):
+        predictor.set_image(image_a)
+        with pytest.raises(SemSamError):
+            predictor.set_image(**wrong)
+        assert not predictor.is_image_set
+        with pytest.raises(PromptError, match="no image set"):
+            predictor.predict([[50, 60]])
 
 
 def test_an_empty_mask_is_never_the_best(tiny_model, image_a, monkeypatch):
