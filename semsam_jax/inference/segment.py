@@ -67,8 +67,8 @@ def run(args: argparse.Namespace) -> int:
     prompts = None if args.task != "prompt" else _requests(args)
     if args.task != "prompt" and not args.labels:
         raise PromptError(f"--task {args.task}: needs --labels, the names to label with.")
-    if args.task != "prompt" and args.granularity is not None:
-        raise PromptError(f"--granularity: not with --task {args.task}, which has no levels.")
+    if args.task != "prompt":
+        _check_no_prompts(args)
     image = load_image(image_path)
     out = arguments.output_folder(args.out, image_path)
     if prompts is None:
@@ -79,6 +79,22 @@ def run(args: argparse.Namespace) -> int:
     else:
         _segment_prompts(args, image, prompts, size, out)
     return 0
+
+
+def _check_no_prompts(args: argparse.Namespace) -> None:
+    """Raises PromptError for an argument that a task of the whole image would ignore."""
+    prompts = {"--point": args.point, "--negative": args.negative, "--box": args.box}
+    prompts["--one-object"] = args.one_object
+    for flag, value in prompts.items():
+        if value:
+            raise PromptError(
+                f"{flag}: not with --task {args.task}, which labels the whole image; leave one out."
+            )
+    levels = {"--level": None if args.level == "all" else args.level, "--area": args.area}
+    levels["--granularity"] = args.granularity
+    for flag, value in levels.items():
+        if value is not None:
+            raise PromptError(f"{flag}: not with --task {args.task}, which has no levels.")
 
 
 def _requests(args: argparse.Namespace) -> list[dict]:

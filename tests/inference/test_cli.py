@@ -152,6 +152,25 @@ def test_wrong_command_lines_print_one_line_and_write_nothing(image, tiny_checkp
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--point=60,80"], "--point: not with --task"),
+        (["--negative=60,80"], "--negative: not with --task"),
+        (["--box=10,10,90,120"], "--box: not with --task"),
+        (["--one-object"], "--one-object: not with --task"),
+        (["--level=3"], "no levels"),
+        (["--area=0"], "no levels"),
+    ],
+)
+def test_a_task_of_the_whole_image_rejects_prompts(image, capsys, task, args, message):
+    assert run("segment", image, "--task", task, "--labels=dog", *args) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
 def test_traceback_shows_the_rest(image):
     from semsam_jax.core.errors import PromptError
 
