@@ -98,16 +98,31 @@ def ask_generic(
 ) -> WholeImageAnswer:
     """Runs the generic branch on an image.
 
+    Warns of names of parts, which the generic branch does not use.
+
     Raises:
         PromptError: no object names among the labels.
         CheckpointError: the checkpoint has no generic branch, or untrained class heads.
     """
     names = label_set(model, labels)
+    parts = ", ".join(repr(name[:60]) for name in names.parts[:8])
+    parts += f" and {len(names.parts) - 8} more" if len(names.parts) > 8 else ""
+    if parts and not names.objects and not names.unknown:
+        raise PromptError(
+            f"labels: {parts} name parts, and tasks of the whole image use object names only; "
+            f'give some, before the semicolon: "dog,cat".'
+        )
     if not names.objects:
         left_out = "; ".join(str(name) for name in names.unknown[:5])
         raise PromptError(
             f"labels: no object names that the checkpoint knows; the whole image needs some"
             f"{f' (not known: {left_out})' if left_out else ''}."
+        )
+    if parts:
+        warnings.warn(
+            f"labels: tasks of the whole image use object names only; these names of parts are "
+            f"ignored: {parts}.",
+            stacklevel=2,
         )
     frame = model.frame(image.shape[:2], size)
     pyramid = model.encode(fit_image(image, frame)[None], [frame])

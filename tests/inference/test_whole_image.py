@@ -85,8 +85,11 @@ def test_work_size_is_bounded():
 
 
 def test_what_an_image_cannot_be_labelled_with(generic_model, tiny_model, image_a):
-    with pytest.raises(PromptError, match="object names"):
+    with pytest.raises(PromptError, match=r"'class 1' name parts.* object names only"):
         ask_generic(generic_model, image_a, {"parts": ["class 1"]}, "native")
+    with pytest.warns(UserWarning, match="names of parts are ignored: 'class 1', 'class 2'."):
+        answer = ask_generic(generic_model, image_a, "class 3;class 1,class 2", "native")
+    assert answer.names.objects == ("class 3",)
     meta = tiny_model.meta | {"class_heads_trained": True}
     model = dataclasses.replace(
         tiny_model, meta=meta, name_embeddings=generic_model.name_embeddings
