@@ -55,12 +55,21 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     arguments.add_labels_argument(parser)
     arguments.add_model_arguments(parser)
     arguments.add_size_argument(parser)
-    parser.add_argument("--out", metavar="DIR", help="default: NAME_segments next to the image")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace results of another image in the folder"
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="default: NAME_segments next to the image; earlier results of the same image are "
+        "replaced",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Segments the image, writes masks.json and overlay.png."""
     from semsam_jax.inference.images import load_image
+    from semsam_jax.inference.segment_folder import segment_folder
 
     image_path = Path(args.image)
     size = arguments.parse_size(args.size)
@@ -70,12 +79,12 @@ def run(args: argparse.Namespace) -> int:
     if args.task != "prompt":
         _check_no_prompts(args)
     image = load_image(image_path)
-    out = arguments.output_folder(args.out, image_path)
+    out = segment_folder(args.out, image_path, image, args.overwrite)
     if prompts is None:
         model = arguments.load_from_args(args, args.pad_to_multiple)
         from semsam_jax.inference.whole_image import segment_whole_image
 
-        segment_whole_image(model, image, args.task, args.labels, size, out)
+        segment_whole_image(model, image, args.task, args.labels, size, out.path, out.start)
     else:
         _segment_prompts(args, image, prompts, size, out)
     return 0
@@ -119,7 +128,7 @@ def _requests(args: argparse.Namespace) -> list[dict]:
     return single + [{"box": box} for box in boxes]
 
 
-def _segment_prompts(args, image, prompts: list[dict], size, out: Path) -> None:
+def _segment_prompts(args, image, prompts: list[dict], size, place) -> None:
     from semsam_jax.inference.granularity import parse_levels
     from semsam_jax.inference.requests import Request, check_request
 
@@ -142,7 +151,8 @@ def _segment_prompts(args, image, prompts: list[dict], size, out: Path) -> None:
     answers = predictor.predict_many(requests, labels=args.labels)
     picture = prompt_picture(image, requests, answers)
     records = prompt_records(requests, answers)
-    files.make_folder(out)
+    place.start(["masks.json", "overlay.png"])
+    out = place.path
     files.write_picture(out / "overlay.png", picture)
     files.write_json(out / "masks.json", records)
     print(f"{len(records)} masks in {out / 'masks.json'}, overlay in {out / 'overlay.png'}")

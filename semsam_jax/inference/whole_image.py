@@ -7,7 +7,7 @@ little training, named masks of a grid of clicks are merged to a panoptic map in
 import dataclasses
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -154,6 +154,7 @@ def segment_whole_image(
     labels: Labels,
     size: Size,
     out: Path,
+    start: Callable[[Sequence[str]], object] | None = None,
 ) -> list[dict]:
     """Labels an image, writes masks.json, overlay.png and segments.png (not for instances).
 
@@ -164,6 +165,7 @@ def segment_whole_image(
         labels: see `labels.label_set`.
         size: see `preprocess.make_frame`.
         out: folder.
+        start: called with the names of the files before they are written.
 
     Returns:
         The records of masks.json.
@@ -183,6 +185,8 @@ def segment_whole_image(
     else:
         segment_map, records = _semantic(ask_generic(model, image, labels, size), work_hw)
     files.make_folder(out)
+    if start is not None:
+        start(["masks.json", "overlay.png", *(["segments.png"] if task != "instance" else [])])
     small = visualize.display_size(image)
     if task == "instance":
         masks = [visualize.shrink_mask(rle.decode(r["segmentation"]), small) for r in records]

@@ -137,7 +137,7 @@ def check_interrupts(command, moments, out, folder):
             assert "Fatal" not in error, (moment, error)
         finished += code == 0
         left = {path.name for path in out.glob("*")} if out.exists() else set()
-        assert left <= {"masks.json", "overlay.png"}, (moment, left)
+        assert left <= {"masks.json", "overlay.png", "source.json"}, (moment, left)
     return finished
 
 

@@ -33,7 +33,8 @@ def test_click_writes_masks_and_picture_beside_the_image(image, tiny_checkpoint)
     code = run("segment", image, "--checkpoint", tiny_checkpoint, "--point", "60,80", "--size", 96)
     assert code == 0
     out = image.with_name("dog_segments")
-    assert sorted(p.name for p in out.iterdir()) == ["masks.json", "overlay.png"]
+    names = ["masks.json", "overlay.png", "source.json"]
+    assert sorted(p.name for p in out.iterdir()) == names
     records = json.loads((out / "masks.json").read_text())
     assert [r["level"] for r in records] == [1, 2, 3, 4, 5, 6]
     assert [r["token"] for r in records] == [3, 2, 0, 4, 1, 5]
