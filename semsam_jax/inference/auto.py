@@ -2,21 +2,25 @@
 
 import argparse
 import dataclasses
-import hashlib
-import json
-import os
 import sys
 import warnings
-from collections import Counter
 from pathlib import Path
 
 from semsam_jax.core import rle
 from semsam_jax.core.console import hides_progress
 from semsam_jax.core.errors import DataError, SemSamError
 from semsam_jax.inference import arguments
+from semsam_jax.inference.auto_places import (
+    file_digest,
+    image_number,
+    is_finished,
+    read_result,
+    result_file,
+    result_names,
+    usual_names,
+)
 
 _MAX_LISTED = 10
-_MAX_NAME_BYTES = 200
 _AS_STORED = "stored in the checkpoint"
 _OVERVIEW_PX = 1024
 _MAX_DRAWN = 500
@@ -134,7 +138,7 @@ def _write_coco(out: Path, results: list[Path]) -> None:
 
     trees = []
     for target in results:
-        content = _read(target)
+        content = read_result(target)
         image = content["image"]
         trees.append((content["tree"], image["file_name"], image["height"], image["width"]))
     files.make_folder(out / "annotations")
@@ -166,19 +170,20 @@ def _segment_all(
     results: list[Path] = []
     num_masks = num_done = num_old = 0
     progress = tqdm(images, unit="image", disable=hides_progress())
-    for image_id, image in enumerate(progress, start=1):
+    for image in progress:
         progress.set_postfix_str(image.name, refresh=False)
         try:
-            source = {"name": image.name, "sha256": _digest(image)}
+            source = {"name": image.name, "sha256": file_digest(image)}
             own_stamp = stamp | {"source": source}
-            target = _target(out, names[image], image, own_stamp)
-            if not overwrite and _is_finished(target, own_stamp):
+            target = result_file(out, names[image], image, own_stamp)
+            if not overwrite and is_finished(target, own_stamp):
                 num_old += 1
                 results.append(target)
                 continue
-            if target.stem != names[image]:
+            if target.stem not in usual_names(names[image], image):
                 clashes[image.name] = target.name
-            num_masks += _segment_one(generator, image, image_id, target, own_stamp)
+            number = image_number(target, source["sha256"])
+            num_masks += _segment_one(generator, image, number, target, own_stamp)
             num_done += 1
             results.append(target)
         except files.OutputError:
@@ -208,7 +213,7 @@ def _segment_all(
         )
     if failures and not num_done and not num_old:
         raise SemSamError(f"{len(failures)} of {len(images)} images could not be read; see above.")
-    return results
+    return list(dict.fromkeys(results))
 
 
 def _segment_one(generator, path: Path, image_id: int, target: Path, stamp: dict) -> int:
@@ -312,87 +317,6 @@ def _by_id(record: dict) -> dict:
     return record if parent is None else record | {"parent": parent + 1}
 
 
-def result_names(images: list[Path]) -> dict[Path, str]:
-    """Name of the result of each image: its stem, or its whole name where stems collide."""
-    stems = Counter(_folded(image.stem) for image in images)
-    names, used = {}, set()
-    for image in sorted(images, key=lambda p: stems[_folded(p.stem)]):
-        name, number = image.stem if stems[_folded(image.stem)] == 1 else image.name, 2
-        name = _fitting(name)
-        while _folded(name) in used:
-            name, number = f"{image.name}-{number}", number + 1
-        used.add(_folded(name))
-        names[image] = name
-    return names
-
-
-def _fitting(name: str) -> str:
-    """A name short enough for files named after it: disks take 255 bytes."""
-    letters = os.fsencode(name)
-    if len(letters) <= _MAX_NAME_BYTES:
-        return name
-    digest = hashlib.sha256(letters).hexdigest()[:12]
-    return f"{letters[: _MAX_NAME_BYTES - 13].decode('utf-8', 'ignore')}-{digest}"
-
-
-def _folded(name: str) -> str:
-    """Names that are one file on a disk that ignores case."""
-    return name.casefold()
-
-
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
     return ", ".join(names[:_MAX_LISTED]) + more
-
-
-def _digest(image: Path) -> str:
-    from semsam_jax.inference.images import check_is_file
-
-    check_is_file(image)
-    try:
-        with image.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"{image}: cannot be read ({error.strerror or error}).") from error
-
-
-def _target(out: Path, name: str, image: Path, stamp: dict) -> Path:
-    """File of the results: the usual one, unless it holds the results of another image."""
-    digest = stamp["source"]["sha256"]
-    candidates = [f"{name}.json", f"{_fitting(image.name)}.json", f"{name}-{digest[:12]}.json"]
-    targets = [out / candidate for candidate in dict.fromkeys(candidates)]
-    owners = [_source_of(target, image, digest) for target in targets]
-    if digest in owners:
-        return targets[owners.index(digest)]
-    return targets[0] if owners[0] is None else targets[-1]
-
-
-def _source_of(target: Path, image: Path, digest: str) -> str | None:
-    """Hash of the image whose results these are: None if the name is free, "" if not known."""
-    if target.exists():
-        settings = _read(target).get("settings")
-        source = settings.get("source") if isinstance(settings, dict) else None
-        return str(source.get("sha256", "")) if isinstance(source, dict) else ""
-    copy = target.with_name(f"{target.name.removesuffix('.json')}.jpg")
-    if not copy.exists():
-        return None
-    from semsam_jax.inference import files
-    from semsam_jax.inference.images import load_image
-
-    # Without its results: left by a run that was killed, or a file of the user's own.
-    return digest if copy.read_bytes() == files.jpeg_copy(image, load_image(image)) else ""
-
-
-def _is_finished(target: Path, stamp: dict) -> bool:
-    found = _read(target).get("settings")
-    # The same content under another name is the same image. Earlier versions wrote no dtype.
-    same = {"source": None}
-    return isinstance(found, dict) and {"dtype": "float32"} | found | same == stamp | same
-
-
-def _read(target: Path) -> dict:
-    try:
-        content = json.loads(target.read_text())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}

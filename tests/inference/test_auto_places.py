@@ -59,6 +59,31 @@ def test_names_as_long_as_a_disk_takes(folder, tiny_checkpoint):
     assert all(len(os.fsencode(stem)) <= 200 for stem in stems)
 
 
+def test_a_folder_that_grows(folder, tiny_checkpoint, image_a, capsys):
+    """Images added later get ids of their own, and results of an image stay in their file."""
+    out = folder.with_name("images_segments")
+    assert auto(tiny_checkpoint, folder) == 0
+    before = {path.name: path.stat().st_mtime_ns for path in out.glob("*.json")}
+    Image.fromarray(image_a[::-1]).save(folder / "0.png")
+    Image.fromarray(image_a[:, ::-1]).save(folder / "b.jpg")  # the stem of b.png
+    capsys.readouterr()
+    assert auto(tiny_checkpoint, folder) == 0
+    shown = capsys.readouterr()
+    assert "2 images in" in shown.out
+    assert ", 2 already finished" in shown.out
+    assert "another image" not in shown.err
+    contents = {p.name: json.loads(p.read_text())["image"] for p in out.glob("*.json")}
+    assert set(contents) == {"0.json", "a.json", "b.json", "b.jpg.json"}
+    assert len({image["image_id"] for image in contents.values()}) == 4
+    for name, time_ns in before.items():
+        assert (out / name).stat().st_mtime_ns == time_ns
+    assert contents["b.json"]["source"] == "b.png"
+    assert auto(tiny_checkpoint, folder, "--overwrite") == 0
+    again = {p.name: json.loads(p.read_text())["image"] for p in out.glob("*.json")}
+    assert again == contents
+    assert "another image" not in capsys.readouterr().err
+
+
 def test_a_full_disk_ends_the_command_at_once(folder, tiny_checkpoint, monkeypatch, capsys):
     """It is no fault of the image: a folder of thousands would be segmented for nothing."""
     asked = []
