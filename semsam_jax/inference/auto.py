@@ -8,7 +8,7 @@ from pathlib import Path
 
 from semsam_jax.core import rle
 from semsam_jax.core.console import hides_progress
-from semsam_jax.core.errors import DataError, SemSamError
+from semsam_jax.core.errors import DataError, PromptError, SemSamError
 from semsam_jax.inference import arguments
 from semsam_jax.inference.auto_places import (
     file_digest,
@@ -27,9 +27,19 @@ _MAX_DRAWN = 500
 _SETTINGS = (
     ("points_per_side", int, 32, "clicks along each side of the grid"),
     ("points_per_batch", int, 1024, "clicks decoded together; limits memory"),
-    ("pred_iou_thresh", float, None, "minimum predicted IoU of a mask, 0..1"),
+    (
+        "pred_iou_thresh",
+        float,
+        None,
+        "minimum predicted IoU of a mask, at most 1",
+    ),
     ("stability_score_thresh", float, None, "minimum stability of a mask, 0..1"),
-    ("box_nms_thresh", float, 0.7, "of two masks whose boxes have a larger IoU, drop the worse"),
+    (
+        "box_nms_thresh",
+        float,
+        0.7,
+        "of two masks with a larger box IoU, 0..1, drop the worse",
+    ),
     ("crop_n_layers", int, 0, "also segment 4**i crops in each layer i"),
     ("min_mask_region_area", int, 10, "remove smaller holes and islands, in pixels"),
     ("tile", int, None, "process square tiles of this side, for images of any size"),
@@ -96,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
     """Segments the images; returns 0 unless every one of them was unreadable."""
     from semsam_jax.inference.images import IMAGE_SUFFIXES
 
+    _check_thresholds(args)
     source = Path(args.image)
     others: list[str] = []
     if source.is_dir():
@@ -129,6 +140,15 @@ def run(args: argparse.Namespace) -> int:
     if args.coco:
         _write_coco(out, done)
     return 0
+
+
+def _check_thresholds(args: argparse.Namespace) -> None:
+    """Raises PromptError for a threshold above 1, which no mask reaches, or without meaning."""
+    for name in ("pred_iou_thresh", "stability_score_thresh", "box_nms_thresh"):
+        value, is_free = getattr(args, name), name == "pred_iou_thresh"
+        if value is not None and not (value <= 1 and (is_free or value >= 0)):
+            flag, wanted = "--" + name.replace("_", "-"), "at most 1" if is_free else "0..1"
+            raise PromptError(f"{flag} {value:g}: wanted a number, {wanted}.")
 
 
 def _write_coco(out: Path, results: list[Path]) -> None:

@@ -92,7 +92,7 @@ def label_set(model: LoadedModel, labels: Labels) -> LabelSet:
     """Embeds names with the text source of the checkpoint.
 
     Names that it does not know are left out and listed in `LabelSet.unknown`; a warning lists them
-    once, with the nearest known ones.
+    with the nearest known ones, unless it would name no new one.
 
     Args:
         model: its `meta` says where names come from and whether its class heads are trained.
@@ -233,8 +233,9 @@ def _embed(model: LoadedModel, names: LabelNames) -> dict[str, np.ndarray]:
             # The search takes ten milliseconds; of a built-in vocabulary nobody chooses words.
             near = table.nearest_names(name) if names.vocabulary is None else ()
             model.unknown_names[name] = tuple(near)
-        if fresh:
-            _log.warning("%s", unknown_message(fresh, model.unknown_names, len(new)))
+        if fresh:  # all are listed, those that another call has listed too, as is their number
+            total = len(dict.fromkeys(names.objects + names.parts))
+            _log.warning("%s", unknown_message(missing, model.unknown_names, total))
         known.update({n: row for n, row, ok in zip(new, rows, found, strict=True) if ok})
     elif new:
         config = model.module.config.text

@@ -175,7 +175,7 @@ class MaskGenerator:
         self.crop_n_points_downscale_factor = crop_n_points_downscale_factor
         self.output_mode = output_mode
         self.overlap, self.min_visible, self.tree = overlap, min_visible, tree
-        self.size, self.isolate = size, isolate
+        self.size, self.isolate = size, check_flag("isolate", isolate)
         self.tile, self.tile_overlap = tile, tile_overlap
 
     def generate(self, image: ImageLike | LargeImage) -> Records:

@@ -73,7 +73,7 @@ class Predictor:
         check_size(size)
         self.model = model
         self.size = size
-        self.isolate = isolate
+        self.isolate = check_flag("isolate", isolate)
         self._encoded: EncodedImage | None = None
 
     def set_image(self, image: ImageLike, image_format: str = "RGB") -> None:

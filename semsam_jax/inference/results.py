@@ -40,6 +40,9 @@ class ScoredName(NamedTuple):
         return self._asdict()
 
 
+_MAX_LETTERS = 60
+
+
 class UnknownName(NamedTuple):
     """A name that a checkpoint does not know, and the nearest known names."""
 
@@ -47,9 +50,10 @@ class UnknownName(NamedTuple):
     nearest: tuple[str, ...]
 
     def __str__(self) -> str:
-        """The name, with the nearest known ones."""
+        """The name, a long one cut, with the nearest known ones."""
         near = f" (nearest: {', '.join(self.nearest)})" if self.nearest else ""
-        return f"{self.name!r}{near}"
+        name = self.name if len(self.name) <= _MAX_LETTERS else f"{self.name[:_MAX_LETTERS]}…"
+        return f"{name!r}{near}"
 
 
 class _Convertible(abc.ABC):

@@ -313,12 +313,22 @@ def test_auto_notices_another_dtype(tmp_path, image_a, tiny_checkpoint, capsys):
     assert json.loads(result.read_text())["settings"]["dtype"] == "bfloat16"
 
 
+@pytest.mark.parametrize("flag", ["pred-iou-thresh", "stability-score-thresh", "box-nms-thresh"])
+def test_auto_rejects_thresholds_that_are_no_fractions(image, capsys, flag):
+    for wrong in ("2", "nan", "inf", *([] if flag.startswith("pred") else ["-0.1"])):
+        assert run("auto", image, f"--{flag}={wrong}") == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert f"--{flag} {wrong}: wanted" in error
+    assert not image.with_name("dog_segments").exists()
+
+
 def test_auto_says_why_there_is_no_mask(tmp_path, image_a, tiny_checkpoint, capsys):
     Image.fromarray(image_a).save(tmp_path / "a.png")
     args = ["auto", tmp_path / "a.png", "--checkpoint", tiny_checkpoint, "--size", 96]
     args += ["--points-per-side", 2, "--stability-score-thresh", 0]
-    assert run(*args, "--pred-iou-thresh", 2) == 0
-    assert "No mask reached --pred-iou-thresh 2.0" in capsys.readouterr().err
+    assert run(*args, "--pred-iou-thresh", 1, "--stability-score-thresh", 1) == 0
+    assert "No mask reached --pred-iou-thresh 1.0" in capsys.readouterr().err
     assert run(*args, "--pred-iou-thresh", -1) == 0
     shown = capsys.readouterr()
     assert "0 masks of" not in shown.out

@@ -157,6 +157,10 @@ def calls(model, image):
     )
     for name in MASK_GENERATOR.split():
         yield f"MaskGenerator.{name}", lambda x, n=name: MaskGenerator(model, **(quick | {n: x}))
+    yield (
+        "MaskGenerator.isolate",
+        lambda x: MaskGenerator(model, isolate=x, **quick).generate(image),
+    )
     yield "MaskGenerator.model", MaskGenerator
     yield "generate", MaskGenerator(model, **quick).generate
     yield "parse_labels", parse_labels
