@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,11 +50,17 @@ class SegmentFolder:
         Raises:
             OutputError: the folder cannot be written.
         """
-        earlier = self._record().get("files") if self.is_free else _RESULTS
+        is_free = self.is_free
+        earlier = set(_RESULTS) & set(self._record().get("files") or ()) if is_free else _RESULTS
         files.make_folder(self.path)
+        if not is_free:  # first, so that a record never names another image's results
+            self._remove(earlier)
         record = {"image": self.image, "sha256": self.sha256, "files": list(names)}
         files.write_json(self.path / RECORD, record)
-        for name in set(_RESULTS) & set(earlier or ()) - set(names):
+        self._remove(set(earlier) - set(names))
+
+    def _remove(self, names: Iterable[str]) -> None:
+        for name in names:
             with contextlib.suppress(OSError):
                 (self.path / name).unlink(missing_ok=True)
 
