@@ -2,6 +2,7 @@
 refused.
 """
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -17,7 +18,7 @@ from data_pipelines.sources.base import Source
 from data_pipelines.sources.outlines import is_in_fractions, to_rle
 from data_pipelines.sources.values import clean_text, short
 from semsam_jax.core.errors import DataError
-from semsam_jax.core.rle import encode_mask, mask_areas, mask_boxes
+from semsam_jax.core.rle import encode_mask, mask_areas, mask_boxes, merge_masks
 
 
 class ExampleBuilder:
@@ -205,6 +206,18 @@ class ExampleBuilder:
             self.leave_out(findings.FRACTIONS, name)
             return -1
         return self._append(RawInstance(rle=None, box=box, **labels), is_crowd)
+
+    def join_last(self, into: int) -> None:
+        """Adds the pixels, or the box, of the last instance to another one, and removes it.
+
+        Args:
+            into: the other one's index.
+        """
+        piece, whole = self.instances.pop(), self.instances[into]
+        x0, y0, x1, y1 = zip(whole.box, piece.box, strict=True)
+        box = (min(x0), min(y0), max(x1), max(y1))
+        rle = None if whole.rle is None else merge_masks([whole.rle, piece.rle])
+        self.instances[into] = dataclasses.replace(whole, rle=rle, box=box)
 
     def build(self) -> RawExample:
         """Returns the finished example."""

@@ -2,7 +2,8 @@
 
 YOLO: `labels/NAME.txt` with lines `class x y x y ...` in fractions of the displayed image, and
 class names in `data.yaml`. LabelMe: `NAME.json` next to `NAME.jpg`, whose shapes carry names. A
-class `whole:part` names a part of a whole; parts and wholes are linked by LabelMe's group_id.
+class `whole:part` names a part of a whole. LabelMe's `group_id` joins the pieces of one object and
+links parts to their whole.
 """
 
 import abc
@@ -217,6 +218,9 @@ class LabelMeFolder(_ShapeFolder):
     """Reader of LabelMe's files; see the top of this file.
 
     Polygons, rectangles, circles and masks have an area; points and lines are counted and left out.
+    Shapes with the same `group_id` and the same label are the pieces of one instance, as in the
+    converters of LabelMe. In the group of its whole, each part is an instance and has that whole as
+    its parent: a dog has several legs.
 
     Args:
         root: the folder of images and JSON files, or the one above `train` and `val`; folders
@@ -275,17 +279,22 @@ class LabelMeFolder(_ShapeFolder):
             raise builder.broken(f"{file.name}: imageHeight or imageWidth is not a size in pixels")
         if height and width:
             builder.expect_size(height, width)
-        wholes: dict[tuple[int | None, str], int] = {}
+        first: dict[tuple[int, str], int] = {}
         shapes = list(enumerate(builder.listed(content, "shapes", file)))
         for number, shape in sorted(shapes, key=lambda item: ":" in str(item[1].get("label"))):
             name = _label(shape)
             what = f"shape {number} of {file.name} ({name})"
             above, _, part = name.partition(":")
             group = parse_int(shape.get("group_id"))
-            parent = wholes.get((group, above), -1) if part and group is not None else -1
+            parent = first.get((group, above), -1) if part and group is not None else -1
             added = self._add_shape(builder, shape, name, what, parent)
-            if not part and group is not None and added >= 0:
-                wholes[group, above] = added
+            if group is None or parent >= 0 or added < 0:
+                continue
+            key = (group, name if part else above)
+            if key in first:
+                builder.join_last(first[key])
+            else:
+                first[key] = added
         return builder.build()
 
     def _add_shape(

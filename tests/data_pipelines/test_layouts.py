@@ -304,6 +304,29 @@ def test_shapes_of_labelme(tmp_path):
     assert "(line), a 'line'" in line
 
 
+def test_shapes_of_one_group_and_label_are_one_instance(tmp_path):
+    def box(label, group, x, y, kind="rectangle"):
+        corners = [[x, y], [x + 10, y], [x + 10, y + 10], [x, y + 10]]
+        points = corners if kind == "polygon" else corners[::2]
+        return {"label": label, "points": points, "group_id": group, "shape_type": kind}
+
+    shapes = [
+        box("dog:leg", 0, 0, 10), box("dog", 0, 0, 0), box("dog:leg", 0, 20, 10),
+        box("dog", 0, 20, 0, "polygon"), box("dog", 0, 25, 0), box("cat", 0, 40, 0),
+        box("dog", 1, 60, 0), box("dog", None, 0, 30), box("dog", None, 20, 30),
+        box("dog:tail", 2, 60, 30), box("dog:tail", 2, 80, 30), box("dog", 0, 200, 0),
+    ]  # fmt: skip
+    source = labelme_shapes(tmp_path, shapes)
+    found = source[0].instances
+    assert [int(coco_mask.area(i.rle)) for i in found] == [250, *[100] * 6, 200]
+    assert [i.parent for i in found] == [-1, -1, -1, -1, -1, 0, 0, -1]
+    assert found[0].box == (0.0, 0.0, 35.0, 10.0)
+    (line,) = check.check(source).unused
+    assert "shape 11 of p1.json (dog)" in line
+    boxes = read(tmp_path, boxes_only=True)[0].instances
+    assert [i.box for i in boxes] == [i.box for i in found]
+
+
 @pytest.mark.parametrize(
     ("shape", "message"),
     [

@@ -12,6 +12,7 @@ from scipy import ndimage
 from skimage import draw as skimage_draw
 
 from data_pipelines.sources.coco_folder import CocoFolder, read_class_names
+from data_pipelines.sources.single_dataset import open_single_dataset
 from data_pipelines.vocabulary import build_vocabulary
 from semsam_jax.core import rle
 from semsam_jax.core.errors import DataError
@@ -110,6 +111,17 @@ def test_labelme_polygons_cover_the_masks(records, masks):
                 drawn |= skimage_draw.polygon2mask(mask.shape, points[:, ::-1])
         union, both = (drawn | mask).sum(), (drawn & mask).sum()
         assert both / union > 0.95
+
+
+def test_labelme_files_are_read_as_the_masks_they_were_written_from(records, masks, tmp_path):
+    Image.fromarray(np.zeros((HEIGHT, WIDTH, 3), np.uint8)).save(tmp_path / "a.png")
+    content = convert.to_labelme([*records, records[2]], "a.png", HEIGHT, WIDTH)
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    source = open_single_dataset("mine", tmp_path, "train", {})
+    read = [coco_mask.decode(i.rle).astype(bool) for i in source[0].instances]
+    assert len(read) == 4
+    for mask, wanted in zip(read, [masks[0], masks[2], masks[2], masks[1]], strict=True):
+        assert (mask & wanted).sum() / (mask | wanted).sum() > 0.95
 
 
 def test_label_map_puts_small_masks_on_top(records, masks):
