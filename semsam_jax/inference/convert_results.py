@@ -17,7 +17,7 @@ from jaxtyping import Bool, Int
 
 from semsam_jax.core import rle
 from semsam_jax.core.errors import DataError
-from semsam_jax.inference.outlines import Polygon, joined, mask_polygons
+from semsam_jax.inference.outlines import Polygon, joined_polygon, mask_polygons
 
 if TYPE_CHECKING:
     import supervision
@@ -226,7 +226,10 @@ def to_label_map(records: Sequence[Record], height: int, width: int) -> Int[np.n
 
 
 def to_polygons(records: Sequence[Record]) -> list[list[Polygon]]:
-    """For each record the outlines of its pieces, (x, y) pixels, large pieces first."""
+    """For each record the outer outlines of its pieces, (x, y) pixels, large pieces first.
+
+    Holes are filled, so that polygons of masks without overlap may overlap; `to_yolo` keeps holes.
+    """
     return [mask_polygons(record_mask(record)) for record in checked_records(records)]
 
 
@@ -238,8 +241,8 @@ def to_yolo(
 ) -> str:
     """Lines of a YOLO segmentation label file: a class, then x y of one polygon in 0..1.
 
-    The pieces of a mask are joined by bridges of zero width, because a line holds one polygon.
-    Empty masks have no line.
+    The outlines of the pieces and the holes of a mask are joined by bridges of zero width, because
+    a line holds one polygon. Empty masks have no line.
 
     Args:
         records: the masks.
@@ -267,9 +270,9 @@ def to_yolo(
                 f"yolo: {name!r} is not among the {len(classes)} class names; add it, or leave "
                 f"its masks out."
             )
-        polygons = mask_polygons(mask)
-        if polygons:
-            points = np.array(joined(polygons)) / [width, height]
+        polygon = joined_polygon(mask)
+        if polygon:
+            points = np.array(polygon) / [width, height]
             numbers = " ".join(f"{value:.6g}" for value in points.ravel())
             lines.append(f"{classes.index(name)} {numbers}")
     return "\n".join(lines) + "\n" * bool(lines)

@@ -1,8 +1,10 @@
 """Outlines of masks as polygons along the edges of pixels, and back."""
 
+from collections.abc import Iterator
+
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 Polygon = list[list[float]]
 
@@ -13,7 +15,7 @@ _STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
 
 
 def mask_polygons(mask: Bool[np.ndarray, "h w"]) -> list[Polygon]:
-    """Outer outlines of the pieces of a mask, large pieces first.
+    """Outer outlines of the pieces of a mask, large pieces first; `joined_polygon` keeps holes.
 
     A pixel is a unit square and an outline runs along its edges, so a 10x10 square gives a polygon
     of area 100, and a piece that is one pixel wide is kept. Outlines are simplified by at most
@@ -25,14 +27,36 @@ def mask_polygons(mask: Bool[np.ndarray, "h w"]) -> list[Polygon]:
     Returns:
         Polygons as lists of (x, y) in pixels of the image, 0..w and 0..h.
     """
-    count, pieces, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
     polygons = []
-    for piece in sorted(range(1, count), key=lambda i: -int(stats[i, cv2.CC_STAT_AREA])):
-        x, y, width, height = (int(v) for v in stats[piece, : cv2.CC_STAT_AREA])
-        window = pieces[y : y + height, x : x + width] == piece
+    for window, corner in _pieces(mask):
         outline = _simplified(_outline(window), _filled(window))
-        polygons.append((outline + np.array([x, y])).tolist())
+        polygons.append((outline + corner).tolist())
     return polygons
+
+
+def joined_polygon(mask: Bool[np.ndarray, "h w"]) -> Polygon:
+    """One polygon around all pieces of a mask that leaves its holes out, as YOLO wants it.
+
+    Outlines of pieces and of holes are joined by bridges of zero width. Outlines of holes run
+    counter-clockwise, so that the even-odd rule and the winding number both fill exactly the mask.
+
+    Returns:
+        (x, y) in pixels as from `mask_polygons`; empty for an empty mask.
+    """
+    rings = []
+    for window, corner in _pieces(mask):
+        filled = _filled(window)
+        area = int(window.sum())
+        rings.append((_simplified(_outline(window), filled, area) + corner).tolist())
+        count, holes, stats, _ = cv2.connectedComponentsWithStats(
+            (filled & ~window).astype(np.uint8), connectivity=4
+        )
+        for hole in range(1, count):
+            x, y, width, height = (int(v) for v in stats[hole, : cv2.CC_STAT_AREA])
+            inside = holes[y : y + height, x : x + width] == hole
+            around = _simplified(_outline(inside, is_hole=True), inside, area)
+            rings.append((around + corner + (x, y)).tolist())
+    return joined(rings) if rings else []
 
 
 def polygon_mask(
@@ -55,13 +79,29 @@ def polygon_mask(
 
 def joined(polygons: list[Polygon]) -> Polygon:
     """Joins polygons into one by bridges of zero width (YOLO allows one polygon per object)."""
-    path = list(polygons[0])
-    for other in polygons[1:]:
-        points, more = np.array(path), np.array(other)
-        distance = np.abs(points[:, None] - more[None]).sum(-1)
-        i, j = np.unravel_index(int(distance.argmin()), distance.shape)
-        path[i + 1 : i + 1] = [*other[j:], *other[: j + 1], path[i]]
-    return path
+    path = np.array(polygons[0])
+    for polygon in polygons[1:]:
+        ring = np.array(polygon)
+        # A short bridge; the shortest would take a distance for every pair of corners.
+        start = _nearest(path, ring[0])
+        end = _nearest(ring, path[start])
+        start = _nearest(path, ring[end])
+        path = np.concatenate([path[: start + 1], ring[end:], ring[: end + 1], path[start:]])
+    return path.tolist()
+
+
+def _nearest(points: Float[np.ndarray, "n 2"], place: Float[np.ndarray, "2"]) -> int:
+    return int(np.abs(points - place).sum(1).argmin())
+
+
+def _pieces(
+    mask: Bool[np.ndarray, "h w"],
+) -> Iterator[tuple[Bool[np.ndarray, "h2 w2"], Int[np.ndarray, "2"]]]:
+    """The connected pieces of a mask, large ones first: window and its upper left corner (x, y)."""
+    count, pieces, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
+    for piece in sorted(range(1, count), key=lambda i: -int(stats[i, cv2.CC_STAT_AREA])):
+        x, y, width, height = (int(v) for v in stats[piece, : cv2.CC_STAT_AREA])
+        yield pieces[y : y + height, x : x + width] == piece, np.array([x, y])
 
 
 def _filled(piece: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
@@ -70,11 +110,15 @@ def _filled(piece: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     return (regions != regions[0, 0])[1:-1, 1:-1]
 
 
-def _outline(piece: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "n 2"]:
-    """Corners of the outer outline of a connected piece, clockwise on the screen."""
-    padded = np.pad(piece, 1).tolist()
-    start = (padded[1].index(True), 1)  # the upper left corner of the first pixel of the first row
-    (x, y), direction = start, 0
+def _outline(piece: Bool[np.ndarray, "h w"], is_hole: bool = False) -> Float[np.ndarray, "n 2"]:
+    """Corners of the outer outline of a connected piece, clockwise on the screen.
+
+    With `is_hole` the piece is a hole, connected by edges, whose outline runs counter-clockwise.
+    """
+    padded = np.pad(piece, 1)
+    # The upper left corner of the first pixel of the first row; right of the path is the mask.
+    (x, y), direction = start = (int(padded[1].argmax()), 1), int(is_hole)
+    padded = (padded ^ is_hole).tolist()
     corners = []
     while True:
         corners.append((x - 1, y - 1))
@@ -89,7 +133,7 @@ def _outline(piece: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "n 2"]:
             elif not right:
                 turn = 1
         direction = (direction + turn) % 4
-        if (x, y) == start and direction == 0:
+        if ((x, y), direction) == start:
             return np.array(corners, np.float64)
 
 
@@ -107,13 +151,15 @@ def _ahead(padded: list[list[bool]], x: int, y: int, direction: int) -> tuple[bo
 
 
 def _simplified(
-    outline: Float[np.ndarray, "n 2"], piece: Bool[np.ndarray, "h w"]
+    outline: Float[np.ndarray, "n 2"], piece: Bool[np.ndarray, "h w"], most: int | None = None
 ) -> Float[np.ndarray, "m 2"]:
+    """Fewer corners; `most` bounds the area of which a share may change, in pixels."""
     area = int(piece.sum())
+    limit = _CHANGED_SHARE * (area if most is None else min(area, most))
     for tolerance in _TOLERANCES_PX:
         fewer = cv2.approxPolyDP(outline.astype(np.float32)[:, None], tolerance, True)[:, 0]
         if len(fewer) >= 3:
             changed = int((polygon_mask(fewer, *piece.shape) != piece).sum())
-            if max(changed, abs(cv2.contourArea(fewer) - area)) <= _CHANGED_SHARE * area:
+            if max(changed, abs(cv2.contourArea(fewer) - area)) <= limit:
                 return fewer.astype(np.float64)
     return outline

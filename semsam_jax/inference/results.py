@@ -80,7 +80,10 @@ class _Convertible(abc.ABC):
         return convert_results.to_labelme(self.records(), file_name, *self._image_hw())
 
     def to_polygons(self) -> list[list[list[list[float]]]]:
-        """Outlines of the pieces of each mask, (x, y) in pixels, large pieces first."""
+        """Outer outlines of the pieces of each mask, (x, y) in pixels, large pieces first.
+
+        Holes are filled; `to_yolo` keeps them.
+        """
         return convert_results.to_polygons(self.records())
 
     def class_names(self) -> list[str]:

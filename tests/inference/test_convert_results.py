@@ -2,6 +2,7 @@ import json
 import sys
 import tracemalloc
 
+import cv2
 import numpy as np
 import pytest
 import supervision
@@ -209,6 +210,44 @@ def test_pieces_are_joined_to_one_polygon(masks):
     assert len(polygons) == 2
     drawn = outlines.polygon_mask(outlines.joined(polygons), HEIGHT, WIDTH)
     np.testing.assert_array_equal(drawn, masks[2])
+
+
+def test_one_polygon_leaves_holes_out_exactly():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        mask = rng.random(rng.integers(1, 12, 2)) < rng.random()
+        polygon = outlines.joined_polygon(mask)
+        if mask.any():
+            np.testing.assert_array_equal(outlines.polygon_mask(polygon, *mask.shape), mask)
+            x, y = np.array(polygon).T  # clockwise around pieces, counter-clockwise around holes
+            assert (x * np.roll(y, -1) - y * np.roll(x, -1)).sum() / 2 == mask.sum()
+    assert outlines.joined_polygon(np.zeros((3, 3), bool)) == []
+
+
+def test_yolo_lines_of_disjoint_masks_do_not_overlap(tmp_path):
+    """Rings within rings: as the project's reader and OpenCV draw them."""
+    side = 200
+    y, x = np.mgrid[:side, :side]
+    distance = np.hypot(x - 90, y - 110)
+    bands = (distance / 12).astype(int)
+    masks = [(bands % 3 == k) & (bands < 8) for k in range(3)]
+    text = convert.to_yolo([{"segmentation": mask} for mask in masks], side, side)
+    for folder in ("images", "labels"):
+        (tmp_path / folder / "train").mkdir(parents=True)
+    Image.fromarray(np.zeros((side, side, 3), np.uint8)).save(tmp_path / "images/train/a.png")
+    (tmp_path / "labels/train/a.txt").write_text(text)
+    (tmp_path / "data.yaml").write_text("names: [thing]")
+    source = open_single_dataset("mine", tmp_path, "train", {})
+    read = [coco_mask.decode(i.rle).astype(bool) for i in source[0].instances]
+    lines = [np.array(line.split()[1:], float).reshape(-1, 2) * side for line in text.splitlines()]
+    for mask, drawn, points in zip(masks, read, lines, strict=True):
+        assert (drawn & mask).sum() / (drawn | mask).sum() > 0.97
+        canvas = cv2.fillPoly(np.zeros((side, side), np.uint8), [np.round(points).astype(int)], 1)
+        path = [np.round(points).astype(int)]
+        border = cv2.polylines(np.zeros((side, side), np.uint8), path, True, 1) > 0
+        border = ndimage.binary_dilation(border, np.ones((3, 3)))
+        assert not ((canvas > 0) ^ mask)[~border].any()
+    assert (np.sum(read, axis=0) > 1).mean() < 0.01
 
 
 def segments_of(masks):
