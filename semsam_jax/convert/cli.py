@@ -8,6 +8,19 @@ from semsam_jax.core.errors import ConversionError
 from semsam_jax.core.paths import as_path
 from semsam_jax.models import presets
 
+_OPTIONS = (
+    "model_config",
+    "dtype",
+    "image_size",
+    "backbone",
+    "text",
+    "preset",
+    "allow_unexpected",
+    "allow_nonfinite",
+    "entry",
+)
+"""Options that some conversions do not use."""
+
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the parser of `convert`."""
@@ -23,8 +36,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "file",
         nargs="*",
         metavar="FILE",
-        help=".pth or .safetensors file, or folder of a training run or model; for a model split "
-        "over several files give all of them (if a tensor occurs twice, the last file wins)",
+        help=".pth or .safetensors file, or folder of a training run or model, which takes --dtype "
+        "and --image-size only; for a model split over several files give all of them (if a tensor "
+        "occurs twice, the last file wins)",
     )
     parser.add_argument("--out", required=True, metavar="PATH", help="folder, or file to write")
     parser.add_argument(
@@ -35,8 +49,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--dtype",
         choices=tuple(model_files.STORED_DTYPES),
-        default="float32",
-        help="storage type of the weights (default: %(default)s)",
+        help="storage type of the weights (default: float32)",
     )
     parser.add_argument(
         "--image-size",
@@ -46,7 +59,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "larger one finds smaller masks and takes longer",
     )
     parser.add_argument(
-        "--to-torch", action="store_true", help="convert the model folder FILE to a .pth file"
+        "--to-torch",
+        action="store_true",
+        help="convert the model folder FILE to a .pth file; takes no option but --out",
     )
     parser.add_argument(
         "--backbone", metavar="FILE", help="take the backbone from an ImageNet Swin file"
@@ -63,11 +78,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--allow-unexpected",
         action="store_true",
+        default=None,
         help="ignore tensors that the model does not have",
     )
     parser.add_argument(
         "--allow-nonfinite",
         action="store_true",
+        default=None,
         help="accept NaN and infinity in the weights; the result can be inspected or used for "
         "training, but not for inference",
     )
@@ -84,12 +101,24 @@ def run(args: argparse.Namespace) -> int:
     if args.to_torch:
         _write_torch(args)
     elif len(args.file) == 1 and as_path(args.file[0]).is_dir():
+        _refuse_others(args, "for a model folder", "dtype", "image_size")
         _save(args, *checkpoint_io.read_model(args.file[0]))
     elif args.file:
+        _refuse_others(args, "for a file", *(name for name in _OPTIONS if name != "preset"))
         _convert(args)
     else:
         _start(args)
     return 0
+
+
+def _refuse_others(args: argparse.Namespace, case: str, *used: str) -> None:
+    """Raises ConversionError if an option is given that is not used in this case."""
+    given = [name for name in _OPTIONS if getattr(args, name) is not None]
+    idle = [name for name in given if name not in used]
+    if idle:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
+        them = "it" if len(idle) == 1 else "them"
+        raise ConversionError(f"convert: {flags}: no effect {case}; leave {them} out.")
 
 
 def _convert(args: argparse.Namespace) -> None:
@@ -98,8 +127,8 @@ def _convert(args: argparse.Namespace) -> None:
     found = read_released(
         args.file,
         args.model_config,
-        allow_unexpected=args.allow_unexpected,
-        allow_nonfinite=args.allow_nonfinite,
+        allow_unexpected=bool(args.allow_unexpected),
+        allow_nonfinite=bool(args.allow_nonfinite),
         entry=args.entry,
         tell=print,
     )
@@ -115,8 +144,9 @@ def _save(args: argparse.Namespace, params: dict, meta: dict) -> None:
                 f"convert: --image-size {args.image_size}; wanted a multiple of 32, such as 384."
             )
         meta = {**meta, "image_size": args.image_size}
-    folder = model_files.save_model(args.out, params, meta, dtype=args.dtype)
-    print(f"wrote {folder / model_files.WEIGHTS} ({args.dtype}) and {model_files.CONFIG}")
+    dtype = args.dtype or "float32"
+    folder = model_files.save_model(args.out, params, meta, dtype=dtype)
+    print(f"wrote {folder / model_files.WEIGHTS} ({dtype}) and {model_files.CONFIG}")
 
 
 def _start(args: argparse.Namespace) -> None:
@@ -126,6 +156,8 @@ def _start(args: argparse.Namespace) -> None:
             "convert: no FILE given; wanted a .pth file of the original, or --preset with "
             "--backbone or --text."
         )
+    used = ("preset", "backbone", "text", "dtype", "image_size")
+    _refuse_others(args, "without FILE", *used)
     import jax
     import numpy as np
 
@@ -155,6 +187,7 @@ def _write_torch(args: argparse.Namespace) -> None:
         raise ConversionError(
             f"convert --to-torch: got {len(args.file)} checkpoint folders; wanted one."
         )
+    _refuse_others(args, "with --to-torch")
     params, meta = checkpoint_io.read_model(args.file[0])
     config = presets.from_json(meta["model_config"])
     state = to_torch(params, config, where=f"checkpoint {args.file[0]}")

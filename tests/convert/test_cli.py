@@ -138,6 +138,37 @@ def test_errors_take_one_line(tmp_path, capsys, monkeypatch, arguments, message)
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "flags"),
+    [
+        (["--backbone", REF, "--text", REF], "--backbone, --text: no effect for a model folder"),
+        (["--preset", "tiny", "--entry", "ema"], "--preset, --entry: no effect for a model"),
+        (["--model-config", "none.json"], "--model-config: no effect for a model folder"),
+        (["--allow-unexpected"], "--allow-unexpected: no effect for a model folder"),
+        (["--to-torch", "--dtype", "float16"], "--dtype: no effect with --to-torch"),
+        (["--to-torch", "--image-size", "384"], "--image-size: no effect with --to-torch"),
+        (["--to-torch", "--backbone", REF], "--backbone: no effect with --to-torch"),
+    ],
+)
+def test_options_without_effect_are_refused(converted, tmp_path, capsys, arguments, flags):
+    out = tmp_path / "out"
+    assert main(["convert", str(converted), *arguments, "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert f"convert: {flags}" in error
+    assert "leave" in error
+    assert error.count("\n") == 1
+    assert not out.exists()
+
+
+def test_options_without_effect_on_a_file_or_a_start_are_refused(tmp_path, capsys):
+    out = ["--out", str(tmp_path / "out")]
+    assert main(["convert", REF, "--preset", "tiny", *out]) == 2
+    assert "--preset: no effect for a file" in capsys.readouterr().err
+    start = ["convert", "--preset", "tiny", "--backbone", REF]
+    assert main([*start, "--entry", "ema", "--model-config", REF, *out]) == 2
+    assert "--model-config, --entry: no effect without FILE" in capsys.readouterr().err
+
+
 def test_a_reader_that_closes_the_pipe_gets_no_traceback(tmp_path):
     config = str(DATA / "tiny_config.json")
     command = [sys.executable, "-m", "semsam_jax", "convert", REF, "--out", str(tmp_path / "out")]
