@@ -13,6 +13,19 @@ from semsam_jax.evals.options import (
 )
 
 _DEFAULT = EvalOptions()
+_SUITES_ONLY = {
+    "--suite": "suite",
+    "--protocol": "protocol",
+    "--data.root": "root",
+    "--data.dataset": "dataset",
+    "--data.view": "view",
+    "--data.short-side": "short_side",
+    "--data.canvas": "canvas",
+    "--prompts-per-call": "prompts_per_call",
+    "--images-per-device": "images_per_device",
+    "--points-per-side": "points_per_side",
+}
+"""Options of the suites that the evaluation of a folder does not use, and their names in `args`."""
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -32,7 +45,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="FOLDER",
         help="a dataset with masks, or a folder of several: scores a click and a box for each "
         "mask at the original resolution and writes sources.md, .json and .csv with the mean over "
-        "datasets",
+        "datasets; takes --checkpoint, --out, --data.split, --data.limit and --data.image-size",
     )
     parser.add_argument(
         "--suite",
@@ -81,9 +94,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     add(
         "--data.dataset",
         dest="dataset",
-        default=_DEFAULT.dataset,
         metavar="NAME",
-        help="(default: coco)",
+        help=f"(default: {_DEFAULT.dataset})",
     )
     add("--data.split", dest="split", default=_DEFAULT.split, metavar="NAME", help="(default: val)")
     add(
@@ -96,9 +108,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     add(
         "--data.view",
         dest="view",
-        default=_DEFAULT.view,
         choices=VIEWS,
-        help="which masks are prompted (default: any)",
+        help=f"which masks are prompted (default: {_DEFAULT.view})",
     )
     add(
         "--data.image-size",
@@ -132,9 +143,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 
 
 def _add_number(group: argparse._ArgumentGroup, flag: str, default: int, help_text: str) -> None:
-    group.add_argument(
-        flag, type=int, default=default, metavar="N", help=f"{help_text} (default: %(default)s)"
-    )
+    group.add_argument(flag, type=int, metavar="N", help=f"{help_text} (default: {default})")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -142,12 +151,12 @@ def run(args: argparse.Namespace) -> int:
     if not args.folder:
         suites = _DEFAULT.suites if args.suite is None else parse_suites(args.suite)
         return run_options(options_of(args, suites=suites))
-    for flag, value in (("--suite", args.suite), ("--data.root", args.root)):
-        if value:
-            raise ConfigError(
-                f"{flag} {value}: a folder of sources ({args.folder}) has measures of its own; "
-                "give one of the two."
-            )
+    idle = [flag for flag, name in _SUITES_ONLY.items() if getattr(args, name) not in (None, "")]
+    if idle:
+        raise ConfigError(
+            f"{', '.join(idle)}: no effect on a folder of sources ({args.folder}), which has "
+            "measures of its own; leave out one or the other."
+        )
     return run_options(options_of(args))
 
 

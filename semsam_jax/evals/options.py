@@ -23,6 +23,8 @@ PROTOCOLS = ("square", "released_v1", "original_size")
 VIEWS = ("any", "object", "part")
 CANVASES = ("square", "tight")
 CANVAS_MULTIPLE = 32
+_OF_FOLDERS = ("checkpoint", "folder", "out", "split", "limit", "image_size")
+"""What the evaluation of a folder of sources uses."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +80,13 @@ class EvalOptions:
 
     def __post_init__(self):
         """Checks everything that needs no data and no checkpoint."""
+        changed = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
+        idle = [name for name in changed if name not in _OF_FOLDERS]
+        if self.folder and idle:
+            raise ConfigError(
+                f"evaluate folder {self.folder}: {', '.join(idle)}: no effect on a folder of "
+                f"sources, which has measures of its own; leave out one or the other."
+            )
         unknown = [name for name in self.suites if name not in SUITE_NAMES]
         if unknown or not self.suites:
             raise ConfigError(

@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 
 from semsam_jax.__main__ import main
+from semsam_jax.core.errors import ConfigError
 from semsam_jax.evals.dataset_samples import EvalFrame, open_folder
+from semsam_jax.evals.options import EvalOptions
 from semsam_jax.evals.sources import MaskScores, source_folders, summarize
 
 
@@ -106,12 +108,32 @@ def test_the_command_writes_a_row_per_source_and_mask(checkpoint, tmp_path, caps
     assert float(rows[0]["area"]) == pytest.approx(16**2 / 64**2)
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        "--suite box", "--protocol square", "--data.root .", "--data.dataset coco",
+        "--data.view any", "--data.short-side 64", "--data.canvas tight", "--prompts-per-call 16",
+        "--images-per-device 1", "--points-per-side 32", "--data.view part --points-per-side 8",
+    ],
+)  # fmt: skip
+def test_options_that_a_folder_does_not_use_are_refused(given, tmp_path, capsys):
+    assert main(["evaluate", str(tmp_path), *given.split()]) == 2
+    error = capsys.readouterr().err
+    assert f"{', '.join(given.split()[::2])}: no effect on a folder of sources" in error
+    assert error.count("\n") == 1
+
+
+def test_a_config_that_a_folder_does_not_use_is_refused():
+    with pytest.raises(ConfigError, match="view, write_levels: no effect on a folder of sources"):
+        EvalOptions(folder="val", split="test", view="part", write_levels=True)
+
+
 def test_mistakes_are_told_in_one_line(checkpoint, tmp_path, capsys):
     (tmp_path / "val").mkdir()
     for folder, extra, message in (
         ("nowhere", [], "no such folder"),
         ("val", [], "none of its folders holds a dataset"),
-        ("val", ["--suite", "box"], "measures of its own"),
+        ("val", ["--suite", "box"], "no effect on a folder"),
     ):
         command = ["evaluate", str(tmp_path / folder), "--checkpoint", str(checkpoint)]
         assert main([*command, *extra]) == 2
