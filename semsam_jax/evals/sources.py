@@ -137,13 +137,20 @@ def score_sources(
     for sub in source_folders(folder, split):
         dataset, _ = open_folder(sub, split, frame, limit).surveyed()
         rows: list[tuple] = []
-        num_small = 0
+        num_small = num_pseudo = 0
         for number, example in enumerate(_progress(dataset, show_progress)):
-            masks = [i.rle for i in example.instances if i.rle is not None and not i.is_pseudo]
+            found = [i for i in example.instances if i.rle is not None]
+            masks = [i.rle for i in found if not i.is_pseudo]
+            num_pseudo += len(found) - len(masks)
             truths = [mask for mask in map(rle.decode, masks) if mask.sum() >= _MIN_AREA]
             num_small += len(masks) - len(truths)
             if truths:
                 rows += _score_image(predictor, example, truths, number)
+        if not rows and not num_small and num_pseudo:
+            raise DataError(
+                f"{sub}: all {num_pseudo} masks in {split!r} are machine-made, which are not "
+                f"scored; wanted masks that a person has drawn or checked, without is_pseudo."
+            )
         if not rows:
             raise DataError(f"{sub}: no mask of at least {_MIN_AREA} pixels in {split!r}.")
         columns = (np.asarray(values) for values in zip(*rows, strict=True))
@@ -151,6 +158,8 @@ def score_sources(
         if num_small:
             small = f"masks of fewer than {_MIN_AREA} pixels, which are not scored: {num_small}"
             notes[sub.name].append(small)
+        if num_pseudo:
+            notes[sub.name].append(f"machine-made masks, which are not scored: {num_pseudo}")
     return scores, notes
 
 

@@ -128,6 +128,24 @@ def test_a_config_that_a_folder_does_not_use_is_refused():
         EvalOptions(folder="val", split="test", view="part", write_levels=True)
 
 
+def test_machine_made_masks_are_counted_and_not_scored(checkpoint, tmp_path, capsys):
+    write_source(tmp_path / "a", "a.png")
+    file = tmp_path / "a/annotations/val.json"
+    content = json.loads(file.read_text())
+    command = ["evaluate", str(tmp_path / "a"), "--checkpoint", str(checkpoint)]
+    command += ["--out", str(tmp_path / "out")]
+    content["annotations"][1]["is_pseudo"] = 1
+    file.write_text(json.dumps(content))
+    assert main(command) == 0
+    assert "machine-made masks, which are not scored: 1\n" in capsys.readouterr().out
+    for annotation in content["annotations"]:
+        annotation["is_pseudo"] = 1
+    file.write_text(json.dumps(content))
+    assert main(command) == 2
+    count = len(content["annotations"])
+    assert f"all {count} masks in 'val' are machine-made, which are" in capsys.readouterr().err
+
+
 def test_mistakes_are_told_in_one_line(checkpoint, tmp_path, capsys):
     (tmp_path / "val").mkdir()
     for folder, extra, message in (
