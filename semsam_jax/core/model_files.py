@@ -85,7 +85,12 @@ def save_model(
     try:
         root.mkdir(parents=True, exist_ok=True)
         if is_local(root):
+            _remove(weights)
+            weights.touch()
+            mode = os.stat(weights).st_mode
             save_file(arrays, weights, metadata={"format": "np"})
+            with contextlib.suppress(OSError):  # safetensors makes it readable by its owner only
+                os.chmod(weights, mode)
         else:
             weights.write_bytes(save(arrays, metadata={"format": "np"}))
         settings.write_text(text)

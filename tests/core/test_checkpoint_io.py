@@ -1,6 +1,7 @@
 """Finding and reading a model: its two files, the steps of a run, and what is neither."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -63,6 +64,19 @@ def test_folders_of_the_training_machine_are_left_out(tmp_path):
     text = (tmp_path / "m" / "config.json").read_text()
     assert "/" not in text
     assert json.loads(text)["config"]["data"]["flip"] == 0.5
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_both_files_have_the_permissions_of_the_umask(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        folder = save_model(tmp_path / "m", PARAMS, META)
+    finally:
+        os.umask(before)
+    modes = [
+        (folder / name).stat().st_mode & 0o777 for name in ("model.safetensors", "config.json")
+    ]
+    assert modes == [0o666 & ~umask] * 2
 
 
 def test_a_model_is_replaced_only_when_told_to(tmp_path):
