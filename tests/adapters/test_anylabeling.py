@@ -5,6 +5,7 @@ import base64
 import numpy as np
 import pytest
 
+from semsam_jax.adapters import anylabeling
 from semsam_jax.inference.outlines import polygon_mask
 from tests.demo.conftest import encoded, picture
 
@@ -62,6 +63,18 @@ def test_clicks_and_a_rectangle_give_a_shape_to_be_named(client):
     ]
     assert len(set(areas)) > 1
     assert predict(client)["data"]["shapes"] == []  # opening an image asks without marks
+
+
+def test_the_pieces_of_masks_share_a_group_that_no_other_answer_has():
+    masks = np.zeros((3, *HW), bool)
+    masks[0, 5:15, 5:15] = masks[0, 5:15, 30:40] = True
+    masks[1, 50:60, 5:15] = masks[1, 50:60, 30:40] = True
+    masks[2, 90:99, 5:15] = True
+    answers = [anylabeling.shapes([{"segmentation": mask}], 0.001) for mask in masks]
+    (a, b), (c, d), (single,) = [[shape["group_id"] for shape in shapes] for shapes in answers]
+    assert a == b != c == d
+    assert 0 <= a < 2**31
+    assert single is None
 
 
 def test_everything_is_kept_when_it_has_a_wanted_name(client):
