@@ -170,7 +170,8 @@ class Assignment:
     Attributes:
         token_of_target: int32 [b,p,t] token assigned to each target; 0 where the target
             is padding. None under the many-to-one rule, which chooses on the device.
-        query_of_instance: int32 [b,l,n] query assigned to each instance, 0 at padding.
+        query_of_instance: int32 [b,l,n] query assigned to each instance, 0 at padding, -1 for
+            instances left over where there are more of them than queries.
         nonfinite: int32 [rows of both streams] number of costs that were not finite: on each
             device its interactive rows, then its generic rows.
     """

@@ -5,6 +5,9 @@ annotated; an unmatched query is a negative for all of them. A query matched to 
 part and owner heads but not the object head; one whose instance has no label trains no class head
 (`terms.class_heads`).
 
+An image may have more instances than there are queries. Those left over get no query and no loss,
+but still count in the means, as in the original.
+
 Source: docs/reference.md, section 13; arXiv 2203.03605 for denoising and proposals.
 """
 
@@ -35,7 +38,8 @@ def generic_losses(
         predictions: all layers [l+1], proposals and, in training, denoising.
         mask_features: of the pyramid, at stride 4.
         rows: the generic rows.
-        query_of_instance: the assignment for every layer, then for the proposals.
+        query_of_instance: the assignment for every layer, then for the proposals; negative for an
+            instance without a query.
         points: candidates, then fresh points (`PointPlan.draw`). s is 1 or l + 2 (layers,
             then proposals); g is 1 or n + slots (instances, then denoising slots).
         config: settings.
@@ -67,6 +71,9 @@ def generic_losses(
         count = own[0].shape[1]
         terms = mask_terms(own[0], sampled, config.plan, precision=config.precision)
         terms |= box_terms(own[1], jax.vmap(lambda v, i: v[i])(rows.boxes, everyone[:, :count]))
+        if n > queries.boxes.shape[1]:
+            has_query = jnp.pad(assigned >= 0, ((0, 0), (0, count - n)), constant_values=True)
+            terms = {name: jnp.where(has_query, value, 0.0) for name, value in terms.items()}
         weight = valid[:, :count].astype(jnp.float32)
         with_masks = weight * rows.has_masks[:, None]
         groups = {"layers": slice(0, n), "denoising": slice(n, count)}

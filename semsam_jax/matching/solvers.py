@@ -15,6 +15,9 @@ from scipy.optimize import linear_sum_assignment
 LARGE_COST = 1e6
 """Replaces costs that are not finite, so that any other assignment is preferred."""
 
+UNASSIGNED = -1
+"""Query of an instance that is left over because every query has another instance."""
+
 
 def solve_prompts(
     costs: Float[np.ndarray, "b p k t"], target_valid: Bool[np.ndarray, "b p t"]
@@ -30,7 +33,8 @@ def solve_prompts(
 
     Returns:
         (token of each target int32, number of non-finite costs of valid targets int32).
-        If there are more valid targets than tokens, the remaining ones get token 0.
+        If there are more valid targets than tokens, the remaining ones get token 0; a run never
+        has any (`data.max_targets` is at most the number of tokens).
     """
     b, p, k, t = costs.shape
     costs, is_bad = _clean(costs)
@@ -57,7 +61,7 @@ def solve_queries(
 
     Returns:
         (query of each instance int32, number of non-finite costs of valid instances int32).
-        If there are more valid instances than queries, the remaining ones get query 0.
+        If there are more valid instances than queries, the remaining ones get `UNASSIGNED`.
     """
     b, num_layers, _, n = costs.shape
     answer = np.zeros((b, num_layers, n), np.int32)
@@ -66,6 +70,7 @@ def solve_queries(
         instances = np.flatnonzero(instance_valid[row])
         # SciPy is fastest with few rows and many columns. Padding is not copied.
         blocks, is_bad = _clean(costs[row, :, :, instances].transpose(1, 0, 2))
+        answer[row, :, instances] = UNASSIGNED
         for layer, block in enumerate(blocks):
             which, query = linear_sum_assignment(block)
             answer[row, layer, instances[which]] = query

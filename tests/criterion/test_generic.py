@@ -189,6 +189,28 @@ def test_padding_and_unannotated_classes_change_nothing(case):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.parametrize("with_slots", [True, False])
+def test_instances_without_a_query_have_no_loss_but_count_in_the_means(with_slots):
+    out, features, rows, _, points, config = make_case(1, q=2)
+    if not with_slots:
+        out = out.replace(denoising=None, denoising_queries=None)
+    left_over = jnp.array([[[0, -1, 1, 0]] * 3, [[1, 0, 0, 0]] * 3], jnp.int32)
+    (_, groups), grads = losses_and_grads(out, features, rows, left_over, points, config)
+    # The original sums over the pairs and divides by all instances of the batch, here 3 + 2.
+    fewer = rows.replace(instance_valid=rows.instance_valid.at[0, 1].set(False))
+    (_, want), _ = losses_and_grads(out, features, fewer, left_over, points, config)
+    for group in ("layers", "proposals"):
+        for name in ("mask_bce", "dice", "l1", "giou"):
+            np.testing.assert_allclose(groups[group][name], want[group][name] * 4 / 5, rtol=1e-5)
+    # Where an instance of the row is left over, it must not pull at any query.
+    moved = rows.replace(boxes=rows.boxes.at[0, 1].set(0.9))
+    _, others = losses_and_grads(out, features, moved, left_over, points, config)
+    np.testing.assert_array_equal(grads[0][0].boxes, others[0][0].boxes)
+    np.testing.assert_array_equal(grads[0][1].boxes, others[0][1].boxes)
+    if with_slots:
+        assert np.any(np.asarray(grads[0][2].boxes != others[0][2].boxes))
+
+
 def test_batch_is_the_weighted_mean_of_its_rows(case):
     out, features, rows, assigned, points, config = case
     (_, groups), _ = losses_and_grads(*case)

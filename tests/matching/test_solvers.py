@@ -79,8 +79,9 @@ def test_everything_bad_or_too_many_targets_still_answers():
     assert nonfinite.tolist() == [4]
     tokens, _ = solve_prompts(np.full((1, 1, 2, 3), 3e38), np.ones((1, 1, 3), bool))
     assert sorted(tokens[0, 0]) == [0, 0, 1]
-    queries, _ = solve_queries(np.zeros((1, 1, 2, 3)), np.ones((1, 3), bool))
-    assert sorted(queries[0, 0]) == [0, 0, 1]
+    queries, _ = solve_queries(np.zeros((1, 2, 2, 4)), np.array([[True] * 3 + [False]]))
+    assert [sorted(layer[:3]) for layer in queries[0]] == [[-1, 0, 1]] * 2
+    assert queries[0, :, 3].tolist() == [0, 0]
 
 
 def test_no_rows_and_no_targets():
