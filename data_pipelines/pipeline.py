@@ -164,6 +164,10 @@ def make_iterator(
     iterator = InputIterator(config, examples, streams, tables, process_index, process_count, seed)
     iterator.notes = [line for name in sorted(built) for line in built[name].report.lines()]
     iterator.notes += epoch_warnings(tables)
+    if "generic" in tables and config.verified_classes:
+        names = dict.fromkeys(r.dataset for r in tables["generic"].active)
+        named = {name: built[name] for name in names if rows.vocab_valid[name].any()}
+        iterator.notes += _crowded_notes(named, config.shape.max_instances)
     return iterator
 
 
@@ -306,6 +310,22 @@ def dataset_numbers(names: tuple[str, ...]) -> dict[str, int]:
     """Number of each dataset in a batch: `DATASETS` first, then custom ones by name."""
     own = sorted(name for name in names if name not in DATASETS)
     return {name: number for number, name in enumerate((*DATASETS, *own))}
+
+
+def _crowded_notes(indexes: Mapping[str, Index | IndexShare], limit: int) -> list[str]:
+    """A sentence for each dataset with images of more than `limit` instances."""
+    said = []
+    for name, index in indexes.items():
+        many = int(np.count_nonzero(index.num_instances > limit))
+        if many:
+            said.append(
+                f"{name}: {many} of {len(index)} images {'has' if many == 1 else 'have'} more than "
+                f"data.max_instances={limit} instances, up to {int(index.num_instances.max())}; in "
+                f"the generic stream, a class whose instances are cut off there gives no "
+                f"negatives. Raise --config.data.max_instances, at most to the number of queries "
+                f"of the model."
+            )
+    return said
 
 
 def _vocab_valid(

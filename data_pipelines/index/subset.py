@@ -15,10 +15,15 @@ class IndexShare:
     Args:
         index: of all records.
         share: of the records, 0..1.
+
+    Attributes:
+        report: counts of the scan of all records.
+        num_instances: int32 [e] of each example.
     """
 
     def __init__(self, index: Index, share: float):
         self.report = index.report
+        self.num_instances = index.num_instances[is_chosen(index.position, share)]
         self._views = {
             name: index.view(name)[is_chosen(index.view(name), share)]
             for name in ("any", "object", "part")

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -63,6 +64,26 @@ def test_tables_are_available():
     json.dumps(tables["interactive"].to_dict())
     coco = tables["generic"].rows[0]
     assert coco.expected_epochs == pytest.approx(10 * 2 * 0.5 / 5)
+
+
+def test_images_with_more_instances_than_a_row_holds_are_counted():
+    """Their rows teach nothing about where a class is not, as long as one of it is cut off."""
+    assert not [note for note in build().notes if "max_instances" in note]
+    fewer = dataclasses.replace(CONFIG, shape=dataclasses.replace(SHAPE, max_instances=1))
+    iterator = build(fewer)
+    assert not next(iterator)["generic"]["vocab_valid"].any(axis=1).all()
+    counts = [len(example.instances) for example in sources()["coco"].examples]
+    many = sum(count > 1 for count in counts)
+    (note,) = [note for note in iterator.notes if "max_instances" in note]  # others have no names
+    assert note.startswith(
+        f"coco: {many} of 5 images have more than data.max_instances=1 instances, up to "
+        f"{max(counts)}; "
+    )
+    assert "--config.data.max_instances" in note
+    half = build(dataclasses.replace(fewer, subsets={"coco": 0.5}))
+    assert any(re.match(r"coco: \d of [1-4] images h", note) for note in half.notes)
+    everything = build(dataclasses.replace(fewer, verified_classes=False))
+    assert not [note for note in everything.notes if "max_instances" in note]
 
 
 def test_every_example_is_seen_once_an_epoch():
