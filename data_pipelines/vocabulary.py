@@ -94,6 +94,12 @@ class Vocabulary:
         """Datasets that have at least one entry, in order of first appearance."""
         return tuple(dict.fromkeys(entry.dataset for entry in self.objects + self.parts))
 
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Dataset and kind of every entry, in index order; names compete within a group only."""
+        objects = tuple(f"objects of {entry.dataset}" for entry in self.objects)
+        return objects + tuple(f"parts of {entry.dataset}" for entry in self.parts)
+
     def object_slice(self, dataset: str) -> slice:
         """Returns the index range of a dataset's objects (empty for SA-1B)."""
         return self._objects.span(dataset)

@@ -148,8 +148,9 @@ class TextChoice:
             random template per class and step, trained), "none" (no class names), or
             "checkpoint" (as `model.warm_start` was trained).
         table: file of the stored table, "" for the embedded one.
-        learn_missing: learn an embedding for each name that the table lacks, and store it with the
-            model; otherwise such names are left out. Names learned by a warm start are always kept.
+        learn_missing: learn an embedding for each name that the table lacks or reads as another
+            name of its dataset, and store it with the model; otherwise such names are left out.
+            Names learned by a warm start are always kept.
     """
 
     source: str = "table"

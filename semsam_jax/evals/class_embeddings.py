@@ -1,7 +1,7 @@
 """Embeddings of a dataset's class names, from the text source of the checkpoint."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -16,7 +16,11 @@ from semsam_jax.text.tokenizer import Tokenizer
 
 
 def embed_classes(
-    model: nn.Module | None, params: dict, meta: Mapping, names: Sequence[str]
+    model: nn.Module | None,
+    params: dict,
+    meta: Mapping,
+    names: Sequence[str],
+    groups: Sequence[Hashable] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Unit embeddings of names with the text source of a checkpoint.
 
@@ -25,6 +29,8 @@ def embed_classes(
         params: its parameters.
         meta: the checkpoint's meta; `meta["text"]` is {"source": "table" | "encoder", ...}.
         names: class names.
+        groups: of each name; a name that the table reads as another one of its group is not known
+            (`TextEmbeddings.find_own`).
 
     Returns:
         float32 [n, d] rows and bool [n], False where the table does not know the name.
@@ -40,7 +46,7 @@ def embed_classes(
     text = meta.get("text") or {}
     source = text.get("source")
     if source == "table":
-        return table_of(text, params).lookup(names)
+        return table_of(text, params).lookup(names, groups)
     if source == "encoder":
         params = jax.device_put(params)
         encode = jax.jit(lambda p, ids: model.apply({"params": p}, ids, method="encode_text"))
@@ -96,8 +102,9 @@ def known_classes(
         part_names: names of the parts likewise; none leaves the parts out.
     """
     names = [*object_names, *part_names]
-    rows, found = embed_classes(model, params, meta, names)
     num_objects = len(object_names)
+    groups = [index < num_objects for index in range(len(names))]
+    rows, found = embed_classes(model, params, meta, names, groups)
     keep, keep_parts = np.flatnonzero(found[:num_objects]), np.flatnonzero(found[num_objects:])
     pairs = classes.pairs
     if pairs is not None and part_names:

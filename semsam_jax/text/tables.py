@@ -17,7 +17,7 @@ import os
 import re
 import sys
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -98,7 +98,9 @@ class TextEmbeddings:
         """Dimensions of an embedding."""
         return self.rows.shape[1]
 
-    def lookup(self, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def lookup(
+        self, names: Sequence[str], groups: Sequence[Hashable] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Embeddings of names.
 
         A name is tried as it is, with and without a bracketed qualifier, then each of its
@@ -106,11 +108,15 @@ class TextEmbeddings:
         hyphens and spaces never matter. Of "object:part" with an unknown object, the part alone
         is taken.
 
+        Args:
+            names: to look up.
+            groups: of each name; with them, only rows of `find_own` are found.
+
         Returns:
             float32 [n, d] unit rows (zero where not found) and bool [n], found.
         """
         embeddings = np.zeros((len(names), self.dim), np.float32)
-        index = self.find(names)
+        index = self.find(names) if groups is None else self.find_own(names, groups)
         for number in np.flatnonzero(index >= 0):
             embeddings[number] = unit(self.rows[index[number]])
         return embeddings, index >= 0
@@ -119,6 +125,28 @@ class TextEmbeddings:
         """int64 [n]: row of each name, read as `lookup` reads it, or -1."""
         found = [self._find(name) for name in names]
         return np.array([-1 if row is None else row for row in found], np.int64)
+
+    def find_own(self, names: Sequence[str], groups: Sequence[Hashable]) -> np.ndarray:
+        """As `find`, but -1 for a name whose row belongs to a different name of its group.
+
+        "grape" and "grapes" have one row, and classes with one row cannot be told apart. The name
+        that is spelled like the row keeps it, or else the first. Names that differ only in case,
+        underscores, hyphens and spaces are the same and share it.
+
+        Args:
+            names: to look up.
+            groups: of each name, such as a dataset; names of different groups may share a row.
+        """
+        rows = self.find(names).tolist()
+        spelled = [_compact(normalise(name)) for name in names]
+        owner: dict[tuple[int, Hashable], tuple[int, str]] = {}
+        for row, group, own in zip(rows, groups, spelled, strict=True):
+            exact = [_compact(spell(self.names[row])) for spell in (str, _without_brackets)]
+            rank = exact.index(own) if own in exact else len(exact)
+            if rank < owner.get((row, group), (len(exact) + 1, ""))[0]:
+                owner[row, group] = rank, own
+        each = zip(rows, groups, spelled, strict=True)
+        return np.array([r if owner[r, g][1] == own else -1 for r, g, own in each], np.int64)
 
     def with_learned(self, names: Sequence[str], rows: np.ndarray) -> "TextEmbeddings":
         """The table with names that a model learned behind its own, which come first.

@@ -130,7 +130,8 @@ class HeldOutEvaluation:
         table = table_of(self._meta["text"], None)
 
         def known(group: Mapping[int, str]) -> dict[int, str]:
-            found = (table.find(list(group.values())) >= 0).tolist()
+            # As in training, where names with the row of another one are not learned.
+            found = (table.find_own(list(group.values()), [0] * len(group)) >= 0).tolist()
             return {
                 n: text
                 for (n, text), is_known in zip(group.items(), found, strict=True)

@@ -77,10 +77,11 @@ def train(
         refit.check(run)
 
         vocabulary = input_lib.open_vocabulary(run, input_lib.used_datasets(run))
-        learned = learned_names(run, vocabulary.names, saved or start_meta(run))
+        groups = vocabulary.groups
+        learned = learned_names(run, vocabulary.names, saved or start_meta(run), groups)
         model = build.build_model(run, len(learned))
         text = build_text(
-            run, model.config, vocabulary.names, vocabulary.num_objects, mesh, learned
+            run, model.config, vocabulary.names, vocabulary.num_objects, mesh, learned, groups
         )
         meta, changes = build.build_meta(run, model, vocabulary, text.meta), []
         if saved is not None:

@@ -1,11 +1,12 @@
 """Class names for a training step: a table, frozen or learned in part, or token ids to encode."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from data_pipelines.names import first_spellings
 from semsam_jax.config import RunConfig
 from semsam_jax.core.errors import ConfigError
 from semsam_jax.core.structs import TextTable
@@ -23,7 +24,8 @@ class TextSource:
     """Returns `TextInputs` for each step.
 
     Attributes:
-        class_mask: bool [v], names that have an embedding; the others are never trained.
+        class_mask: bool [v], names that have an embedding of their own; the others are never
+            trained.
         meta: metadata of the text source.
     """
 
@@ -35,7 +37,9 @@ class TextSource:
         num_objects: int,
         mesh: Mesh,
         learned: Sequence[str] = (),
+        groups: Sequence[Hashable] | None = None,
     ):
+        groups = range(len(names)) if groups is None else groups
         self._names, self._seed = names, run.seed
         self._mesh = mesh
         self.meta = {"source": run.text.source, "table": run.text.table}
@@ -43,13 +47,15 @@ class TextSource:
             self.meta["learned"] = list(learned)
         if run.text.source == "table":
             self._text, self.class_mask = _table_text(
-                run, config, names, num_objects, mesh, learned
+                run, config, names, num_objects, mesh, learned, groups
             )
         elif run.text.source == "none":
             self._text, self.class_mask = TextInputs(), np.zeros(len(names), bool)
         else:
             self._tokenizer = Tokenizer(config.text.context_length)
             self._text, self.class_mask = None, np.ones(len(names), bool)
+        # Names that are spelled alike count as the first of them (`data_pipelines.names`).
+        self.class_mask &= first_spellings(names, groups) == np.arange(len(names))
 
     def inputs(self, step: int) -> TextInputs:
         """Text of one step; with an encoder, one random template per class and step."""
@@ -67,6 +73,7 @@ def build_text(
     num_objects: int,
     mesh: Mesh,
     learned: Sequence[str] = (),
+    groups: Sequence[Hashable] | None = None,
 ) -> TextSource:
     """Builds the text source that the config names; see `config.TextChoice`.
 
@@ -77,17 +84,25 @@ def build_text(
         num_objects: how many of them are objects.
         mesh: where the inputs go.
         learned: what `learned_names` gives.
+        groups: of each name; no two names of a group get the same embedding
+            (`Vocabulary.groups`). By default any two names may.
     """
-    return TextSource(run, config, names, num_objects, mesh, learned)
+    return TextSource(run, config, names, num_objects, mesh, learned, groups)
 
 
-def learned_names(run: RunConfig, names: Sequence[str], start: Mapping | None) -> tuple[str, ...]:
+def learned_names(
+    run: RunConfig,
+    names: Sequence[str],
+    start: Mapping | None,
+    groups: Sequence[Hashable] | None = None,
+) -> tuple[str, ...]:
     """Names whose embedding is a parameter of the run's model, in the order of their rows.
 
     Args:
         run: the run.
         names: its vocabulary.
         start: meta of the checkpoint that it resumes or starts from, or None.
+        groups: as for `build_text`.
     """
     if run.text.source != "table":
         return ()
@@ -96,9 +111,19 @@ def learned_names(run: RunConfig, names: Sequence[str], start: Mapping | None) -
         return known
     table = TextEmbeddings.load(run.text.table or None)
     table = table.with_learned(known, np.zeros((len(known), table.dim)))
+    if groups is not None:  # Of names that are spelled alike one is learned.
+        first = dict.fromkeys(first_spellings(names, groups).tolist())
+        names, groups = [names[i] for i in first], [groups[i] for i in first]
     missing = [name for name, row in zip(names, table.find(names), strict=True) if row < 0]
     # Of "whole:part" the part is the name, as for names that the table has.
-    return (*known, *dict.fromkeys(normalise(name.rsplit(":", 1)[-1]) for name in missing))
+    new = tuple(dict.fromkeys(normalise(name.rsplit(":", 1)[-1]) for name in missing))
+    if groups is not None:
+        # Names that would still be read as another name of their group are learned in full.
+        table = table.with_learned(new, np.zeros((len(new), table.dim)))
+        own = table.find_own(names, groups)
+        shared = [normalise(name) for name, row in zip(names, own, strict=True) if row < 0]
+        new = tuple(dict.fromkeys((*new, *shared)))
+    return (*known, *new)
 
 
 def initial_rows(
@@ -136,6 +161,7 @@ def _table_text(
     num_objects: int,
     mesh: Mesh,
     learned: Sequence[str],
+    groups: Sequence[Hashable],
 ) -> tuple[TextInputs, np.ndarray]:
     stored = TextEmbeddings.load(run.text.table or None)
     if stored.dim != config.decoder.text_dim:
@@ -145,7 +171,7 @@ def _table_text(
             f"or text.source=encoder."
         )
     table = stored.with_learned(learned, np.zeros((len(learned), stored.dim)))
-    index, (embeddings, found) = table.find(names), table.lookup(names)
+    index, (embeddings, found) = table.find_own(names, groups), table.lookup(names, groups)
     is_learned = index >= len(stored.names)
     # A name without an embedding is never scored, but a denoising query may start from it: the mean
     # embedding avoids zero vectors, whose gradients explode in layer norms.

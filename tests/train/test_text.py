@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from data_pipelines.names import first_spellings
+from data_pipelines.vocabulary import build_vocabulary
 from semsam_jax import config
 from semsam_jax.core.errors import ConfigError
 from semsam_jax.models.presets import PRESETS
@@ -60,6 +62,68 @@ def test_a_step_sees_which_rows_stand_for_which_names():
     plain = build_text(run_with(), sizes, NAMES, 3, mesh)
     assert plain.inputs(0).learned is None
     np.testing.assert_array_equal(plain.class_mask, [True, False, False, True, False])
+
+
+SHARED = (
+    "grapes",
+    "grape",
+    "person or sitting",
+    "person or standing",
+    "stop sign",
+    "stop-sign",
+    "sky",
+    "t-shirt",
+    "tshirt",
+)
+"""The table has grape, person and stop sign."""
+
+
+def test_names_of_one_dataset_never_share_an_embedding():
+    """Equal logits would be right and wrong for every instance."""
+    run, sizes, mesh, group = run_with(), PRESETS["lite"], build_mesh(1), [0] * len(SHARED)
+    plain = build_text(run, sizes, SHARED, len(SHARED), mesh, groups=group)
+    kept = [False, True, True, False, True, False, False, False, False]
+    np.testing.assert_array_equal(plain.class_mask, kept)
+    run = run_with(learn_missing=True)
+    learned = learned_names(run, SHARED, None, group)
+    assert learned == ("sky", "t-shirt", "grapes", "person or standing")
+    assert learned_names(run, SHARED, {"text": {"learned": learned}}, group) == learned
+    text = build_text(run, sizes, SHARED, len(SHARED), mesh, learned, group)
+    np.testing.assert_array_equal(text.class_mask, [True] * 5 + [False, True, True, False])
+    np.testing.assert_array_equal(text.inputs(0).learned, [2, -1, -1, 3, -1, -1, 0, 1, 1])
+    # A model knows them from then on; others read them as before.
+    rows = np.eye(4, 1024, dtype=np.float32)
+    known = table_of({"table": "", "learned": learned}, {"learned_names": {"rows": rows}})
+    np.testing.assert_array_equal(known.lookup(["Grapes"])[0], rows[[2]])
+    stored = TextEmbeddings.load()
+    assert stored.find(["grapes"]) == stored.find(["grape"]) == known.find(["grape"])
+
+
+def test_names_of_different_datasets_may_share_an_embedding():
+    run, sizes, mesh = run_with(), PRESETS["lite"], build_mesh(1)
+    text = build_text(run, sizes, ("grape", "grapes"), 2, mesh, groups=["a", "b"])
+    assert text.class_mask.all()
+
+
+def test_learned_names_of_one_dataset_are_as_many():
+    """Both parts were learned as one, tailgate."""
+    run, names = run_with(learn_missing=True), ("car:tailgate", "truck:tailgate", "skies", "sky")
+    learned = learned_names(run, names, None, [0, 0, 1, 1])
+    assert learned == ("tailgate", "skies", "sky", "truck:tailgate")
+    text = build_text(run, PRESETS["lite"], names, 0, build_mesh(1), learned, [0, 0, 1, 1])
+    np.testing.assert_array_equal(text.inputs(0).learned, [0, 3, 1, 2])
+
+
+@pytest.mark.parametrize("pascal_parts", ["merged", "full"])
+def test_no_names_of_the_seven_datasets_share_an_embedding(pascal_parts):
+    vocabulary, table = build_vocabulary(pascal_parts=pascal_parts), TextEmbeddings.load()
+    own = table.find_own(vocabulary.names, vocabulary.groups)
+    np.testing.assert_array_equal(own, table.find(vocabulary.names))
+    first = first_spellings(vocabulary.names, vocabulary.groups)
+    np.testing.assert_array_equal(first, np.arange(len(vocabulary)))
+    run = run_with(learn_missing=True)
+    names = vocabulary.names
+    assert learned_names(run, names, None, vocabulary.groups) == learned_names(run, names, None)
 
 
 def test_a_checkpoint_finds_what_it_learned_in_every_spelling():
