@@ -21,6 +21,7 @@ from data_pipelines.decode import decode_image
 from data_pipelines.findings import Findings
 from data_pipelines.index.files import write_whole
 from data_pipelines.index.scan import BROKEN, read_entry
+from data_pipelines.names import name_notes
 from data_pipelines.schema import DATASETS, RawExample
 from data_pipelines.sources import Source
 from data_pipelines.sources.single_dataset import has_split, open_single_dataset
@@ -59,7 +60,7 @@ class DatasetReport:
         masks_per_image: 0, 25, 50, 75 and 100 % quantiles.
         classes: class text -> number of instances, most frequent first.
         broken: messages of the records that cannot be trained on.
-        unused: what is not used and why, one sentence each.
+        unused: what is not used and why, and names that training mixes up; one sentence each.
     """
 
     num_examples: int = 0
@@ -120,7 +121,7 @@ def check(source: Source, limit: int | None = None, *, decode: bool = True) -> D
         report.masks_per_image = tuple(int(value) for value in quantiles)
     found = {text: count for text, (count, _) in findings.classes.items() if count}
     report.classes = dict(collections.Counter(found).most_common())
-    report.unused = findings.lines()
+    report.unused = findings.lines() + name_notes(source.vocabulary, source.vocabulary.datasets)
     return report
 
 

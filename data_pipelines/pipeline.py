@@ -18,6 +18,7 @@ from absl import flags
 from data_pipelines.index import ExampleSource, Index, open_index
 from data_pipelines.index.subset import IndexShare
 from data_pipelines.mixture import Mixture, MixtureTable, build_mixture, epoch_warnings
+from data_pipelines.names import name_notes, row_labels
 from data_pipelines.schema import DATASETS, BatchShape
 from data_pipelines.streams import ProcessRows, derived_seed, stream_examples
 from data_pipelines.transforms import geometry
@@ -134,13 +135,15 @@ def make_iterator(
         share = config.subsets.get(name, 1.0)
         if share < 1:
             built[name] = IndexShare(built[name], share)
+    augments = {name: config.augments.get(name, config.default_augment) for name in built}
     rows = RowMaker(
         shape=config.shape,
         policy=config.prompts,
-        augments={name: config.augments.get(name, config.default_augment) for name in built},
+        augments=augments,
         vocab_valid=_vocab_valid(config.shape, vocabulary, tuple(built), class_mask),
         dataset_index=dataset_numbers(tuple(sources)),
         verified_classes=config.verified_classes,
+        labels=_row_labels(vocabulary),
     )
     tables, examples, streams = {}, {}, {}
     for name in STREAMS:
@@ -163,7 +166,8 @@ def make_iterator(
         raise ConfigError("pipeline: both streams have batch_size 0; give one of them rows.")
     iterator = InputIterator(config, examples, streams, tables, process_index, process_count, seed)
     iterator.notes = [line for name in sorted(built) for line in built[name].report.lines()]
-    iterator.notes += epoch_warnings(tables)
+    flipped = [name for name in used & set(augments) if augments[name].flip > 0]
+    iterator.notes += name_notes(vocabulary, flipped) + epoch_warnings(tables)
     if "generic" in tables and config.verified_classes:
         names = dict.fromkeys(r.dataset for r in tables["generic"].active)
         named = {name: built[name] for name in names if rows.vocab_valid[name].any()}
@@ -310,6 +314,13 @@ def dataset_numbers(names: tuple[str, ...]) -> dict[str, int]:
     """Number of each dataset in a batch: `DATASETS` first, then custom ones by name."""
     own = sorted(name for name in names if name not in DATASETS)
     return {name: number for number, name in enumerate((*DATASETS, *own))}
+
+
+def _row_labels(vocabulary: Vocabulary) -> dict[str, np.ndarray]:
+    """`RowMaker.labels`: of the datasets that have classes which change."""
+    labels = row_labels(vocabulary)
+    moved = (labels != np.arange(len(vocabulary))).any(axis=0)
+    return {name: labels for name in vocabulary.datasets if moved[vocabulary.valid(name)].any()}
 
 
 def _crowded_notes(indexes: Mapping[str, Index | IndexShare], limit: int) -> list[str]:

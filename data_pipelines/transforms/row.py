@@ -40,6 +40,8 @@ class RowMaker:
         verified_classes: respect the classes that an image is annotated for, and instances that
             were dropped from it; False treats every class of the dataset as exhaustively annotated
             in every row.
+        labels: int64 [2, v] per dataset name: the class that each class counts as, in rows as they
+            are and in mirrored ones (`names.row_labels`); as it is where not given.
     """
 
     shape: BatchShape
@@ -48,6 +50,7 @@ class RowMaker:
     vocab_valid: Mapping[str, np.ndarray]
     dataset_index: Mapping[str, int]
     verified_classes: bool = True
+    labels: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __call__(
         self, item: tuple[RawExample, str], rng: np.random.Generator
@@ -61,6 +64,7 @@ class RowMaker:
         where = f"{example.dataset}/{example.example_id}"
         augment = self.augments.get(example.dataset, geometry.LSJ)
         placement, candidates = self._place(example, view, rng, augment, where)
+        example = self._relabelled(example, placement.flip)
         image = decode.place_image(
             example.image, placement, where=where, is_displayed=example.is_displayed
         )
@@ -70,6 +74,26 @@ class RowMaker:
         """The same for a stream whose prompts nothing learns from."""
         policy = dataclasses.replace(self.policy, pseudo_hierarchy=0.0)
         return dataclasses.replace(self, policy=policy)
+
+    def _relabelled(self, example: RawExample, is_mirrored: bool) -> RawExample:
+        """The example with the classes that it has in a row."""
+        if example.dataset not in self.labels:
+            return example
+        classes = self.labels[example.dataset][int(is_mirrored)].tolist()
+
+        def pairs(found: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+            return tuple(tuple(i if i < 0 else classes[i] for i in pair) for pair in found)
+
+        ids = pairs([(item.object_id, item.part_id) for item in example.instances])
+        return dataclasses.replace(
+            example,
+            instances=tuple(
+                dataclasses.replace(item, object_id=object_id, part_id=part_id)
+                for item, (object_id, part_id) in zip(example.instances, ids, strict=True)
+            ),
+            annotated=None if example.annotated is None else pairs(example.annotated),
+            partial=pairs(example.partial),
+        )
 
     def _place(
         self,

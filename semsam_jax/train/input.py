@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from data_pipelines import sample
 from data_pipelines.index import open_index
 from data_pipelines.mixture import MixtureRow
+from data_pipelines.names import first_spellings
 from data_pipelines.pipeline import InputIterator, make_iterator
 from data_pipelines.recipe import pipeline_config
 from data_pipelines.schema import DATASETS
@@ -202,18 +203,20 @@ def build_input(
 def count_classes(sources: Mapping[str, Source], vocabulary: Vocabulary) -> np.ndarray:
     """int64 [v]: instances of each class, as the indexes of the datasets tell.
 
-    A part counts for its word and for what it is a part of.
+    A part counts for its word and for what it is a part of; classes that are spelled alike count
+    for the first of them.
     """
     counts = np.zeros(len(vocabulary), np.int64)
+    first = first_spellings(vocabulary.names, vocabulary.groups)
     for name, source in sources.items():
         index = open_index(source, name, cache=index_cache(), num_threads=8)
         number = {
-            vocabulary.entry(i).text: i
+            vocabulary.entry(i).text: int(first[i])
             for span in (vocabulary.part_slice(name), vocabulary.object_slice(name))
             for i in range(span.start, span.stop)
         }
         parts = range(*vocabulary.part_slice(name).indices(len(vocabulary)))
-        words = {vocabulary.entry(i).text: i for i in parts}
+        words = {vocabulary.entry(i).text: int(first[i]) for i in parts}
         for text, (instances, _) in index.report.classes.items():
             whole, is_part, part = text.partition(": ")
             found = [number.get(whole)] + ([words.get(part)] if is_part else [])
@@ -237,14 +240,16 @@ def _missing_text(name: str, source: Source, vocabulary: Vocabulary) -> str:
 
 
 def _unembedded_text(name: str, vocabulary: Vocabulary, class_mask: np.ndarray) -> str:
-    """Names the classes of a custom dataset without a text embedding; "" if there are none."""
+    """Names the classes of a custom dataset without a text embedding of their own; "" if there are
+    none.
+    """
     missing = [i for i in _classes(name, vocabulary) if not class_mask[i]]
     if not missing:
         return ""
     return (
-        f"{name}: no text embedding of {_listed(missing, vocabulary)}; masks of these classes are "
-        f"trained, but not their names. To learn embeddings for them, set "
-        f"--config.text.learn_missing=True."
+        f"{name}: no text embedding of its own for {_listed(missing, vocabulary)}: the table lacks "
+        f"the name or reads it as another class. Masks of these classes are trained, but not their "
+        f"names. To learn embeddings for them, set --config.text.learn_missing=True."
     )
 
 
@@ -254,9 +259,10 @@ def _listed(classes: Sequence[int], vocabulary: Vocabulary) -> str:
 
 
 def _classes(name: str, vocabulary: Vocabulary) -> list[int]:
-    """Indices of the classes of a dataset."""
+    """Indices of the classes of a dataset, one of those that are spelled alike."""
     spans = vocabulary.object_slice(name), vocabulary.part_slice(name)
-    return [i for span in spans for i in range(span.start, span.stop)]
+    first = first_spellings(vocabulary.names, vocabulary.groups)
+    return [i for span in spans for i in range(span.start, span.stop) if first[i] == i]
 
 
 def data_name(run: RunConfig) -> str:

@@ -191,12 +191,28 @@ def test_names_without_a_text_embedding_are_listed(tmp_path):
     table = make_run(tmp_path, eval_images=0, keep_best=False, text__source="table")
     notes = opened(table, unembedded=["cat"])[0].notes
     (note,) = [note for note in notes if "embedding" in note]
-    assert note.startswith("custom: no text embedding of cat; ")
+    assert note.startswith("custom: no text embedding of its own for cat: ")
     assert "--config.text.learn_missing=True" in note
     assert not [note for note in opened(table)[0].notes if "embedding" in note]
     clicks = make_run(tmp_path, eval_images=0, keep_best=False)  # a model without names
     notes = opened(clicks, unembedded=["cat", "dog"])[0].notes
     assert not [note for note in notes if "embedding" in note]
+
+
+def test_classes_that_are_spelled_alike_are_named_once(tmp_path):
+    def change(content):
+        for row, name in zip(content["categories"], ("Car", "car"), strict=True):
+            row["name"] = name
+
+    custom_data.write(tmp_path, change)
+    run = make_run(tmp_path, eval_images=0, keep_best=False, text__source="table")
+    notes = opened(run)[0].notes
+    assert notes[0] == "custom: 2 training images, 1 classes: car"
+    assert any("the classes 'Car' and 'car' have the same name" in note for note in notes)
+    assert not any("cannot be learned" in note for note in notes)
+    vocabulary = input_lib.open_vocabulary(run, input_lib.used_datasets(run))
+    sources = input_lib.open_sources(run, ("custom",), "train", vocabulary)
+    assert input_lib.count_classes(sources, vocabulary).tolist() == [4, 0]
 
 
 def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
