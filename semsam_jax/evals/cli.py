@@ -44,8 +44,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         default="",
         metavar="FOLDER",
         help="a dataset with masks, or a folder of several: scores a click and a box for each "
-        "mask at the original resolution and writes sources.md, .json and .csv with the mean over "
-        "datasets; takes --checkpoint, --out, --data.split, --data.limit and --data.image-size",
+        "mask at the original resolution and writes sources.md, .json and .csv; takes "
+        "--checkpoint, --out, --data.split, --data.limit and --data.image-size",
     )
     parser.add_argument(
         "--suite",
