@@ -47,6 +47,7 @@ def get_config(mode: str = "frozen") -> ConfigDict:
     config.model.preset = "checkpoint"
     config.model.lora_rank = 8 if mode == "lora" else 0
     config.text.source = "checkpoint"
+    config.text.learn_missing = True  # where the names come from a table
     config.data.image_size = 0  # the checkpoint's
     shares = {**dict.fromkeys(SHARES, 0.0), "custom": 1.0}
     config.data.datasets = ConfigDict(shares)

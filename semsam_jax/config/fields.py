@@ -150,7 +150,8 @@ class TextChoice:
         table: file of the stored table, "" for the embedded one.
         learn_missing: learn an embedding for each name that the table lacks or reads as another
             name of its dataset, and store it with the model; otherwise such names are left out.
-            Names learned by a warm start are always kept.
+            Names learned by a warm start are always kept. Has no effect where a source
+            "checkpoint" turns out to be another than a table.
     """
 
     source: str = "table"
@@ -160,7 +161,7 @@ class TextChoice:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerChoice:
-    """AdamW as in the reference (docs/reference.md, section 9).
+    """AdamW as in the original (docs/reference.md, section 9).
 
     Attributes:
         learning_rate: of everything but backbone and text tower.

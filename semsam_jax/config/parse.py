@@ -55,7 +55,8 @@ def inherit_from_checkpoint(run: RunConfig, meta: Mapping) -> RunConfig:
 
     Args:
         run: with `model.preset`, `text.source` or `eval_suites` "checkpoint", `data.image_size`
-            0 or `loss.from_checkpoint`; everything else stays.
+            0 or `loss.from_checkpoint`; everything else stays, but `text.learn_missing` is for
+            checkpoints with a table of names.
         meta: of the checkpoint.
 
     Raises:
@@ -73,7 +74,10 @@ def inherit_from_checkpoint(run: RunConfig, meta: Mapping) -> RunConfig:
         data = dataclasses.replace(data, image_size=int(meta.get("image_size") or 1024))
     if text.source == CHECKPOINT:
         known = (meta.get("class_heads_trained") and meta.get("text")) or {"source": "none"}
-        text = dataclasses.replace(text, source=known["source"], table=known.get("table") or "")
+        learns = text.learn_missing and known["source"] == "table"  # a tower lacks no name
+        text = dataclasses.replace(
+            text, source=known["source"], table=known.get("table") or "", learn_missing=learns
+        )
         if text.source == "none":
             # Such a checkpoint has no names: rows of the generic stream become interactive.
             rows = data.interactive_batch + data.generic_batch

@@ -174,3 +174,19 @@ def test_the_backbone_of_lite_learns_when_told_to():
         run, optimizer=dataclasses.replace(run.optimizer, frozen=("backbone",))
     )
     assert build.frozen_groups(config.model_config(choice), twice) == ("backbone",)
+
+
+@pytest.mark.parametrize("source", ["table", "encoder", "none"])
+def test_fine_tuning_learns_the_names_that_a_table_lacks(source):
+    chosen = finetune.get_config("frozen")
+    chosen.model.warm_start = "somewhere"
+    meta = {
+        "preset": "swin_t",
+        "model_config": {"decoder": {"num_tokens": 6}},
+        "class_heads_trained": source != "none",
+        "text": {"source": source},
+    }
+    text = config.inherit_from_checkpoint(config.build(chosen), meta).text
+    assert (text.source, text.learn_missing) == (source, source == "table")
+    chosen.text.learn_missing = False
+    assert not config.inherit_from_checkpoint(config.build(chosen), meta).text.learn_missing
