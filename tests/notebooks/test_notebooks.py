@@ -33,7 +33,11 @@ RELEASED = DATA / "tiny_ref.pth"
 KEEP = os.environ.get("SEMSAM_JAX_KEEP_NOTEBOOKS")
 HOME = f"git+https://github.com/{(COLAB / 'repository.txt').read_text().strip()}"
 UNSET = "git+https://github.com/OWNER/semsam_jax"
-TRAIN = [f"--config.{key}={value}" for key, value in SMALL.items() if key != "steps"]
+# The packaged model does not fit the small one.
+TRAIN = [
+    "--config.model.warm_start=",
+    *(f"--config.{key}={value}" for key, value in SMALL.items() if key != "steps"),
+]
 
 
 def read(path):
