@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from data_pipelines.vocabulary import Vocabulary
+from semsam_jax.core.spelling import spelling_key
 
 _OTHER_SIDE = {"left": "right", "right": "left"}
 
@@ -14,8 +15,7 @@ _OTHER_SIDE = {"left": "right", "right": "left"}
 def first_spellings(names: Sequence[str], groups: Sequence[Hashable]) -> Int64[np.ndarray, " v"]:
     """Index of the first name of the same group that is spelled alike, mostly its own.
 
-    Case, spaces, underscores, hyphens and apostrophes do not count, as in the lookup of text
-    embeddings (`TextEmbeddings.find`): no model can tell such names apart.
+    No model can tell such names apart, because they have one text embedding (`spelling_key`).
 
     Args:
         names: class names.
@@ -24,7 +24,7 @@ def first_spellings(names: Sequence[str], groups: Sequence[Hashable]) -> Int64[n
     first: dict[tuple[Hashable, str], int] = {}
     return np.array(
         [
-            first.setdefault((group, re.sub(r"[\s_'-]+", "", name).casefold()), index)
+            first.setdefault((group, spelling_key(name)), index)
             for index, (name, group) in enumerate(zip(names, groups, strict=True))
         ],
         np.int64,

@@ -74,7 +74,8 @@ def test_data_pipelines_import_no_jax_and_little_of_the_package():
         if name.split(".")[0] == "semsam_jax":
             allowed = ("semsam_jax", "semsam_jax.core")
             modules = tuple(
-                f"semsam_jax.core.{name}" for name in ("errors", "ending", "rle", "distance")
+                f"semsam_jax.core.{name}"
+                for name in ("errors", "ending", "rle", "distance", "spelling")
             )
             is_allowed = name in allowed or name.startswith(modules)
             assert is_allowed, f"{file} imports {name}"

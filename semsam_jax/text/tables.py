@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from semsam_jax.core.errors import ConfigError, SemSamError
+from semsam_jax.core.spelling import spelling_key
 from semsam_jax.text.templates import strip_endings, unit
 
 # Lists in order of preference (a name found twice keeps its first row), and the separator of whole
@@ -138,10 +139,10 @@ class TextEmbeddings:
             groups: of each name, such as a dataset; names of different groups may share a row.
         """
         rows = self.find(names).tolist()
-        spelled = [_compact(normalise(name)) for name in names]
+        spelled = [spelling_key(normalise(name)) for name in names]
         owner: dict[tuple[int, Hashable], tuple[int, str]] = {}
         for row, group, own in zip(rows, groups, spelled, strict=True):
-            exact = [_compact(spell(self.names[row])) for spell in (str, _without_brackets)]
+            exact = [spelling_key(spell(self.names[row])) for spell in (str, _without_brackets)]
             rank = exact.index(own) if own in exact else len(exact)
             if rank < owner.get((row, group), (len(exact) + 1, ""))[0]:
                 owner[row, group] = rank, own
@@ -167,7 +168,7 @@ class TextEmbeddings:
 
     def _find(self, name: str) -> int | None:
         for candidate in _spellings(name):
-            row = self._index.get(_compact(candidate))
+            row = self._index.get(spelling_key(candidate))
             if row is not None:
                 return row
         return None
@@ -177,7 +178,7 @@ class TextEmbeddings:
         index: dict[str, int] = {}
         for spelling in (str, _without_brackets):  # exact names take precedence over shortened ones
             for row, name in enumerate(self.names):
-                index.setdefault(_compact(spelling(name)), row)
+                index.setdefault(spelling_key(spelling(name)), row)
         return index
 
 
@@ -292,10 +293,6 @@ def _singulars(name: str) -> list[str]:
 
 def _without_brackets(name: str) -> str:
     return " ".join(re.sub(r"\([^)]*\)", " ", name).replace(" :", ":").split())
-
-
-def _compact(name: str) -> str:
-    return re.sub(r"[\s\-']+", "", name)
 
 
 if __name__ == "__main__":

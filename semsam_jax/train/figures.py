@@ -109,7 +109,7 @@ def _row(
     panels = [
         ("ground truth", [mask for _, mask, _ in clicked], true_texts),
         (
-            f"prediction: name, IoU (mean {exact_mean(ious):.2f})",
+            f"prediction, mean IoU {exact_mean(ious):.2f}",
             [answer.masks[0] for answer in answers],
             texts,
         ),
