@@ -5,7 +5,7 @@ r"""Fine-tuning on your own images, from any checkpoint; docs/finetune.md walks 
 
 FOLDER is what an annotation tool exports (COCO, Roboflow, CVAT, Label Studio, FiftyOne, YOLO,
 LabelMe), such as annotations/train.json, annotations/val.json and images/; without a split `val`
-a tenth is held out. CHECKPOINT is a workdir or the output of `semsam_jax convert`; it decides the
+a tenth is held out. CHECKPOINT is a workdir or the output of `semsam convert`; it decides the
 network, the size of the canvas and where class names come from.
 
     frozen  image encoder fixed; prompts, decoder and heads learn. The least memory.

@@ -36,8 +36,8 @@ SHARES = {
     "cocotree": 0.0,
     "custom": 0.0,
 }
-# The second stage sees SA-1B once, and nothing labelled more than about 150 times (a test computes
-# it): most clicks are on SA-1B, the labelled sets teach names in the generic stream.
+# The second stage sees SA-1B once, and nothing labelled more than about a hundred times (a test
+# computes it): most clicks are on SA-1B, the labelled sets teach names in the generic stream.
 CLICKED = {"sa1b": 96.0, "coco": 2.0, "ade20k": 0.7, "paco": 1.2, "part_imagenet": 0.6,
            "pascal_part": 0.15}  # fmt: skip
 NAMED = {"coco": 9.0, "objects365": 7.0, "ade20k": 3.0, "paco": 3.5, "part_imagenet": 1.5,

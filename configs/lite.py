@@ -1,12 +1,12 @@
 r"""Preset `lite` on many masks, in three stages: masks, a finish at higher resolution, names.
 
-    python -m semsam_jax.main --config=configs/lite.py --config.data.root=DATA --workdir=runs/lite
-    python -m semsam_jax.main --config=configs/lite.py:finish --config.data.root=DATA \
+    semsam train --config=configs/lite.py --config.data.root=DATA --workdir=runs/lite
+    semsam train --config=configs/lite.py:finish --config.data.root=DATA \
         --config.model.warm_start=runs/lite --workdir=runs/lite_finish
-    python -m semsam_jax.main --config=configs/lite.py:names \
+    semsam train --config=configs/lite.py:names \
         --config.model.warm_start=runs/lite_finish --config.data.custom=NAMED \
         --workdir=runs/lite_names
-    python -m semsam_jax convert runs/lite_names --out lite --dtype float16 --image-size 384
+    semsam convert runs/lite_names --out runs/lite_model --dtype float16 --image-size 384
 
 DATA/sa1b holds images and masks in the layout of SA-1B, with all masks of an image in one file, so
 that a click is trained with every mask under it. An image may be listed several times; docs/lite.md

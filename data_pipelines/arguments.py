@@ -16,7 +16,7 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
         "--dataset",
         required=True,
         metavar="NAME",
-        help=f"one of {', '.join(DATASETS)}, or any other name for a custom dataset",
+        help=f"one of {', '.join(DATASETS)}, cocotree, or any other name for a custom dataset",
     )
     root = parser.add_mutually_exclusive_group(required=True)
     root.add_argument("--root", metavar="DIR", type=pathlib.Path, help="folder of the dataset")

@@ -1,6 +1,6 @@
 """Builds records: sharded ArrayRecord files that training reads instead of the native layout.
 
-    python -m data_pipelines.build --dataset coco --root /data/coco --split train val --out /records
+    semsam data build --dataset coco --root /data/coco --split train val --out /records
 
 One process reads, or the workers of a Beam runner:
 

@@ -1,6 +1,6 @@
 """Checks a dataset before training.
 
-    python -m data_pipelines.check --dataset coco --root /data/coco --contact-sheet coco.png
+    semsam data check --dataset coco --root /data/coco --contact-sheet coco.png
 
 Prints counts, the classes found, what is not used and why, and every broken record, and draws a
 contact sheet: images with their masks in colour (parts brighter, with a white edge) and the boxes

@@ -23,10 +23,12 @@ UNLISTED_SEGMENT = "an id in the PNG that no segment lists"
 OTHER_CLASS = "class outside the dataset's list"
 LOW_QUALITY = "below the quality that was asked for"
 NO_IMAGE_FILE = "no JPEG or PNG of the same name next to it"
+NO_SPLIT = "it belongs to no split"
 NO_AREA_SHAPE = "shape without area"
 LOST_WHOLE = "part whose whole is not known"
 DOUBLED_ID = "annotation id that appears twice in its image"
 DOUBLED_FILE = "several for one file"
+REPEATED = "the same class and outline as another one in its image"
 DARK = "of 16 bits with all values below 8192"
 
 _SUBJECTS = {
@@ -34,9 +36,10 @@ _SUBJECTS = {
     NO_RECORD: "image record",
     DOUBLED_FILE: "image record",
     NO_IMAGE_FILE: "annotation file",
+    NO_SPLIT: "annotation file",
     DARK: "image",
 }
-_USED = (LOST_WHOLE, DOUBLED_ID, DOUBLED_FILE, DARK)
+_USED = (LOST_WHOLE, DOUBLED_ID, DOUBLED_FILE, REPEATED, DARK)
 _ADVICE = {
     FRACTIONS: "fractions of the image; wanted pixels: multiply x by its width and y by its height",
     PIXELS: "pixels; wanted fractions of the image: divide x by its width and y by its height",
@@ -44,6 +47,8 @@ _ADVICE = {
     "--config.data.custom_boxes_only=True in a run",
     DOUBLED_FILE: "each is an example without the annotations of the others, and one of them may "
     "be held out while another is trained on; give each file one record",
+    NO_SPLIT: "name it after a split, or add its images to the file of one",
+    REPEATED: "such objects are learned to be detected twice; delete one of the two",
     DARK: "almost black, since the high byte is read; rescale to 8 bits or the full 16-bit range",
 }
 

@@ -1,7 +1,7 @@
 """Draws training examples as the model sees them, one PNG per stream.
 
-    python -m data_pipelines.inspect --config=configs/joint.py --n 16
-    python -m data_pipelines.inspect --out /tmp/rows
+    semsam data inspect --config=configs/joint.py --n 16
+    semsam data inspect --out /tmp/rows
 
 The images go to runs/inspect, or to --out. Without a config the embedded sample is drawn.
 Interactive rows show all prompts, then single prompts with their targets from blue (largest) to red

@@ -80,7 +80,7 @@ def name_notes(vocabulary: Vocabulary, flipped: Collection[str]) -> list[str]:
 def _others(vocabulary: Vocabulary) -> list[int | None]:
     """The class of the other side for each class: itself without a side, None if it is missing."""
     entries = vocabulary.objects + vocabulary.parts
-    words = [_words(entry.name) for entry in entries]
+    words = _spelled_out([_words(e.name) for e in entries], vocabulary.groups)
     known: dict[tuple[str, tuple[str, ...]], int] = {}
     for index, key in enumerate(zip(vocabulary.groups, words, strict=True)):
         known.setdefault(key, index)
@@ -92,6 +92,33 @@ def _others(vocabulary: Vocabulary) -> list[int | None]:
         missing = None if len(sides) == 1 else index
         found.append(known.get((group, other), missing) if sides else index)
     return found
+
+
+def _spelled_out(
+    words: Sequence[tuple[str, ...]], groups: Sequence[Hashable]
+) -> list[tuple[str, ...]]:
+    """Words of each name, L and R as sides where both exist.
+
+    A set of letters ("letter a", "letter l", ...) has other letters in the same place.
+    """
+
+    def place(index: int, at: int) -> tuple:
+        own = words[index]
+        return groups[index], own[:at], own[at + 1 :]
+
+    letters: dict[tuple, set[str]] = {}
+    for index, own in enumerate(words):
+        for at, word in enumerate(own):
+            if len(word) == 1 and len(own) > 1:
+                letters.setdefault(place(index, at), set()).add(word)
+    sides = {"l": "left", "r": "right"}
+    return [
+        tuple(
+            sides[word] if letters.get(place(index, at)) == sides.keys() else word
+            for at, word in enumerate(own)
+        )
+        for index, own in enumerate(words)
+    ]
 
 
 def _words(name: str) -> tuple[str, ...]:

@@ -174,6 +174,11 @@ def build_paco(source: pathlib.Path, out: pathlib.Path) -> None:
     """Writes the PACO-LVIS stand-in."""
     origin = source / "layout_standins" / "paco_lvis"
     content = json.loads((origin / "annotations/paco_lvis_v1_standin.json").read_text())
+    once = {}  # the stand-in holds some objects twice
+    for annotation in content["annotations"]:
+        key = (annotation["image_id"], annotation["category_id"], str(annotation["segmentation"]))
+        once.setdefault(key, annotation)
+    content["annotations"] = list(once.values())
     _write_coco_like(
         content, origin, out / "paco", "annotations/paco_lvis_v1_{split}.json", "{split}2017/{tail}"
     )

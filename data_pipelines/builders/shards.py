@@ -247,6 +247,6 @@ def count_records(file: str | os.PathLike) -> int:
     except (RuntimeError, OSError) as error:
         raise DataError(
             f"{file}: not a whole ArrayRecord file ({str(error).splitlines()[0]}); run the build "
-            "again to write it anew"
+            "again to rewrite it"
         ) from error
     return count

@@ -164,6 +164,8 @@ class RecordsBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
             "has_masks": self._source.has_masks,
             "classes": records.class_names(self._source.vocabulary, self.plan.dataset),
         }
+        if self._source.is_federated and self.plan.dataset not in records.FEDERATED:
+            own["is_federated"] = True
         file = folder / records.CLAIM
         if not file.exists():
             (folder / "receipts").mkdir(parents=True, exist_ok=True)

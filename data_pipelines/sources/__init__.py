@@ -118,7 +118,7 @@ def open_native(
     if "://" in os.fspath(root):
         raise DataError(
             f"{dataset} {split}: no records in {root}, and native layouts are read from file "
-            "systems only; mount the bucket, or build records into it (data_pipelines.build)"
+            "systems only; mount the bucket, or build records into it (semsam data build)"
         )
     reader = SOURCES.get(dataset) or own_reader(root, split, options)
     own = {} if dataset in SOURCES else {"dataset": dataset}

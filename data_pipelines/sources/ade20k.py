@@ -6,8 +6,8 @@
   stuff and `annotations_instance/...` (R = 1..100, rank among the things; G = instance) for
   things, images in `images/...`.
 - *full* (2016/2017 and 2021): images anywhere below `training` or `validation` with `X_seg.png`
-  (B = instance) and `X_atr.txt`, or with `X.json` and its instance masks. Names outside the 150
-  classes are left out.
+  (B = instance) and `X_atr.txt`, or with `X.json` and its instance masks. A name is a class if all
+  its synonyms agree ("basket, basketball hoop, hoop" is no basket); others are left out.
 
 The paper takes ADE20k as object data; with `parts` the full layouts also give the parts of these
 objects and the parts of parts. Their names are open-ended, so they carry no class, as SA-1B's
@@ -31,7 +31,9 @@ from data_pipelines.sources.panoptic import PanopticFile, read_png
 from data_pipelines.sources.values import short
 from data_pipelines.vocabulary import Vocabulary
 from semsam_jax.core.errors import ConfigError, DataError
+from semsam_jax.core.spelling import spelling_key
 
+_HIDDEN = 128
 _FOLDERS = {"train": "training", "val": "validation"}
 
 
@@ -44,6 +46,8 @@ class ADE20k(Source):
         vocabulary: gives the class indices.
         parts: also read the part levels, which only the full layouts have.
     """
+
+    revision = 2
 
     def __init__(
         self, root: str | os.PathLike, split: str, vocabulary: Vocabulary, *, parts: bool = False
@@ -176,7 +180,7 @@ class _SceneParsing(_AdeLayout):
 class _Full(_AdeLayout):
     def __init__(self, source: Source, images: list[pathlib.Path], folder: pathlib.Path):
         self._folder = folder
-        self._vocabulary = source.vocabulary
+        self._classes = _by_name(source.vocabulary)
         self._has_parts = source.options["parts"]
         self.example_ids = StringTable.of(
             image.relative_to(folder).with_suffix("").as_posix() for image in images
@@ -230,10 +234,9 @@ class _Full(_AdeLayout):
             mask = read_png(image.parent / item["instance_mask"], builder)
             if mask.ndim == 3:
                 mask = mask[..., 0]
-            # 255 is visible, lower values are hidden behind something else.
-            added[int(item["id"])] = _add(
-                builder, mask == mask.max() if mask.any() else mask, label, above
-            )
+            # 255 is visible, 128 is hidden behind something else.
+            visible = (mask > 0) & (mask != _HIDDEN)
+            added[int(item["id"])] = _add(builder, visible, label, above, name=short(item["name"]))
 
     def _read_2017(self, builder: ExampleBuilder, image: pathlib.Path) -> None:
         listing = image.with_name(f"{image.stem}_atr.txt")
@@ -276,13 +279,8 @@ class _Full(_AdeLayout):
             builder.leave_out(findings.OTHER_CLASS, short(name))
 
     def _label(self, name: str) -> ClassLabel | None:
-        for spelling in (name, name.split(",")[0]):
-            try:
-                index = self._vocabulary.object_index("ade20k", spelling)
-            except DataError:
-                continue
-            return ClassLabel(index, is_thing=self._vocabulary.entry(index).is_thing)
-        return None
+        key = spelling_key(name)
+        return self._classes.get(_OTHER_NAMES.get(key, key))
 
 
 def _labels(vocabulary: Vocabulary) -> dict[int, ClassLabel]:
@@ -295,14 +293,45 @@ def _labels(vocabulary: Vocabulary) -> dict[int, ClassLabel]:
     }
 
 
+_OTHER_NAMES = {
+    spelling_key(name): spelling_key(of_class)
+    for name, of_class in (
+        ("door", "door, double door"),
+        ("double door", "door, double door"),
+        ("closet", "wardrobe, closet, press"),
+        ("booth", "booth, cubicle, stall, kiosk"),
+        ("screen, CRT screen", "crt screen"),
+    )
+}
+"""Names of the full releases that SceneParsing spells differently or joins with another.
+
+Source: `ade20k_instance_catid_mapping.txt` of the benchmark, which maps all others one to one.
+"""
+
+
+def _by_name(vocabulary: Vocabulary) -> dict[str, ClassLabel]:
+    """Label of each class by its name with all synonyms (`spelling_key`)."""
+    span = vocabulary.object_slice("ade20k")
+    entries = ((index, vocabulary.entry(index)) for index in range(span.start, span.stop))
+    return {
+        spelling_key(entry.name): ClassLabel(index, is_thing=entry.is_thing)
+        for index, entry in entries
+    }
+
+
 _PART = ClassLabel(-1)
 """A part of an object: without a class, since ADE20k's part names are open-ended."""
 
 
-def _add(builder: ExampleBuilder, mask: np.ndarray, label: ClassLabel, parent: int = -1) -> int:
-    return builder.add_array(
-        mask, object_id=label.object_id, is_thing=label.is_thing, parent=parent
-    )
+def _add(
+    builder: ExampleBuilder,
+    mask: np.ndarray,
+    label: ClassLabel,
+    parent: int = -1,
+    name: str = "",
+) -> int:
+    fields = {"object_id": label.object_id, "is_thing": label.is_thing, "parent": parent}
+    return builder.add_array(mask, name=name, **fields)
 
 
 def _first(value: int | list[int]) -> int:

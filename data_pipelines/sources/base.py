@@ -45,6 +45,8 @@ class Source(abc.ABC):
         annotation_files: files and folders that list the examples; `fingerprint` covers their size
             and age, and those of every example's own files.
         index_folder: index that comes with the data (records have one), or None.
+        revision: raised when a release reads the same files differently, so that indexes and shards
+            of an earlier one are made again.
         is_displayed: the frame of annotations if EXIF rotates the image without changing its size.
         unused: annotations of the files that belong to no example.
     """
@@ -52,6 +54,7 @@ class Source(abc.ABC):
     has_masks: bool = True
     is_federated: bool = False
     index_folder: str | os.PathLike | None = None
+    revision: int = 1
     is_displayed: bool = False
 
     def __init__(
@@ -115,6 +118,8 @@ class Source(abc.ABC):
             "options": self.options,
             "files": self._annotation_stamps,
         }
+        if self.revision > 1:  # indexes made before there were revisions stay valid
+            what["revision"] = self.revision
         content = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
         for stamps in self._stamps(positions):
             content.update(repr(stamps).encode())
@@ -128,14 +133,20 @@ class Source(abc.ABC):
         """Sizes and ages of the examples' own files; threads, since a network folder is slow."""
 
         def look(position: int) -> list[tuple[int, int]]:
-            try:
-                return [_stamp(file) for file in self._files(position)]
-            except (ValueError, LookupError, TypeError):  # a damaged record has no file to name
-                return []
+            return [_stamp(file) for file in self.files(position)]
 
         with futures.ThreadPoolExecutor(8) as pool:
             for start in range(0, len(positions), 4096):
                 yield list(pool.map(look, positions[start : start + 4096], chunksize=64))
+
+    def files(self, position: int) -> Sequence[pathlib.Path]:
+        """The files of one example, its image first; none for a record that names no file, because
+        it is damaged or holds the image itself.
+        """
+        try:
+            return self._files(position)
+        except (ValueError, LookupError, TypeError):
+            return ()
 
     def _files(self, position: int) -> Sequence[pathlib.Path]:
         """The files of one example: its image, and its annotation file if it has its own."""

@@ -49,6 +49,8 @@ class ExampleBuilder:
         self.instances: list[RawInstance] = []
         self.ignored: list[RawInstance] = []
         self._unused: list[Unused] = []
+        self._missing: set[tuple[int, int]] = set()
+        self._known: set[tuple] = set()
         self.annotated: tuple[tuple[int, int], ...] | None = None
         self.partial: tuple[tuple[int, int], ...] = ()
         self.is_exclusive = False
@@ -87,10 +89,21 @@ class ExampleBuilder:
                 )
         return found
 
-    def leave_out(self, reason: str, what: str, count: int = 1) -> None:
-        """Counts annotations that are not used, or not as annotated; `what` names them."""
+    def leave_out(self, reason: str, what: str, count: int = 1, **labels: int | bool) -> None:
+        """Counts annotations that are not used, or not as annotated.
+
+        Args:
+            reason: of `findings`.
+            what: names them.
+            count: how many there are.
+            **labels: of an instance that the image shows all the same; it would count as background
+                if its class were not one of `RawExample.partial`.
+        """
         name = f"{self._source.example_ids[self._position]!r} {what}"
         self._unused.append(Unused(reason, (clean_text(name),), count))
+        label = int(labels.get("object_id", -1)), int(labels.get("part_id", -1))
+        if max(label) >= 0:
+            self._missing.add(label)
 
     def expect_size(self, height: int, width: int) -> None:
         """Chooses the frame that has the size that the annotation file states.
@@ -136,7 +149,7 @@ class ExampleBuilder:
             Its index in the list, or -1 if it was empty and left out.
         """
         if rle is None:
-            self.leave_out(findings.NO_OUTLINE, name)
+            self.leave_out(findings.NO_OUTLINE, name, **labels)
             return -1
         size = tuple(int(side) for side in rle["size"])
         if size != (self.height, self.width) and not self._choose_frame(size):
@@ -148,7 +161,8 @@ class ExampleBuilder:
             self.leave_out(findings.NO_PIXEL, name)
             return -1
         x, y, w, h = (float(value) for value in mask_boxes([rle])[0])
-        return self._append(RawInstance(rle=rle, box=(x, y, x + w, y + h), **labels), is_crowd)
+        instance = RawInstance(rle=rle, box=(x, y, x + w, y + h), **labels)
+        return self._append(instance, is_crowd, name)
 
     def add_outline(
         self,
@@ -175,7 +189,7 @@ class ExampleBuilder:
             where = "" if file is None else f" in {file}"
             raise self.broken(f"{name or 'an annotation'}{where}: {error}") from error
         if rle is not None and self._shows_fractions() and is_in_fractions(segmentation):
-            self.leave_out(findings.FRACTIONS, name)
+            self.leave_out(findings.FRACTIONS, name, **labels)
             return -1
         return self.add_mask(rle, name=name, **labels)
 
@@ -203,9 +217,9 @@ class ExampleBuilder:
             self.leave_out(findings.NO_AREA, name)
             return -1
         if self._shows_fractions() and min(x, y) >= 0 and max(box) <= 1:
-            self.leave_out(findings.FRACTIONS, name)
+            self.leave_out(findings.FRACTIONS, name, **labels)
             return -1
-        return self._append(RawInstance(rle=None, box=box, **labels), is_crowd)
+        return self._append(RawInstance(rle=None, box=box, **labels), is_crowd, name)
 
     def join_last(self, into: int) -> None:
         """Adds the pixels, or the box, of the last instance to another one, and removes it.
@@ -232,7 +246,7 @@ class ExampleBuilder:
             is_displayed=self._is_displayed,
             unused=tuple(self._unused),
             annotated=self.annotated,
-            partial=self.partial,
+            partial=tuple(sorted({*self.partial, *self._missing})),
             is_exclusive=self.is_exclusive,
         )
 
@@ -240,7 +254,13 @@ class ExampleBuilder:
         """Whether the image is larger than what coordinates of 0 to 1 could outline in pixels."""
         return min(self.height, self.width) > 2
 
-    def _append(self, instance: RawInstance, is_crowd: bool) -> int:
+    def _append(self, instance: RawInstance, is_crowd: bool, name: str) -> int:
+        if not is_crowd and max(instance.object_id, instance.part_id) >= 0:
+            outline = instance.box if instance.rle is None else instance.rle["counts"]
+            key = (instance.object_id, instance.part_id, outline)
+            if key in self._known:
+                self.leave_out(findings.REPEATED, name)
+            self._known.add(key)
         kept = self.ignored if is_crowd else self.instances
         kept.append(instance)
         return len(kept) - 1

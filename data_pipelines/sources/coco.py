@@ -57,6 +57,9 @@ class Coco(Source):
             self.example_ids, self.unused = self._panoptic.image_ids, self._panoptic.unused
         else:
             self._labels = class_labels(self._table.category_names, "coco", vocabulary, file)
+            things = (label.object_id for label in self._labels.values() if label.is_thing)
+            self._things = tuple((object_id, -1) for object_id in sorted(things))
+            self.revision = 2
             self.example_ids, self.unused = self._table.image_ids, self._table.unused
 
     def _files(self, position: int) -> tuple[pathlib.Path, ...]:
@@ -70,6 +73,7 @@ class Coco(Source):
             name = self._table.file_names[position]
             builder = ExampleBuilder(self, position, below(self._images, name))
             add_annotations(builder, self._table, position, self._labels)
+            builder.annotated = self._things  # nothing is known of stuff
         else:
             image, png = self._files(position)
             builder = ExampleBuilder(self, position, image)

@@ -1,7 +1,8 @@
 """Custom datasets: a COCO-format JSON and a folder of images, as annotation tools export them.
 
 A category `whole:part` names a part of a whole; an annotation of a part may refer to its whole by
-`obj_ann_id`. Build the vocabulary from the same file:
+`obj_ann_id`. If images list `neg_category_ids` or `not_exhaustive_category_ids`, each is annotated
+for some classes only, as in LVIS (`federated`). Build the vocabulary from the same file:
 
     classes = read_class_names("my/train.json")
     vocabulary = build_vocabulary(["coco"], extra={"mine": classes})
@@ -27,9 +28,10 @@ from data_pipelines.sources.coco_json import (
     add_annotations,
     load_table,
 )
+from data_pipelines.sources.federated import has_lists, set_classes
 from data_pipelines.sources.image_files import ImagePlaces
 from data_pipelines.sources.json_stream import read_elements
-from data_pipelines.sources.layouts import find_layout, layout_error
+from data_pipelines.sources.layouts import SPLITS, annotation_places, find_layout, layout_error
 from data_pipelines.sources.panoptic import class_labels
 from data_pipelines.sources.values import IdCodes, clean_text, is_storable, short
 from data_pipelines.vocabulary import Vocabulary
@@ -51,6 +53,7 @@ class CocoFolder(Source):
         boxes_only: ignore outlines and use the boxes.
     """
 
+    revision = 2
     is_displayed = True
 
     def __init__(
@@ -77,7 +80,9 @@ class CocoFolder(Source):
         self._labels = own_labels(self._table, dataset, vocabulary)
         self._places = ImagePlaces(self._table.file_names, layout.folders)
         self.example_ids = self._table.image_ids
-        self.unused = (*self._table.unused, *self._doubled_files())
+        self.is_federated = has_lists(self._table)
+        others = _of_no_split(file, split) if annotations is None else ()
+        self.unused = (*self._table.unused, *self._doubled_files(), *others)
 
     def _doubled_files(self) -> tuple[Unused, ...]:
         """Records of one image: each is trained on without the annotations of the others."""
@@ -104,7 +109,17 @@ class CocoFolder(Source):
             pseudo_objects=self._is_pseudo("objects"),
             pseudo_parts=self._is_pseudo("parts"),
         )
+        if self.is_federated:
+            set_classes(builder, self._table, position, self._labels)
         return builder.build()
+
+
+def _of_no_split(file: pathlib.Path, split: str) -> tuple[Unused, ...]:
+    """Files next to this one that no split reads: CVAT's tasks without a subset are `default`."""
+    known = {pathlib.PurePosixPath(p).name for s in (split, *SPLITS) for p in annotation_places(s)}
+    beside = {path.name for path in file.parent.glob("instances_*.json")} - {file.name}
+    alone = sorted(beside - known)
+    return (Unused(findings.NO_SPLIT, tuple(alone[: findings.NAMED]), len(alone)),) if alone else ()
 
 
 def check_own_name(dataset: str) -> None:

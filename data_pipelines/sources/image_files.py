@@ -23,7 +23,9 @@ def files_below(folder: pathlib.Path, suffixes: Sequence[str]) -> list[pathlib.P
     """
 
     def refuse(error: OSError) -> None:
-        raise DataError(f"{error.filename}: cannot be read ({error.strerror}); check its rights")
+        raise DataError(
+            f"{error.filename}: cannot be read ({error.strerror}); check its permissions"
+        )
 
     found = []
     for above, folders, names in os.walk(folder, onerror=refuse, followlinks=True):

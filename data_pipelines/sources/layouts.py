@@ -16,6 +16,7 @@ from semsam_jax.core.errors import DataError
 
 COCO, YOLO, LABELME, COCOTREE = "coco", "yolo", "labelme", "cocotree"
 
+SPLITS = ("train", "val", "test")
 _ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation")}
 _CASES = (str.lower, str.capitalize, str.upper)
 _ONE_FILE = (
@@ -137,7 +138,7 @@ def layout_error(dataset: str, root: pathlib.Path, split: str) -> DataError:
     """The error for a folder without such a split; raise it."""
     found = sorted(entry.name for entry in root.iterdir())[:12]
     others = []
-    for name in ("train", "val", "test"):
+    for name in SPLITS:
         with contextlib.suppress(DataError):  # what is wrong with other splits is not asked
             others += [name] if find_layout(root, name) else []
     there = f"; it has {', '.join(others)}" if others else ""

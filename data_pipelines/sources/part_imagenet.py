@@ -76,7 +76,8 @@ class PartImageNet(Source):
             sorted({(kind, -1) for kind in masks} | {one for one in labels if one[0] in masks})
         )
         whole.is_exclusive = True
-        return dataclasses.replace(whole.build(), unused=parts.build().unused)
+        read = parts.build()
+        return dataclasses.replace(whole.build(), unused=read.unused, partial=read.partial)
 
 
 def _labels(

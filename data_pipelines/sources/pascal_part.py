@@ -15,6 +15,8 @@ import re
 import numpy as np
 import scipy.io
 
+from data_pipelines import findings
+from data_pipelines.findings import Unused
 from data_pipelines.index.strings import StringTable
 from data_pipelines.schema import RawExample
 from data_pipelines.sources.base import Source, first_existing
@@ -73,6 +75,8 @@ class PascalPart(Source):
             be built for the same list.
     """
 
+    revision = 2
+
     def __init__(
         self,
         root: str | os.PathLike,
@@ -99,13 +103,15 @@ class PascalPart(Source):
         self.annotation_files = (listed, self._mats)
         annotated = {file.stem for file in self._mats.glob("*.mat")}
         names = [line.split()[0] for line in listed.read_text().splitlines() if line.strip()]
-        # VOC lists more images than PASCAL-Part annotates.
         self.example_ids = StringTable.of(sorted(set(names) & annotated))
         if not self.example_ids:
             raise self._layout_error(
                 f"some of the {len(names)} images of {listed.name} in Annotations_Part "
                 f"({len(annotated)} files)"
             )
+        alone = sorted(set(names) - annotated)
+        if alone:
+            self.unused = (Unused(findings.NO_RECORD, tuple(alone[: findings.NAMED]), len(alone)),)
         self._pairs = frozenset(class_file("pascal_part")["pairs"])
 
     def _files(self, position: int) -> tuple[pathlib.Path, ...]:
@@ -150,6 +156,10 @@ class PascalPart(Source):
         for code, mask in native:
             side, word = merged_part(code)
             if f"{name}:{word}" not in self._pairs:
+                if word:  # the headlight of a bicycle, which is none of the 93 pairs
+                    part_id = self.vocabulary.part_index("pascal_part", word)
+                    fields = {"object_id": object_id, "part_id": part_id}
+                    builder.leave_out(findings.OTHER_CLASS, f"{word} of a {name}", **fields)
                 continue
             known = joined.get((side, word))
             joined[side, word] = mask if known is None else known | mask

@@ -1,4 +1,4 @@
-"""Reads records of `data_pipelines.build`, with the same result as the native reader.
+"""Reads records of `semsam data build`, with the same result as the native reader.
 
 Layout: `root/{split}/1.0.0/` with ArrayRecord files, `records.json` (every file with its size
 and hash) and the index of the examples. The folder may lie in a bucket (`gs://...`).
@@ -34,7 +34,8 @@ MAX_READERS = 64
 _BY_IMAGE = ("paco", "part_imagenet")
 """Datasets whose images are annotated for some classes only."""
 
-_FEDERATED = ("paco",)
+FEDERATED = ("paco",)
+"""Datasets whose records do not say it; those of custom data do."""
 
 _READER, _BUFFER = "readahead_buffer_size:0,max_parallelism:0", 2**15
 
@@ -107,7 +108,7 @@ class RecordReader(Source):
         manifest = self._manifest(dataset)
         super().__init__(dataset, root, split, vocabulary, **manifest["options"])
         self.has_masks = manifest["has_masks"]
-        self.is_federated = dataset in _FEDERATED
+        self.is_federated = manifest.get("is_federated", dataset in FEDERATED)
         self.index_folder = self._folder / INDEX
         self._files = [(file["file"], file["bytes"]) for file in manifest["files"]]
         self._ends = list(itertools.accumulate(file["examples"] for file in manifest["files"]))
@@ -135,7 +136,7 @@ class RecordReader(Source):
         except (RuntimeError, OSError) as error:
             raise DataError(
                 f"{self.dataset} record {position} ({file}): {str(error).splitlines()[0]}; run "
-                "data_pipelines.build with --verify to write the damaged file again"
+                "semsam data build with --verify to write the damaged file again"
             ) from error
 
     def _manifest(self, dataset: str) -> dict:
@@ -143,7 +144,7 @@ class RecordReader(Source):
         if not file.exists():
             raise DataError(
                 f"{dataset}: the build in {self._folder} is not finished; run the same "
-                "data_pipelines.build command again, it resumes where it stopped"
+                "semsam data build command again, it resumes where it stopped"
             )
         manifest = read_description(file)
         if manifest["format"] == OLD_FORMAT and dataset in _BY_IMAGE:
@@ -188,7 +189,7 @@ class RecordReader(Source):
             raise DataError(
                 f"{self.dataset}: {len(bad)} of {len(found)} record files in {self._folder} are "
                 f"not whole: {'; '.join(bad[:5])}; copy them again, or run the same "
-                "data_pipelines.build command, which writes only these"
+                "semsam data build command, which writes only these"
             )
 
 

@@ -49,7 +49,7 @@ from data_pipelines.sources.values import (
     plain_name,
     short,
 )
-from data_pipelines.sources.yolo_splits import labels_of_folder, labels_of_list, read_yaml
+from data_pipelines.sources.yolo_splits import labels_of_folder, labels_of_list, stated_names
 from data_pipelines.vocabulary import Vocabulary
 from semsam_jax.core.errors import DataError
 from semsam_jax.core.rle import encode_mask
@@ -57,11 +57,15 @@ from semsam_jax.core.rle import encode_mask
 _FAR_OUTSIDE = 2.0
 """Fractions beyond this are no outline that leaves the image a little: they are pixels."""
 
+_OUTLINED = ("polygon", "rotation")
+"""Kinds of shapes whose points are an outline; X-AnyLabeling calls turned rectangles rotations."""
+
 
 class _ShapeFolder(Source):
     """Common part: one label file per image, classes by name."""
 
     kind = ""
+    revision = 2
     is_displayed = True
 
     def __init__(
@@ -168,7 +172,7 @@ class YoloFolder(_ShapeFolder):
         what = f"{what} ({name})"
         if len(numbers) == 4:  # a box: centre and size
             if self.has_masks:
-                builder.leave_out(findings.NO_OUTLINE, what)
+                builder.leave_out(findings.NO_OUTLINE, what, **self._labels(name))
                 return
             x, y, w, h = numbers
             numbers = [x - w / 2, y - h / 2, x + w / 2, y - h / 2, x + w / 2, y + h / 2]
@@ -178,7 +182,7 @@ class YoloFolder(_ShapeFolder):
                 "more"
             )
         if max(map(abs, numbers)) > _FAR_OUTSIDE:
-            builder.leave_out(findings.PIXELS, what)
+            builder.leave_out(findings.PIXELS, what, **self._labels(name))
             return
         sides = (builder.width, builder.height)
         points = [value * sides[at % 2] for at, value in enumerate(numbers)]
@@ -189,38 +193,23 @@ def yolo_names(layout: Layout) -> dict[int, str]:
     """Class number -> name, out of `data.yaml`.
 
     Raises:
-        DataError: there is no such file, it has no names, or it describes poses.
+        DataError: there is no such file, or `stated_names` refuses it.
     """
     if layout.file is None:
         raise DataError(
             f"{layout.folders[0].parent}: YOLO labels without data.yaml; wanted the file with the "
             "names of the classes, such as names: [cat, dog]"
         )
-    content = read_yaml(layout.file)
-    if "kpt_shape" in content:
-        raise DataError(
-            f"{layout.file}: describes poses (kpt_shape), whose lines are boxes and keypoints; "
-            "wanted YOLO segments, whose lines are outlines"
-        )
-    names = content.get("names")
-    pairs = list(enumerate(names)) if isinstance(names, list) else []
-    pairs = list(names.items()) if isinstance(names, Mapping) else pairs
-    found = {parse_int(number): clean_text(name) for number, name in pairs}
-    if not found or None in found:
-        raise DataError(
-            f"{layout.file}: names is {short(names)}; wanted the classes, such as [cat, dog] or "
-            "{0: cat, 1: dog}"
-        )
-    return found
+    return stated_names(layout.file)
 
 
 class LabelMeFolder(_ShapeFolder):
     """Reader of LabelMe's files; see the top of this file.
 
-    Polygons, rectangles, circles and masks have an area; points and lines are counted and left out.
-    Shapes with the same `group_id` and the same label are the pieces of one instance, as in the
-    converters of LabelMe. In the group of its whole, each part is an instance and has that whole as
-    its parent: a dog has several legs.
+    Polygons, rectangles (turned ones too), circles and masks have an area; points and lines are
+    counted and left out. Shapes with the same `group_id` and the same label are the pieces of one
+    instance, as in the converters of LabelMe. In the group of its whole, each part is an instance
+    and has that whole as its parent: a dog has several legs.
 
     Args:
         root: the folder of images and JSON files, or the one above `train` and `val`; folders
@@ -319,8 +308,9 @@ class LabelMeFolder(_ShapeFolder):
             radius = float(np.hypot(x1 - x, y1 - y))
             ring = np.stack([x + radius * np.cos(angles), y + radius * np.sin(angles)], axis=1)
             numbers = ring.reshape(-1).tolist()
-        elif kind != "polygon" or len(numbers) < 6:
-            builder.leave_out(findings.NO_AREA_SHAPE, f"{what}, a {short(kind)}")
+        elif kind not in _OUTLINED or len(numbers) < 6:
+            shape_name = f"{what}, a {short(kind)}"
+            builder.leave_out(findings.NO_AREA_SHAPE, shape_name, **self._labels(name))
             return -1
         try:
             return self._add(builder, numbers, name, what, parent)

@@ -65,13 +65,14 @@ def has_split(root: str | os.PathLike, split: str) -> bool:
 
 
 def reader_options(*, pascal_part_tree: bool, ade20k_parts: bool) -> dict[str, dict[str, Any]]:
-    """Reader options of a recipe's switches: dataset -> options."""
-    options: dict[str, dict[str, Any]] = {}
-    if pascal_part_tree:
-        options["pascal_part"] = {"parts": "full"}
-    if ade20k_parts:
-        options["ade20k"] = {"parts": True}
-    return options
+    """Reader options of a recipe's switches: dataset -> options.
+
+    Those of switches that are off are stated, too, so that records built otherwise are refused.
+    """
+    return {
+        "pascal_part": {"parts": "full" if pascal_part_tree else "merged"},
+        "ade20k": {"parts": ade20k_parts},
+    }
 
 
 def custom_classes(

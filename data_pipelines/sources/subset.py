@@ -1,6 +1,7 @@
 """A subset of the examples of a dataset."""
 
 import hashlib
+import os
 import pathlib
 from collections.abc import Sequence
 
@@ -53,6 +54,21 @@ def spread(length: int, limit: int | None) -> list[int]:
     if limit is None or limit >= length:
         return list(range(length))
     return sorted({int(value) for value in np.linspace(0, length - 1, limit)})
+
+
+def images_in_both(source: Source, other: Source) -> list[str]:
+    """Ids of the examples of `source` whose image file `other` reads, too.
+
+    Records hold their images, so none of theirs is found.
+    """
+
+    def images(source: Source) -> list[str | None]:
+        files = (source.files(position) for position in range(len(source)))
+        return [os.path.abspath(of_one[0]) if of_one else None for of_one in files]
+
+    others = set(images(other)) - {None}
+    found = zip(source.example_ids, images(source), strict=True)
+    return [example_id for example_id, image in found if image in others]
 
 
 class _Picked(Sequence[str]):

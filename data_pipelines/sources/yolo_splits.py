@@ -1,14 +1,46 @@
-"""The splits of a YOLO dataset as data.yaml names them: folders of images, and lists of images."""
+"""What data.yaml says of a YOLO dataset: its classes, and the folders and lists of images of a
+split.
+"""
 
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import yaml
 
 from data_pipelines.sources.image_files import IMAGE_SUFFIXES, ImagePlaces, files_below
-from data_pipelines.sources.values import plain_name, short
+from data_pipelines.sources.values import clean_text, parse_int, plain_name, short
 from semsam_jax.core.errors import DataError
+
+
+def stated_names(described: pathlib.Path) -> dict[int, str]:
+    """Class number -> name, out of data.yaml.
+
+    Raises:
+        DataError: it has no names, one of them is no text, or it describes poses.
+    """
+    content = read_yaml(described)
+    if "kpt_shape" in content:
+        raise DataError(
+            f"{described}: describes poses (kpt_shape), whose lines are boxes and keypoints; "
+            "wanted YOLO segments, whose lines are outlines"
+        )
+    names = content.get("names")
+    pairs = list(enumerate(names)) if isinstance(names, list) else []
+    pairs = list(names.items()) if isinstance(names, Mapping) else pairs
+    numbers = [parse_int(number) for number, _ in pairs]
+    if not pairs or None in numbers:
+        raise DataError(
+            f"{described}: names is {short(names)}; wanted the classes, such as [cat, dog] or "
+            "{0: cat, 1: dog}"
+        )
+    for (_, name), number in zip(pairs, numbers, strict=True):
+        if isinstance(name, bool) or not isinstance(name, (str, int, float)):
+            raise DataError(
+                f"{described}: the name of class {number} is {short(name)}; wanted a text: put "
+                "names such as 'on', 'no' and 'null' into quotes, which YAML reads as values"
+            )
+    return {number: clean_text(name) for number, (_, name) in zip(numbers, pairs, strict=True)}
 
 
 def stated_places(described: pathlib.Path, names: Sequence[str]) -> tuple[pathlib.Path, ...]:

@@ -5,6 +5,7 @@ a click and all masks of an image.
 """
 
 import dataclasses
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 
@@ -44,14 +45,14 @@ class AnyLabelingRequest:
         level: 1..6, `best`, or None for all masks of the image.
         request: clicks and box in pixels; None without marks.
         names: class names, "a, b; c"; may be empty.
-        min_score: smallest predicted IoU of a mask of the image.
+        min_score: smallest predicted IoU of a mask of the image; None for the model's own.
         fineness: simplification of outlines, as a share of their length.
     """
 
     level: int | str | None
     request: Request | None
     names: str
-    min_score: float
+    min_score: float | None
     fineness: float
 
 
@@ -86,8 +87,17 @@ def _model(name: str, widgets: list[dict], batch_mode: str | None) -> dict:
     }
 
 
-def read_request(model_id: str, params: Mapping, known: Mapping) -> AnyLabelingRequest:
+def read_request(
+    model_id: str, params: Mapping, known: Mapping, suggested: float
+) -> AnyLabelingRequest:
     """Checks a request.
+
+    Args:
+        model_id: one of `known`.
+        params: of the request.
+        known: see `models`.
+        suggested: the `min_score` of `models`. X-AnyLabeling always sends the value that it shows,
+            so that this one stands for the model's own thresholds.
 
     Raises:
         PromptError: no such model, or marks that are none.
@@ -103,12 +113,15 @@ def read_request(model_id: str, params: Mapping, known: Mapping) -> AnyLabelingR
     names = params.get("text_prompt") or ""
     if not isinstance(names, str):
         raise PromptError("text_prompt: wanted text.")
+    min_score = _share(params, "conf_threshold", 1.0)
+    if min_score is not None and math.isclose(min_score, suggested, abs_tol=1e-6):
+        min_score = None
     return AnyLabelingRequest(
         level=level,
         request=None if level is None else _marks(params.get("marks")),
         names=names.replace(".", ","),
-        min_score=_share(params, "conf_threshold", 1.0),
-        fineness=_share(params, "epsilon_factor", 0.1),
+        min_score=min_score,
+        fineness=_share(params, "epsilon_factor", 0.1) or 0.0,
     )
 
 
@@ -182,8 +195,10 @@ def _marks(marks: object) -> Request | None:
     )
 
 
-def _share(params: Mapping, key: str, top: float) -> float:
-    value = params.get(key) or 0.0
+def _share(params: Mapping, key: str, top: float) -> float | None:
+    value = params.get(key)
+    if value is None:
+        return None
     if not isinstance(value, int | float) or not 0 <= value <= top:
         raise PromptError(f"{key}: got {str(value)[:40]}; wanted a number, 0..{top:g}.")
     return float(value)

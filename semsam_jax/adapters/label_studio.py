@@ -5,6 +5,7 @@ Smart keypoints and rectangles come in percent of the image; masks go back as br
 """
 
 import dataclasses
+import math
 import uuid
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Mapping, Sequence
@@ -106,9 +107,10 @@ def read_interaction(context: object) -> Interaction | None:
             points.append([min(x, width), min(y, height)])
             labels.append(int(bool(mark.get("is_positive", 1))))
         else:
-            far_x = x + _number(value, "width") * width / 100
-            far_y = y + _number(value, "height") * height / 100
-            box = [max(x, 0.0), max(y, 0.0), min(far_x, width), min(far_y, height)]
+            size = [_number(value, "width") * width / 100, _number(value, "height") * height / 100]
+            turn = _number(value, "rotation") if value.get("rotation") else 0.0
+            low_x, low_y, far_x, far_y = _around(x, y, *size, turn)
+            box = [max(low_x, 0.0), max(low_y, 0.0), min(far_x, width), min(far_y, height)]
     if label is not None and not isinstance(label, str):
         raise PromptError("context: a label is no text.")
     request = Request(point_coords=points or None, point_labels=labels or None, box=box)
@@ -154,6 +156,17 @@ def prediction(
         "score": sum(scores) / len(scores) if scores else 0.0,
         "model_version": model_version,
     }
+
+
+def _around(
+    x: float, y: float, width: float, height: float, degrees: float
+) -> tuple[float, float, float, float]:
+    """Box around a rectangle that is turned clockwise about its upper left corner."""
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    along, across = [0.0, width * cos, -height * sin], [0.0, width * sin, height * cos]
+    along.append(along[1] + along[2])
+    across.append(across[1] + across[2])
+    return x + min(along), y + min(across), x + max(along), y + max(across)
 
 
 def _values(mask, kind: str) -> list[dict]:

@@ -49,6 +49,11 @@ def check(run: RunConfig) -> None:
         )
     for name in run.eval_suites:
         one_of("eval_suites", name, SUITE_NAMES)
+    if "part" in run.eval_suites and run.eval_part_dataset:
+        raise ConfigError(
+            f"eval_suites: part would be measured on {run.eval_dataset} and on eval_part_dataset "
+            f"{run.eval_part_dataset} under the same names; leave out one of the two."
+        )
     if run.loss.many_to_one and data.max_targets != 1:
         raise ConfigError(
             f"loss.many_to_one: wants one target per prompt, got data.max_targets "
@@ -78,8 +83,8 @@ def check(run: RunConfig) -> None:
         )
     if not 1 <= data.max_targets <= model.decoder.num_tokens:
         raise ConfigError(
-            f"data.max_targets: {data.max_targets}; a prompt has 1 to "
-            f"{model.decoder.num_tokens} tokens to give to targets."
+            f"data.max_targets: {data.max_targets}; must be between 1 and "
+            f"{model.decoder.num_tokens}, the number of tokens of a prompt."
         )
     one_of("loss.iou_target", run.loss.iou_target, ("best", "expected"))
     if run.loss.iou_target != "best" and not run.loss.score_all_tokens:
@@ -91,11 +96,13 @@ def check(run: RunConfig) -> None:
             f"loss.prompt_point_ratio: {run.loss.prompt_point_ratio}; must lie in 0..1, below 1."
         )
     if data.interactive_batch + data.generic_batch == 0:
-        raise ConfigError("data.interactive_batch, data.generic_batch: both are 0.")
+        raise ConfigError(
+            "data.interactive_batch, data.generic_batch: both are 0; set one of them."
+        )
     for name in ("datasets", "granularity", "generic_datasets", "prompt_shares"):
         for key, share in getattr(data, name).items():
             if share < 0:
-                raise ConfigError(f"data.{name}.{key}: {share}; a share is not negative.")
+                raise ConfigError(f"data.{name}.{key}: {share}; must not be negative.")
     for name, share in data.subsets.items():
         if name not in {*data.datasets, *data.generic_datasets, "sa1b"}:
             raise ConfigError(

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import sys
 
 from semsam_jax.core import checkpoint_io, model_files
 from semsam_jax.core.errors import ConversionError
@@ -56,7 +57,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         type=int,
         metavar="PX",
         help="side of the canvas for inference, a multiple of 32 (default: as in training); a "
-        "larger one finds smaller masks and takes longer",
+        "larger one finds smaller masks and takes longer; not for weights of the original, which "
+        "take --size at inference",
     )
     parser.add_argument(
         "--to-torch",
@@ -143,6 +145,11 @@ def _save(args: argparse.Namespace, params: dict, meta: dict) -> None:
             raise ConversionError(
                 f"convert: --image-size {args.image_size}; wanted a multiple of 32, such as 384."
             )
+        if meta.get("prompt_preset") == "released_v1":
+            raise ConversionError(
+                "convert: --image-size: no effect on weights of the original, which see the short "
+                "side at 640; leave it out, and give --size to the command that uses them."
+            )
         meta = {**meta, "image_size": args.image_size}
     dtype = args.dtype or "float32"
     folder = model_files.save_model(args.out, params, meta, dtype=dtype)
@@ -180,6 +187,7 @@ def _start(args: argparse.Namespace) -> None:
 
 
 def _write_torch(args: argparse.Namespace) -> None:
+    from semsam_jax.convert.released import RELEASED_LEVEL_ORDER
     from semsam_jax.convert.to_torch import to_torch
     from semsam_jax.convert.torch_writer import write_state_dict
 
@@ -188,12 +196,22 @@ def _write_torch(args: argparse.Namespace) -> None:
             f"convert --to-torch: got {len(args.file)} checkpoint folders; wanted one."
         )
     _refuse_others(args, "with --to-torch")
+    if as_path(args.out).exists():
+        raise ConversionError(f"convert: {args.out} exists already; choose another --out.")
     params, meta = checkpoint_io.read_model(args.file[0])
     config = presets.from_json(meta["model_config"])
     state = to_torch(params, config, where=f"checkpoint {args.file[0]}")
     write_state_dict(args.out, state.tensors, aliases=state.aliases, wrapper="model")
     total = len(state.tensors) + len(state.aliases)
     print(f"wrote {args.out}: {total} names, {len(state.aliases)} of them aliases")
+    released = {"prompt_preset": "released_v1", "level_order": list(RELEASED_LEVEL_ORDER)}
+    lost = [f"{key} {meta[key]}" for key in released if meta[key] != released[key]]
+    if lost:
+        print(
+            f"not in it: {', '.join(lost)}; what reads it as weights of the original places clicks "
+            f"and orders levels as in the release.",
+            file=sys.stderr,
+        )
 
 
 def _replace_parts(

@@ -40,7 +40,7 @@ def download(url: str, target: Path, *, sha256: str | None = None, size: int | N
 
     Raises:
         CheckpointError: not reachable, not the expected file (a web page, another hash or size), or
-            the folder cannot be written. Nothing is left at `target`.
+            the folder cannot be written. Nothing new is left at `target`.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -52,6 +52,7 @@ def download(url: str, target: Path, *, sha256: str | None = None, size: int | N
                 partial.replace(target)
                 _about(partial).unlink(missing_ok=True)
                 return found
+            found = _hash(target)
     except urllib.error.URLError as error:  # a subclass of OSError
         raise _unreachable(url, target, error) from error
     except OSError as error:
@@ -59,7 +60,11 @@ def download(url: str, target: Path, *, sha256: str | None = None, size: int | N
             f"{error.filename or target}: cannot be written ({error.strerror or error}); free some "
             f"space, or set SEMSAM_JAX_CACHE to a folder that can be written."
         ) from error
-    return _hash(target)
+    if sha256 is not None and found != sha256:
+        raise CheckpointError(
+            f"{target}: SHA-256 {found}, wanted {sha256}; it is not the file of {url}: delete it."
+        )
+    return found
 
 
 def _fetch(url: str, partial: Path, target: Path, size: int | None) -> None:
@@ -157,8 +162,8 @@ def _check(url: str, partial: Path, target: Path, sha256: str | None) -> str:
 def _refuse_page(url: str, content_type: str) -> None:
     if content_type in ("text/html", "application/xhtml+xml"):
         raise CheckpointError(
-            f"{url}: the server answers with a web page instead of the file; a login or a portal "
-            f"may be in between."
+            f"{url}: got a web page instead of the file (a login page or a captive portal?); "
+            f"download it in a browser and give the file."
         )
 
 

@@ -187,7 +187,7 @@ def push(folder: str | os.PathLike, name: str, *, licence: str, private: bool = 
             done = api.upload_folder(repo_id=repository, folder_path=root)
         except (HfHubHTTPError, OSError, ValueError) as error:
             raise CheckpointError(
-                f"push {name}: {_first(error)}; a token with the right to write is needed "
+                f"push {name}: {_first(error)}; a token with write access is needed "
                 f"(`hf auth login` or HF_TOKEN)."
             ) from error
         finally:

@@ -105,8 +105,8 @@ def find_model(path: str | os.PathLike) -> AnyPath:
     found = ", ".join(sorted(p.name for p in root.iterdir())[:8]) if root.is_dir() else "a file"
     raise CheckpointError(
         f"checkpoint {root}: no complete step found (found: {found or 'nothing'}); wanted "
-        f"{model_files.WEIGHTS} and {model_files.CONFIG}, or {FOLDER}/STEP/state and meta. A .pth "
-        f"file is first converted with `python -m semsam_jax convert FILE.pth --out DIR`."
+        f"{model_files.WEIGHTS} and {model_files.CONFIG}, or {FOLDER}/STEP/state and meta. Convert "
+        f"a .pth file first: `semsam convert FILE.pth --out DIR`."
     )
 
 
@@ -247,7 +247,7 @@ def choose_checkpoint(given: str | os.PathLike | None) -> AnyPath:
         if chosen is None:
             raise CheckpointError(
                 f"checkpoint {LAST_RUN}: no finished training run of this user was found; give a "
-                f"folder, or train one with `python -m semsam_jax.main --config=configs/joint.py "
+                f"folder, or train one with `semsam train --config=configs/joint.py "
                 f"--workdir=DIR`."
             )
     elif given is not None:

@@ -28,11 +28,14 @@ class _Interrupts:
     """Turns the first SIGINT into a KeyboardInterrupt that cannot get lost; a second one exits.
 
     Raising while an extension module initialises can crash the process. There, and where the
-    exception would be discarded, it is raised again a moment later.
+    exception would be discarded, it is raised again a moment later. Freeing what the interrupted
+    frames hold can crash it too (a half-initialised module, buffers of a running computation), so
+    the exception, and with it its frames, is kept until the process ends.
     """
 
     def __init__(self) -> None:
         self.has_come = False
+        self.raised: KeyboardInterrupt | None = None
         self._is_again = False
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -43,7 +46,8 @@ class _Interrupts:
         if _is_importing(frame):
             self._come_again()
         else:
-            raise KeyboardInterrupt
+            self.raised = KeyboardInterrupt()
+            raise self.raised
 
     def on_unraisable(self, unraisable: "sys.UnraisableHookArgs") -> None:
         if issubclass(unraisable.exc_type, KeyboardInterrupt):

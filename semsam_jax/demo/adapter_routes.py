@@ -1,6 +1,7 @@
 """Endpoints for Label Studio (machine-learning backend) and X-AnyLabeling (remote server)."""
 
 import asyncio
+import re
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -54,7 +55,9 @@ def anylabeling_router(service: Service) -> APIRouter:
         if body.model not in known():
             return _failure("MODEL_NOT_FOUND", f"Model {body.model[:60]!r} is not here.")
         try:
-            wanted = anylabeling.read_request(body.model, body.params, known())
+            wanted = anylabeling.read_request(
+                body.model, body.params, known(), engine.suggested_quality
+            )
         except SemSamError as error:
             return _failure("INVALID_PARAMS", str(error))
         if wanted.level is not None and wanted.request is None:
@@ -68,11 +71,11 @@ def anylabeling_router(service: Service) -> APIRouter:
 
         def work() -> list[dict]:
             if wanted.level is None:
-                found, _ = engine.find_everything(
+                found, _, _ = engine.find_everything(
                     session.upload.pixels,
                     names,
                     None,
-                    wanted.min_score or engine.suggested_quality,
+                    wanted.min_score,
                     _GRID,
                 )
                 found = [scale_record(record, *size) for record in found]
@@ -157,25 +160,27 @@ def _add_label_studio(router: APIRouter, prefix: str, service: Service, images: 
         control: label_studio.Control,
         level: int | str,
     ) -> tuple[list[dict], list[str | None]]:
-        names = ", ".join(name.replace(",", " ").replace(";", " ") for name in control.labels)
+        # The separators of a list of names; the answer has the label as the project writes it.
+        labels = {re.sub("[,;]", " ", label).strip(): label for label in control.labels}
+        names = ", ".join(labels)
         if interaction is None and not (engine.knows_names and names):
             return [], []
         content = await asyncio.to_thread(images.fetch, address, task_id)
         _, session = await service.open(content, client)
         size = session.upload.original_hw
         if interaction is None:
-            names = await service.learn(names[: service.limits.names_length], client)
+            names = await service.learn(f"{names};", client)  # a list, never a vocabulary
             one_level = None if isinstance(level, str) else level
 
             def find() -> list[dict]:
-                found, _ = engine.find_everything(
-                    session.upload.pixels, names, one_level, engine.suggested_quality, _GRID
+                found, _, _ = engine.find_everything(
+                    session.upload.pixels, names, one_level, None, _GRID
                 )
                 sure = [r for r in found if (r.get("object") or {}).get("is_sure")]
                 return [scale_record(record, *size) for record in sure]
 
             records = await service.slow(client, find)
-            return records, [record["object"]["name"] for record in records]
+            return records, [labels[record["object"]["name"]] for record in records]
         prompt = _scaled(interaction, size)
         answers, _ = await service.quick(
             client, lambda: engine.prompts(session, [prompt], level, "")

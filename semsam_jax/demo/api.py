@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from semsam_jax import __version__
-from semsam_jax.demo.engine import GRIDS, tree_records
+from semsam_jax.demo.engine import GRIDS, MAX_SEGMENTS, tree_records
 from semsam_jax.demo.gate import client_of
 from semsam_jax.demo.limits import HTTPError, Limits
 from semsam_jax.demo.pictures import png_url
@@ -25,7 +25,9 @@ Granularity = Share | Annotated[list[Share], Field(min_length=1, max_length=101)
 Format = Literal["rle", "polygons", "png"]
 
 
-class _Body(BaseModel):
+class ImageBody(BaseModel):
+    """An image file, or one that the server has."""
+
     model_config = ConfigDict(extra="forbid")
 
     image: str | None = Field(
@@ -34,6 +36,9 @@ class _Body(BaseModel):
     image_id: str | None = Field(
         None, max_length=64, description="of an earlier answer, instead of `image`"
     )
+
+
+class _Body(ImageBody):
     labels: str = Field(
         "", description='class names, "dog, cat; head, leg" (objects; parts), or a vocabulary: coco'
     )
@@ -79,8 +84,9 @@ class EverythingBody(_Body):
         description="side in pixels of square tiles that are segmented at full resolution and "
         "joined; needs `image`",
     )
-    overlap: Annotated[int, Field(ge=16, le=4096)] = Field(
-        128, description="overlap of neighbouring tiles in pixels; at most half a tile"
+    overlap: Annotated[int, Field(ge=16, le=4096)] | None = Field(
+        None,
+        description="overlap of neighbouring tiles in pixels; by default 128, at most half a tile",
     )
 
 
@@ -128,6 +134,11 @@ class MasksAnswer(BaseModel):
     model: str
     masks: list[MaskAnswer]
     unknown: list[UnknownAnswer] = Field(description="names that were left out")
+    left_out: int = Field(
+        0,
+        description=f"masks that were found besides the best {MAX_SEGMENTS}, or fewer of a large "
+        "image",
+    )
 
 
 class ImageAnswer(BaseModel):
@@ -182,7 +193,7 @@ def api_router(service: Service) -> APIRouter:
         return NamesAnswer(source=engine.name_source, names=found)
 
     @router.post("/v1/image", summary="Store an image for several requests")
-    async def image(request: Request, body: _Body) -> ImageAnswer:
+    async def image(request: Request, body: ImageBody) -> ImageAnswer:
         key, session = await _session(service, body, client_of(request.scope))
         height, width = session.upload.original_hw
         return ImageAnswer(image_id=key, width=width, height=height)
@@ -211,40 +222,37 @@ def api_router(service: Service) -> APIRouter:
             raise HTTPError(400, f"level: got {body.level}; wanted 1..{engine.num_levels} or all.")
         if body.tile is not None and body.image is None:
             raise HTTPError(400, "tile: needs the file itself; give image instead of image_id.")
-        if body.tile is not None and 2 * body.overlap > body.tile:
-            raise HTTPError(
-                400, f"overlap: got {body.overlap}; wanted at most half a tile, {body.tile // 2}."
-            )
         asked = _granularities(body)
         key, session = await _session(service, body, client)
         names = await service.learn(body.labels, client)
         level = None if body.level == "all" else body.level
-        quality = engine.suggested_quality if body.min_score is None else body.min_score
 
         def work() -> MasksAnswer:
             pixels = session.upload.pixels
             if body.tile is not None:
                 pixels = read_upload(decode_image(body.image), limits, None).pixels
             tiles = {"tile": body.tile, "tile_overlap": body.overlap}
-            found, unknown = engine.find_everything(
-                pixels, names, level, quality, body.grid, granularity=asked, **tiles
+            found, unknown, left_out = engine.find_everything(
+                pixels, names, level, body.min_score, body.grid, granularity=asked, **tiles
             )
-            _check_size(session, len(found), limits)
             size = session.upload.original_hw
-            found = [scale_record(record, *size) for record in found]
+            best = found[: limits.most_masks(size)]
+            left_out += len(found) - len(best)
+            scaled = [scale_record(record, *size) for record in best]
             if body.tree:
-                found = tree_records(found, size)
-            rows = [(None, record) for record in found]
-            return _answer(engine.title, key, session, rows, unknown, body.format)
+                scaled = tree_records(scaled, size)
+            rows = [(None, record) for record in scaled]
+            answer = _answer(engine.title, key, session, rows, unknown, body.format)
+            return answer.model_copy(update={"left_out": left_out})
 
         return await service.slow(client, work)
 
     return router
 
 
-async def _session(service: Service, body: _Body, client: str) -> tuple[str, ImageSession]:
+async def _session(service: Service, body: ImageBody, client: str) -> tuple[str, ImageSession]:
     if (body.image is None) == (body.image_id is None):
-        raise HTTPError(400, "Give either image, a file in base64, or image_id.")
+        raise HTTPError(400, "image: give either image, a file in base64, or image_id.")
     if body.image_id is not None:
         return body.image_id, service.sessions.get(body.image_id)
     content = await asyncio.to_thread(decode_image, body.image)
@@ -253,16 +261,21 @@ async def _session(service: Service, body: _Body, client: str) -> tuple[str, Ima
 
 def _prompts(body: SegmentBody, limits: Limits) -> list[Prompt]:
     if len(body.points) > limits.points:
-        raise HTTPError(400, f"At most {limits.points} clicks on one object.")
+        raise HTTPError(400, f"points: at most {limits.points} clicks on one object; send fewer.")
     if len(body.boxes) > limits.boxes:
-        raise HTTPError(400, f"At most {limits.boxes} boxes in one request.")
+        raise HTTPError(400, f"boxes: at most {limits.boxes} in one request; send several.")
     labels = body.point_labels
     if labels is not None and len(labels) != len(body.points):
-        raise HTTPError(400, f"Got {len(labels)} point_labels for {len(body.points)} points.")
+        raise HTTPError(
+            400,
+            f"point_labels: got {len(labels)} for {len(body.points)} points; wanted one for each.",
+        )
     if len(body.boxes) > 1 and body.points:
-        raise HTTPError(400, "Several boxes are one object each; send points in another request.")
+        raise HTTPError(
+            400, "points: several boxes are one object each; send points in another request."
+        )
     if not body.points and not body.boxes:
-        raise HTTPError(400, "Nothing to segment: give points or boxes.")
+        raise HTTPError(400, "points: nothing to segment; give points or boxes.")
     if len(body.boxes) > 1:
         return [Prompt(box=list(box)) for box in body.boxes]
     points = [list(point) for point in body.points] or None
@@ -274,15 +287,18 @@ def _granularities(body: SegmentBody | EverythingBody) -> list[float] | None:
     if body.granularity is None:
         return None
     if "level" in body.model_fields_set:
-        raise HTTPError(400, "Give either level or granularity.")
+        raise HTTPError(400, "granularity: got it together with level; give either one.")
     return body.granularity if isinstance(body.granularity, list) else [body.granularity]
 
 
 def _check_size(session: ImageSession, count: int, limits: Limits) -> None:
-    height, width = session.upload.original_hw
-    if height * width * count > limits.download_pixels:
-        most = max(1, limits.download_pixels // (height * width))
-        raise HTTPError(413, f"At most {most} masks of an image this large in one answer.")
+    most = limits.most_masks(session.upload.original_hw)
+    if count > most:
+        raise HTTPError(
+            413,
+            f"{count} masks of an image this large are too many for one answer, at most {most}: "
+            f"ask for fewer boxes or levels, or send a smaller copy.",
+        )
 
 
 def _answer(

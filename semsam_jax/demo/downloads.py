@@ -29,7 +29,9 @@ from semsam_jax.inference.convert_results import (
 )
 
 _JSON, _ZIP, _PNG = "application/json", "application/zip", "image/png"
+_IN_TURN = ("coco", "labelme", "yolo")  # the others have a label map, made of all masks at once
 _MAX_LABEL_MAP = 65535
+_NOT_IN_NAMES = r'[\x00-\x1f\x7f/\\:*?"<>|\ud800-\udfff]'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,18 +68,21 @@ def make_download(
     ]
     if not records:
         raise HTTPError(400, "There are no masks yet. Click on something first.")
-    image = re.sub(r"[^\w.\- ]", "_", file_name)[-80:] or "image.jpg"
+    # Tools find the image by its name: what a name of a file can hold stays.
+    image = re.sub(_NOT_IN_NAMES, "_", file_name) or "image.jpg"
     # Headers are ASCII; the name inside the files keeps its letters.
-    stem = re.sub(r"[^A-Za-z0-9._\- ]", "_", image.rpartition(".")[0] or image).lstrip(".")
+    stem = re.sub("[^ -~]|[%;]", "_", image.rpartition(".")[0] or image).lstrip(".")
     stem = stem or "image"
     ending, media_type, make = _KINDS[kind]
     if kind == "overlay":
         return stem + ending, media_type, _overlay(session, records)
     height, width = session.upload.original_hw
-    if height * width * len(records) > limits.download_pixels:
-        most = max(1, limits.download_pixels // (height * width))
+    most = limits.most_masks((height, width), is_in_turn=kind in _IN_TURN)
+    if len(records) > most:
         raise HTTPError(
-            413, f"At most {most} masks of an image this large can be downloaded at once."
+            413,
+            f"{len(records)} masks of an image this large are too many for this file, at most "
+            f"{most}: keep fewer, or open a smaller copy of the image.",
         )
     scaled = [scale_record(record, height, width) for record in records]
     return stem + ending, media_type, make(scaled, image, height, width)
@@ -117,6 +122,7 @@ def _panoptic(records: list[dict], image: str, height: int, width: int) -> bytes
     """COCO panoptic: a PNG with the id of a segment at each pixel, and the segments."""
     numbers = to_label_map(records, height, width)
     categories: dict[str, int] = {}
+    things: set[str] = set()
     segments = []
     for number, record in enumerate(records, start=1):
         rows, columns = np.nonzero(numbers == number)
@@ -124,6 +130,8 @@ def _panoptic(records: list[dict], image: str, height: int, width: int) -> bytes
             continue  # hidden below smaller ones
         x, y = int(columns.min()), int(rows.min())
         name = record_class(record)
+        if record.get("is_thing", True):
+            things.add(name)
         segments.append(
             {
                 "id": number,
@@ -140,7 +148,12 @@ def _panoptic(records: list[dict], image: str, height: int, width: int) -> bytes
         "images": [about],
         "annotations": [{"image_id": 1, "file_name": f"{stem}.png", "segments_info": segments}],
         "categories": [
-            {"id": i, "name": name, "supercategory": name.partition(":")[0], "isthing": 1}
+            {
+                "id": i,
+                "name": name,
+                "supercategory": name.partition(":")[0],
+                "isthing": int(name in things),
+            }
             for name, i in categories.items()
         ],
     }

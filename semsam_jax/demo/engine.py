@@ -11,21 +11,20 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 from jaxtyping import UInt8
 
 from semsam_jax.core import rle
-from semsam_jax.core.errors import SemSamError
+from semsam_jax.demo.errors import explained
 from semsam_jax.demo.limits import HTTPError, Limits
 from semsam_jax.demo.pictures import picture_answer
 from semsam_jax.demo.sessions import ImageSession, SessionStore
 from semsam_jax.inference.convert_results import scale_record
 from semsam_jax.inference.granularity import Granularity, parse_levels
-from semsam_jax.inference.labels import knows_names, label_set, parse_labels
+from semsam_jax.inference.labels import LabelNames, knows_names, label_set, parse_labels
 from semsam_jax.inference.loading import LoadedModel
 from semsam_jax.inference.mask_generator import MaskGenerator
 from semsam_jax.inference.predictor import Predictor
@@ -43,7 +42,6 @@ _MAX_KNOWN_NAMES = 4096
 _GRID_OF_WARM_UP = 8
 _BEST_SHARE = 0.8
 _MIN_REGION = 64
-T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
@@ -112,20 +110,33 @@ class Engine:
 
     def embed_labels(self, names: str) -> None:
         """Embeds names, so that later clicks with them are fast; HTTPError if they are invalid."""
-        if len(names) > self._limits.names_length:
+        self._parsed(names)
+        if len(self.model.name_embeddings) > _MAX_KNOWN_NAMES:
+            self.model.name_embeddings.clear()
+        explained(lambda: label_set(self.model, names))
+
+    def has_embedded(self, names: str) -> bool:
+        """Whether nothing is left to embed of these names; HTTPError if they are invalid."""
+        parsed = self._parsed(names)
+        known, unknown = self.model.name_embeddings, self.model.unknown_names
+        return all(name in known or name in unknown for name in parsed.objects + parsed.parts)
+
+    def _parsed(self, names: str) -> LabelNames:
+        top, length = self._limits.names, self._limits.names_length
+        if len(names) > length:
             raise HTTPError(
-                400, f"The names are longer than {self._limits.names_length} characters. Use fewer."
+                400,
+                f"The names are longer than {length} characters. Use fewer.",
+                for_api=f"labels: longer than {length} characters; use fewer names.",
             )
-
-        def learn() -> None:
-            parsed = parse_labels(names)
-            if not parsed.vocabulary and len(parsed.objects + parsed.parts) > self._limits.names:
-                raise HTTPError(400, f"More than {self._limits.names} names. Use fewer.")
-            if len(self.model.name_embeddings) > _MAX_KNOWN_NAMES:
-                self.model.name_embeddings.clear()
-            label_set(self.model, names)
-
-        _explained(learn)
+        parsed = explained(lambda: parse_labels(names))
+        if not parsed.vocabulary and len(parsed.objects + parsed.parts) > top:
+            raise HTTPError(
+                400,
+                f"More than {top} names. Use fewer.",
+                for_api=f"labels: more than {top} names; use fewer.",
+            )
+        return parsed
 
     @property
     def name_source(self) -> str:
@@ -176,14 +187,15 @@ class Engine:
         if not len(box) and not any(label == POSITIVE for label in request.point_labels):
             raise HTTPError(400, "Add a positive click; all clicks are negative so far.")
         start = time.perf_counter()
-        answer = _explained(lambda: predictor.predict_many([request], labels=names or None)[0])
+        answer = explained(lambda: predictor.predict_many([request], labels=names or None)[0])
         decode_sec = time.perf_counter() - start
         planes = sum((mask.astype(np.uint8) << i for i, mask in enumerate(answer.masks)))
         records = prompt_records([request], [answer])
         numbers = (
             session.remember(records, self._limits.record_bytes) if is_kept else [0] * len(records)
         )
-        return picture_answer(numbers, records, answer.masks, np.asarray(planes, np.uint8)) | {
+        picture = np.asarray(planes, np.uint8)
+        return picture_answer(numbers, records, list(answer.masks), picture) | {
             "unknown": _unknown(answer.unknown),
             "decode_sec": decode_sec,
             "encode_sec": session.encode_sec,
@@ -224,7 +236,7 @@ class Engine:
             predictor = self._predictor(session)
             return predictor.predict_many(shown, not is_best, labels=names or None)
 
-        answers = _explained(answer)
+        answers = explained(answer)
         records = [
             [scale_record(record, *original_hw) for record in one.records()] for one in answers
         ]
@@ -235,36 +247,40 @@ class Engine:
         pixels: UInt8[np.ndarray, "h w 3"],
         names: str,
         level: int | None,
-        quality: float,
+        quality: float | None,
         grid: int,
         *,
         granularity: Granularity = None,
         tile: int | None = None,
-        tile_overlap: int = 128,
-    ) -> tuple[list[dict], list[dict]]:
-        """Records of all masks of an image, best first, and the unknown names.
+        tile_overlap: int | None = None,
+    ) -> tuple[list[dict], list[dict], int]:
+        """Records of the best masks of an image, unknown names, and how many masks are left out.
 
         Args:
             pixels: the image.
             names: see `inference.labels`; empty for none.
             level: 1..6, or None for all.
-            quality: smallest predicted IoU and stability.
+            quality: smallest predicted IoU and stability; None for the thresholds stored in the
+                checkpoint, or `suggested_quality` if it has none.
             grid: clicks along each side, of each tile if there are tiles.
             granularity: 0 to 1, or a list of them, instead of a level.
             tile: see `MaskGenerator`.
-            tile_overlap: what neighbouring tiles share, pixels.
+            tile_overlap: see `MaskGenerator`.
         """
         if grid not in GRIDS:
             wanted = ", ".join(map(str, GRIDS))
             raise HTTPError(400, f"grid: got {grid} clicks along a side; wanted one of {wanted}.")
-        if not 0 <= quality <= 1:
-            raise HTTPError(400, f"The smallest score is a number from 0 to 1; got {quality:g}.")
-        generator = _explained(
+        least = quality
+        if quality is None and not self.model.meta.get("mask_thresholds"):
+            least = self.suggested_quality
+        if least is not None and not 0 <= least <= 1:
+            raise HTTPError(400, f"The smallest score is a number from 0 to 1; got {least:g}.")
+        generator = explained(
             lambda: MaskGenerator(
                 self.model,
                 points_per_side=grid,
-                pred_iou_thresh=quality,
-                stability_score_thresh=quality,
+                pred_iou_thresh=least,
+                stability_score_thresh=least,
                 level=level,
                 granularity=granularity,
                 labels=names or None,
@@ -274,27 +290,27 @@ class Engine:
                 tile_overlap=tile_overlap,
             )
         )
-        count = len(tile_boxes(pixels.shape[:2], tile, tile_overlap)) if tile else 1
+        count = len(tile_boxes(pixels.shape[:2], tile, generator.tile_overlap)) if tile else 1
         if count > self._limits.tiles:
-            raise HTTPError(
-                413,
-                f"{count} tiles cover this image, at most {self._limits.tiles}: use larger ones.",
-            )
+            text = f"{count} tiles cover this image, at most {self._limits.tiles}: use larger ones."
+            raise HTTPError(413, text, for_api=f"tile: {text}")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "no mask reached")  # the answer says so
-            found = _explained(lambda: generator.generate(pixels))
-        records = sorted(found, key=lambda record: -record["predicted_iou"])[:MAX_SEGMENTS]
+            found = explained(lambda: generator.generate(pixels))
+        best_first = sorted(found, key=lambda record: -record["predicted_iou"])
+        records = best_first[:MAX_SEGMENTS]
         for number, record in enumerate(records, start=1):
             record |= {"id": number, "image_id": 1, "category_id": record["level"]}
             record["score"] = record["predicted_iou"]
-        return records, _unknown(generator.names.unknown if generator.names else ())
+        unknown = _unknown(generator.names.unknown if generator.names else ())
+        return records, unknown, len(best_first) - len(records)
 
     def everything(
         self,
         session: ImageSession,
         names: str,
         level: int | None,
-        quality: float,
+        quality: float | None,
         grid: int,
         granularity: Granularity = None,
         as_tree: bool = False,
@@ -306,7 +322,7 @@ class Engine:
         """
         start = time.perf_counter()
         pixels = session.upload.pixels
-        found, unknown = self.find_everything(
+        found, unknown, left_out = self.find_everything(
             pixels, names, level, quality, grid, granularity=granularity
         )
         if as_tree:
@@ -318,15 +334,14 @@ class Engine:
         numbers = session.remember(found, self._limits.record_bytes)
         return picture_answer(numbers, found, masks, picture) | {
             "unknown": unknown,
+            "left_out": left_out,
             "decode_sec": time.perf_counter() - start,
         }
 
     def panoptic(self, session: ImageSession, names: str) -> dict:
         """A class name for every pixel, see `find_panoptic`."""
         start = time.perf_counter()
-        found = _explained(
-            lambda: find_panoptic(self.model, session.upload.pixels, names or "coco")
-        )
+        found = explained(lambda: find_panoptic(self.model, session.upload.pixels, names or "coco"))
         records = sorted(found.records, key=lambda record: -record["area"])[:MAX_SEGMENTS]
         picture = np.zeros(found.segment_map.shape, np.uint8)
         masks = [found.segment_map == record["id"] for record in records]
@@ -344,7 +359,7 @@ class Engine:
         if predictor is None:
             start = time.perf_counter()
             predictor = Predictor(self.model)
-            _explained(lambda: predictor.set_image(session.upload.pixels))
+            explained(lambda: predictor.set_image(session.upload.pixels))
             pyramid = jax.block_until_ready(predictor.pyramid)
             session.encode_sec = time.perf_counter() - start
             session.predictor = predictor
@@ -377,18 +392,3 @@ def _as_seen(request: Request, original_hw: tuple[int, int], seen_hw: tuple[int,
 def _unknown(names: Sequence[UnknownName]) -> list[dict]:
     """Names that were left out, for the page."""
     return [name._asdict() for name in names]
-
-
-def _explained(work: Callable[[], T]) -> T:
-    try:
-        return work()
-    except SemSamError as error:
-        raise HTTPError(400, _sentence(str(error))) from error
-
-
-def _sentence(message: str) -> str:
-    """An error of the package without the name of its argument in front."""
-    text = " ".join(message.split())
-    head, colon, rest = text.partition(": ")
-    text = rest if colon and " " not in head else text
-    return text[:1].upper() + text[1:]

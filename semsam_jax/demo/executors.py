@@ -1,4 +1,4 @@
-"""Two executors for the model, so that clicks never wait for requests on whole images."""
+"""Executors for the model, so that clicks never wait for requests on whole images."""
 
 import asyncio
 from collections import Counter
@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 from semsam_jax.demo.limits import HTTPError, Limits
 
 T = TypeVar("T")
-ExecutorName = Literal["image", "quick", "slow"]
+ExecutorName = Literal["image", "names", "quick", "slow"]
 
 
 class Executors:
@@ -22,6 +22,7 @@ class Executors:
     def __init__(self, limits: Limits):
         self._top = {
             "image": (limits.quick_waiting, limits.quick_per_client),
+            "names": (limits.quick_waiting, limits.quick_per_client),
             "quick": (limits.quick_waiting, limits.quick_per_client),
             "slow": (limits.slow_waiting, limits.slow_per_client),
         }

@@ -30,6 +30,7 @@ _PAGE_FOLDERS = ("/static/", "/examples/")
 _API = ("/api/", "/v1/", "/label-studio/")
 _IMAGE, _EDIT = "/api/image", "/api/edit"
 _LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
+_ALLOW_ORIGIN = b"access-control-allow-origin"
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 _HEADERS = {
     "x-content-type-options": "nosniff",
@@ -88,7 +89,7 @@ class Gate:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
             return
-        send = _with_headers(send)
+        send = _with_headers(send, self._allowed_origin(scope))
         if self._root and scope["path"] == self._root:  # the page's own links need the slash
             await _redirect(send, f"{self._root}/")
             return
@@ -184,12 +185,17 @@ class Gate:
                 "This server answers only on this machine. Behind a proxy it needs --public-url.",
             )
         origin = _header(scope, b"origin").lower()
-        if not is_api(scope) or not origin or origin in self._origins:
+        if not is_api(scope) or not origin or self._allowed_origin(scope):
             return
         # A proxy may put its own name for this server into the host, or drop the port: the
         # visitor's site counts.
         if _site(origin) not in (host, self._public_site or host):
             raise HTTPError(403, "This request comes from another site.")
+
+    def _allowed_origin(self, scope: Scope) -> str:
+        """The origin of a request if it is one of the other sites, else empty."""
+        origin = _header(scope, b"origin")
+        return origin if origin.lower() in self._origins else ""
 
     async def _logged_in(self, scope: Scope, send: Send) -> bool:
         """Checks the token; True if the request is answered: a link with the token logs in."""
@@ -309,11 +315,20 @@ async def _redirect(send: Send, path: str, cookie: str = "") -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-def _with_headers(send: Send) -> Send:
+def _with_headers(send: Send, origin: str) -> Send:
+    """Adds the safe headers, and to errors the one with which pages of an allowed site read them.
+
+    Args:
+        send: of the request.
+        origin: the allowed site that the request comes from; empty for none.
+    """
+
     async def wrapped(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = list(message.get("headers", ()))
             headers += [(k.encode(), v.encode()) for k, v in _HEADERS.items()]
+            if origin and not any(name.lower() == _ALLOW_ORIGIN for name, _ in headers):
+                headers += [(_ALLOW_ORIGIN, origin.encode("latin-1")), (b"vary", b"origin")]
             message = {**message, "headers": headers}
         await send(message)
 

@@ -32,7 +32,9 @@ class Limits:
         points: clicks on one object.
         names_length: characters of the list of names.
         names: number of names.
-        download_pixels: masks times pixels of one download.
+        download_pixels: masks times pixels of one answer of the API, and of a download that holds
+            all masks in memory at once.
+        download_pixels_in_turn: of a download whose masks are written one after another.
     """
 
     upload_bytes: int = 20 << 20
@@ -57,14 +59,25 @@ class Limits:
     points: int = 16
     boxes: int = 64
     tiles: int = 64
-    names_length: int = 600
-    names: int = 48
+    names_length: int = 4000
+    names: int = 200
     download_pixels: int = 600_000_000
+    download_pixels_in_turn: int = 3_000_000_000
 
     @property
     def json_bytes(self) -> int:
         """Largest body of a request that holds an image as text: base64 adds a third."""
         return self.upload_bytes * 4 // 3 + self.request_bytes
+
+    def most_masks(self, image_hw: tuple[int, int], *, is_in_turn: bool = False) -> int:
+        """How many masks of an image of this height and width fit; at least 1.
+
+        Args:
+            image_hw: height and width, pixels.
+            is_in_turn: whether `download_pixels_in_turn` applies, not `download_pixels`.
+        """
+        pixels = self.download_pixels_in_turn if is_in_turn else self.download_pixels
+        return max(1, pixels // (image_hw[0] * image_hw[1]))
 
 
 class HTTPError(Exception):
@@ -74,13 +87,18 @@ class HTTPError(Exception):
         status: HTTP status.
         message: for the visitor.
         is_gone: whether sending the image again would help.
+        for_api: the same message for programs, which starts with the field that is wrong; None if
+            both are the same.
     """
 
-    def __init__(self, status: int, message: str, *, is_gone: bool = False):
+    def __init__(
+        self, status: int, message: str, *, is_gone: bool = False, for_api: str | None = None
+    ):
         super().__init__(message)
         self.status = status
         self.message = message
         self.is_gone = is_gone
+        self.for_api = for_api or message
 
 
 def too_many_bytes(limits: Limits) -> str:

@@ -135,7 +135,8 @@ def page_router(service: Service, examples: list[bytes], openapi: Callable[[], d
         level = int(read_number(body, "level"))
         if not 0 <= level <= engine.num_levels:
             raise HTTPError(400, f"level: got {level}; wanted 0 (all) to {engine.num_levels}.")
-        quality, grid = read_number(body, "quality"), int(read_number(body, "grid"))
+        quality = None if body.get("quality") is None else read_number(body, "quality")
+        grid = int(read_number(body, "grid"))
         granularity, as_tree = read_granularity(body), body.get("tree") is True
         settings = (names, level or None, quality, grid, granularity, as_tree)
         work = service.slow(client, lambda: engine.everything(session, *settings))

@@ -74,12 +74,14 @@ def read_points(body: dict, limits: Limits) -> list[list[float]]:
 
 
 def read_masks(body: dict, top: int) -> list[ChosenMask]:
-    """Numbers of masks, or mappings with a number and the name that the visitor gave."""
+    """At most `top` numbers of masks, or mappings with a number and the visitor's name for it."""
     rows = body.get("masks")
     if not isinstance(rows, list):
         raise HTTPError(400, _INVALID)
+    if len(rows) > top:
+        raise HTTPError(400, f"{len(rows)} masks are too many at once; at most {top}.")
     found = []
-    for row in rows[:top]:
+    for row in rows:
         row = row if isinstance(row, dict) else {"number": row}
         number = row.get("number")
         if not isinstance(number, int) or isinstance(number, bool):

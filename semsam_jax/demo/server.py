@@ -137,7 +137,9 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPError)
     async def refuse(request: Request, error: HTTPError) -> Response:
-        return _error(error.status, error.message, is_gone=error.is_gone)
+        is_for_api = request.url.path.startswith("/v1/")
+        message = error.for_api if is_for_api else error.message
+        return _error(error.status, message, is_gone=error.is_gone)
 
     @app.exception_handler(SemSamError)
     async def explain(request: Request, error: SemSamError) -> Response:

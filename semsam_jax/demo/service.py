@@ -45,10 +45,16 @@ class Service:
         return await self.executors.run("slow", client, work)
 
     async def learn(self, names: str, client: str) -> str:
-        """Embeds names once; returns them without spaces around."""
+        """Embeds names that are new; returns all without spaces around.
+
+        Names that were embedded before wait for nothing, new ones for no whole image.
+
+        Raises:
+            HTTPError: the names are invalid, or the queue is full.
+        """
         names = names.strip()
-        if names:
-            await self.slow(client, lambda: self.engine.embed_labels(names))
+        if names and not self.engine.has_embedded(names):
+            await self.executors.run("names", client, lambda: self.engine.embed_labels(names))
         return names
 
     async def open(self, content: bytes, client: str) -> tuple[str, ImageSession]:

@@ -84,7 +84,7 @@ class SessionStore:
         with self._lock:
             self._forget_idle()
             own = [key for key, session in self._sessions.items() if session.client == client]
-            for key in own[: len(own) - self._limits.images_per_client + 1]:
+            for key in own[: max(0, len(own) - self._limits.images_per_client + 1)]:
                 del self._sessions[key]
             while len(self._sessions) >= self._limits.images:
                 self._sessions.popitem(last=False)

@@ -17,6 +17,7 @@ _CHUNK = 1 << 16
 _TOKEN_SEC = 200.0  # Label Studio's access tokens live five minutes
 _STORAGES = ("s3://", "gs://", "azure-blob://")
 _MAX_ADDRESS = 4096
+_SAFE = "%/:?&=#+,;@~!$'()*[]"
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -79,7 +80,9 @@ class TaskImages:
             raise HTTPError(
                 400, f"The image is at {host[:80]}, and only {self._url} is asked for images."
             )
-        return self._get(target, is_stored=address.startswith("tasks/"))
+        # Names of files may have spaces and letters of any script, which a request cannot.
+        path = quote(target.removeprefix(self._url), safe=_SAFE, errors="replace")
+        return self._get(self._url + path, is_stored=address.startswith("tasks/"))
 
     def _top(self, address: object) -> int:
         is_data = isinstance(address, str) and address.startswith("data:")

@@ -65,13 +65,17 @@ def read_upload(content: bytes, limits: Limits, side: int | None = WORK_SIDE) ->
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                original_wh = _check_size(image.size, limits)
-                if image.getexif().get(_ORIENTATION_TAG) in _ROTATED:
-                    original_wh = original_wh[::-1]
-                if side is not None and image.format in _DRAFT_FORMATS:
+                width, height = _check_size(image.size, limits)
+                is_turned = image.getexif().get(_ORIENTATION_TAG) in _ROTATED
+                is_jpeg = image.format in _DRAFT_FORMATS
+                if side is not None and is_jpeg:
                     # A large JPEG is decoded at a half or a quarter; nothing else is needed here.
                     image.draft(None, (side, side))
                 pixels = load_image(image)
+                # Not from the header: the reader of TIFF has turned that size already.
+                original_hw = (int(pixels.shape[0]), int(pixels.shape[1]))
+                if is_jpeg:
+                    original_hw = (width, height) if is_turned else (height, width)
                 pixels = pixels if side is None else display_size(pixels, side)
     except Image.DecompressionBombError as error:
         raise HTTPError(
@@ -86,7 +90,7 @@ def read_upload(content: bytes, limits: Limits, side: int | None = WORK_SIDE) ->
             "This is not a complete JPEG, PNG, WebP, BMP, TIFF or GIF image. "
             "Save it as JPEG and try again.",
         ) from error
-    return Upload(np.ascontiguousarray(pixels), (original_wh[1], original_wh[0]))
+    return Upload(np.ascontiguousarray(pixels), original_hw)
 
 
 def _check_size(size: tuple[int, int], limits: Limits) -> tuple[int, int]:

@@ -15,7 +15,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "level into the checkpoint, and reports how well the levels are ordered (Kendall's tau) "
         "and at which mask sizes each level is best. Also measures and writes the thresholds of "
         "the checkpoint: predicted IoU and stability for segmenting everything, and the minimum "
-        "scores of names.",
+        "scores of names. The packaged model is never changed: give --checkpoint, or --dry-run to "
+        "only report.",
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument(

@@ -132,7 +132,8 @@ def everything(context: EvalContext) -> SuiteResult:
         generator, context.images, found.classes, found.names, context.eval_loop
     )
     scalars = prefixed("everything", result.scalars())
-    return SuiteResult(_panoptic_rows(result), scalars, found.notes, found.is_complete)
+    notes = found.notes | context.grid
+    return SuiteResult(_panoptic_rows(result), scalars, notes, found.is_complete)
 
 
 def _with_text(

@@ -73,7 +73,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         "(default: lite, the packaged model)",
     )
     parser.add_argument(
-        "--out", metavar="DIR", default="", help="default: CHECKPOINT/evaluation/DATASET"
+        "--out",
+        metavar="DIR",
+        default="",
+        help="default: CHECKPOINT/evaluation/DATASET, or ./evaluation/DATASET for the packaged "
+        "model",
     )
     parser.add_argument(
         "--protocol",

@@ -8,7 +8,7 @@ import numpy as np
 
 from data_pipelines import decode
 from data_pipelines import sample as embedded
-from data_pipelines.index.scan import BROKEN, IndexReport, ScanTally, entries, is_too_broken
+from data_pipelines.index.scan import BROKEN, IndexReport, ScanTally, is_too_broken, read_entry
 from data_pipelines.schema import DATASETS, RawExample
 from data_pipelines.sources import Source, open_source
 from data_pipelines.sources.single_dataset import custom_classes
@@ -84,12 +84,16 @@ class EvalDataset:
         frame: how images are placed on the canvas.
         is_sample: whether it is the embedded sample and not the dataset itself.
         notes: what is not used, one sentence each; filled by `surveyed`.
+        num_masks, num_pseudo: instances with a mask that a person has drawn, and with a
+            machine-made one, which is not scored; filled by `surveyed`.
     """
 
     source: Source
     frame: EvalFrame
     is_sample: bool
     notes: tuple[str, ...] = ()
+    num_masks: int = 0
+    num_pseudo: int = 0
 
     @classmethod
     def limited(
@@ -118,17 +122,21 @@ class EvalDataset:
         """
         if not len(self.source):
             raise DataError(f"{self.name} {self.source.split}: there are no images to score.")
-        tally, kept = ScanTally(), []
-        for position, found in enumerate(entries(self.source)):
+        tally, kept, is_pseudo = ScanTally(), [], []
+        for position in range(len(self.source)):
+            found, example = read_entry(self.source, position)
             tally.add(position, found)
             if found.reason not in BROKEN:
                 kept.append(position)
+                is_pseudo += [i.is_pseudo for i in example.instances if i.rle is not None]
         report = tally.report(self.source)
         if is_too_broken(report, max_broken_share):
             raise DataError(f"{self.name} {self.source.split}: {'; '.join(report.lines())}")
         source = self.source if len(kept) == len(self.source) else Subset(self.source, kept)
         notes = (*self.notes, *report.lines())
-        return dataclasses.replace(self, source=source, notes=notes), report
+        num_pseudo = sum(is_pseudo)
+        counts = {"num_masks": len(is_pseudo) - num_pseudo, "num_pseudo": num_pseudo}
+        return dataclasses.replace(self, source=source, notes=notes, **counts), report
 
     @property
     def name(self) -> str:

@@ -227,7 +227,9 @@ class GenericEvaluator(Evaluator):
 def true_segments(
     sample: EvalSample, classes: ClassList, size_hw: tuple[int, int]
 ) -> PanopticSegments:
-    """The whole objects of an image as a panoptic map of a size; later masks lie on top."""
+    """The whole objects of an image as a panoptic map of a size; later masks lie on top, all of
+    them on crowd regions.
+    """
     pixels, of_segment, crowd = np.zeros(size_hw, np.int32), {}, set()
     is_crowd = sample.flags("is_crowd", False)
     local_index = {int(u): i for i, u in enumerate(classes.object_ids)}
@@ -244,11 +246,15 @@ def true_segments(
 
 
 def _whole_objects(sample: EvalSample, local_index: Mapping[int, int]) -> list[tuple[int, int]]:
-    """(index, local class) of the instances that are whole objects of the dataset."""
+    """(index, local class) of the instances that are whole objects of the dataset.
+
+    Crowd regions come first: a map that is drawn in this order keeps the instances in them.
+    """
     objects, parts = sample.classes("object_ids"), sample.classes("part_ids")
+    order = np.argsort(~sample.flags("is_crowd", False), kind="stable").tolist()
     return [
         (i, local_index[int(objects[i])])
-        for i in range(len(sample.masks))
+        for i in order
         if parts[i] < 0 and int(objects[i]) in local_index
     ]
 

@@ -23,6 +23,16 @@ PROTOCOLS = ("square", "released_v1", "original_size")
 VIEWS = ("any", "object", "part")
 CANVASES = ("square", "tight")
 CANVAS_MULTIPLE = 32
+_ON_A_GRID = ("everything", "proposals", "otq")
+_NOT_USED_BY = {
+    "view": ("--data.view", ("generic", "part", "everything", "otq")),
+    "points_per_side": ("--points-per-side", tuple({*SUITE_NAMES} - {*_ON_A_GRID})),
+    "protocol": ("--protocol", ("otq",)),
+    "image_size": ("--data.image-size", ("otq",)),
+    "short_side": ("--data.short-side", ("otq",)),
+    "canvas": ("--data.canvas", ("otq",)),
+}
+"""Options with their flags and the suites that they do not change."""
 _OF_FOLDERS = ("checkpoint", "folder", "out", "split", "limit", "image_size")
 """What the evaluation of a folder of sources uses."""
 
@@ -93,6 +103,13 @@ class EvalOptions:
                 f"--suite: got {', '.join(unknown) or 'nothing'}; wanted one or more of "
                 f"{', '.join(SUITE_NAMES)}."
             )
+        for name, (flag, idle_suites) in _NOT_USED_BY.items():
+            if name in changed and {*self.suites} <= {*idle_suites}:
+                users = ", ".join(suite for suite in SUITE_NAMES if suite not in idle_suites)
+                raise ConfigError(
+                    f"{flag} {getattr(self, name)}: no effect on --suite "
+                    f"{','.join(self.suites)}; leave it out, or measure one of {users}."
+                )
         for flag, value, allowed in (
             ("--data.view", self.view, VIEWS),
             ("--protocol", self.protocol, ("", *PROTOCOLS)),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from semsam_jax.core.rle import encode_masks
+from semsam_jax.core.rle import encode_masks, mask_areas
 from semsam_jax.evals.eval_loop import EvalLoop, SingleImageScorer
 from semsam_jax.evals.instance_ap import InstanceEvaluator, InstanceResult, InstanceSet
 from semsam_jax.evals.samples import EvalSample
@@ -46,11 +46,18 @@ def _compare(
     """The input of `InstanceEvaluator.process` for one image."""
     masks = [sample.truth_mask(index) for index in range(len(sample.masks))]
     kept = [index for index, mask in enumerate(masks) if mask.any()]
+    true_rles = encode_masks([masks[index] for index in kept])
     truth = InstanceSet(
         classes=np.zeros(len(kept), np.int64),
-        rles=encode_masks([masks[index] for index in kept]),
+        rles=true_rles,
         is_crowd=sample.flags("is_crowd", False)[kept] if kept else None,
+        areas=sample.image_area(mask_areas(true_rles)),
     )
     rles, scores = generate(sample)
-    found = InstanceSet(np.zeros(len(rles), np.int64), rles=rles, scores=np.asarray(scores))
+    found = InstanceSet(
+        classes=np.zeros(len(rles), np.int64),
+        rles=rles,
+        scores=np.asarray(scores),
+        areas=sample.image_area(mask_areas(rles)),
+    )
     return f"{sample.dataset}/{sample.image_id}", sample.frame_hw, truth, found

@@ -137,8 +137,9 @@ def write_click_table(path: Path, table: ClickTable) -> None:
         row = [table.dataset[i], table.image_id[i], int(table.instance_id[i])]
         row += [int(table.is_thing[i]), *map(int, table.click_xy[i])]
         row += [f"{table.area_px[i]:.1f}", f"{best[i]:.4f}", f"{most[i]:.4f}", int(chosen[i])]
-        for values in (table.iou, table.pred_iou, table.pred_area):
+        for values in (table.iou, table.pred_iou):
             row += [f"{float(v):.4f}" for v in values[i]]
+        row += [f"{float(v):.4g}" for v in table.pred_area[i]]  # of one pixel, too
         rows.append(row)
     write_csv(path, rows)
 

@@ -76,12 +76,15 @@ def _evaluate(options: EvalOptions) -> dict[str, SuiteResult]:
     if jax.process_index() == 0:
         for note in dataset.notes:
             print(f"note: {note}", flush=True)
+        if dataset.num_pseudo and set(options.suites) != {"otq"}:
+            print(f"note: machine-made masks, which are not scored: {dataset.num_pseudo}")
     # The shipped model is among the installed files, which get no results.
     folder = Path() if checkpoint == checkpoint_io.SHIPPED else checkpoint
     out = Path(options.out or folder / "evaluation" / options.dataset)
     files.make_folder(out)
-    about = _about(options, checkpoint, meta, dataset)
-    context = _context(options, checkpoint, dataset, out, about)
+    params, meta = checkpoint_io.read_model(checkpoint)
+    about = _about(options, checkpoint, params, meta, dataset)
+    context = _context(options, params, meta, dataset, out, about)
     outcomes = {}
     for name in options.suites:
         outcome = SUITES[name](context)
@@ -118,6 +121,9 @@ def evaluate_folder(options: EvalOptions) -> dict[str, sources.MaskScores]:
     about = {
         "checkpoint": f"{checkpoint}" + (f", step {meta['step']}" if "step" in meta else ""),
         "data": f"{options.folder} {options.split}",
+        "frame": f"images are resized to {options.image_size} px"
+        if options.image_size
+        else "images are resized as the checkpoint does by default",
     }
     sources.write(out, scores, about, notes)
     print((out / "sources.md").read_text(encoding="utf-8"))
@@ -179,15 +185,19 @@ def choose_frame(options: EvalOptions, meta: Mapping) -> EvalFrame:
 
 
 def _context(
-    options: EvalOptions, checkpoint: object, dataset: EvalDataset, out: Path, about: Mapping
+    options: EvalOptions,
+    params: dict,
+    meta: Mapping,
+    dataset: EvalDataset,
+    out: Path,
+    about: Mapping,
 ) -> EvalContext:
-    params, meta = checkpoint_io.read_model(checkpoint)
     if options.write_names:  # measured anew, from scores as they are
         meta = {key: value for key, value in meta.items() if key != "name_scales"}
     count = max(1, min(len(dataset.samples()), len(jax.local_devices())))
     eval_loop = EvalLoop(
         folder=out / "progress",
-        settings=about | _identity(options, params, meta, dataset),
+        settings=about | _identity(options, meta, dataset),
         show_progress=sys.stderr.isatty() and not hides_progress(),
         devices=tuple(jax.local_devices()[:count]),
         images_per_device=options.images_per_device,
@@ -208,15 +218,12 @@ def _context(
     )
 
 
-def _identity(
-    options: EvalOptions, params: Mapping, meta: Mapping, dataset: EvalDataset
-) -> dict[str, object]:
+def _identity(options: EvalOptions, meta: Mapping, dataset: EvalDataset) -> dict[str, object]:
     """What must be equal to resume an interrupted evaluation, besides its description."""
     identity: dict[str, object] = {
         "view": options.view,
         "points_per_side": options.points_per_side,
         "meta": meta,
-        "weights": checkpoint_io.checksum(params),
         "records": _RECORDS,
     }
     if jax.process_count() == 1:  # ages of files may differ between machines
@@ -245,7 +252,14 @@ def _write(out: Path, name: str, outcome: SuiteResult, about: Mapping) -> None:
         print(f"scores of {len(classes)} classes: {out / name}.md\n", flush=True)
 
 
-def _about(options: EvalOptions, checkpoint, meta: Mapping, dataset: EvalDataset) -> dict:
+def _about(
+    options: EvalOptions,
+    checkpoint: AnyPath,
+    params: Mapping,
+    meta: Mapping,
+    dataset: EvalDataset,
+) -> dict[str, str]:
+    """What was measured, for the reports; only results of equal descriptions are combined."""
     frame = dataset.frame
     size = f"canvas {frame.image_size} px"
     if frame.short_side:
@@ -256,12 +270,13 @@ def _about(options: EvalOptions, checkpoint, meta: Mapping, dataset: EvalDataset
     size += "; prompts scored in the image's pixels" if frame.in_image_frame else ""
     where = "embedded sample" if dataset.is_sample else options.root
     images = f"{len(dataset.samples())} images"
-    if options.view != "any":
-        images += f", {options.view} masks"
+    prompted = {} if options.view == "any" else {"prompted masks": options.view}
     step = f", step {meta['step']}" if "step" in meta else ""
     return {
         "checkpoint": f"{checkpoint}{step}",
         "model": str(meta.get("preset", "unnamed")),
+        "weights": f"CRC-32 {checkpoint_io.checksum(params):08x}",
         "data": f"{options.dataset} {options.split}, {images} ({where})",
         "frame": size,
+        **prompted,
     }

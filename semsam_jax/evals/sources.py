@@ -125,7 +125,8 @@ def score_sources(
         show_progress: draw a bar of the images.
 
     Returns:
-        Scores by source, and notes on what was not used of each source.
+        Scores by source, and notes on what was not used of each source, and on folders without
+        the split, which are none.
 
     Raises:
         DataError: nothing to score.
@@ -134,7 +135,8 @@ def score_sources(
     scores, notes = {}, {}
     # Masks are scored in the stored image's pixels; the canvas is the predictor's affair.
     frame = EvalFrame(image_size=32, in_image_frame=True)
-    for sub in source_folders(folder, split):
+    folders = source_folders(folder, split)
+    for sub in folders:
         dataset, _ = open_folder(sub, split, frame, limit).surveyed()
         rows: list[tuple] = []
         num_small = num_pseudo = 0
@@ -160,6 +162,8 @@ def score_sources(
             notes[sub.name].append(small)
         if num_pseudo:
             notes[sub.name].append(f"machine-made masks, which are not scored: {num_pseudo}")
+    for sub in _others(Path(folder), folders):
+        notes[sub.name] = [f"no dataset with the split {split!r}, not scored"]
     return scores, notes
 
 
@@ -263,6 +267,14 @@ def write(
         for row in zip(t.image, t.area, t.chosen, t.oracle, t.box, t.fill, strict=True):
             rows.append([name, row[0], *(f"{float(v):.5f}" for v in row[1:])])
     report.write_csv(out / "sources.csv", rows)
+
+
+def _others(folder: Path, sources: Sequence[Path]) -> list[Path]:
+    """The folders next to the sources; none where `folder` is the only source."""
+    if sources == [folder.resolve()]:
+        return []
+    found = (sub for sub in sorted(folder.iterdir()) if sub.is_dir() and sub not in sources)
+    return [sub for sub in found if not sub.name.startswith(".")]
 
 
 def _progress(dataset: EvalDataset, show: bool) -> Iterator[RawExample]:

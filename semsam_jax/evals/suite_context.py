@@ -87,6 +87,11 @@ class EvalContext:
         )
 
     @property
+    def grid(self) -> dict[str, str]:
+        """A note on the grid of clicks, for the suites that use one."""
+        return {"grid": f"{self.points_per_side} x {self.points_per_side} clicks"}
+
+    @property
     def draws(self) -> bool:
         """Whether this process draws the pictures."""
         return self.out is not None and jax.process_index() == 0

@@ -167,7 +167,11 @@ def otq(context: EvalContext) -> SuiteResult:
     rows, scalars = measure_trees(
         context.params, context.meta, samples, context.points_per_side, context.eval_loop
     )
-    return SuiteResult(rows, scalars, {"labels": "scored as equal or not: no sentence embeddings"})
+    notes = {
+        "labels": "scored as equal or not: no sentence embeddings",
+        "frame": "images are resized as segment-everything does by default",
+    }
+    return SuiteResult(rows, scalars, notes | context.grid)
 
 
 def proposals(context: EvalContext) -> SuiteResult:
@@ -177,7 +181,7 @@ def proposals(context: EvalContext) -> SuiteResult:
     rows = [TableRow(f"AR@{count}", 100 * value) for count, value in result.ar.items()]
     rows += [TableRow(f"AR@1000 {name}", 100 * v) for name, v in result.ar_by_size.items()]
     rows.append(TableRow("mask AP, classes ignored", 100 * result.ap))
-    return SuiteResult(rows, prefixed("proposals", result.scalars()))
+    return SuiteResult(rows, prefixed("proposals", result.scalars()), context.grid)
 
 
 def baselines(context: EvalContext) -> SuiteResult:

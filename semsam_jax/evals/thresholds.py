@@ -5,18 +5,18 @@ it would find and name nothing.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
-from itertools import islice
+from collections.abc import Mapping
 
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import logit
 
+from data_pipelines.sources.subset import spread
 from semsam_jax.evals.class_embeddings import known_classes
-from semsam_jax.evals.eval_loop import EvalLoop
+from semsam_jax.evals.eval_loop import EvalLoop, SampleSource
 from semsam_jax.evals.names import MIN_IOU, NameTable, calibrations, evaluate_names, reliability
 from semsam_jax.evals.part_ap import ClassList
-from semsam_jax.evals.samples import EvalSample
+from semsam_jax.evals.prompt_scores import MASK_STRIDE
 from semsam_jax.inference.loading import LoadedModel
 from semsam_jax.inference.name_scores import ScoreScale
 from semsam_jax.inference.predictor import Predictor
@@ -31,7 +31,7 @@ _STEP = 0.05
 
 def measure_thresholds(
     model: LoadedModel,
-    samples: Iterable[EvalSample],
+    samples: SampleSource,
     object_names: Mapping[int, str] | None = None,
     part_names: Mapping[int, str] | None = None,
     max_images: int = MAX_IMAGES,
@@ -43,7 +43,7 @@ def measure_thresholds(
         samples: images with masks on the canvas.
         object_names: names by the `object_ids` of the samples.
         part_names: names by their `part_ids`.
-        max_images: how many of the images are used, from the first on.
+        max_images: how many of the images are used, evenly spaced over all.
     """
     found: dict[str, dict] = dict(mask_thresholds(model, samples, max_images))
     objects, parts = dict(object_names or {}), dict(part_names or {})
@@ -63,7 +63,7 @@ def measure_thresholds(
             model.module,
             model.params,
             known,
-            islice(samples, max_images),
+            samples.read(spread(len(samples), max_images)),
             box_type=0 if model.prompt_preset == "released_v1" else 1,
             eval_loop=EvalLoop(process_index=0, process_count=1),
         )
@@ -82,7 +82,7 @@ def with_stored(meta: Mapping, found: Mapping[str, Mapping]) -> dict[str, dict]:
 
 
 def mask_thresholds(
-    model: LoadedModel, samples: Iterable[EvalSample], max_images: int = MAX_IMAGES
+    model: LoadedModel, samples: SampleSource, max_images: int = MAX_IMAGES
 ) -> dict[str, dict[str, float]]:
     """`mask_thresholds` of a checkpoint's config, or nothing without images.
 
@@ -92,17 +92,19 @@ def mask_thresholds(
     Args:
         model: the checkpoint.
         samples: images.
-        max_images: how many of them are used, from the first on.
+        max_images: how many of them are used, evenly spaced over all.
     """
     best, stability = [], []
-    for sample in islice(samples, max_images):
+    for sample in samples.read(spread(len(samples), max_images)):
         height, width = sample.size_hw
         predictor = Predictor(model)
         predictor.set_image(np.ascontiguousarray(sample.image[:height, :width]))
+        frame = model.frame((height, width))
+        rows, columns = (-(-side // MASK_STRIDE) for side in frame.resized_hw)
         x, y = np.meshgrid(*[(np.arange(GRID) + 0.5) / GRID] * 2)
         grid = [Request([[a * width, b * height]]) for a, b in zip(x.flat, y.flat, strict=True)]
         for answer in predictor.predict_many(grid, multimask_output=False):
-            logits = answer.low_res_logits[0]
+            logits = answer.low_res_logits[0, :rows, :columns]  # as the generator, without padding
             best.append(float(answer.scores[0]))
             stability.append(float((logits > 1).sum() / max(1, (logits > -1).sum())))
     if not best:

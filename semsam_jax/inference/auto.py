@@ -43,8 +43,10 @@ _SETTINGS = (
     ("crop_n_layers", int, 0, "also segment 4**i crops in each layer i"),
     ("min_mask_region_area", int, 10, "remove smaller holes and islands, in pixels"),
     ("tile", int, None, "process square tiles of this side, for images of any size"),
-    ("tile_overlap", int, 128, "overlap of neighbouring tiles in pixels"),
+    ("tile_overlap", int, None, "overlap of neighbouring tiles in pixels"),
 )
+_SHOWN = {"tile": "the whole image", "tile_overlap": "128, at most half a tile"}
+"""Defaults that the help does not take from `_SETTINGS`."""
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -62,8 +64,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("image", metavar="IMAGE|FOLDER", help="an image, or a folder of images")
     for name, kind, default, text in _SETTINGS:
-        shown = _AS_STORED if default is None else default
-        shown = "the whole image" if name == "tile" else shown
+        shown = _SHOWN.get(name, _AS_STORED if default is None else default)
         parser.add_argument(
             "--" + name.replace("_", "-"),
             type=kind,
@@ -178,6 +179,7 @@ def _segment_all(
     generator = MaskGenerator(model, **settings, labels=labels, output_mode="coco_rle")
     suited = dataclasses.asdict(generator.filters)
     settings |= {name: suited[name] for name in ("pred_iou_thresh", "stability_score_thresh")}
+    settings["tile_overlap"] = generator.tile_overlap
     files.make_folder(out)
     names = result_names(images)
     for folder in (out, files.make_folder(out / "overlays")):
@@ -257,12 +259,16 @@ def _segment_one(generator, path: Path, image_id: int, target: Path, stamp: dict
                 if isinstance(source, RasterImage) and source.is_georeferenced:
                     dataset = source.dataset
                     geojson = to_geojson(records, dataset.transform, dataset.crs)
-            image = load_image(path) if height * width <= MAX_PIXELS else None
+                # The pixels that were segmented: another reader may turn the file, or refuse it.
+                is_small = height * width <= MAX_PIXELS
+                image = source.read(0, 0, width, height) if is_small else None
     files.write_picture(target.parent / "overlays" / copy.name, overlay)
     if image is not None:
         files.write_bytes(copy, files.jpeg_copy(path, image))
     if geojson is not None:
         files.write_json(target.with_suffix(".geojson"), geojson)
+    elif (read_result(target).get("settings") or {}).get("tile"):  # of an earlier run in tiles
+        target.with_suffix(".geojson").unlink(missing_ok=True)
     annotations = [{"id": i, **_by_id(record)} for i, record in enumerate(records, start=1)]
     content = {
         "image": {

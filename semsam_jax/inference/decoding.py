@@ -87,8 +87,8 @@ def check_finite(pred_ious: Float[np.ndarray, "*p"]) -> None:
     """Raises CheckpointError if the network's answer is NaN or infinite."""
     if not np.isfinite(pred_ious).all():
         raise CheckpointError(
-            "the network answers with NaN or infinity; its weights are damaged, or too large for "
-            "dtype bfloat16: load it with float32."
+            "the network returned NaN or infinity; its weights are damaged, or overflow in "
+            "bfloat16: load it with float32."
         )
 
 

@@ -8,7 +8,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
 from semsam_jax.core.structs import Pyramid
-from semsam_jax.inference.guided import BOX_DETAIL, CLICK_DETAIL, GuidedUpsampler, inside_box
+from semsam_jax.inference.guided import (
+    BOX_DETAIL,
+    CLICK_DETAIL,
+    GuidedUpsampler,
+    inside_box,
+    plain_where_better,
+)
 from semsam_jax.inference.loading import LoadedModel
 from semsam_jax.inference.preprocess import Frame, Size, fit_image
 from semsam_jax.inference.requests import CheckedRequest
@@ -44,10 +50,7 @@ class EncodedImage:
         masks = self.guide.masks(low, BOX_DETAIL if len(check.boxes) else CLICK_DETAIL)
         if self.box_margin and len(check.boxes) == 1 and not len(check.points):
             masks &= inside_box(check.boxes[0], self.box_margin, self.frame.image_hw)
-        for i in np.flatnonzero(_wrong_clicks(masks, check)):
-            plain = self._plain(low[i : i + 1])
-            if _wrong_clicks(plain, check)[0] < _wrong_clicks(masks[i : i + 1], check)[0]:
-                masks[i] = plain[0]
+        plain_where_better(masks, low, self.frame, check.points, check.is_positive)
         return masks
 
     def is_empty(self, low: Float[np.ndarray, "low_h low_w"]) -> bool:
@@ -94,10 +97,3 @@ def encode_images(
             margin = model.module.config.decoder.box_margin
             encoded[i] = EncodedImage(frames[i], one, guide, margin)
     return [encoded[i] for i in range(len(images))]
-
-
-def _wrong_clicks(masks: Bool[np.ndarray, "n h w"], check: CheckedRequest) -> np.ndarray:
-    """How many clicks of a request lie on the wrong side of each mask, int [n]."""
-    top = np.array(masks.shape[:0:-1]) - 1
-    x, y = np.clip(np.floor(check.points).astype(int), 0, top).T
-    return (masks[:, y, x] != check.is_positive).sum(1)

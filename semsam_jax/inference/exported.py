@@ -1,4 +1,4 @@
-"""Runs the programs of `python -m semsam_jax export`; imports none of the model code."""
+"""Runs the programs of `semsam export`; imports none of the model code."""
 
 import dataclasses
 import importlib.util
@@ -15,7 +15,12 @@ from jaxtyping import Float, Int, UInt8
 from semsam_jax.core.errors import CheckpointError, PromptError
 from semsam_jax.core.old_names import upgrade_meta
 from semsam_jax.inference.export import ONNX, PREDICTED
-from semsam_jax.inference.guided import BOX_DETAIL, GuidedUpsampler, inside_box
+from semsam_jax.inference.guided import (
+    BOX_DETAIL,
+    GuidedUpsampler,
+    inside_box,
+    plain_where_better,
+)
 from semsam_jax.inference.images import ImageLike, load_image
 from semsam_jax.inference.preprocess import Frame, fit_image
 from semsam_jax.inference.requests import (
@@ -44,7 +49,7 @@ class ExportedModel:
     """A folder of exported programs.
 
     Args:
-        folder: written by `python -m semsam_jax export`.
+        folder: written by `semsam export`.
 
     Raises:
         CheckpointError: not such a folder, or its programs do not run on this platform.
@@ -61,7 +66,7 @@ class ExportedModel:
                     self.params = jax.device_put(_unflatten(dict(stored)))
         except (OSError, ValueError) as error:
             raise CheckpointError(
-                f"{folder}: not a folder written by `python -m semsam_jax export` ({error})."
+                f"{folder}: not a folder written by `semsam export` ({error})."
             ) from error
         self.platform = ONNX if platforms == [ONNX] else _platform()
         if self.platform not in platforms:
@@ -147,6 +152,10 @@ class ExportedModel:
         if self.manifest.get("guided_upsampling"):
             guide, first = GuidedUpsampler(pixels, frame), len(points) * len(order)
             parts = [guide.masks(flat[:first]), guide.masks(flat[first:], BOX_DETAIL)]
+            for row, point in enumerate(points):
+                own = slice(row * len(order), (row + 1) * len(order))
+                click = (point[None], np.ones(1, bool))
+                plain_where_better(parts[0][own], flat[own], frame, *click)
             margin = self.manifest.get("box_margin")  # exports of earlier versions have none
             if margin:
                 for row, corner in enumerate(corners):

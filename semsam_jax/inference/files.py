@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from semsam_jax.core.errors import DataError
 
@@ -58,7 +58,8 @@ def jpeg_copy(source: Path, pixels: UInt8[np.ndarray, "h w 3"]) -> bytes:
         source: the file as the user gave it.
         pixels: the image as displayed.
     """
-    with Image.open(source) as image:
+    is_plain = False
+    with contextlib.suppress(UnidentifiedImageError), Image.open(source, formats=["JPEG"]) as image:
         is_plain = image.format == "JPEG" and image.mode in ("RGB", "L")
         is_plain = is_plain and image.getexif().get(_EXIF_ORIENTATION, 1) == 1
     if is_plain:

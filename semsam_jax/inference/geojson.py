@@ -38,7 +38,7 @@ def to_geojson(records: Sequence[Record], transform: "Affine", crs: "CRS") -> di
         import rasterio.windows
     except ImportError as error:
         raise DataError(
-            "geojson: rasterio is not installed; run `pip install rasterio`."
+            "geojson: rasterio is not installed; run `pip install 'semsam-jax[geo]'`."
         ) from error
     features = []
     for number, record in enumerate(checked_records(records), start=1):
@@ -50,7 +50,8 @@ def to_geojson(records: Sequence[Record], transform: "Affine", crs: "CRS") -> di
             continue
         window = rle.decode_window(packed, left, top, left + w, top + h)
         place = rasterio.windows.transform(rasterio.windows.Window(left, top, w, h), transform)
-        found = rasterio.features.shapes(window.astype("uint8"), window, 8, place)
+        # Connected by edges: with corners, rings would touch themselves, which is not valid.
+        found = rasterio.features.shapes(window.astype("uint8"), window, 4, place)
         polygons = [shape["coordinates"] for shape, _ in found]
         shape = {"type": "MultiPolygon", "coordinates": polygons}
         shape = rasterio.warp.transform_geom(crs, _WGS84, shape, precision=_DECIMALS)

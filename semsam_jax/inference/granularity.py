@@ -126,15 +126,17 @@ def token_weights(
     return weights
 
 
-def parse_levels(level: Level, num_levels: int) -> tuple[int, ...]:
+def parse_levels(level: Level, num_levels: int, area: float | None = None) -> tuple[int, ...]:
     """Returns the levels that a user asks for, in the order given.
 
     Args:
         level: a number, `"all"` or None for all, a string such as `"1,3"`, or a sequence.
         num_levels: tokens per prompt of the model.
+        area: the area that chooses among these levels; None for no choice.
 
     Raises:
-        PromptError: nothing asked for, or a level outside 1..num_levels.
+        PromptError: nothing asked for, a level outside 1..num_levels, or an area that has only one
+            level to choose from.
     """
     everything = tuple(range(1, num_levels + 1))
     if level is None or (isinstance(level, str) and level.strip().lower() == "all"):
@@ -159,6 +161,8 @@ def parse_levels(level: Level, num_levels: int) -> tuple[int, ...]:
         levels.append(number)
     if not levels:
         raise PromptError(f"level: nothing asked for; wanted 1 to {num_levels}, or all.")
+    if area is not None and len(set(levels)) == 1:
+        raise PromptError(f"area: got it together with level {levels[0]}; give one of them.")
     return tuple(dict.fromkeys(levels))
 
 

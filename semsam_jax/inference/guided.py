@@ -22,7 +22,7 @@ from collections.abc import Iterable
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from semsam_jax.inference.preprocess import Frame
 from semsam_jax.inference.upsample import upsample_masks
@@ -131,6 +131,40 @@ class GuidedUpsampler:
             inverse = np.ascontiguousarray(inverse.transpose(2, 3, 0, 1), np.float32)
             self._statistics[radius] = mean, inverse
         return self._statistics[radius]
+
+
+def plain_where_better(
+    masks: Bool[np.ndarray, "n h w"],
+    logits: Float[np.ndarray, "n low_h low_w"],
+    frame: Frame,
+    points: Float[np.ndarray, "c 2"],
+    is_positive: Bool[np.ndarray, " c"],
+) -> None:
+    """Replaces guided masks that put more clicks on the wrong side than the plain ones.
+
+    Args:
+        masks: of one request, at the image's size; changed in place.
+        logits: of these masks.
+        frame: of the image.
+        points: clicks x, y in pixels of the image.
+        is_positive: which clicks the object must contain.
+    """
+    for i in np.flatnonzero(_wrong_clicks(masks, points, is_positive)):
+        plain = upsample_masks(logits[i : i + 1], frame, frame.image_hw)
+        wrong = [_wrong_clicks(m, points, is_positive)[0] for m in (plain, masks[i : i + 1])]
+        if wrong[0] < wrong[1]:
+            masks[i] = plain[0]
+
+
+def _wrong_clicks(
+    masks: Bool[np.ndarray, "n h w"],
+    points: Float[np.ndarray, "c 2"],
+    is_positive: Bool[np.ndarray, " c"],
+) -> Int[np.ndarray, " n"]:
+    """How many clicks lie on the wrong side of each mask."""
+    top = np.array(masks.shape[:0:-1]) - 1
+    x, y = np.clip(np.floor(points).astype(int), 0, top).T
+    return (masks[:, y, x] != is_positive).sum(1)
 
 
 def inside_box(

@@ -101,12 +101,12 @@ def label_set(model: LoadedModel, labels: Labels) -> LabelSet:
 
     Raises:
         PromptError: no names, or not text.
-        CheckpointError: the class heads were never trained, so names would be invented.
+        CheckpointError: the class heads were never trained, so names would be meaningless.
     """
     if not knows_names(model.meta):
         raise CheckpointError(
             "labels: the class heads of this checkpoint were never trained, so its names would "
-            "be invented; leave labels out, or use a checkpoint trained on labelled data."
+            "be meaningless; leave labels out, or use a checkpoint trained on labelled data."
         )
     names = parse_labels(labels)
     if names.parts and not model.meta.get("parts_trained", True):
@@ -172,6 +172,11 @@ def parse_labels(labels: Labels) -> LabelNames:
         if key in VOCABULARIES:
             return built_in_vocabulary(key)
         first, _, second = labels.partition(";")
+        if ";" in second:
+            raise PromptError(
+                f"labels: got {labels[:60]!r}; wanted one semicolon, between the names of objects "
+                f"and those of parts, and commas between names."
+            )
         objects, parts = first.split(","), second.split(",")
     elif isinstance(labels, Mapping):
         unknown = sorted(str(key) for key in labels if key not in ("objects", "parts"))
@@ -215,9 +220,9 @@ def built_in_vocabulary(name: str) -> LabelNames:
 
 def _embed(model: LoadedModel, names: LabelNames) -> dict[str, np.ndarray]:
     """Unit embedding of every name that the text source knows; kept with the model."""
-    known = model.name_embeddings
+    known = dict(model.name_embeddings)  # a copy: a server may forget names meanwhile
     new = [name for name in dict.fromkeys(names.objects + names.parts) if name not in known]
-    text = model.meta.get("text") or {}
+    text, learned = model.meta.get("text") or {}, {}
     if text.get("source") == "table":
         table = table_of(text, model.params)
         wanted = model.module.config.decoder.text_dim
@@ -236,13 +241,15 @@ def _embed(model: LoadedModel, names: LabelNames) -> dict[str, np.ndarray]:
         if fresh:  # all are listed, those that another call has listed too, as is their number
             total = len(dict.fromkeys(names.objects + names.parts))
             _log.warning("%s", unknown_message(missing, model.unknown_names, total))
-        known.update({n: row for n, row, ok in zip(new, rows, found, strict=True) if ok})
+        learned = {n: row for n, row, ok in zip(new, rows, found, strict=True) if ok}
     elif new:
         config = model.module.config.text
         if config is None:
             raise CheckpointError("labels: this checkpoint has no text tower to encode names.")
         rows = embed_names(model.encode_text, new, Tokenizer(config.context_length))
-        known.update(zip(new, rows, strict=True))
+        learned = dict(zip(new, rows, strict=True))
+    model.name_embeddings.update(learned)
+    known |= learned
     return {name: known[name] for name in names.objects + names.parts if name in known}
 
 

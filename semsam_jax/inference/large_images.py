@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from semsam_jax.core.errors import DataError
 from semsam_jax.inference.images import DARK, ImageLike, load_image, warn_of_dark
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
 _TIFF = (".tif", ".tiff")
+_ORIENTATION = 0x0112
 MAX_LARGE_PIXELS = 1 << 31  # what an RLE can count
 
 
@@ -57,7 +58,8 @@ def open_large(image: ImageLike) -> LargeImage:
     """Opens an image of any size.
 
     A TIFF file is read window by window where `rasterio` is installed (the extra `geo`), and keeps
-    its georeference. Everything else is decoded as a whole, three bytes for each pixel.
+    its georeference. Everything else is decoded as a whole, three bytes for each pixel, also a TIFF
+    file that is displayed rotated.
 
     Raises:
         DataError: not readable, or more than 2**31 pixels.
@@ -65,7 +67,11 @@ def open_large(image: ImageLike) -> LargeImage:
     if isinstance(image, str | os.PathLike) and Path(image).suffix.lower() in _TIFF:
         dataset = _open_raster(Path(image))
         if dataset is not None:
-            return RasterImage(dataset)
+            raster = RasterImage(dataset)
+            is_upright = dataset.driver == "GTiff" and not _is_rotated(Path(image))
+            if raster.is_georeferenced or is_upright:
+                return raster
+            raster.close()
     return _WholeImage(image)
 
 
@@ -73,7 +79,8 @@ class RasterImage(LargeImage):
     """A TIFF file through rasterio.
 
     Args:
-        dataset: an open one, with one band (grey), three (RGB) or more (the first three).
+        dataset: an open one, with one band (grey, or the indices of a palette), three (RGB) or more
+            (the first three). Transparent pixels of an alpha band are white, as in `load_image`.
     """
 
     def __init__(self, dataset: "DatasetReader"):
@@ -86,7 +93,12 @@ class RasterImage(LargeImage):
                 f"{dataset.name}: values are {dataset.dtypes[0]}; wanted 8 or 16 bits, so scale "
                 f"them first."
             )
-        self._bands = [1, 1, 1] if dataset.count < 3 else [1, 2, 3]
+        kinds = [kind.name for kind in dataset.colorinterp]
+        self._alpha = [kinds.index("alpha") + 1] if "alpha" in kinds[1:] else []
+        colours = dataset.count - len(self._alpha)
+        self._bands = ([1, 1, 1] if colours < 3 else [1, 2, 3]) + self._alpha
+        self._palette = _palette(dataset) if dataset.count == 1 else None
+        self._is_negative = dataset.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES"
         self._highest = 0  # of the 16-bit values that were read
 
     @property
@@ -108,7 +120,7 @@ class RasterImage(LargeImage):
         """A small copy, decoded at its size where the file has overviews."""
         scale = min(1.0, max_side / max(self.image_hw))
         shape = [max(1, round(side * scale)) for side in self.image_hw]
-        bands = self.dataset.read(self._bands, out_shape=(3, *shape))
+        bands = self.dataset.read(self._bands, out_shape=(len(self._bands), *shape))
         return self._pixels(bands)
 
     def close(self) -> None:
@@ -118,9 +130,14 @@ class RasterImage(LargeImage):
         self.dataset.close()
 
     def _pixels(self, bands: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
+        if self._palette is not None:
+            return self._palette[bands[0]]
+        if self._is_negative:
+            bands = np.iinfo(bands.dtype).max - bands
         if bands.dtype == np.uint16:
-            self._highest = max(self._highest, int(bands.max()))
-        return np.ascontiguousarray(_eight_bits(bands).transpose(1, 2, 0))
+            self._highest = max(self._highest, int(bands[:3].max()))
+        pixels = np.ascontiguousarray(_eight_bits(bands).transpose(1, 2, 0))
+        return load_image(pixels) if self._alpha else pixels
 
 
 class WatchedImage(LargeImage):
@@ -167,7 +184,31 @@ class _WholeImage(LargeImage):
         self._pixels = np.zeros((0, 0, 3), np.uint8)
 
 
-def _eight_bits(bands: np.ndarray) -> UInt8[np.ndarray, "3 h w"]:
+def _palette(dataset: "DatasetReader") -> UInt8[np.ndarray, "n 3"] | None:
+    """Colours of the values of a file with a palette, None without one."""
+    try:
+        colours = dataset.colormap(1)
+    except ValueError:  # it has none
+        return None
+    palette = np.zeros((np.iinfo(dataset.dtypes[0]).max + 1, 3), np.uint8)
+    for value, colour in colours.items():
+        palette[value] = colour[:3]
+    return palette
+
+
+def _is_rotated(path: Path) -> bool:
+    """Whether a viewer turns or mirrors a TIFF file, which `rasterio` does not."""
+    with path.open("rb") as file:
+        start = file.read(8)
+        if start[2:4] in (b"+\0", b"\0+"):  # BigTIFF
+            start += file.read(8)
+        tags = TiffImagePlugin.ImageFileDirectory_v2(start)
+        file.seek(tags.next)
+        tags.load(file)
+        return tags.get(_ORIENTATION, 1) != 1
+
+
+def _eight_bits(bands: np.ndarray) -> UInt8[np.ndarray, "bands h w"]:
     """The high byte of 16-bit values."""
     return bands if bands.dtype == np.uint8 else (bands >> 8).astype(np.uint8)
 

@@ -245,7 +245,8 @@ def model_from_params(
     missing = [key for key in ("model_config", "level_order", "prompt_preset") if key not in meta]
     if missing:
         raise CheckpointError(
-            f"checkpoint meta: no {', '.join(missing)}; write it with semsam_jax convert or train."
+            f"checkpoint meta: no {', '.join(missing)}; create it with `semsam "
+            f"convert` or `semsam train`."
         )
     for key, kind in _META_TYPES.items():
         value = meta.get(key)

@@ -51,7 +51,7 @@ from semsam_jax.inference.mask_selection import (
 from semsam_jax.inference.preprocess import Frame, Size, check_size, fit_image
 from semsam_jax.inference.requests import check_flag, check_int, check_number
 from semsam_jax.inference.results import Records, ScoredName
-from semsam_jax.inference.tiles import SeamMerger, check_tiles, join_pieces, tile_boxes
+from semsam_jax.inference.tiles import SeamMerger, checked_overlap, join_pieces, tile_boxes
 from semsam_jax.inference.tree import MaskTree, build_tree
 from semsam_jax.ops.nms import nms
 
@@ -99,7 +99,8 @@ class MaskGenerator:
         isolate: False reproduces the original, where the clicks of a batch interact.
         tile: side of square tiles in pixels, for images of any size: tiles are segmented separately
             and masks joined across their borders (`inference.tiles`); None for the whole image.
-        tile_overlap: overlap of neighbouring tiles in pixels.
+        tile_overlap: overlap of neighbouring tiles in pixels, by default 128 and at most half a
+            tile.
 
     Raises:
         PromptError: an invalid argument.
@@ -130,9 +131,8 @@ class MaskGenerator:
         granularity: Granularity = None,
         isolate: bool = True,
         tile: int | None = None,
-        tile_overlap: int = 128,
+        tile_overlap: int | None = None,
     ) -> None:
-        check_tiles(tile, tile_overlap)
         for name, value, top in (
             ("points_per_side", points_per_side, _MAX_POINTS_PER_SIDE),
             ("points_per_batch", points_per_batch, _MAX_POINTS_PER_SIDE**2),
@@ -176,7 +176,7 @@ class MaskGenerator:
         self.output_mode = output_mode
         self.overlap, self.min_visible, self.tree = overlap, min_visible, tree
         self.size, self.isolate = size, check_flag("isolate", isolate)
-        self.tile, self.tile_overlap = tile, tile_overlap
+        self.tile, self.tile_overlap = tile, checked_overlap(tile, tile_overlap)
 
     def generate(self, image: ImageLike | LargeImage) -> Records:
         """Finds all masks of an image.

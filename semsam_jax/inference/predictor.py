@@ -153,7 +153,8 @@ class Predictor:
             labels: object and part names to choose from; see `inference.labels`.
             return_logits: return float32 logits instead of booleans, upsampled without the guided
                 filter.
-            area: select the level whose mask area is closest to this fraction of the image.
+            area: select the level whose mask area is closest to this fraction of the image, among
+                several levels if `level` lists them.
             granularity: 0 (the finest part) to 1 (the whole), or a list, instead of `level`: one
                 mask for each value, changing smoothly between levels (`inference.granularity`).
                 Empty only if the masks of all levels are.
@@ -262,7 +263,7 @@ class Predictor:
         for check in checked:
             warn_of_fractions(check, encoded.frame.image_hw)
         checked = [add_mask(check, mask) for check, mask in zip(checked, given, strict=True)]
-        levels = [parse_levels(request.level, self.model.num_levels) for request in requests]
+        levels = [parse_levels(r.level, self.model.num_levels, r.area) for r in requests]
         boxes, types = prompt_arrays(checked, encoded.frame)
         sizes = [check.num_prompts for check in checked]
         asked = [parse_granularity(r.granularity, r.level, r.area) for r in requests]

@@ -30,7 +30,7 @@ class Request:
         point_labels: 1 for a positive click, 0 for a negative one; None means all 1.
         box: x0, y0, x1, y1 in pixels of the image.
         level: 1..6, a list of them, or None for all.
-        area: desired area as a fraction of the image, which selects the level instead of `level`.
+        area: desired area as a fraction of the image, which selects one of the levels.
         mask_input: a mask to refine, see `mask_prompt.read_mask`.
         granularity: 0 (the finest part) to 1 (the whole), or a list, instead of `level`.
     """

@@ -138,7 +138,7 @@ def _segment_prompts(args, image, prompts: list[dict], size, place) -> None:
     for request in requests:  # before the slow part: a wrong click should not wait for a model
         check_request(request, image.shape[:2])
     model = arguments.load_from_args(args, args.pad_to_multiple)
-    parse_levels(args.level, model.num_levels)
+    parse_levels(args.level, model.num_levels, args.area)
     from semsam_jax.inference import files
     from semsam_jax.inference.labels import label_set
     from semsam_jax.inference.predictor import Predictor

@@ -15,6 +15,9 @@ from semsam_jax.core import rle
 from semsam_jax.core.errors import PromptError
 from semsam_jax.inference.found import FoundMask
 
+TILE_OVERLAP = 128
+"""Pixels that neighbouring tiles share by default."""
+
 SAME = 0.5
 """IoU within a shared strip from which two masks are one object."""
 
@@ -23,18 +26,32 @@ _SLAB = 2048
 Box = tuple[int, int, int, int]
 
 
-def check_tiles(tile: int | None, overlap: int) -> None:
-    """Raises PromptError for tiles without meaning."""
+def checked_overlap(tile: int | None, overlap: int | None) -> int:
+    """The overlap of tiles in pixels: the one asked for, or the default, at most half a tile.
+
+    Raises:
+        PromptError: tiles without meaning, or an overlap without tiles.
+    """
     if tile is None:
-        return
-    is_whole = all(isinstance(v, int) and not isinstance(v, bool) for v in (tile, overlap))
-    if not is_whole or not 128 <= tile <= 8192:
+        if overlap is not None:
+            raise PromptError(
+                f"tile_overlap: an overlap of {str(overlap)[:60]} has no effect without tile."
+            )
+        return TILE_OVERLAP
+    if not _is_whole(tile) or not 128 <= tile <= 8192:
         raise PromptError(f"tile: got {str(tile)[:60]}; wanted 128..8192 pixels.")
-    if not 16 <= overlap <= tile // 2:
+    if overlap is None:
+        return min(TILE_OVERLAP, tile // 2)
+    if not _is_whole(overlap) or not 16 <= overlap <= tile // 2:
         raise PromptError(
-            f"tile_overlap: got {str(overlap)[:60]}; wanted 16..{tile // 2} pixels, at most half a "
-            f"tile."
+            f"tile_overlap: an overlap of {str(overlap)[:60]}; wanted 16..{tile // 2} pixels, at "
+            f"most half a tile."
         )
+    return overlap
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def tile_boxes(image_hw: tuple[int, int], tile: int, overlap: int) -> list[Box]:

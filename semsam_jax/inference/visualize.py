@@ -1,6 +1,8 @@
 """Figures of masks: overlays, level strips and labelled panoptic views."""
 
 import colorsys
+import functools
+import warnings
 from collections.abc import Sequence
 
 import cv2
@@ -16,6 +18,8 @@ Box = tuple[float | int, float | int, float | int, float | int]  # x0, y0, x1, y
 _GOLDEN = 0.61803398875
 _STRIP_PANEL_PX = 420
 _MAX_SIDE_PX = 2048
+_INSTALLED_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc")
+_NO_LETTER = "\uffff"
 
 
 def distinct_colours(num: int, start: float = 0.58) -> list[RGB]:
@@ -98,11 +102,12 @@ def level_strip(
         x = gap + i * (panel_width + gap)
         strip.paste(Image.fromarray(panel), (x + (panel_width - size[0]) // 2, gap + bar))
         draw.rectangle((x, gap, x + panel_width - 1, gap + bar - 1), fill=colours[i])
+        own = _font(font.size, caption)
         draw.text(
             (x + panel_width / 2, gap + bar / 2),
-            _shorten(draw, caption, font, panel_width - 8),
+            _shorten(draw, caption, own, panel_width - 8),
             fill=_ink(colours[i]),
-            font=font,
+            font=own,
             anchor="mm",
         )
     return np.asarray(strip)
@@ -127,7 +132,6 @@ def side_by_side(
     scale = max(1, height - bar - 2 * gap) / image.shape[0]
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
     base = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    font = _font(16)
     row = Image.new("RGB", (len(panels) * (size[0] + gap) + gap, height), (24, 26, 30))
     draw = ImageDraw.Draw(row)
     for i, (title, masks, texts) in enumerate(panels):
@@ -140,6 +144,7 @@ def side_by_side(
         picture = write_labels(picture, small, texts, colours)
         x = gap + i * (size[0] + gap)
         row.paste(Image.fromarray(picture), (x, gap + bar))
+        font = _font(16, title)
         text = _shorten(draw, title, font, size[0] - 8)
         draw.text((x + size[0] / 2, gap + bar / 2), text, (235, 235, 240), font, anchor="mm")
     return np.asarray(row)
@@ -173,16 +178,21 @@ def write_labels(
     texts: Sequence[str],
     colours: Sequence[RGB],
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Writes a text at the innermost point of each mask, large masks first, without overlap."""
+    """Writes a text at the innermost point of each mask, large masks first, without overlap.
+
+    Letters that Pillow's own font lacks are taken from DejaVu or Noto fonts if these are installed;
+    a warning names a text that then still has letters without a glyph.
+    """
     image = Image.fromarray(picture)
     draw = ImageDraw.Draw(image)
     height, width = picture.shape[:2]
-    font = _font(int(np.clip(max(height, width) / 48, 11, 40)))
+    font_size = int(np.clip(max(height, width) / 48, 11, 40))
     taken: list[tuple[float, float, float, float]] = []
     for i in sorted(range(len(masks)), key=lambda i: -int(masks[i].sum())):
         place = innermost_pixel(masks[i]) if texts[i] else None
         if place is None:
             continue
+        font = _font(font_size, texts[i])
         left, top, right, bottom = draw.textbbox(place, texts[i], font=font, anchor="mm")
         pad = font.size * 0.25
         dx = max(pad - left, 0) - max(right + pad - width, 0)
@@ -252,8 +262,43 @@ def _line_width(hw: tuple[int, int]) -> int:
     return max(1, round(max(hw) / 700))
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size=size)
+def _font(size: float | int, text: str = "") -> ImageFont.FreeTypeFont:
+    """The font for a text: Pillow's own, or the installed one that lacks the fewest letters."""
+    letters = {letter for letter in text if not letter.isascii() and not letter.isspace()}
+    if not letters:
+        return ImageFont.load_default(size=size)
+    names = [None, *(name for name in _INSTALLED_FONTS if _loaded(name))]
+    lacking = [sum(not _has_glyph(name, letter) for letter in letters) for name in names]
+    best = lacking.index(min(lacking))
+    if lacking[best]:
+        warnings.warn(
+            f"the picture shows boxes for letters of {text[:40]!r}: no font with them was found; "
+            f"install the Noto fonts ({', '.join(_INSTALLED_FONTS[1:])}).",
+            stacklevel=3,
+        )
+    return _open(names[best], size)
+
+
+def _open(name: str | None, size: float | int) -> ImageFont.FreeTypeFont:
+    if name is None:
+        return ImageFont.load_default(size=size)
+    return ImageFont.truetype(name, size)  # searches the system's folders of fonts
+
+
+@functools.cache
+def _loaded(name: str | None) -> ImageFont.FreeTypeFont | None:
+    """A font at a small size, None if it is not installed."""
+    try:
+        return _open(name, 16)
+    except OSError:
+        return None
+
+
+@functools.lru_cache(4096)
+def _has_glyph(name: str | None, letter: str) -> bool:
+    """Whether an installed font draws a letter otherwise than one that no font has."""
+    font = _loaded(name)
+    return bytes(font.getmask(letter)) != bytes(font.getmask(_NO_LETTER))
 
 
 def _ink(colour: RGB) -> RGB:

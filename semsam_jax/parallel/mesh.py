@@ -57,8 +57,8 @@ def _slices(devices: list, wanted: int) -> list[list]:
     if wanted not in (0, len(found)) or len({len(tier) for tier in found.values()}) > 1:
         sizes = ", ".join(f"slice {index}: {len(tier)}" for index, tier in sorted(found.items()))
         raise ConfigError(
-            f"slices: {wanted} does not fit the {len(devices)} devices ({sizes}); all slices "
-            f"have the same size; 0 takes the slices that are there."
+            f"slices: {wanted} does not fit the {len(devices)} devices ({sizes}); slices "
+            f"must have equal sizes; slices=0 uses those that the devices report."
         )
     return [found[index] for index in sorted(found)]
 

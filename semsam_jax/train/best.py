@@ -63,7 +63,9 @@ class BestCheckpoint:
             self.evaluation = meta.get("evaluation") or {}
 
     def update(self, found: Mapping, params: Mapping, meta: Mapping, step: int) -> bool:
-        """Keeps a model if its score is the highest so far.
+        """Keeps a model if its score is the highest so far or equals it.
+
+        A run that leaves the masks as they are still learns names.
 
         Args:
             found: its evaluation; the score is the mean IoU of one click, `iou_max`.
@@ -77,7 +79,7 @@ class BestCheckpoint:
         score = found["iou_max"]
         if not self._is_on or math.isnan(score):  # images without masks have no score
             return False
-        if self.score is not None and score <= self.score:
+        if self.score is not None and score < self.score:
             return False
         self.score, self.step, self.evaluation = score, step, dict(found)
         if jax.process_index() == 0:

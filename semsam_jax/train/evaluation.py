@@ -195,7 +195,7 @@ class HeldOutEvaluation:
         context = suites.EvalContext(
             model=self._model,
             params=self.params,
-            meta=self._meta,
+            meta={**self._meta, **self.levels()},  # as the checkpoint of this state will have it
             clicked=data.samples(),
             images=data.image_samples(),
             whole=data.canvas_samples(),

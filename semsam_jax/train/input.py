@@ -21,7 +21,7 @@ from data_pipelines.recipe import pipeline_config
 from data_pipelines.schema import DATASETS
 from data_pipelines.sources import Source, open_source
 from data_pipelines.sources.single_dataset import custom_classes, has_split, reader_options
-from data_pipelines.sources.subset import Subset, hold_out
+from data_pipelines.sources.subset import Subset, hold_out, images_in_both
 from data_pipelines.vocabulary import Vocabulary, build_vocabulary
 from semsam_jax.config import RunConfig
 from semsam_jax.core.checkpoint_io import cache_dir
@@ -158,7 +158,11 @@ def open_vocabulary(run: RunConfig, names: tuple[str, ...]) -> Vocabulary:
 
 
 def build_input(
-    run: RunConfig, vocabulary: Vocabulary, class_mask: np.ndarray, mesh: Mesh
+    run: RunConfig,
+    vocabulary: Vocabulary,
+    class_mask: np.ndarray,
+    mesh: Mesh,
+    held_out: EvalDataset | None = None,
 ) -> Input:
     """Opens the datasets and starts the input pipeline.
 
@@ -167,6 +171,7 @@ def build_input(
         vocabulary: of `open_vocabulary`.
         class_mask: bool [v], names that have a text embedding.
         mesh: where the batches go.
+        held_out: images that are scored, which should not be trained on.
     """
     names = used_datasets(run)
     sources = open_sources(run, names, "train", vocabulary)
@@ -196,6 +201,8 @@ def build_input(
     notes += [_missing_text(name, sources[name], vocabulary) for name in custom]
     if run.text.source == "table":
         notes += [_unembedded_text(name, vocabulary, class_mask) for name in custom]
+    if held_out is not None and held_out.name in custom:
+        notes.append(_shared_text(held_out.source, sources[held_out.name]))
     data.notes = [note for note in notes if note] + data.notes
     return data
 
@@ -250,6 +257,18 @@ def _unembedded_text(name: str, vocabulary: Vocabulary, class_mask: np.ndarray) 
         f"{name}: no text embedding of its own for {_listed(missing, vocabulary)}: the table lacks "
         f"the name or reads it as another class. Masks of these classes are trained, but not their "
         f"names. To learn embeddings for them, set --config.text.learn_missing=True."
+    )
+
+
+def _shared_text(scored: Source, trained: Source) -> str:
+    """Names images that a custom dataset lists for both training and evaluation; "" for none."""
+    both = images_in_both(scored, trained)
+    if not both:
+        return ""
+    listed = ", ".join(map(repr, both[:3])) + (", ..." if len(both) > 3 else "")
+    return (
+        f"{scored.dataset}: {len(both)} of {len(scored)} validation images are also training "
+        f"images, which makes scores too high ({listed}); list each in one split"
     )
 
 
@@ -363,10 +382,14 @@ def evaluation_data(run: RunConfig, vocabulary: Vocabulary) -> EvalDataset | Non
     is_sample = not run.data.root and not is_own
     frame = EvalFrame(run.data.image_size)
     data, report = EvalDataset.limited(source, frame, run.eval_images, is_sample).surveyed()
-    if not report.instances:
+    if not report.instances or not data.num_masks:
+        pseudo = f" (all {data.num_pseudo} are machine-made)" if data.num_pseudo else ""
         raise DataError(
             f"{run.eval_dataset} val: none of the {len(source)} images has an annotated mask to "
-            "score; annotate some, or switch the evaluation off with --config.eval_images=0 "
-            "--config.keep_best=False"
+            f"score{pseudo}; annotate some, or switch the evaluation off with "
+            "--config.eval_images=0 --config.keep_best=False"
         )
+    if data.num_pseudo:
+        note = f"{data.name}: machine-made masks, which are not scored: {data.num_pseudo}"
+        data = dataclasses.replace(data, notes=(*data.notes, note))
     return data

@@ -98,7 +98,7 @@ def train(
         if best.note:
             report.log_info(best.note)
         held_out = input_lib.evaluation_data(run, vocabulary)
-        data = input_lib.build_input(run, vocabulary, text.class_mask, mesh)
+        data = input_lib.build_input(run, vocabulary, text.class_mask, mesh, held_out)
         stack.callback(data.close)
         meta["mixture"] = data.mixture
         samples = [] if held_out is None else held_out.samples()

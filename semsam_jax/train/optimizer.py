@@ -107,8 +107,8 @@ def check_frozen(params: dict, frozen: tuple[str, ...]) -> None:
         if part not in _OPTIONAL and not any(is_frozen(name, (part,)) for name in names):
             known = sorted({name.split("/")[0] for name in names})
             raise ConfigError(
-                f"optimizer.frozen: {part!r} is no part of this model; wanted some of "
-                f"{', '.join(known)}, or a part of them such as decoder/layers."
+                f"optimizer.frozen: {part!r} is not part of this model; use one of "
+                f"{', '.join(known)}, or a path below it, such as decoder/layers."
             )
 
 

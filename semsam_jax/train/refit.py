@@ -87,8 +87,8 @@ def check(run: RunConfig) -> None:
     """
     if run.refit.images and jax.process_count() > 1:
         raise ConfigError(
-            f"refit.images: {run.refit.images}, and this run has {jax.process_count()} processes; "
-            f"set it to 0 and fit the class heads in a run of one."
+            f"refit.images: {run.refit.images}, not supported with {jax.process_count()} "
+            f"processes; set it to 0, and refit the class heads later in a run of one process."
         )
     frozen = run.optimizer.frozen
     if run.refit.images and all(is_frozen(path, frozen) for path in HEADS if "_embed" in path):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from semsam_jax.adapters import anylabeling
+from semsam_jax.demo.engine import Engine
 from semsam_jax.inference.outlines import polygon_mask
 from tests.demo.conftest import encoded, picture
 
@@ -85,9 +86,27 @@ def test_everything_is_kept_when_it_has_a_wanted_name(client):
     assert {shape["label"] for shape in named["data"]["shapes"]} <= {"dog", "cat"}
 
 
+def test_the_suggested_score_stands_for_the_thresholds_of_the_model(client, monkeypatch):
+    asked = []
+
+    def find(self, pixels, names, level, quality, grid):
+        asked.append(quality)
+        return [], [], 0
+
+    monkeypatch.setattr(Engine, "find_everything", find)
+    models = client.get("/v1/models").json()["data"]
+    widgets = models["semantic_sam_everything"]["widgets"]
+    shown = next(widget["value"] for widget in widgets if widget["name"] == "edit_conf")
+    for score in (shown, None, 0.0, 0, 0.25):
+        assert predict(client, "semantic_sam_everything", conf_threshold=score)["success"]
+    body = {"model": "semantic_sam_everything", "image": IMAGE, "params": {}}
+    assert client.post("/v1/predict", json=body).json()["success"]
+    assert asked == [None, None, 0.0, 0.0, 0.25, None]
+
+
 def test_what_an_annotator_drew_is_not_replaced_by_a_click_or_by_nothing(client):
     """X-AnyLabeling empties an image before it adds the shapes of an answer with `replace`."""
-    nothing = predict(client, "semantic_sam_everything", text_prompt="zqxv")
+    nothing = predict(client, "semantic_sam_everything", text_prompt="zqxv", conf_threshold=0.5)
     assert nothing["data"] == {"shapes": [], "description": "", "replace": False}
     assert predict(client, marks=[POINT])["data"]["replace"] is False
     assert predict(client)["data"]["replace"] is False

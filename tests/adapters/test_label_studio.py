@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from semsam_jax.adapters.label_studio import read_control, read_interaction
+from semsam_jax.core import rle
 from semsam_jax.core.errors import DataError, PromptError
+from semsam_jax.demo.engine import Engine
 from semsam_jax.demo.limits import HTTPError, Limits
 from semsam_jax.demo.task_images import TaskImages
 from semsam_jax.inference.outlines import polygon_mask
@@ -127,11 +129,20 @@ def test_marks_are_read_in_pixels():
     assert read_interaction(None) is None
 
 
+def test_a_turned_rectangle_is_enclosed():
+    mark = rectangle(50, 25, 25, 25)  # 40 by 30 pixels at 80,30
+    mark["value"]["rotation"] = 90  # clockwise about its upper left corner
+    found = read_interaction({"result": [mark]})
+    assert found.request.box == pytest.approx([50.0, 30.0, 80.0, 70.0])
+
+
 BAD_MARKS = {
     "rotated": keypoint(1, 1) | {"image_rotation": 90},
     "NaN": keypoint(float("nan"), 1),
     "no size": {key: v for key, v in keypoint(1, 1).items() if key != "original_width"},
     "text": keypoint("1", 1),
+    "turned by text": rectangle(1, 1, 5, 5)
+    | {"value": {"x": 1, "y": 1, "width": 5, "height": 5, "rotation": "90"}},
 }
 
 
@@ -155,6 +166,29 @@ def test_without_a_mark_the_labels_are_looked_for(client):
     body = request(BRUSH)
     found = predict(client, body)  # the tiny model is sure of nothing, or names what it finds
     assert {r["value"]["brushlabels"][0] for r in found["result"]} <= {"Dog", "Cat"}
+
+
+def test_found_labels_are_those_of_the_project(client, monkeypatch):
+    asked = []
+
+    def find(engine, pixels, names, *others):
+        asked.append(names)
+        mask = {"segmentation": rle.encode(np.ones(HW, bool)), "score": 0.5}
+        sure = [
+            {"name": name.strip(), "score": 0.5, "is_sure": True} for name in names[:-1].split(",")
+        ]
+        return [mask | {"object": name} for name in sure], [], 0
+
+    monkeypatch.setattr(Engine, "find_everything", find)
+    config = BRUSH.replace('value="Dog"', 'value="Dog, small; brown"')
+    found = predict(client, request(config))
+    assert asked == ["Dog  small  brown, Cat;"]
+    labels = [region["value"]["brushlabels"] for region in found["result"]]
+    assert labels == [["Dog, small; brown"], ["Cat"]]
+    config = BRUSH.replace('value="Dog"', f'value="{"d" * 5000}"')
+    answer = client.post("/label-studio/predict", json=request(config))
+    assert answer.status_code == 400
+    assert "names are longer than" in answer.json()["error"]
 
 
 @pytest.fixture
@@ -202,6 +236,14 @@ def test_images_come_from_label_studio_and_nowhere_else(studio):
     assert images.fetch(DATA_URL) == PNG
     images.fetch("//127.0.0.2/x.png")  # no other host: a path
     assert seen[-1][0] == "/127.0.0.2/x.png"
+    for address, sent in (
+        ("/data/my dog é.png?a=b c", "/data/my%20dog%20%C3%A9.png?a=b%20c"),
+        (f"{url}/data/猫 (1).png", "/data/%E7%8C%AB%20(1).png"),
+        ("/data/my%20dog.png", "/data/my%20dog.png"),  # coded already
+        ("/data/\ud800.png", "/data/?.png"),
+    ):
+        assert images.fetch(address) == PNG
+        assert seen[-1][0] == sent
     refused = ("http://127.0.0.2:9/a.png", "file:///etc/passwd", f"{url}.evil.example/a", "", None)
     for address in (*refused, "/data/away.png", 7):
         with pytest.raises(HTTPError):

@@ -18,7 +18,7 @@ from semsam_jax.convert.names import unwrap
 from semsam_jax.convert.torch_reader import read_state_dict
 from semsam_jax.convert.torch_writer import write_state_dict
 from semsam_jax.convert.tree import flatten
-from semsam_jax.core import checkpoint_io
+from semsam_jax.core import checkpoint_io, model_files
 from semsam_jax.models import presets, semantic_sam
 from semsam_jax.models.semantic_sam import SemanticSAM
 
@@ -72,10 +72,39 @@ def test_the_way_back_is_bit_equal(converted, tmp_path):
     assert all(back[key].tobytes() == original[key].tobytes() for key in back)
 
 
+def test_the_way_back_replaces_no_file(converted, tmp_path, capsys):
+    (tmp_path / "mine.pth").write_text("mine")
+    command = ["convert", str(converted), "--to-torch", "--out", str(tmp_path / "mine.pth")]
+    assert main(command) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert (tmp_path / "mine.pth").read_text() == "mine"
+
+
+def test_the_way_back_says_what_the_file_cannot_hold(converted, tmp_path, capsys):
+    params, meta = checkpoint_io.read_model(converted)
+    own = meta | {"prompt_preset": "default", "level_order": [0, 1, 2, 3, 4, 5]}
+    model_files.save_model(tmp_path / "own", params, own)
+    for source, is_own in ((tmp_path / "own", True), (converted, False)):
+        out = ["--out", str(tmp_path / f"{is_own}.pth")]
+        assert main(["convert", str(source), "--to-torch", *out]) == 0
+        told = "not in it: prompt_preset default, level_order [0, 1, 2, 3, 4, 5]"
+        assert (told in capsys.readouterr().err) == is_own
+
+
 def test_the_canvas_of_inference_can_be_set(converted, tmp_path):
-    command = ["convert", str(converted), "--out", str(tmp_path), "--image-size", "384"]
-    assert main(command) == 0
-    assert checkpoint_io.read_meta(tmp_path)["image_size"] == 384
+    params, meta = checkpoint_io.read_model(converted)
+    model_files.save_model(tmp_path / "own", params, meta | {"prompt_preset": "default"})
+    wanted = ["--out", str(tmp_path / "out"), "--image-size", "384"]
+    assert main(["convert", str(tmp_path / "own"), *wanted]) == 0
+    assert checkpoint_io.read_meta(tmp_path / "out")["image_size"] == 384
+
+
+def test_the_canvas_of_released_weights_cannot_be_set(converted, tmp_path, capsys):
+    wanted = ["--out", str(tmp_path / "out"), "--image-size", "384"]
+    for source in (REF, str(converted)):
+        assert main(["convert", source, *wanted]) == 2
+        assert "--image-size: no effect on weights of the original" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_bare_files_without_text_tower(tmp_path):

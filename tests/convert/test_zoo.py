@@ -193,6 +193,9 @@ def test_another_hash_or_size_is_refused(server, tmp_path):
         download(f"{server.url}/file", tmp_path / "b", size=5)
     with pytest.raises(CheckpointError, match="404"):
         download(f"{server.url}/nothing", tmp_path / "c")
+    (tmp_path / "d").write_bytes(b"another file")  # put there by hand, as a message suggests
+    with pytest.raises(CheckpointError, match=f"wanted {SHA}; it is not the file"):
+        download(f"{server.url}/file", tmp_path / "d", sha256=SHA)
 
 
 def test_folders_that_cannot_be_written(server, tmp_path):

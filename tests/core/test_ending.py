@@ -75,6 +75,17 @@ def test_an_import_is_finished_first(tmp_path):
     assert (code, out) == (130, "5\n")
 
 
+def test_what_interrupted_frames_hold_is_not_freed():
+    """Freeing a half-initialised extension module, or buffers in use, crashes the process."""
+    code, out, _ = interrupted_program(
+        'exec(\'class Held:\\n def __del__(self): print("freed")\\n'
+        "def f():\\n held = Held()\\n os.kill(os.getpid(), signal.SIGINT)\\n"
+        " any(False for _ in range(10**9))\\n"
+        'try:\\n f()\\nexcept KeyboardInterrupt:\\n pass\\nprint("caught")\', globals())'
+    )
+    assert (code, out) == (130, "caught\n")
+
+
 def test_other_ends_keep_their_codes():
     assert interrupted_program("return 7")[0] == 7
     assert interrupted_program("sys.exit(3)")[0] == 3

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipelines import build
 from data_pipelines.schema import BatchShape, RawExample, RawInstance
 from data_pipelines.sources import open_source
 from data_pipelines.sources import records as records_module
@@ -17,6 +18,7 @@ from data_pipelines.transforms.row import RowMaker
 from data_pipelines.vocabulary import build_vocabulary
 from semsam_jax.core.errors import DataError
 from semsam_jax.core.rle import encode_mask
+from tests.data_pipelines import custom_data
 from tests.data_pipelines.trees import make_scene, write_scenes
 
 UNION = build_vocabulary(["paco", "part_imagenet"])
@@ -82,6 +84,95 @@ def test_part_imagenet_is_annotated_for_the_kind_of_its_object(tmp_path):
     others = set(range(len(UNION)))  # all kinds that the set has
     assert kinds < {i for i in others if UNION.entry(i).dataset == "part_imagenet"}
     assert example.is_exclusive
+
+
+def with_lists(content):
+    """The first image has a cat to which others may be missing; the second no bird."""
+    content["categories"] += [{"id": 3, "name": "bird"}, {"id": 4, "name": "fish"}]
+    content["images"][0]["not_exhaustive_category_ids"] = [2]
+    content["images"][1]["neg_category_ids"] = [3]
+
+
+def test_own_data_with_the_lists_of_lvis_is_annotated_as_they_say(tmp_path):
+    custom_data.write(tmp_path / "own", with_lists)
+    source = custom_data.read(tmp_path / "own")
+    dog, cat, bird = (source.vocabulary.object_index("custom", n) for n in ("dog", "cat", "bird"))
+    assert source.is_federated
+    first, second = source[0], source[1]
+    assert (first.annotated, first.partial) == (((dog, -1),), ((cat, -1),))
+    assert (second.annotated, second.partial) == (((dog, -1), (cat, -1), (bird, -1)), ())
+    place = ["--root", str(tmp_path / "own"), "--out", str(tmp_path / "records")]
+    assert build.main(["--dataset", "custom", *place]) == 0
+    records = custom_data.read(tmp_path / "records/custom")
+    assert records.is_federated
+    assert [records[0], records[1]] == [first, second]
+
+
+def test_own_data_without_such_lists_is_annotated_for_all_classes(tmp_path):
+    def empty(content):
+        for image in content["images"]:
+            image.update(neg_category_ids=[], not_exhaustive_category_ids=[])
+
+    source = custom_data.read(custom_data.write(tmp_path, empty))
+    assert not source.is_federated
+    assert source[0].annotated is None
+
+
+def boxes_without_outline(root):
+    custom_data.write(root, custom_data.first(segmentation=[]))
+
+
+def coordinates_in_fractions(root):
+    custom_data.write(root, custom_data.first(segmentation=[[0.2, 0.2, 0.6, 0.2, 0.6, 0.7]]))
+
+
+def box_of_yolo(root):
+    images, labels = root / "images/train", root / "labels/train"
+    for folder in (images, labels):
+        folder.mkdir(parents=True)
+    (root / "data.yaml").write_text("names: [dog, cat]")
+    (images / "p1.jpg").write_bytes(custom_data.image())
+    (labels / "p1.txt").write_text("0 0.4 0.5 0.4 0.5\n1 0 0 0.2 0 0.2 0.2\n")
+
+
+def line_of_labelme(root):
+    root.mkdir()
+    (root / "p1.jpg").write_bytes(custom_data.image())
+    shapes = [
+        {"label": "dog", "points": [[24, 16], [60, 48]], "shape_type": "linestrip"},
+        {"label": "cat", "points": [[2, 2], [18, 2], [18, 12]], "shape_type": "polygon"},
+    ]
+    (root / "p1.json").write_text(json.dumps({"shapes": shapes, "imagePath": "p1.jpg"}))
+
+
+@pytest.mark.parametrize(
+    "write", [boxes_without_outline, coordinates_in_fractions, box_of_yolo, line_of_labelme]
+)
+def test_a_class_whose_instance_cannot_be_used_is_partial(write, tmp_path):
+    """The image shows the dog all the same: no query on it may learn that it is no dog."""
+    write(tmp_path / "own")
+    source = custom_data.read(tmp_path / "own")
+    dog, cat = (source.vocabulary.object_index("custom", name) for name in ("dog", "cat"))
+    example = source[0]
+    assert [item.object_id for item in example.instances] == [cat]
+    assert example.annotated is None
+    assert example.partial == ((dog, -1),)
+
+
+def test_outlines_outside_the_image_leave_their_class_complete(tmp_path):
+    custom_data.write(tmp_path, custom_data.first(segmentation=[[200, 9, 240, 9, 240, 30]]))
+    assert custom_data.read(tmp_path)[0].partial == ()
+
+
+def test_parts_of_part_imagenet_without_an_outline_are_partial(tmp_path):
+    write_scenes("part_imagenet", tmp_path, "train", [make_scene("part_imagenet", 1)])
+    file = next(tmp_path.rglob("train.json"))
+    content = json.loads(file.read_text())
+    content["annotations"].append({**content["annotations"][0], "id": 99, "segmentation": []})
+    file.write_text(json.dumps(content))
+    example = open_source("part_imagenet", tmp_path, "train", UNION)[0]
+    part = next(item for item in example.instances if item.part_id >= 0)
+    assert example.partial == ((part.object_id, part.part_id),)
 
 
 def test_old_records_that_do_not_say_it_are_refused(tmp_path):

@@ -20,12 +20,13 @@ from data_pipelines.index import build_index, open_index
 from data_pipelines.schema import DATASETS
 from data_pipelines.sources import RecordReader, open_native, open_source
 from data_pipelines.sources import records as records_module
-from data_pipelines.sources.single_dataset import open_single_dataset
+from data_pipelines.sources.single_dataset import open_single_dataset, reader_options
 from data_pipelines.vocabulary import build_vocabulary
 from semsam_jax.core.errors import ConfigError, DataError
 from tests.data_pipelines.trees import (
     make_scene,
     truncate,
+    write_ade20k_full,
     write_scenes,
     write_tree,
     write_ugly_tree,
@@ -114,6 +115,19 @@ def test_records_are_taken_where_training_looks(coco, tmp_path):
         open_source("coco", tmp_path / "root/coco", "train", UNION, annotations="instances")
     with pytest.raises(DataError, match="no records in gs://bucket/coco, and native layouts"):
         open_native("coco", "gs://bucket/coco", "train", UNION)
+
+
+def test_records_with_parts_are_refused_by_recipes_without(tmp_path):
+    write_ade20k_full(tmp_path / "ade", "train", [make_scene("ade20k", 1)], 2021)
+    folder = tmp_path / "records"
+    builder = RecordsBuilder(
+        "ade20k", tmp_path / "ade", "train", folder, options={"parts": True}, num_threads=1
+    )
+    builder.download_and_prepare()
+    off, on = (reader_options(pascal_part_tree=False, ade20k_parts=on) for on in (False, True))
+    open_source("ade20k", folder / "ade20k", "train", UNION, **on["ade20k"])
+    with pytest.raises(ConfigError, match=r"built with options .* got {'parts': False}"):
+        open_source("ade20k", folder / "ade20k", "train", UNION, **off["ade20k"])
 
 
 def test_custom_data_brings_its_classes(tmp_path):
@@ -230,7 +244,7 @@ def test_damage_of_the_same_length_is_found_by_verify(coco, tmp_path):
     good = file.read_bytes()
     file.write_bytes(good[:100] + bytes(len(good) - 100))
     records = open_source("coco", tmp_path / "coco", "train", UNION)
-    with pytest.raises(DataError, match=r"coco record 4 .*run data_pipelines.build with --verify"):
+    with pytest.raises(DataError, match=r"coco record 4 .*run semsam data build with --verify"):
         records[4]
     assert records[0].instances
     builder.download_and_prepare(verify=True)

@@ -126,3 +126,37 @@ def test_messages_about_half_letters_can_be_printed(tmp_path):
     with pytest.raises(DataError, match="images holds a str") as caught:
         read(tmp_path)
     str(caught.value).encode("utf-8")
+
+
+@pytest.mark.parametrize("boxes_only", [False, True])
+def test_annotations_that_are_there_twice_are_told(boxes_only, tmp_path):
+    """As in a file that was made of two exports."""
+
+    def change(content):
+        first, second, *_ = content["annotations"]
+        content["annotations"] += [{**first, "id": 101}, {**second, "id": 102, "category_id": 1}]
+
+    source = read(write(tmp_path, change), boxes_only=boxes_only)
+    assert len(source[0].instances) == 4
+    (line,) = check.check(source).unused
+    assert line.startswith(
+        "1 annotation used all the same, the same class and outline as another one in its image"
+    )
+    assert "'1' annotation 101 (dog)" in line
+
+
+def test_files_of_no_split_are_told(tmp_path):
+    """CVAT's export of a project: tasks with the subset Train, and tasks without one."""
+    for name in ("Train", "Validation", "default"):
+        write(tmp_path, place=f"annotations/instances_{name}.json")
+    (tmp_path / "annotations/captions_train.json").write_text("{}")
+    for split in ("train", "val"):
+        (line,) = check.check(read(tmp_path, split)).unused
+        assert line.startswith("1 annotation file not used, it belongs to no split")
+        assert line.endswith(": instances_default.json")
+    (tmp_path / "annotations/instances_Train.json").unlink()
+    (tmp_path / "annotations/instances_Validation.json").unlink()
+    assert not check.check(read(tmp_path)).unused
+    write(tmp_path, place="annotations/instances_more.json")
+    assert "instances_more.json" in check.check(read(tmp_path)).unused[0]
+    assert not read(tmp_path, annotations="annotations/instances_more.json").unused

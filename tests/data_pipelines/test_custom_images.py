@@ -13,6 +13,7 @@ from pycocotools import mask as coco_mask
 from data_pipelines import build, check
 from data_pipelines.decode import decode_image
 from data_pipelines.index import open_index
+from data_pipelines.sources import CocoFolder
 from semsam_jax.core.rle import encode_mask
 from semsam_jax.inference.convert_results import to_coco
 from semsam_jax.inference.images import load_image
@@ -177,6 +178,15 @@ def test_a_build_goes_on_with_what_the_files_hold_now(tmp_path, capsys):
     assert build.main(command) == 0
     assert "2 examples of 2 records" in capsys.readouterr().out
     assert second.stat().st_mtime_ns == age
+
+
+def test_an_index_of_an_earlier_reader_is_made_again(tmp_path, monkeypatch):
+    write(tmp_path / "data")
+    source, cache = read(tmp_path / "data"), tmp_path / "cache"
+    for revision in (1, 2):
+        monkeypatch.setattr(CocoFolder, "revision", revision)
+        assert len(open_index(source, "custom", cache=cache)) == 2
+        assert len(list(cache.iterdir())) == revision
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", "{}"])

@@ -267,6 +267,16 @@ def test_a_data_yaml_without_names(text, tmp_path):
         read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [("[on, off]", "0 is True"), ("{0: lamp, 1: no}", "1 is False"), ("[lamp, ~]", "1 is None")],
+)
+def test_names_that_yaml_reads_as_values_are_refused(names, shown, tmp_path):
+    yolo(tmp_path, described=f"names: {names}")
+    with pytest.raises(DataError, match=f"the name of class {shown}; wanted a text: put"):
+        read(tmp_path)
+
+
 def labelme_shapes(root, shapes, **more):
     labelme(root, ("",))
     file = root / "p1.json"
@@ -302,6 +312,15 @@ def test_shapes_of_labelme(tmp_path):
     (line,) = check.check(source).unused
     assert "2 annotations not used, shape without area" in line
     assert "(line), a 'line'" in line
+
+
+def test_turned_rectangles_of_x_anylabeling_are_outlines(tmp_path):
+    points = [[30, 10], [40, 20], [30, 30], [20, 20]]
+    shape = {"label": "dog", "points": points, "shape_type": "rotation", "direction": 0.785}
+    example = labelme_shapes(tmp_path, [shape])[0]
+    (instance,) = example.instances
+    assert abs(int(coco_mask.area(instance.rle)) - 200) < 20
+    assert not example.unused
 
 
 def test_shapes_of_one_group_and_label_are_one_instance(tmp_path):

@@ -45,6 +45,13 @@ def test_classes_of_the_other_side():
     assert not name_notes(nothing, ["sa1b"])
 
 
+def test_l_and_r_are_sides_if_both_exist_and_no_other_letter():
+    objects = ["eye_L", "eye_R", "l", "r", "letter k", "letter l", "letter r", "R kidney"]
+    vocabulary = vocabulary_of(*objects, parts=["eye_l"])
+    assert row_labels(vocabulary)[1].tolist() == [1, 0, 2, 3, 4, 5, 6, 7, 8]
+    assert not name_notes(vocabulary, ["custom"])
+
+
 @pytest.mark.parametrize("pascal_parts", ["merged", "full"])
 def test_the_seven_datasets_have_both_sides_and_no_name_twice(pascal_parts):
     vocabulary = build_vocabulary(pascal_parts=pascal_parts)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from data_pipelines import check, findings
 from data_pipelines.sources import open_source
 from data_pipelines.sources.pascal_part import full_part, merged_part
 from data_pipelines.sources.single_dataset import open_single_dataset
@@ -60,6 +61,36 @@ def test_an_unknown_pascal_part_breaks_its_record_only(tmp_path):
     with pytest.raises(DataError, match="part 'antenna' is none of the data set's codes"):
         source[0]
     assert len(source[1].instances) == 3
+
+
+def test_a_word_outside_the_pairs_is_no_negative_in_its_image(tmp_path):
+    """The headlight of a bicycle is none of the 93 pairs, and a headlight all the same."""
+    vocabulary = build_vocabulary(["pascal_part"])
+    scene = make_scene("pascal_part", 1)
+    wheel, light = (
+        SceneInstance(scene.instances[2].mask, "bicycle", code, parent=0)
+        for code in ("fwheel", "headlight_1")
+    )
+    whole = dataclasses.replace(scene.instances[0], whole="bicycle")
+    scenes = [dataclasses.replace(scene, instances=(whole, wheel, light))]
+    write_scenes("pascal_part", tmp_path, "train", scenes)
+    example = open_source("pascal_part", tmp_path, "train", vocabulary)[0]
+    parts = [vocabulary.entry(i.part_id).name for i in example.instances if i.part_id >= 0]
+    assert parts == ["wheel"]
+    object_id = vocabulary.object_index("pascal_part", "bicycle")
+    part_id = vocabulary.part_index("pascal_part", "headlight")
+    assert example.partial == ((object_id, part_id),)
+    (unused,) = example.unused
+    assert (unused.reason, unused.count) == (findings.OTHER_CLASS, 1)
+    assert "headlight of a bicycle" in unused.named[0]
+
+
+def test_listed_images_without_annotations_are_told(tmp_path):
+    write_scenes("pascal_part", tmp_path, "train", [make_scene("pascal_part", 1)])
+    source = open_source("pascal_part", tmp_path, "train", build_vocabulary(["pascal_part"]))
+    assert source.example_ids == ("2010_000001",)
+    (line,) = check.check(source).unused
+    assert line == "1 image record not used, no annotation record for it: 2010_999999"
 
 
 @pytest.mark.parametrize(

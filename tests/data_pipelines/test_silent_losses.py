@@ -195,6 +195,22 @@ def test_objects_outside_the_list_of_ade20k_are_counted(tmp_path):
     assert "'zeppelin'" in check.check(source).unused[0]
 
 
+def test_hidden_pixels_of_ade20k_are_no_mask(tmp_path):
+    """Of an object behind others the release has 128 where it is hidden, 255 where it is seen."""
+    write_ade20k_full(tmp_path, "train", [make_scene("ade20k", 1)], 2021)
+    partly, wholly = sorted(tmp_path.rglob("instance_*.png"))
+    mask = np.asarray(Image.open(partly)).copy()
+    top = int(mask.any(axis=1).argmax())
+    mask[top] = np.where(mask[top] > 0, 128, 0)
+    Image.fromarray(mask).save(partly)
+    hidden = np.where(np.asarray(Image.open(wholly)) > 0, 128, 0).astype(np.uint8)
+    Image.fromarray(hidden).save(wholly)
+    example = open_source("ade20k", tmp_path, "train", UNION)[0]
+    (instance,) = example.instances
+    assert instance.box[1] == top + 1
+    assert reasons(example) == {findings.NO_PIXEL: 1}
+
+
 @pytest.mark.parametrize("dataset", ["coco", "ade20k", "pascal_part", "paco", "sa1b"])
 def test_a_repaired_file_of_any_dataset_is_scanned_again(dataset, tmp_path):
     write(dataset, tmp_path / "data")

@@ -166,6 +166,32 @@ def test_ade20k_full_layouts(year, tmp_path, union):
             assert read.object_id == union.object_index("ade20k", written.whole)
 
 
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("door", "door, double door"),
+        ("double door", "door, double door"),
+        ("closet", "wardrobe, closet, press"),
+        ("booth", "booth, cubicle, stall, kiosk"),
+        ("screen, CRT screen", "crt screen"),
+        ("screen door, screen", "screen door, screen"),
+        ("Pot, flowerpot", "pot, flowerpot"),
+        ("pot", None),
+        ("basket, basketball hoop, hoop", None),
+        ("bag, handbag, pocketbook, purse", None),
+        ("pier", None),
+    ],
+)
+def test_names_of_the_full_ade20k_are_classes_with_all_their_synonyms(name, found, tmp_path):
+    scene = make_scene("ade20k", 1)
+    instances = tuple(dataclasses.replace(item, whole=name) for item in scene.instances[:1])
+    write_ade20k_full(tmp_path, "train", [dataclasses.replace(scene, instances=instances)], 2021)
+    vocabulary = build_vocabulary(["ade20k"])
+    example = open_source("ade20k", tmp_path, "train", vocabulary)[0]
+    names = [vocabulary.entry(item.object_id).name for item in example.instances]
+    assert names == ([found] if found else [])
+
+
 def test_ade20k_panoptic_layout(tmp_path, union):
     write_scenes("coco", tmp_path, "train", [make_scene("coco", 1)])
     file = tmp_path / "annotations/panoptic_train2017.json"
@@ -211,7 +237,12 @@ def test_sa1b_quality_thresholds(tmp_path, union):
 def test_coco_instances_option(tmp_path, union):
     write_tree("coco", tmp_path)
     source = open_source("coco", tmp_path, "train", union, annotations="instances")
-    assert [union.names[i.object_id] for i in source[0].instances] == ["person"]
+    example = source[0]
+    assert [union.names[i.object_id] for i in example.instances] == ["person"]
+    # The sky may well be there: it is no negative of an image that is annotated for things only.
+    annotated = {union.entry(object_id).name for object_id, _ in example.annotated}
+    assert "person" in annotated
+    assert "sky-other-merged" not in annotated
     with pytest.raises(ConfigError, match="'panoptic' or 'instances'"):
         open_source("coco", tmp_path, "train", union, annotations="stuff")
 

@@ -18,6 +18,7 @@ from semsam_jax.demo.limits import Limits
 from semsam_jax.demo.sessions import SessionStore
 from semsam_jax.inference.outlines import polygon_mask
 from semsam_jax.inference.results import UnknownName
+from semsam_jax.inference.tiles import checked_overlap
 from tests.demo.conftest import encoded, picture
 
 HW = (120, 160)
@@ -89,6 +90,10 @@ def test_an_image_is_sent_once(client):
     again = client.post("/v1/segment", json={"image_id": key["image_id"], "points": [[56, 60]]})
     assert again.json()["masks"] == masks_of(client.post("/v1/segment", json=CLICK))
     assert again.json()["image_id"] == key["image_id"]  # the same file is the same image
+    for field in ("labels", "format"):  # of a request for masks
+        wrong = client.post("/v1/image", json={"image": IMAGE, field: "png"})
+        assert wrong.status_code == 400
+        assert field in wrong.json()["error"]
 
 
 def test_formats_describe_the_same_mask(client):
@@ -132,6 +137,7 @@ def test_tiles_are_of_the_file_at_full_resolution(client, monkeypatch):
         names = None
 
         def __init__(self, model, **options):
+            self.tile_overlap = checked_overlap(options["tile"], options["tile_overlap"])
             asked.append((options["tile"], options["tile_overlap"], options["points_per_side"]))
 
         def generate(self, pixels):
@@ -144,8 +150,9 @@ def test_tiles_are_of_the_file_at_full_resolution(client, monkeypatch):
     assert masks_of(client.post("/v1/everything", json=body)) == []
     assert asked == [(512, 64, 8), (1400, 1800, 3)]
     for wrong, status, word in (
-        ({"tile": 128, "overlap": 64}, 413, "588 tiles"),
-        ({"tile": 256, "overlap": 200}, 400, "overlap: got 200"),
+        ({"tile": 128, "overlap": 64}, 413, "tile: 588 tiles"),
+        ({"tile": 256, "overlap": 200}, 400, "overlap: an overlap of 200; wanted 16..128"),
+        ({"tile": None}, 400, "overlap: an overlap of 64 has no effect without tile"),
         ({"tile": 64}, 400, "tile"),
         ({"grid": 7}, 400, "wanted one of 8, 16, 24, 32"),
         ({"level": 7}, 400, "wanted 1..6 or all"),
@@ -172,14 +179,15 @@ def test_names_like_a_text(client, checkpoint):
 
 BAD = {
     "no image": ({"points": [[1, 1]]}, 400, "image"),
-    "two images": (CLICK | {"image_id": "x"}, 400, "either"),
+    "two images": (CLICK | {"image_id": "x"}, 400, "image: give either"),
     "not base64": (CLICK | {"image": "$$$"}, 400, "base64"),
     "not an image": (CLICK | {"image": "aGVsbG8="}, 415, "JPEG"),
     "unknown key": (CLICK | {"pionts": []}, 400, "pionts"),
-    "outside": (CLICK | {"points": [[161, 5]]}, 400, "160x120"),
+    "outside": (CLICK | {"points": [[161, 5]]}, 400, "points: 161,5: outside the image, which is"),
+    "box": ({"image": IMAGE, "boxes": [[9, 9, 5, 5]]}, 400, "boxes: 9,9,5,5: empty; wanted"),
     "NaN": (CLICK | {"points": [[float("nan"), 5]]}, 400, "finite"),
     "infinity": (CLICK | {"boxes": [[0, 0, float("inf"), 5]]}, 400, "finite"),
-    "level": (CLICK | {"level": 9}, 400, "9"),
+    "level": (CLICK | {"level": 9}, 400, "level: got '9'; wanted 1 (coarsest) to 6"),
     "level 0": (CLICK | {"level": 0}, 400, "level: wanted 'best' or 'all' or greater than"),
     "level text": (CLICK | {"level": "finest"}, 400, "level"),
     "granularity": (CLICK | {"granularity": 1.01}, 400, "granularity"),
@@ -191,13 +199,22 @@ BAD = {
     "granularity text": (CLICK | {"granularity": "fine"}, 400, "granularity"),
     "granularity NaN": (CLICK | {"granularity": float("nan")}, 400, "granularity"),
     "no granularity": (CLICK | {"granularity": []}, 400, "granularity"),
-    "level, granularity": (CLICK | {"granularity": 0.5, "level": 2}, 400, "either level"),
-    "labels": (CLICK | {"labels": ","}, 400, "No names"),
-    "too many clicks": (CLICK | {"points": [[1, 1]] * 17}, 400, "16"),
-    "too many boxes": (CLICK | {"points": [], "boxes": [[1, 1, 2, 2]] * 65}, 400, "64"),
+    "level, granularity": (
+        CLICK | {"granularity": 0.5, "level": 2},
+        400,
+        "granularity: got it together with level",
+    ),
+    "labels": (CLICK | {"labels": ","}, 400, "labels: no names"),
+    "too many labels": (CLICK | {"labels": "a" * 5000}, 400, "labels: longer than 4000"),
+    "too many clicks": (CLICK | {"points": [[1, 1]] * 17}, 400, "points: at most 16"),
+    "too many boxes": (
+        CLICK | {"points": [], "boxes": [[1, 1, 2, 2]] * 65},
+        400,
+        "boxes: at most 64",
+    ),
     "forgotten": ({"image_id": "x" * 32, "points": [[1, 1]]}, 410, "no longer"),
     "nothing": ({"image": IMAGE}, 400, "points or boxes"),
-    "negative only": (CLICK | {"point_labels": [0]}, 400, "positive"),
+    "negative only": (CLICK | {"point_labels": [0]}, 400, "points: nothing to segment"),
 }
 
 
@@ -209,6 +226,14 @@ def test_bad_requests_are_refused_in_a_sentence(client, name):
     assert answer.status_code == status, answer.text
     assert word in answer.json()["error"]
     assert answer.json()["error"].endswith(".")
+
+
+def test_errors_of_the_page_do_not_name_fields_of_the_api(client):
+    upload = client.post("/api/image", content=encoded(picture(*HW))).json()
+    body = {"image": upload["image"], "points": [[56, 60, 1]], "box": [], "names": ","}
+    answer = client.post("/api/click", json=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith("No names given; wanted for example")
 
 
 JSON = "application/json"

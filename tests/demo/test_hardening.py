@@ -146,8 +146,8 @@ BAD_REQUESTS = [
     {"points": [[1, 1, 1]] * 17},
     {"points": [], "box": [1, 2]},
     {"points": [], "box": [50, 50, 10, 10]},
-    {"names": "x" * 700},
-    {"names": ",".join(f"name {i}" for i in range(60))},
+    {"names": "x" * 5000},
+    {"names": ",".join(f"name {i}" for i in range(250))},
     {"names": ["dog"]},
 ]
 

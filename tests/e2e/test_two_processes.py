@@ -1,4 +1,8 @@
-"""Two processes over loopback are one run."""
+"""Two processes over loopback are one run.
+
+Each compiles all of the network, so this is for the night; that costs and assignments find their
+process is tested at each push (`tests/matching/test_transport.py`).
+"""
 
 import re
 import signal
@@ -10,7 +14,7 @@ import pytest
 from semsam_jax.parallel.distributed import RESTART_CODE
 from tests.e2e import runs
 
-pytestmark = pytest.mark.timeout(3000)
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(3000)]
 STEPS = runs.SMALL["steps"]
 SETTINGS = {"eval_images": 0, "save_every": 3}
 
@@ -27,7 +31,6 @@ def test_they_follow_one_process(finished, cache, tmp_path):
     _assert_same_losses(finished[0], workdir)
 
 
-@pytest.mark.nightly
 def test_one_is_lost_and_the_other_goes_on_alone(finished, cache, tmp_path):
     """The second is killed on the way: the first stops, and one process ends the run."""
     workdir = tmp_path / "pair"

@@ -17,6 +17,7 @@ from semsam_jax import config
 from semsam_jax.__main__ import main
 from semsam_jax.core import checkpoint_io
 from semsam_jax.core.errors import ConfigError, DataError
+from semsam_jax.core.model_files import save_model
 from semsam_jax.evals import run
 from semsam_jax.evals.dataset_samples import EvalFrame, open_dataset
 from semsam_jax.evals.options import SUITE_NAMES, EvalOptions, parse_suites
@@ -60,6 +61,35 @@ def test_mistakes_are_told_in_one_line(checkpoint, tmp_path, capsys):
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "suites", "others"),
+    [
+        ("--data.view part", "generic,part", "one_click, levels, box"),
+        ("--points-per-side 8", "one_click", "everything, proposals, otq"),
+        ("--data.image-size 64", "otq", "one_click, levels, box"),
+        ("--data.short-side 64", "otq", "one_click, levels, box"),
+        ("--data.canvas tight", "otq", "one_click, levels, box"),
+        ("--protocol square", "otq", "one_click, levels, box"),
+    ],
+)
+def test_options_that_no_chosen_suite_uses_are_refused(given, suites, others, capsys):
+    assert main(["evaluate", "--suite", suites, *given.split()]) == 2
+    error = capsys.readouterr().err
+    assert f"{given}: no effect on --suite {suites}; leave it out, or" in error
+    assert f"measure one of {others}" in error
+
+
+def test_a_report_says_what_its_suite_used(checkpoint, tmp_path, capsys):
+    arguments = ["evaluate", "--checkpoint", str(checkpoint), "--out", str(tmp_path)]
+    arguments += ["--suite", "one_click,everything", "--data.limit", "1", "--data.view", "object"]
+    assert main([*arguments, "--points-per-side", "2"]) == 0
+    capsys.readouterr()
+    texts = [(tmp_path / f"{name}.md").read_text() for name in ("one_click", "everything")]
+    assert ["2 x 2 clicks" in text for text in texts] == [False, True]
+    assert all("- prompted masks: object\n" in text for text in texts)
+    assert not any("object masks (" in text for text in texts)
 
 
 def test_suite_names_are_those_of_the_suites():
@@ -122,14 +152,37 @@ def test_an_evaluation_is_resumed_with_the_same_weights_only(checkpoint):
     params, meta = checkpoint_io.read_model(checkpoint)
     dataset = open_dataset("coco", None, "val", EvalFrame(64), 1)
     options = EvalOptions()
+
+    def settings(options, params, meta):
+        return run._about(options, checkpoint, params, meta, dataset) | run._identity(
+            options, meta, dataset
+        )
+
     found = [
-        run._identity(options, params, meta, dataset),
-        run._identity(EvalOptions(points_per_side=8), params, meta, dataset),
-        run._identity(options, params, meta | {"level_order": [1, 0, 2, 3, 4, 5]}, dataset),
-        run._identity(options, jax.tree.map(lambda x: x + (x == x.max()), params), meta, dataset),
+        settings(options, params, meta),
+        settings(EvalOptions(suites=("otq",), points_per_side=8), params, meta),
+        settings(options, params, meta | {"level_order": [1, 0, 2, 3, 4, 5]}),
+        settings(options, jax.tree.map(lambda x: x + (x == x.max()), params), meta),
     ]
     assert len({json.dumps(one, sort_keys=True) for one in found}) == len(found)
-    assert found[0] == run._identity(options, *checkpoint_io.read_model(checkpoint), dataset)
+    assert found[0] == settings(options, *checkpoint_io.read_model(checkpoint))
+
+
+def test_results_of_other_weights_are_not_combined(checkpoint, tmp_path, capsys):
+    """A model that was trained anew in the same folder, for as many steps."""
+    copy, out = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(checkpoint, copy)
+    arguments = ["evaluate", "--checkpoint", str(copy), "--out", str(out), "--data.limit", "1"]
+    assert main([*arguments, "--suite", "one_click"]) == 0
+    assert main([*arguments, "--suite", "box"]) == 0
+    results = out / "results.md"
+    assert all(text in results.read_text() for text in ("1-click IoU, Max", "box prompt IoU, Max"))
+    params, meta = checkpoint_io.read_model(copy)
+    save_model(copy, jax.tree.map(lambda x: 0.5 * x, params), meta, overwrite=True)
+    assert main([*arguments, "--suite", "box"]) == 0
+    assert "box prompt IoU, Max" in results.read_text()
+    assert "1-click IoU, Max" not in results.read_text()
+    capsys.readouterr()
 
 
 def test_eval_only_config_is_the_same_evaluation(checkpoint, tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 
 from semsam_jax.core import rle
-from semsam_jax.evals.generic import true_segments
+from semsam_jax.evals.generic import GenericEvaluator, true_segments
 from semsam_jax.evals.panoptic import PanopticEvaluator, PanopticSegments
 from semsam_jax.evals.part_ap import ClassList, build_pairs
 from semsam_jax.evals.samples import EvalSample
@@ -60,3 +60,22 @@ def test_true_objects_are_segments_and_parts_are_not():
     evaluator = PanopticEvaluator(classes.is_thing)
     evaluator.process(truth, PanopticSegments(truth.segment_map, {1: 1, 2: 0}))
     assert evaluator.result().all["pq"] == 1.0
+
+
+def test_instances_lie_on_top_of_crowd_regions():
+    one, crowd = np.zeros((2, 4), bool), np.ones((2, 4), bool)
+    one[:, :2] = True
+    sample = EvalSample(
+        image=np.zeros((32, 32, 3), np.uint8),
+        size_hw=(2, 4),
+        masks=[one, crowd],
+        image_id="a",
+        is_crowd=[False, True],
+        object_ids=[7, 5],
+    )
+    classes = ClassList(np.array([5, 7]), np.ones(2, bool))
+    truth = true_segments(sample, classes, (2, 4))
+    np.testing.assert_array_equal(truth.segment_map, [[1, 1, 2, 2]] * 2)
+    assert (truth.classes, truth.crowd) == ({2: 0, 1: 1}, {2})
+    evaluator = GenericEvaluator(classes, ("semantic",))
+    np.testing.assert_array_equal(evaluator._true_semantic(sample, (2, 4)), [[1, 1, 0, 0]] * 2)

@@ -38,6 +38,15 @@ def test_hundreds_of_masks_of_one_image():
     assert result.ar == {10: 1.0, 100: 1.0, 1000: 1.0}
 
 
+def test_size_classes_are_those_of_the_original_image():
+    # 64x16 pixels of the canvas are 256x64 of the image, which is a large mask.
+    sample = reading_sample(np.repeat([[0, 1, 0]], 16, axis=0).repeat(4, axis=1), scale=0.25)
+    result = evaluate_proposals(truth_of, [sample])
+    assert result.ar_by_size["large"] == result.ap_by_size["large"] == 1.0
+    for size in ("small", "medium"):
+        assert np.isnan(result.ar_by_size[size])
+
+
 def test_nothing_found_and_nothing_there():
     def nothing(sample):
         return [], np.zeros(0)

@@ -1,6 +1,7 @@
 """Tables, plots and gallery: right numbers in the files, pictures that can be opened."""
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -80,6 +81,9 @@ def test_markdown_has_a_line_per_row():
 
 
 def test_click_table_has_a_line_per_instance(table, tmp_path):
+    areas = table.pred_area.copy()
+    areas[2, 2] = 1.23456e-6  # a pixel of a large image
+    table = dataclasses.replace(table, pred_area=areas)
     report.write_click_table(tmp_path / "t.csv", table)
     with (tmp_path / "t.csv").open() as stream:
         rows = list(csv.DictReader(stream))
@@ -87,6 +91,7 @@ def test_click_table_has_a_line_per_instance(table, tmp_path):
     assert float(rows[0]["iou_max"]) == pytest.approx(27 / 72, abs=1e-4)
     assert {row["chosen"] for row in rows} == {"1"}
     assert float(rows[2]["iou_2"]) == pytest.approx(table.iou[2, 2], abs=1e-4)
+    assert rows[2]["pred_area_2"] == "1.235e-06"
 
 
 def test_plots_of_clicks(table, tmp_path):

@@ -92,12 +92,16 @@ def test_the_command_writes_a_row_per_source_and_mask(checkpoint, tmp_path, caps
     for name in ("first", "second"):
         write_source(tmp_path / "val" / name, "a.png")
     (tmp_path / "val/notes").mkdir()  # no dataset, no source
+    (tmp_path / "val/.cache").mkdir()
     out = tmp_path / "out"
     command = ["evaluate", str(tmp_path / "val"), "--checkpoint", str(checkpoint)]
-    assert main([*command, "--out", str(out)]) == 0
+    assert main([*command, "--out", str(out), "--data.image-size", "96"]) == 0
     shown = capsys.readouterr().out
+    assert "- frame: images are resized to 96 px\n" in shown
     assert "mean of 2 sources" in shown
     assert "- first: masks of fewer than 64 pixels, which are not scored: 1\n" in shown
+    assert "- notes: no dataset with the split 'val', not scored\n" in shown
+    assert ".cache" not in shown
     content = json.loads((out / "sources.json").read_text())
     assert set(content["sources"]) == {"first", "second"}
     assert content["mean"]["fill"] == 1.0  # a square fills its box
@@ -137,7 +141,9 @@ def test_machine_made_masks_are_counted_and_not_scored(checkpoint, tmp_path, cap
     content["annotations"][1]["is_pseudo"] = 1
     file.write_text(json.dumps(content))
     assert main(command) == 0
-    assert "machine-made masks, which are not scored: 1\n" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "machine-made masks, which are not scored: 1\n" in shown
+    assert "no dataset with the split" not in shown  # the folder is the source
     for annotation in content["annotations"]:
         annotation["is_pseudo"] = 1
     file.write_text(json.dumps(content))

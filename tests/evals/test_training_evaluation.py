@@ -93,6 +93,19 @@ def test_an_evaluation_is_printed_and_kept_with_the_best_model(tmp_path, capsys)
     assert sorted(meta["level_order"]) == [0, 1, 2]
 
 
+def test_granularities_lie_between_the_levels_of_the_same_evaluation(tmp_path):
+    writer = MetricWriter(tmp_path)
+    for order in ([1, 2, 0], [0, 1, 2]):  # measured, and of an earlier state
+        meta = META | {"level_order": order}
+        evaluator = HeldOutEvaluation(Reading(), dataset(has_crowd=False), meta, ("continuous",))
+        evaluator.run(TrainState(params={}, opt_state=(), step=jnp.int32(0)), writer)
+        assert evaluator.levels()["level_order"] == [1, 2, 0]
+    writer.close()
+    first, second = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert first["eval/continuous/tau"] > 0
+    assert first | {"time": 0} == second | {"time": 0}
+
+
 def test_parts_are_classes_of_their_own(tmp_path):
     """The branch calls strip 1 a handle, which is strip 2: third of three with the same class."""
     data = EvalDataset(FakeParts(), EvalFrame(32), is_sample=False)
@@ -118,6 +131,9 @@ def test_no_images_no_evaluation(tmp_path):
 def test_unknown_suites_are_told():
     with pytest.raises(ConfigError, match="eval_suites: 'proposal'; use one of one_click"):
         build({"eval_suites": ("one_click", "proposal")})
+    both = {"eval_suites": ("part",), "eval_dataset": "paco", "eval_part_dataset": "pascal_part"}
+    with pytest.raises(ConfigError, match=r"part would be measured on paco and on .* pascal_part"):
+        build(both)
 
 
 def test_parts_without_names_are_clicked(tmp_path):

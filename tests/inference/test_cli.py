@@ -111,6 +111,8 @@ def test_level_by_area(image, tiny_checkpoint, tmp_path, capsys):
     for area in ("0", "nan", "1.5", "-1"):
         assert run(*base, f"--area={area}") == 2
         assert "area" in capsys.readouterr().err
+    assert run(*base, "--area=0.3", "--level=2") == 2
+    assert "area: got it together with level 2" in capsys.readouterr().err
 
 
 def test_granularities_on_the_command_line(image, tiny_checkpoint, tmp_path, capsys):
@@ -321,6 +323,11 @@ def test_auto_rejects_thresholds_that_are_no_fractions(image, capsys, flag):
         assert error.count("\n") == 1
         assert f"--{flag} {wrong}: wanted" in error
     assert not image.with_name("dog_segments").exists()
+
+
+def test_auto_rejects_an_overlap_of_tiles_without_tiles(image, capsys):
+    assert run("auto", image, "--tile-overlap", 64) == 2
+    assert "an overlap of 64 has no effect without tile" in capsys.readouterr().err
 
 
 def test_auto_says_why_there_is_no_mask(tmp_path, image_a, tiny_checkpoint, capsys):

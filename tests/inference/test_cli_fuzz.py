@@ -98,6 +98,7 @@ def run(*args) -> int:
     return main([str(arg) for arg in args])
 
 
+@pytest.mark.nightly
 def test_strange_images_give_masks_of_the_displayed_size(tmp_path, image_a, tiny_checkpoint):
     for name, (content, size) in good_images(image_a).items():
         path, out = tmp_path / name, tmp_path / f"{name}_out"

@@ -85,6 +85,22 @@ def test_what_cannot_be_exported_or_run(exported, tiny_model, tmp_path):
         ExportedModel(exported).encode(np.zeros((64, 64, 3), np.uint8), (64, 64))
 
 
+def test_a_guided_mask_keeps_its_click_as_that_of_the_predictor(tiny_params, image_a, tmp_path):
+    config, params = tiny_params
+    config = dataclasses.replace(config, guided_upsampling=True)
+    model = model_from_params(params, tiny_meta(config, prompt_preset="default"))
+    folder = export_model(model, tmp_path / "programs", [(128, 128)], [16], ("cpu",))
+    image = np.random.default_rng(0).permutation(image_a.reshape(-1, 3)).reshape(image_a.shape)
+    points = np.random.default_rng(1).uniform(5, 125, (16, 2)).tolist()
+    found = ExportedModel(folder).segment(image, points)
+    predictor = Predictor(model)
+    predictor.set_image(image)
+    for masks, answer in zip(
+        found.masks, predictor.predict_many([{"point_coords": [p]} for p in points]), strict=True
+    ):
+        np.testing.assert_array_equal(masks, answer.masks)
+
+
 def test_masks_of_a_small_box_end_where_the_predictor_ends_them(tiny_params, image_a, tmp_path):
     """One cell of the logits is many pixels of a large image, and the guided filter spreads it."""
     config, params = tiny_params

@@ -7,6 +7,7 @@ import pytest
 
 from semsam_jax.core.errors import CheckpointError, PromptError
 from semsam_jax.core.structs import Predictions
+from semsam_jax.inference import labels
 from semsam_jax.inference.convert_results import record_name
 from semsam_jax.inference.labels import (
     VOCABULARIES,
@@ -52,6 +53,28 @@ def test_no_labels_is_an_error(labels):
         parse_labels(labels)
     with pytest.raises(PromptError, match="keys"):
         parse_labels({"things": ["dog"]})
+
+
+def test_names_that_are_forgotten_meanwhile_are_not_lost(tiny_model, monkeypatch):
+    model = with_table(tiny_model)
+    names = ("dog", "cat")
+    rows = np.eye(2, model.module.config.decoder.text_dim, dtype=np.float32)
+
+    class Table:
+        dim = rows.shape[1]
+
+        def lookup(self, new):
+            model.name_embeddings.clear()  # as a server does that has learned too many
+            return rows[: len(new)], [True] * len(new)
+
+    monkeypatch.setattr(labels, "table_of", lambda text, params: Table())
+    label_set(model, [names[0]])
+    assert label_set(model, list(names)).objects == tuple(names)
+
+
+def test_a_second_semicolon_is_no_part_of_a_name():
+    with pytest.raises(PromptError, match="one semicolon"):
+        parse_labels("dog;head;leg")
 
 
 @pytest.mark.parametrize("name", VOCABULARIES)

@@ -58,6 +58,7 @@ def test_a_model_shows_itself_in_one_line(tiny_params):
     assert shown == f"LoadedModel(tiny, {count:,} parameters, float32)"
 
 
+@pytest.mark.nightly  # at each push in `tests/e2e/test_main.py`
 def test_a_second_process_segments_without_tracing_the_network(
     tiny_checkpoint, tiny_model, image_a, tmp_path, monkeypatch
 ):

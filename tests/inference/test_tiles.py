@@ -5,11 +5,14 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from semsam_jax.core import rle
 from semsam_jax.core.errors import DataError, PromptError
 from semsam_jax.inference import auto
 from semsam_jax.inference.found import FoundMask
+from semsam_jax.inference.geojson import to_geojson
+from semsam_jax.inference.images import load_image
 from semsam_jax.inference.large_images import open_large
 from semsam_jax.inference.mask_generator import MaskGenerator
 from semsam_jax.inference.mask_selection import inclusive_box
@@ -114,7 +117,8 @@ def test_the_generator_takes_images_in_tiles(tiny_model):
     whole = MaskGenerator(tiny_model, 2, level=1, **loose).generate(image[:256, :256])
     one = MaskGenerator(tiny_model, 2, level=1, tile=256, **loose).generate(image[:256, :256])
     assert [r["segmentation"] for r in one] == [r["segmentation"] for r in whole]
-    for wrong in ({"tile": 64}, {"tile": 256, "tile_overlap": 200}):
+    assert MaskGenerator(tiny_model, tile=200).tile_overlap == 100  # half a tile at most
+    for wrong in ({"tile": 64}, {"tile": 256, "tile_overlap": 200}, {"tile_overlap": 64}):
         with pytest.raises(PromptError, match="tile"):
             MaskGenerator(tiny_model, **wrong)
 
@@ -167,6 +171,87 @@ def test_a_georeferenced_file_gives_places_on_the_ground(tmp_path, monkeypatch):
         open_large(path) as source,
     ):
         source.read(0, 0, 20, 10)
+
+
+@pytest.mark.parametrize(
+    "kind", ["grey", "palette", "black and white", "negative", "rotated", "RGBA", "LA"]
+)
+def test_a_file_read_in_windows_looks_as_displayed(tmp_path, kind):
+    pytest.importorskip("rasterio", reason="pip install rasterio")
+    pixels = np.random.default_rng(0).integers(0, 255, (30, 40), np.uint8)
+    image, options = Image.fromarray(pixels), {}
+    if kind == "palette":
+        image = Image.fromarray(np.stack([pixels, 255 - pixels, pixels // 2], -1)).quantize(16)
+    elif kind == "black and white":
+        image = image.convert("1")
+    elif kind == "negative":
+        options["tiffinfo"] = {262: 0}  # white is zero
+    elif kind == "rotated":
+        options["tiffinfo"] = {274: 6}  # the camera was turned by 90 degrees
+    elif kind in ("RGBA", "LA"):  # a mosaic with transparent pixels
+        image = image.convert(kind)
+        image.putalpha(Image.fromarray(pixels.T.reshape(pixels.shape)))
+    image.save(tmp_path / "a.tif", **options)
+    displayed = load_image(tmp_path / "a.tif")
+    with open_large(tmp_path / "a.tif") as source:
+        assert source.image_hw == displayed.shape[:2]
+        assert (source.read(5, 10, 25, 28) == displayed[10:28, 5:25]).all()
+
+
+def test_the_copy_of_a_file_has_the_pixels_that_were_segmented(tmp_path):
+    rasterio = pytest.importorskip("rasterio", reason="pip install rasterio")
+    from rasterio.transform import from_origin
+
+    # Pillow reads no colours of 16 bits that lie band by band, and turns what GDAL does not.
+    path, out = tmp_path / "field.tif", tmp_path / "out"
+    pixels = np.broadcast_to(np.arange(256, dtype=np.uint16) << 8, (5, 200, 256))
+    about = {"width": 256, "height": 200, "count": 5, "dtype": "uint16", "crs": "EPSG:32633"}
+    with rasterio.open(path, "w", transform=from_origin(5e5, 5e6, 10, 10), **about) as file:
+        file.write(pixels)
+
+    class Generator:
+        tile, tile_overlap = 128, 32
+
+        def generate(self, source):
+            return Records([], source.image_hw)
+
+    (out / "overlays").mkdir(parents=True)
+    auto._segment_one(Generator(), path, 1, out / "field.json", {"tile": 128})
+    copy = np.asarray(Image.open(out / "field.jpg")).astype(int)
+    assert copy.shape == (200, 256, 3)
+    assert np.abs(copy - np.arange(256)[None, :, None]).max() < 5
+
+
+def test_places_of_an_earlier_run_do_not_stay(tmp_path):
+    path, out = tmp_path / "a.png", tmp_path / "out"
+    Image.new("RGB", (40, 30)).save(path)
+
+    class Generator:
+        tile = None
+
+        def generate(self, image):
+            return Records([], image.shape[:2])
+
+    (out / "overlays").mkdir(parents=True)
+    for settings, stays in (({"tile": None}, True), ({"tile": 128}, False)):
+        (out / "a.json").write_text(json.dumps({"settings": settings}))
+        (out / "a.geojson").write_text("{}")
+        auto._segment_one(Generator(), path, 1, out / "a.json", {})
+        assert (out / "a.geojson").exists() == stays  # a file of the user's own is left alone
+
+
+def test_no_ring_of_a_place_touches_itself():
+    pytest.importorskip("rasterio", reason="pip install rasterio")
+    from rasterio.crs import CRS
+    from rasterio.transform import from_origin
+
+    mask = np.random.default_rng(0).random((12, 12)) < 0.5
+    records = [{"segmentation": rle.encode(mask)}]
+    found = to_geojson(records, from_origin(10, 50, 0.1, 0.1), CRS.from_epsg(4326))
+    (feature,) = found["features"]
+    for ring in (ring for polygon in feature["geometry"]["coordinates"] for ring in polygon):
+        corners = [tuple(corner) for corner in ring[:-1]]
+        assert len(set(corners)) == len(corners)
 
 
 def _broken(folder):

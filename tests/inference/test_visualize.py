@@ -1,4 +1,7 @@
+import warnings
+
 import numpy as np
+import pytest
 
 from semsam_jax.inference import visualize
 
@@ -62,3 +65,27 @@ def test_extreme_pictures():
         small_mask = visualize.shrink_mask(mask, small)
         visualize.level_strip(small, [small_mask], ["level 1"], points=[(0, 0, True)])
         visualize.overlay_masks(small, [small_mask])
+
+
+def test_letters_that_no_font_has_are_named(monkeypatch):
+    mask, colour = np.ones((60, 80), bool), [(255, 0, 0)]
+    monkeypatch.setattr(visualize, "_INSTALLED_FONTS", ("no such font.ttf",))
+    with pytest.warns(UserWarning, match="boxes for letters of '犬': .* install the Noto fonts"):
+        visualize.write_labels(IMAGE, [mask], ["犬"], colour)
+    with pytest.warns(UserWarning, match="'犬 2'"):
+        visualize.level_strip(IMAGE, [mask], ["犬 2"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        visualize.write_labels(IMAGE, [mask], ["dog, 0.9…"], colour)
+
+
+def test_letters_are_taken_from_an_installed_font():
+    if visualize._loaded("DejaVuSans.ttf") is None:
+        pytest.skip("DejaVu Sans is not installed")
+    mask, colour = np.ones((60, 80), bool), [(255, 0, 0)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        first, second = (
+            visualize.write_labels(IMAGE, [mask], [text], colour) for text in ("кот", "дом")
+        )
+    assert (first != second).any()  # boxes would be the same

@@ -107,7 +107,6 @@ def test_misplaced_validity_is_named():
         assign(costs, jax.device_put(targets, replicated(mesh)), valid)
 
 
-@pytest.mark.nightly
 def test_two_processes():
     """Each process solves its own rows; together they hold the single-process answer."""
     with socket.socket() as free:

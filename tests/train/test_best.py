@@ -30,6 +30,15 @@ def test_a_resumed_run_goes_on_with_its_best_model(tmp_path):
     assert not best.update({"iou_max": 0.4}, PARAMS, {"config": run.to_dict()}, step=9)
 
 
+def test_of_equal_models_the_later_one_is_kept(tmp_path):
+    """Clicks do not change where only names are trained, and the start has not learned them."""
+    run = make_run()
+    keep(tmp_path, run, 0.5)
+    best = BestCheckpoint(tmp_path, True, run.to_dict(), is_resumed=True)
+    assert best.update({"iou_max": 0.5}, PARAMS, {"config": run.to_dict()}, step=9)
+    assert checkpoint_io.read_meta(tmp_path / "best")["step"] == best.step == 9
+
+
 @pytest.mark.parametrize("is_on", [True, False])
 def test_a_new_run_sets_the_best_model_of_another_aside(tmp_path, is_on):
     run = make_run()

@@ -1,5 +1,7 @@
 """The data of a fine-tuning run: any tool's folder, its own words, nothing vanishes."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -41,7 +43,7 @@ def opened(run, unembedded=()):
     held_out = input_lib.evaluation_data(run, vocabulary)
     mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
     class_mask = ~np.isin(vocabulary.names, unembedded)
-    data = input_lib.build_input(run, vocabulary, class_mask, mesh)
+    data = input_lib.build_input(run, vocabulary, class_mask, mesh, held_out)
     next(data)
     data.close()
     return data, held_out
@@ -61,8 +63,19 @@ def test_a_run_names_its_folder_its_classes_and_what_it_does_not_use(tmp_path):
         assert data.notes[0] == "custom: 2 training images, 2 classes: dog, cat"
         assert any("1 annotation not used, no usable outline" in note for note in data.notes)
         assert any("1 crowd region (iscrowd 1) is ignored" in note for note in data.notes)
+        both = "custom: 2 of 2 validation images are also training images, "
+        assert sum(note.startswith(both) for note in data.notes) == 1
         assert not held_out.notes
         assert len(held_out.samples()) == 2
+
+
+def test_splits_of_different_images_or_of_one_folder_share_none(tmp_path):
+    write = functools.partial(custom_data.write, tmp_path / "mine")
+    write(place="annotations/train.json", images="images/train")
+    write(place="annotations/val.json", images="images/val")
+    custom_data.write(tmp_path / "one")  # divided
+    for folder in ("mine", "one"):
+        assert not any("also training" in n for n in opened(make_run(tmp_path / folder))[0].notes)
 
 
 def test_inspect_takes_the_same_folder(tmp_path, capsys):
@@ -166,6 +179,28 @@ def test_an_evaluation_without_a_mask_is_refused_before_training(tmp_path):
         tmp_path, lambda content: content["annotations"].clear(), place="annotations/val.json"
     )
     with pytest.raises(DataError, match="none of the 2 images has an annotated mask to score"):
+        opened(make_run(tmp_path))
+
+
+def test_machine_made_masks_of_the_evaluation_are_told_and_never_all_of_it(tmp_path):
+    def change(content):
+        content["annotations"] = content["annotations"][:3]
+        for annotation in content["annotations"][1:]:
+            annotation["is_pseudo"] = 1
+
+    custom_data.write(tmp_path)
+    custom_data.write(tmp_path, change, place="annotations/val.json")
+    note = "custom: machine-made masks, which are not scored: 2"
+    assert note in opened(make_run(tmp_path))[1].notes
+
+    def all_of_them(content):
+        for annotation in content["annotations"]:
+            annotation["is_pseudo"] = 1
+
+    custom_data.write(tmp_path, all_of_them, place="annotations/val.json")
+    with pytest.raises(
+        DataError, match=r"has an annotated mask to score \(all \d are machine-made"
+    ):
         opened(make_run(tmp_path))
 
 

@@ -159,6 +159,7 @@ def test_a_refit_that_fails_loses_no_step_and_a_shorter_run_has_its_own(
     assert (step.steps, called, longer["steps"]) == ([7], [1, 1], 8)
 
 
+@pytest.mark.nightly
 def test_the_end_of_a_longer_run_is_not_that_of_the_shorter_one(start, tmp_path, monkeypatch):
     """It is lost between the last save and the summary; the first end had a summary, too."""
 

@@ -56,7 +56,7 @@ def test_groups(shapes):
 def test_a_name_that_freezes_nothing_is_refused(shapes):
     check_frozen(shapes, ("backbone", "decoder/layers", "text_encoder"))
     check_frozen({"decoder": shapes["decoder"]}, ("text_encoder",))
-    with pytest.raises(ConfigError, match=r"'decodr' is no part of this model.*decoder, "):
+    with pytest.raises(ConfigError, match=r"'decodr' is not part of this model.*decoder, "):
         check_frozen(shapes, ("backbone", "decodr"))
 
 

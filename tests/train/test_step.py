@@ -43,6 +43,7 @@ def test_streams_accumulated_apart_cut_every_row_once():
     np.testing.assert_array_equal(pieces[3].generic.boxes, boxes[[2, 3, 6, 7]])
 
 
+@pytest.mark.nightly  # compiles a step twice; their arithmetic is the next test
 def test_micro_batches_add_up_to_a_step(mesh, params):
     """Each of them alone gives its half, with its own random draws."""
     micro = MicroBatches(count=2)

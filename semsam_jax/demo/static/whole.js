@@ -35,7 +35,8 @@ const find = (path, body, what) => guarded(async () => {
   show();
   const how = isTree ? "The wheel goes up to the whole and down to the parts. Click to keep" : "Click on a mask to keep it";
   const origin = found.is_from_masks ? " (named masks of a grid of clicks)" : "";
-  say(number ? `${number} ${number === 1 ? what.replace(/s\b/, "") : what}${origin} in ${seconds(found.decode_sec)}. ${how}; Esc goes back to clicks.`
+  const rest = found.left_out ? ` (the best; ${found.left_out} more were found: raise Min. score or lower the grid)` : "";
+  say(number ? `${number} ${number === 1 ? what.replace(/s\b/, "") : what}${origin}${rest} in ${seconds(found.decode_sec)}. ${how}; Esc goes back to clicks.`
     : path === "panoptic" ? "The model is not sure enough about any of these names." : "Nothing scores that high. Lower Min. score in the settings.");
 });
 
