@@ -46,10 +46,11 @@ def get_config(suites: str = "one_click,baselines") -> ConfigDict:
                 # Clicks per side of the grid of the suites proposals, everything and otq.
                 "points_per_side": 32,
                 # Write what was measured into the checkpoint: order and sizes of the levels,
-                # thresholds of masks, thresholds of names.
+                # thresholds of masks, thresholds of names, what labels whole images.
                 "write_levels": False,
                 "write_masks": False,
                 "write_names": False,
+                "write_panoptic": False,
             }
         }
     )

@@ -33,7 +33,7 @@ from semsam_jax.inference.results import Segments, UnknownName
 from semsam_jax.inference.segment import prompt_records
 from semsam_jax.inference.tiles import tile_boxes
 from semsam_jax.inference.tree import tree_of_records
-from semsam_jax.inference.whole_image import find_panoptic
+from semsam_jax.inference.whole_image import can_label_images, find_panoptic
 from semsam_jax.text.tables import TextEmbeddings, normalise
 
 MAX_SEGMENTS = 250  # numbers that fit into the 8 bits of the picture, with room for none
@@ -82,7 +82,7 @@ class Engine:
     @property
     def has_panoptic(self) -> bool:
         """Whether the checkpoint can label a whole image."""
-        return self.knows_names and self.model.module.config.has_generic
+        return can_label_images(self.model)
 
     def warm_up(self, image: UInt8[np.ndarray, "h w 3"]) -> None:
         """Compiles the programs for clicks; a grid of clicks gives `suggested_quality`."""

@@ -30,6 +30,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="only the minimum scores of names, on images with class names: prints top-1, top-5 "
         "and the calibration of the scores; leaves levels and mask thresholds unchanged",
     )
+    what.add_argument(
+        "--panoptic",
+        action="store_true",
+        help="only what labels whole images (panoptic_source): the generic branch or named masks "
+        "of a grid of clicks, whichever has the higher PQ on images with class names",
+    )
     parser.add_argument(
         "--dry-run", action="store_true", help="only report, do not change the checkpoint"
     )
@@ -38,6 +44,16 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures, writes what was measured into the checkpoint; returns 0."""
+    if args.panoptic:
+        from semsam_jax.inference.whole_image import POINTS_PER_SIDE
+
+        options = cli.options_of(
+            args,
+            suites=("generic", "everything"),
+            points_per_side=POINTS_PER_SIDE,
+            write_panoptic=not args.dry_run,
+        )
+        return cli.run_options(options)
     is_all = not (args.names or args.levels)
     written = {"write_levels": is_all or args.levels, "write_masks": is_all}
     written["write_names"] = is_all or args.names

@@ -66,6 +66,8 @@ class EvalOptions:
         write_levels: write the measured order and sizes of levels into the checkpoint's meta.
         write_masks: write the thresholds of masks that suit it.
         write_names: write the thresholds of names that suit it, where it names the dataset.
+        write_panoptic: write whether the generic branch or named masks of clicks label whole images
+            with the higher PQ; both suites, `generic` and `everything`, must be measured.
     """
 
     checkpoint: str = ""
@@ -87,6 +89,7 @@ class EvalOptions:
     write_levels: bool = False
     write_masks: bool = False
     write_names: bool = False
+    write_panoptic: bool = False
 
     def __post_init__(self):
         """Checks everything that needs no data and no checkpoint."""
@@ -102,6 +105,11 @@ class EvalOptions:
             raise ConfigError(
                 f"--suite: got {', '.join(unknown) or 'nothing'}; wanted one or more of "
                 f"{', '.join(SUITE_NAMES)}."
+            )
+        if self.write_panoptic and not {"generic", "everything"} <= {*self.suites}:
+            raise ConfigError(
+                f"write_panoptic: compares the suites generic and everything; got "
+                f"{', '.join(self.suites)}."
             )
         for name, (flag, idle_suites) in _NOT_USED_BY.items():
             if name in changed and {*self.suites} <= {*idle_suites}:

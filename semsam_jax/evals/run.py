@@ -4,6 +4,7 @@ results.
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,7 +62,9 @@ def evaluate(options: EvalOptions) -> dict[str, SuiteResult]:
 
 def _evaluate(options: EvalOptions) -> dict[str, SuiteResult]:
     checkpoint = checkpoint_io.choose_checkpoint(zoo.resolve(options.checkpoint or None))
-    writes = options.write_levels or options.write_masks or options.write_names
+    writes = any(
+        (options.write_levels, options.write_masks, options.write_names, options.write_panoptic)
+    )
     if writes and checkpoint == checkpoint_io.SHIPPED:
         raise ConfigError(
             f"calibrate: would change the model of the package for everyone who uses this "
@@ -93,7 +96,7 @@ def _evaluate(options: EvalOptions) -> dict[str, SuiteResult]:
         if jax.process_index() == 0:
             _write(out, name, outcomes[name], about)
     if writes:
-        _calibrate(options, checkpoint, dataset, context)
+        _calibrate(options, checkpoint, dataset, context, outcomes)
     if jax.process_index() == 0:
         print(f"results in {out}")
     return outcomes
@@ -132,7 +135,11 @@ def evaluate_folder(options: EvalOptions) -> dict[str, sources.MaskScores]:
 
 
 def _calibrate(
-    options: EvalOptions, checkpoint: AnyPath, dataset: EvalDataset, context: EvalContext
+    options: EvalOptions,
+    checkpoint: AnyPath,
+    dataset: EvalDataset,
+    context: EvalContext,
+    outcomes: Mapping[str, SuiteResult],
 ) -> None:
     """Measures what the options ask for and writes all of it at once, or nothing."""
     found: dict[str, object] = {}
@@ -140,6 +147,8 @@ def _calibrate(
         levels = context.levels()
         found["level_order"] = list(levels.level_order)
         found["level_sizes"] = list(levels.level_sizes)
+    if options.write_panoptic:
+        found["panoptic_source"] = _better_source(outcomes)
     thresholds: dict[str, dict] = {}
     has_names = dataset.has_classes and knows_names(context.meta)
     if options.write_names and has_names:
@@ -157,11 +166,25 @@ def _calibrate(
         return
     stored = checkpoint_io.read_meta(checkpoint)
     checkpoint_io.update_meta(checkpoint, found | with_stored(stored, thresholds))
-    if found:
+    if options.write_levels:
         order = found["level_order"]
         print(f"wrote the order of levels {order} and their mean sizes into {checkpoint}")
+    if options.write_panoptic:
+        print(f"wrote panoptic_source {found['panoptic_source']} into {checkpoint}")
     if thresholds:
         print(f"wrote its thresholds: {json.dumps(thresholds)}")
+
+
+def _better_source(outcomes: Mapping[str, SuiteResult]) -> str:
+    """What labels whole images with the higher PQ, one of `whole_image.PANOPTIC_SOURCES`."""
+    generic = outcomes["generic"].scalars["generic/panoptic/pq"]
+    masks = outcomes["everything"].scalars["everything/pq"]
+    if not (math.isfinite(generic) and math.isfinite(masks)):
+        raise ConfigError(
+            f"calibrate --panoptic: PQ is {generic} of the generic branch and {masks} of masks; "
+            f"give images with labelled masks of names that the model knows."
+        )
+    return "masks" if masks > generic else "generic"
 
 
 def choose_frame(options: EvalOptions, meta: Mapping) -> EvalFrame:

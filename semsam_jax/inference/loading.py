@@ -33,6 +33,7 @@ from semsam_jax.models.semantic_sam import SemanticSAM
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _META_TYPES = {
     "image_size": int,
+    "panoptic_source": str,
     **dict.fromkeys(
         ("text", "vocabulary", "mask_thresholds", "name_thresholds", "name_scales"), Mapping
     ),

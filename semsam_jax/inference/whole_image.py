@@ -1,13 +1,15 @@
 """Panoptic, instance and semantic results for one image.
 
-They come from the queries of the generic branch. If it finds nothing above its threshold, as after
-little training, named masks of a grid of clicks are merged to a panoptic map instead.
+They come from the queries of the generic branch, or from named masks of a grid of clicks, merged
+without overlap; `panoptic_source` in the checkpoint's meta says which of the two is better for it
+(`semsam calibrate --panoptic` measures both). If the generic branch finds nothing above its
+threshold, as after little training, a panoptic map is made of masks, too.
 """
 
 import dataclasses
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -16,10 +18,10 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from semsam_jax.core import rle
-from semsam_jax.core.errors import PromptError
+from semsam_jax.core.errors import CheckpointError, PromptError
 from semsam_jax.inference import files, visualize
 from semsam_jax.inference.everything import panoptic_of_masks
-from semsam_jax.inference.labels import Labels, LabelSet, label_set
+from semsam_jax.inference.labels import Labels, LabelSet, knows_names, label_set
 from semsam_jax.inference.loading import LoadedModel, low_res_logits
 from semsam_jax.inference.mask_generator import MaskGenerator
 from semsam_jax.inference.preprocess import Frame, Size, fit_image
@@ -28,9 +30,12 @@ from semsam_jax.inference.upsample import upsample_logits
 from semsam_jax.ops import panoptic
 
 TASKS = ("panoptic", "instance", "semantic")
+PANOPTIC_SOURCES = ("generic", "masks")
+"""Where results for a whole image come from: the generic branch, or named masks of clicks."""
+POINTS_PER_SIDE = 16
+"""Clicks along each side of the grid whose masks label a whole image."""
 _MAX_WORK_PIXELS = 1_000_000
 _MIN_INSTANCE_SCORE = 0.25
-_POINTS_PER_SIDE = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +65,8 @@ class PanopticAnswer:
         segment_map: the id of each pixel's segment, [h, w]; 0 for none.
         records: of the segments.
         unknown: names that the checkpoint does not know.
-        is_from_masks: whether the generic branch found nothing above its threshold, so that
-            these are masks of a grid of clicks.
+        is_from_masks: whether these are named masks of a grid of clicks, because the checkpoint
+            says so or its generic branch found nothing above its threshold.
     """
 
     segment_map: Int[np.ndarray, "h w"]
@@ -70,27 +75,51 @@ class PanopticAnswer:
     is_from_masks: bool
 
 
+def panoptic_source(meta: Mapping) -> str:
+    """Returns one of `PANOPTIC_SOURCES`: what the checkpoint says, or the generic branch.
+
+    Raises:
+        CheckpointError: the meta says something else.
+    """
+    source = meta.get("panoptic_source", "generic")
+    if source not in PANOPTIC_SOURCES:
+        raise CheckpointError(
+            f"checkpoint meta: panoptic_source is {str(source)[:60]!r}; wanted one of "
+            f"{', '.join(PANOPTIC_SOURCES)}. `semsam calibrate --panoptic` measures and stores it."
+        )
+    return source
+
+
+def can_label_images(model: LoadedModel) -> bool:
+    """Whether a model labels whole images: it knows names, and has what its source needs."""
+    from_masks = panoptic_source(model.meta) == "masks"
+    return knows_names(model.meta) and (from_masks or model.module.config.has_generic)
+
+
 def find_panoptic(
     model: LoadedModel, image: UInt8[np.ndarray, "h w 3"], labels: Labels, size: Size = None
 ) -> PanopticAnswer:
     """Labels the pixels of an image.
 
     Args:
-        model: with a generic branch.
+        model: see `can_label_images`.
         image: RGB.
         labels: see `labels.label_set`.
         size: see `preprocess.make_frame`.
 
     Raises:
         PromptError: no object names among the labels.
-        CheckpointError: the checkpoint has no generic branch, or untrained class heads.
+        CheckpointError: the checkpoint has no generic branch and is to use it, or has untrained
+            class heads.
     """
-    answer = ask_generic(model, image, labels, size)
-    segment_map, records = panoptic_segments(answer, work_size(image.shape[:2]))
-    is_empty = not records
-    if is_empty:
-        segment_map, records = _merged_masks(model, image, labels, size, answer.names)
-    return PanopticAnswer(segment_map, records, answer.names.unknown, is_empty)
+    names = _object_names(model, labels)
+    if panoptic_source(model.meta) == "generic":
+        answer = _ask_generic(model, image, names, size)
+        segment_map, records = panoptic_segments(answer, work_size(image.shape[:2]))
+        if records:
+            return PanopticAnswer(segment_map, records, names.unknown, is_from_masks=False)
+    segment_map, records = _merged_masks(model, image, labels, size, names)
+    return PanopticAnswer(segment_map, records, names.unknown, is_from_masks=True)
 
 
 def ask_generic(
@@ -104,6 +133,11 @@ def ask_generic(
         PromptError: no object names among the labels.
         CheckpointError: the checkpoint has no generic branch, or untrained class heads.
     """
+    return _ask_generic(model, image, _object_names(model, labels), size)
+
+
+def _object_names(model: LoadedModel, labels: Labels) -> LabelSet:
+    """The names of objects among the labels; PromptError without any, a warning of other names."""
     names = label_set(model, labels)
     parts = ", ".join(repr(name[:60]) for name in names.parts[:8])
     parts += f" and {len(names.parts) - 8} more" if len(names.parts) > 8 else ""
@@ -122,8 +156,14 @@ def ask_generic(
         warnings.warn(
             f"labels: tasks of the whole image use object names only; these names of parts are "
             f"ignored: {parts}.",
-            stacklevel=2,
+            stacklevel=3,
         )
+    return names
+
+
+def _ask_generic(
+    model: LoadedModel, image: UInt8[np.ndarray, "h w 3"], names: LabelSet, size: Size
+) -> WholeImageAnswer:
     frame = model.frame(image.shape[:2], size)
     pyramid = model.encode(fit_image(image, frame)[None], [frame])
     # Padding rows of the name table would compete for the best proposals: use the exact one.
@@ -159,7 +199,7 @@ def segment_whole_image(
     """Labels an image, writes masks.json, overlay.png and segments.png (not for instances).
 
     Args:
-        model: with a generic branch.
+        model: see `can_label_images`.
         image: RGB.
         task: `panoptic`, `instance` or `semantic`.
         labels: see `labels.label_set`.
@@ -171,15 +211,20 @@ def segment_whole_image(
         The records of masks.json.
     """
     work_hw = work_size(image.shape[:2])
-    if task == "panoptic":
+    uses_masks = panoptic_source(model.meta) == "masks"
+    if task == "panoptic" or uses_masks:
         found = find_panoptic(model, image, labels, size)
         segment_map, records = found.segment_map, found.records
-        if found.is_from_masks:
+        if found.is_from_masks and not uses_masks:
             print(
                 "The generic branch of this checkpoint found nothing above its threshold; these "
                 "are named masks of a grid of clicks.",
                 file=sys.stderr,
             )
+        if task == "instance":
+            records = [record for record in records if record["is_thing"]]
+        elif task == "semantic":
+            segment_map, records = _semantic_of_segments(segment_map, records)
     elif task == "instance":
         records = _instance_records(ask_generic(model, image, labels, size), work_hw)
     else:
@@ -228,7 +273,7 @@ def _merged_masks(
 ) -> tuple[np.ndarray, list[dict]]:
     """Map and records of named masks of a grid of clicks."""
     generator = MaskGenerator(
-        model, _POINTS_PER_SIDE, labels=labels, output_mode="coco_rle", size=size
+        model, POINTS_PER_SIDE, labels=labels, output_mode="coco_rle", size=size
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "no mask reached")  # the answer is empty, then
@@ -271,6 +316,25 @@ def _semantic(answer: WholeImageAnswer, work_hw) -> tuple[np.ndarray, list[dict]
         record["score"] = record["object"]["score"] = float(min(1.0, top[best == category].mean()))
         records.append(record)
     return segment_map, records
+
+
+def _semantic_of_segments(
+    segment_map: Int[np.ndarray, "h w"], segments: Sequence[Mapping]
+) -> tuple[Int[np.ndarray, "h w"], list[dict]]:
+    """Joins the segments of each name; the score is their mean, weighted by area."""
+    joined = np.zeros_like(segment_map)
+    records = []
+    for category in sorted({segment["category_id"] for segment in segments}):
+        same = [segment for segment in segments if segment["category_id"] == category]
+        mask = np.isin(segment_map, [segment["id"] for segment in same])
+        joined[mask] = category
+        record = _record(category, mask, (same[0]["object"]["name"],), 0)
+        areas = [segment["area"] for segment in same]
+        record |= {"category_id": category}
+        record["score"] = float(np.average([segment["score"] for segment in same], weights=areas))
+        record["object"]["score"] = record["score"]
+        records.append(record)
+    return joined, records
 
 
 def _instance_records(answer: WholeImageAnswer, work_hw) -> list[dict]:

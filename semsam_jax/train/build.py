@@ -128,7 +128,8 @@ def start_answers(run: RunConfig, vocabulary: Vocabulary, class_mask: np.ndarray
         Which outputs have been trained, by the run or by its start (prompts_trained,
         class_heads_trained, parts_trained); the canvas of inference (image_size): that of training,
         or that of the start if it is larger, so that a short run does not make masks coarser; and
-        the thresholds and scales of the start, which hold until an evaluation measures others.
+        the thresholds, scales and panoptic_source of the start, which hold until others are
+        measured.
     """
     start = {}
     if run.model.warm_start:
@@ -138,7 +139,8 @@ def start_answers(run: RunConfig, vocabulary: Vocabulary, class_mask: np.ndarray
         (text.get("source"), text.get("table") or "") == (run.text.source, run.text.table)
     )
     knew = has_same_names and bool(start.get("class_heads_trained"))
-    kept = ("mask_thresholds", *(("name_thresholds", "name_scales") if knew else ()))
+    of_names = ("name_thresholds", "name_scales", "panoptic_source")
+    kept = ("mask_thresholds", *(of_names if knew else ()))
     return {
         "prompts_trained": run.data.interactive_batch > 0
         or (bool(start) and start.get("prompts_trained", True)),

@@ -31,7 +31,7 @@ from semsam_jax.train.writers import MetricWriter, ProgressLine
 
 _KEPT = (
     *("level_order", "level_sizes", "image_size", "mask_thresholds", "name_thresholds"),
-    *("name_scales", "prompts_trained", "class_heads_trained", "parts_trained"),
+    *("name_scales", "panoptic_source", "prompts_trained", "class_heads_trained", "parts_trained"),
     *("before", "measured", "refitted"),
 )
 """What a resumed run takes from the meta of its checkpoint."""

@@ -22,6 +22,7 @@ from semsam_jax.evals import run
 from semsam_jax.evals.dataset_samples import EvalFrame, open_dataset
 from semsam_jax.evals.options import SUITE_NAMES, EvalOptions, parse_suites
 from semsam_jax.evals.run import choose_frame
+from semsam_jax.evals.suite_context import SuiteResult
 from semsam_jax.evals.suites import SUITES
 
 
@@ -146,6 +147,39 @@ def test_a_calibration_that_is_cut_short_changes_nothing(checkpoint, tmp_path, m
     assert "wrote" not in capsys.readouterr().out
     assert main(["calibrate", "--levels"]) == 2
     assert "model of the package" in capsys.readouterr().err
+
+
+def test_calibration_chooses_what_labels_images(checkpoint, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(checkpoint, copy)
+    before = checkpoint_io.read_meta(copy)
+    arguments = ["calibrate", "--panoptic", "--checkpoint", str(copy), "--data.limit", "1"]
+    assert main(arguments) == 0
+    folder = copy / "evaluation" / "coco"
+    scores = {}
+    for suite in ("generic", "everything"):
+        scores |= json.loads((folder / f"{suite}.json").read_text())["scores"]
+    chosen = "masks" if scores["everything/pq"] > scores["generic/panoptic/pq"] else "generic"
+    assert f"wrote panoptic_source {chosen}" in capsys.readouterr().out
+    assert checkpoint_io.read_meta(copy) == before | {"panoptic_source": chosen}
+
+
+def test_images_are_labelled_by_what_has_the_higher_pq():
+    def chosen(generic, masks):
+        return run._better_source(
+            {
+                "generic": SuiteResult(rows=[], scalars={"generic/panoptic/pq": generic}),
+                "everything": SuiteResult(rows=[], scalars={"everything/pq": masks}),
+            }
+        )
+
+    assert chosen(2.9, 13.7) == "masks"
+    assert chosen(40.0, 13.7) == "generic"
+    assert chosen(0.0, 0.0) == "generic"
+    with pytest.raises(ConfigError, match="PQ is nan of the generic branch"):
+        chosen(float("nan"), 1.0)
+    with pytest.raises(ConfigError, match="compares the suites generic and everything"):
+        EvalOptions(suites=("generic",), write_panoptic=True)
 
 
 def test_an_evaluation_is_resumed_with_the_same_weights_only(checkpoint):

@@ -7,9 +7,11 @@ from PIL import Image
 
 from semsam_jax.core import rle
 from semsam_jax.core.errors import CheckpointError, PromptError
+from semsam_jax.inference import whole_image
 from semsam_jax.inference.loading import model_from_params
 from semsam_jax.inference.whole_image import (
     ask_generic,
+    can_label_images,
     find_panoptic,
     segment_whole_image,
     work_size,
@@ -19,6 +21,10 @@ from semsam_jax.ops import panoptic
 from tests.inference.conftest import generic_params, tiny_meta
 
 NAMES = [f"class {i}" for i in range(9)]
+_SURE_OF_ALL = {
+    "mask_thresholds": {"pred_iou": -9.0, "stability": 0.0},
+    "name_thresholds": {"object": 0.0, "part": 0.0},
+}
 
 
 @pytest.fixture(scope="module")
@@ -65,17 +71,58 @@ def test_masks_stand_in_for_a_generic_branch_that_is_sure_of_nothing(
     assert found.records
     assert not found.is_from_masks
     monkeypatch.setattr(panoptic, "confident_queries", lambda logits, _: np.zeros(0, int))
-    meta = generic_model.meta | {
-        "mask_thresholds": {"pred_iou": -9.0, "stability": 0.0},
-        "name_thresholds": {"object": 0.0, "part": 0.0},
-    }
-    model = dataclasses.replace(generic_model, meta=meta)
+    model = dataclasses.replace(generic_model, meta=generic_model.meta | _SURE_OF_ALL)
     records = segment_whole_image(model, image_a, "panoptic", NAMES, "native", tmp_path)
     assert "grid of clicks" in capsys.readouterr().err
     masks = np.stack([rle.decode(record["segmentation"]) for record in records])
     assert len(masks) > 1
     assert masks.sum(0).max() == 1  # every pixel belongs to at most one
     assert {record["object"]["name"] for record in records} <= set(NAMES)
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
+def test_a_checkpoint_can_label_images_by_masks(
+    generic_model, image_a, tmp_path, monkeypatch, capsys, task
+):
+    def never(*_):
+        raise AssertionError("the generic branch was used")
+
+    monkeypatch.setattr(whole_image, "_ask_generic", never)
+    meta = generic_model.meta | _SURE_OF_ALL | {"panoptic_source": "masks"}
+    model = dataclasses.replace(generic_model, meta=meta)
+    records = segment_whole_image(model, image_a, task, NAMES, "native", tmp_path)
+    assert capsys.readouterr().err == ""
+    assert records
+    segments = find_panoptic(model, image_a, NAMES, "native").records
+    if task == "instance":
+        assert records == [segment for segment in segments if segment["is_thing"]]
+    if task == "semantic":
+        assert len(records) < len(segments)
+        for record in records:
+            same = [s for s in segments if s["category_id"] == record["category_id"]]
+            assert record["id"] == record["category_id"]
+            assert record["object"]["name"] == same[0]["object"]["name"]
+            assert record["area"] == sum(s["area"] for s in same)
+            mean = sum(s["score"] * s["area"] for s in same) / record["area"]
+            assert record["score"] == record["object"]["score"] == pytest.approx(mean)
+            union = sum(rle.decode(s["segmentation"]).astype(int) for s in same)
+            np.testing.assert_array_equal(rle.decode(record["segmentation"]), union)
+    masks = np.stack([rle.decode(record["segmentation"]) for record in records])
+    assert masks.sum(0).max() == 1
+
+
+def test_what_a_model_needs_to_label_images(generic_model, tiny_model, image_a):
+    assert can_label_images(generic_model)
+    assert not can_label_images(tiny_model)
+    meta = tiny_model.meta | {"class_heads_trained": True}
+    assert not can_label_images(dataclasses.replace(tiny_model, meta=meta))
+    meta |= {"panoptic_source": "masks"}
+    assert can_label_images(dataclasses.replace(tiny_model, meta=meta))
+    model = dataclasses.replace(
+        generic_model, meta=generic_model.meta | {"panoptic_source": "queries"}
+    )
+    with pytest.raises(CheckpointError, match=r"panoptic_source is 'queries'.*calibrate"):
+        find_panoptic(model, image_a, NAMES, "native")
 
 
 def test_work_size_is_bounded():

@@ -242,6 +242,7 @@ NAMED = {
     "mask_thresholds": {"pred_iou": 0.5, "stability": 0.8},
     "name_scales": {"object": [2.0, 1.0], "part": [3.0, 1.0]},
     "name_thresholds": {"object": 0.4, "part": 0.3},
+    "panoptic_source": "masks",
 }
 
 
@@ -251,8 +252,8 @@ NAMED = {
         ("none", 0, {"class_heads_trained": False}, False, False, 0),  # released, on own images
         ("none", 0, NAMED, False, False, 1),  # its heads read other tokens now
         ("table", 0, None, False, False, 0),  # no name has an embedding
-        ("table", 0, NAMED, True, True, 3),
-        ("table", 0, {**NAMED, "parts_trained": False}, True, False, 3),
+        ("table", 0, NAMED, True, True, 4),
+        ("table", 0, {**NAMED, "parts_trained": False}, True, False, 4),
         ("table", 2, None, True, False, 0),
         ("table", 3, None, True, True, 0),
         ("table", 2, {**NAMED, "text": {"source": "table", "table": "mine.npz"}}, True, False, 1),
