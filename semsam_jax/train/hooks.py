@@ -253,21 +253,22 @@ class NonFiniteWatch:
         self._pending.append((step, _stacked([metrics[name] for name in self._names])))
 
     def check_all(self) -> dict[str, float]:
-        """Returns the means since the last call, without skipped steps.
+        """Returns the means since the last call, without skipped steps; empty if all were skipped.
 
         Raises:
             TrainingError: too many losses or gradients were not finite.
             MatchError: too many steps had matching costs that were not finite.
         """
         self.check()
-        if self._good:
-            self.last = {
-                key: float(np.mean([metrics[key] for metrics in self._good], dtype=np.float32))
-                for key in self._names
-                if key not in ("is_finite", "nonfinite_costs")
-            }
-            self.first = self.first or self.last
-            self._good = []
+        if not self._good:
+            return {}
+        self.last = {
+            key: float(np.mean([metrics[key] for metrics in self._good], dtype=np.float32))
+            for key in self._names
+            if key not in ("is_finite", "nonfinite_costs")
+        }
+        self.first = self.first or self.last
+        self._good = []
         return self.last
 
     def check(self) -> None:

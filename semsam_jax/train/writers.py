@@ -104,7 +104,9 @@ class ProgressLine:
         self._is_writer = jax.process_index() == 0
 
     def report(self, step: int, values: Mapping[str, float]) -> None:
-        """Prints a line; `values` holds the losses and `images_per_sec`, `sec_per_step`."""
+        """Prints a line; `values` holds `images_per_sec`, `sec_per_step`, and the losses if any is
+        finite.
+        """
         if not self._is_writer:
             return
         match, wait = values["host_matching_share"], values["input_wait_share"]
@@ -115,7 +117,8 @@ class ProgressLine:
                 weight = self._weights.get(name, 1.0)
                 factor = "" if weight == 1 else f"{weight:g} x "
                 streams.append(f"{name} {factor}{values[f'{name}/total']:.3f}")
-        losses = f"loss {values['loss']:.3f}" + (f" ({', '.join(streams)})" if streams else "")
+        losses = f"loss {values['loss']:.3f}" if "loss" in values else "all steps skipped"
+        losses += f" ({', '.join(streams)})" if streams else ""
         line = (
             f"step {step:>{len(str(self._total))}}/{self._total}  {losses}  "
             f"{values['images_per_sec']:.1f} images/s  match {100 * match:.1f}%  "

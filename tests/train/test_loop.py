@@ -188,6 +188,17 @@ def test_saves_by_seconds_and_skipped_steps(start, tmp_path, monkeypatch):
     assert {s: record["loss"] for s, record in logged(tmp_path).items()} == {2: 0.5, 4: 2.0, 6: 4.5}
 
 
+def test_steps_that_are_all_skipped_have_no_loss(start, tmp_path, capsys):
+    """Neither a crash, where none was good before, nor the loss of earlier steps."""
+    summary, step = start(Step(bad=(0, 1, 4, 5)))
+    assert step.steps == [0, 1, 2, 3, 4, 5]
+    records = logged(tmp_path)
+    assert [records[s].get("loss") for s in (2, 4, 6)] == [None, 2.5, None]
+    assert "learning_rate" in records[2]
+    assert "step 2/6  all steps skipped  " in capsys.readouterr().out
+    assert (summary["loss_first"], summary["loss_last"]) == (2.5, 2.5)
+
+
 def test_too_many_bad_steps_end_the_run(start):
     with pytest.raises(TrainingError, match=r"step 2: .*not finite: loss.*2 such steps in a row"):
         start(Step(bad=(1, 2)), max_skipped_in_a_row=2)
