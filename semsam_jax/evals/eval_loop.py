@@ -79,6 +79,10 @@ class SingleImageScorer:
         return [self.function(sample) for sample in prepared]
 
 
+class EvaluationStopped(Exception):
+    """An evaluation ended before its last image, because it was told to."""
+
+
 @dataclasses.dataclass
 class EvalLoop:
     """Where and how evaluations run.
@@ -91,6 +95,7 @@ class EvalLoop:
         images_per_device: images that a device works on at a time.
         process_index, process_count: which images this process takes; those of the running program
             by default.
+        is_stopped: asked before each batch of images; the evaluation ends where it is true.
         seconds: time spent waiting for images ("wait"), in the scorers ("score") and in the
             evaluators ("measure"), of this process, all measurements together.
     """
@@ -102,6 +107,7 @@ class EvalLoop:
     images_per_device: int = 1
     process_index: int | None = None
     process_count: int | None = None
+    is_stopped: Callable[[], bool] = lambda: False
     seconds: Counter = dataclasses.field(default_factory=Counter)
 
     def run(
@@ -114,6 +120,9 @@ class EvalLoop:
             evaluator: an empty one.
             samples: images, equal in all processes.
             scorer: turns images into the evaluator's input.
+
+        Raises:
+            EvaluationStopped: when `is_stopped` says so.
         """
         index = jax.process_index() if self.process_index is None else self.process_index
         count = jax.process_count() if self.process_count is None else self.process_count
@@ -137,6 +146,8 @@ class EvalLoop:
             images = _chosen(samples, index, count, own)
             prepared = ((at, scorer.key(s), scorer.prepare(s)) for at, s in images)
             for batch in _batches(self._timed(_ahead(prepared)), scorer.batch_size):
+                if self.is_stopped():
+                    raise EvaluationStopped
                 start = time.perf_counter()
                 outcomes = scorer.score([item for _, item in batch])
                 middle = time.perf_counter()

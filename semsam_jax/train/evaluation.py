@@ -1,6 +1,6 @@
 """Evaluation within a run: held-out images, spread over all devices and processes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 
 import jax
@@ -51,6 +51,7 @@ class HeldOutEvaluation:
         meta: of the checkpoints that the run writes.
         suites: names of `evals.suites.SUITES`; `generic` on images with parts brings `part`.
         parts: images on which AP of parts is measured as well; None measures none.
+        is_stopped: asked before each image.
 
     Attributes:
         result: clicks of the last evaluation.
@@ -64,8 +65,9 @@ class HeldOutEvaluation:
         meta: Mapping,
         suites: Sequence[str] = ("one_click",),
         parts: EvalDataset | None = None,
+        is_stopped: Callable[[], bool] = lambda: False,
     ):
-        self._parts = parts
+        self._parts, self._is_stopped = parts, is_stopped
         self._model, self._data, self._meta, self._suites = model, data, meta, tuple(suites)
         self.result: OneClickResult | None = None
         self.params: dict = {}
@@ -77,13 +79,17 @@ class HeldOutEvaluation:
             iou_max and iou_oracle in 0..1, and num_instances; where names are evaluated,
             mask_ap, mask_ap50 and name_accuracy in 0..1; where the data has classes, `classes`,
             the figures of each (`evals.report.CLASS_FIGURES`). None without images.
+
+        Raises:
+            EvaluationStopped: when `is_stopped` says so.
         """
         if self._data is None:
             return None
         self.params = inference_params(state)
         images = self._data.samples()
         count = max(1, min(len(images), len(jax.local_devices())))
-        eval_loop = EvalLoop(devices=tuple(jax.local_devices()[:count]))
+        devices = tuple(jax.local_devices()[:count])
+        eval_loop = EvalLoop(devices=devices, is_stopped=self._is_stopped)
         self.result = evaluate_one_click(self._model, self.params, images, eval_loop=eval_loop)
         scalars = {f"one_click/{name}": value for name, value in self.result.scalars().items()}
         others, classes = self._others(eval_loop)

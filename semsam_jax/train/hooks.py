@@ -81,6 +81,11 @@ class PreemptionGuard:
             except ValueError:  # Not in the main thread: the caller owns the signals.
                 return
 
+    @property
+    def is_hit(self) -> bool:
+        """Whether this process was told to stop; never with several, which agree on a step."""
+        return self._is_hit
+
     def is_requested(self, step: int) -> bool:
         """Whether to save and stop now; all processes agree on the step."""
         if jax.process_count() == 1:

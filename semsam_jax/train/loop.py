@@ -5,7 +5,6 @@ restore -> (evaluate, save, next(data), step), and once more evaluate and save a
 """
 
 import contextlib
-import functools
 import os
 import time
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ import jax
 from semsam_jax import config as config_lib
 from semsam_jax.config import RunConfig
 from semsam_jax.core.paths import as_path
+from semsam_jax.evals.eval_loop import EvaluationStopped
 from semsam_jax.parallel.distributed import RESTART_CODE, ending_together
 from semsam_jax.parallel.mesh import build_mesh, num_batch_shards
 from semsam_jax.train import build, hooks, refit, report, results
@@ -136,8 +136,9 @@ def train(
         recorder = hooks.Profile(workdir, profile)
         stack.callback(recorder.close)
         parts = input_lib.part_evaluation_data(run, vocabulary)
-        evaluator = HeldOutEvaluation(model, held_out, meta, run.eval_suites, parts)
-        evaluate = functools.partial(results.evaluate, evaluator, best, writer, samples, workdir)
+        evaluator = HeldOutEvaluation(
+            model, held_out, meta, run.eval_suites, parts, is_stopped=lambda: guard.is_hit
+        )
         earlier = meta.get("measured", {})
 
         def save(wait: bool = False) -> None:
@@ -152,15 +153,22 @@ def train(
             report.log_info(f"stopped and saved at step {step}; the same command resumes")
             raise SystemExit(RESTART_CODE)
 
+        def evaluate() -> dict | None:
+            # Told to stop, a run saves at once; resumed, it evaluates this state again.
+            try:
+                return results.evaluate(evaluator, best, writer, samples, workdir, state, meta)
+            except EvaluationStopped:
+                stop()
+
         step = first_step = int(state.step)
         if step == 0:
-            meta["before"] = evaluate(state, meta)
+            meta["before"] = evaluate()
         if step < run.steps:
             report.log_info("compiling the training step, which takes minutes unless it is cached")
         while step < run.steps:
             if run.eval_every and step and step % run.eval_every == 0:
                 with meter.paused():
-                    evaluate(state, meta)
+                    evaluate()
             is_over, is_due = deadlines.due(step)
             if guard.is_requested(step) or is_over:
                 stop()
@@ -201,7 +209,7 @@ def train(
                 stop()
             state, step = refitted, int(refitted.step)
             meta["refitted"] = step
-        meta["after"] = evaluate(state, meta)
+        meta["after"] = evaluate()
         save(wait=True)
         summary = report.summarize(run, meta, best)
         params = inference_params(state)

@@ -12,6 +12,7 @@ import pytest
 from semsam_jax.config import build
 from semsam_jax.core.errors import ConfigError
 from semsam_jax.evals.dataset_samples import EvalDataset, EvalFrame, open_dataset
+from semsam_jax.evals.eval_loop import EvaluationStopped
 from semsam_jax.evals.samples import ClassNames
 from semsam_jax.train.best import BestCheckpoint
 from semsam_jax.train.evaluation import HeldOutEvaluation
@@ -126,6 +127,17 @@ def test_no_images_no_evaluation(tmp_path):
     state = TrainState(params={}, opt_state=(), step=jnp.int32(0))
     assert evaluator.run(state, MetricWriter(tmp_path)) is None
     assert evaluator.levels() == {}
+
+
+@pytest.mark.parametrize("suite", ["names", "box"])
+def test_an_evaluation_ends_when_it_is_told_to(tmp_path, suite):
+    answers = iter([False, True])
+    stops = {"is_stopped": lambda: next(answers)}
+    evaluator = HeldOutEvaluation(Reading(), dataset(has_crowd=False), META, (suite,), **stops)
+    with pytest.raises(EvaluationStopped):
+        evaluator.run(
+            TrainState(params={}, opt_state=(), step=jnp.int32(0)), MetricWriter(tmp_path)
+        )
 
 
 def test_unknown_suites_are_told():

@@ -1,6 +1,8 @@
 """The order of a run: what it saves, skips, says and leaves, with a step that computes nothing."""
 
 import json
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +12,15 @@ import pytest
 from semsam_jax import config
 from semsam_jax.core import checkpoint_io
 from semsam_jax.core.errors import CheckpointError, DataError, TrainingError
+from semsam_jax.evals.eval_loop import EvalLoop, SingleImageScorer
+from semsam_jax.evals.interactive import InteractiveEvaluator, InteractiveProtocol
 from semsam_jax.matching.transport import AssignReport
 from semsam_jax.parallel.distributed import RESTART_CODE
 from semsam_jax.train import build, hooks, refit, results
+from semsam_jax.train.evaluation import HeldOutEvaluation
 from semsam_jax.train.loop import train
 from semsam_jax.train.step import TrainStep
+from tests.evals.fakes import reading_sample
 
 DATA = {
     "datasets": {"sa1b": 1.0},
@@ -157,6 +163,36 @@ def test_a_refit_that_fails_loses_no_step_and_a_shorter_run_has_its_own(
     assert checkpoint_io.read_meta(tmp_path / "run")["step"] == 7
     longer, step = start(**REFITTING | {"steps": 8}, allow_change=("steps",))
     assert (step.steps, called, longer["steps"]) == ([7], [1, 1], 8)
+
+
+@pytest.mark.parametrize(("at", "later"), [(0, [0, 4, 6]), (4, [4, 6]), (6, [6])])
+def test_an_evaluation_that_is_told_to_stop_is_made_by_the_resumed_run(
+    start, tmp_path, monkeypatch, at, later
+):
+    """It may take longer than a preempted machine has; the steps before it are not lost."""
+    evaluated = []
+
+    def score(evaluator, state, writer):
+        def one(sample):
+            if int(state.step) == at and "stopped" not in evaluated:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return ([0.5],)
+
+        single = InteractiveEvaluator(InteractiveProtocol(max_clicks=1))
+        images = [reading_sample(np.zeros((4, 4)), image_id=name) for name in "ab"]
+        eval_loop = EvalLoop(is_stopped=evaluator._is_stopped)
+        eval_loop.run("x", single, images, SingleImageScorer(one))
+        evaluated.append(int(state.step))
+
+    monkeypatch.setattr(HeldOutEvaluation, "run", score)
+    with pytest.raises(SystemExit) as stopped:
+        start(eval_every=4)
+    assert stopped.value.code == RESTART_CODE
+    assert checkpoint_io.read_meta(tmp_path / "run")["step"] == at
+    evaluated.append("stopped")
+    _, step = start(eval_every=4)
+    assert step.steps == list(range(at, 6))
+    assert evaluated[evaluated.index("stopped") + 1 :] == later
 
 
 @pytest.mark.nightly
