@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -69,17 +70,27 @@ class Deadlines:
 
 
 class PreemptionGuard:
-    """Turns SIGTERM and Ctrl-C into a request that the loop answers between two steps."""
+    """Turns SIGTERM and Ctrl-C into a request that the loop answers between two steps.
+
+    A signal has its former effect again after `close`.
+    """
 
     def __init__(self):
         self._is_hit = False
+        self._former: dict[int, Any] = {}
         if jax.process_count() > 1:
             return  # JAX listens for SIGTERM itself and lets all processes agree on a step.
         for number in (signal.SIGTERM, signal.SIGINT):
             try:
-                signal.signal(number, self._hit)
+                self._former[number] = signal.signal(number, self._hit)
             except ValueError:  # Not in the main thread: the caller owns the signals.
                 return
+
+    def close(self) -> None:
+        """Gives the signals back."""
+        for number, handler in self._former.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._former = {}
 
     @property
     def is_hit(self) -> bool:

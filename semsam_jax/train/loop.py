@@ -62,6 +62,7 @@ def train(
     with contextlib.ExitStack() as stack:
         stack.enter_context(ending_together())
         clock, guard, workdir = hooks.Clock(), hooks.PreemptionGuard(), as_path(workdir)
+        stack.callback(guard.close)
         mesh = build_mesh(run.fsdp, slices=run.slices)
         stack.enter_context(sole_run(workdir))
         checkpoints = stack.enter_context(Checkpoints(workdir, run.keep))

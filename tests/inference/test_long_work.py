@@ -94,6 +94,8 @@ def test_ctrl_c_in_training_saves_first_and_stops_at_once_the_second_time(capfd)
         assert "after this step and saving" in capfd.readouterr().err
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+        guard.close()  # a notebook that trained is interrupted as before
+        assert {number: signal.getsignal(number) for number in before} == before
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

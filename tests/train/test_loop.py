@@ -185,9 +185,11 @@ def test_an_evaluation_that_is_told_to_stop_is_made_by_the_resumed_run(
         evaluated.append(int(state.step))
 
     monkeypatch.setattr(HeldOutEvaluation, "run", score)
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with pytest.raises(SystemExit) as stopped:
         start(eval_every=4)
     assert stopped.value.code == RESTART_CODE
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
     assert checkpoint_io.read_meta(tmp_path / "run")["step"] == at
     evaluated.append("stopped")
     _, step = start(eval_every=4)
