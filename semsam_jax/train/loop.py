@@ -116,7 +116,7 @@ def train(
             position, saved = resumed
             # The same position in another order, if the seed has changed.
             has_other_order = any(change.startswith("seed:") for change in changes)
-            data.restore(data.state(int(state.step)) if has_other_order else position)
+            data.restore(position | {"seed": run.seed} if has_other_order else position)
             meta |= {key: saved[key] for key in _KEPT if key in saved}
             report.log_info(f"resumed at step {int(state.step)} of {run.steps}")
             report.log_info("".join(f"changed: {change}\n" for change in changes), end="")

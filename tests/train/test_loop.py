@@ -18,6 +18,7 @@ from semsam_jax.matching.transport import AssignReport
 from semsam_jax.parallel.distributed import RESTART_CODE
 from semsam_jax.train import build, hooks, refit, results
 from semsam_jax.train.evaluation import HeldOutEvaluation
+from semsam_jax.train.input import Input
 from semsam_jax.train.loop import train
 from semsam_jax.train.step import TrainStep
 from tests.evals.fakes import reading_sample
@@ -124,6 +125,16 @@ def test_a_run_is_stopped_resumed_finished_and_then_left_alone(start, tmp_path, 
     assert step.steps == [6, 7]
     assert longer["steps"] == 8
     assert "changed: steps: checkpoint 6, this run 8" in capsys.readouterr().out
+
+
+def test_other_images_are_refused_with_another_seed_too(start, monkeypatch):
+    with monkeypatch.context() as patch:
+        state = Input.state
+        fewer = {"interactive": {"batch_size": 8, "schedule": [["sa1b", "any", 2, 1000]]}}
+        patch.setattr(Input, "state", lambda self, step: state(self, step) | fewer)
+        start()
+    with pytest.raises(CheckpointError, match=r"for another input: interactive is"):
+        start(seed=1, steps=8, allow_change=("seed", "steps"))
 
 
 def test_a_refit_that_is_stopped_starts_again_and_is_the_last_save(start, tmp_path, monkeypatch):
