@@ -112,6 +112,7 @@ def train(
         if resumed is None:
             meta |= build.first_levels(run, model)
             meta |= build.start_answers(run, vocabulary, text.class_mask)
+            report.log_info(results.set_aside(workdir), end="")
         else:
             position, saved = resumed
             # The same position in another order, if the seed has changed.

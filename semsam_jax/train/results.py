@@ -1,13 +1,15 @@
 """What a run leaves in WORKDIR besides its checkpoints: best model, pictures, model and summary."""
 
 import json
+import shutil
 from collections.abc import Sequence
 
 import jax
+from jax.experimental import multihost_utils
 
 from semsam_jax.core import checkpoint_io
 from semsam_jax.core.model_files import save_model
-from semsam_jax.core.paths import AnyPath
+from semsam_jax.core.paths import AnyPath, is_local
 from semsam_jax.evals.samples import EvalSample
 from semsam_jax.evals.thresholds import with_stored
 from semsam_jax.train import figures, report
@@ -15,6 +17,34 @@ from semsam_jax.train.best import BestCheckpoint
 from semsam_jax.train.evaluation import HeldOutEvaluation
 from semsam_jax.train.state import TrainState
 from semsam_jax.train.writers import MetricWriter
+
+_SUMMARY = "summary.json"
+
+
+def set_aside(workdir: AnyPath) -> str:
+    """Renames model and summary of an earlier run, which a new run would be taken for.
+
+    All processes call it, once they have read the model that the run starts from.
+
+    Returns:
+        What was renamed, a line each; "" for nothing.
+    """
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("the start has been read")
+    if jax.process_index() != 0:
+        return ""
+    said = ""
+    for name in (checkpoint_io.MODEL, _SUMMARY):
+        file = workdir / name
+        if not file.exists():
+            continue
+        aside = file.with_name(f"{file.stem}-earlier{file.suffix}")
+        if aside.is_dir():
+            shutil.rmtree(aside) if is_local(aside) else aside.rmtree()
+        aside.unlink(missing_ok=True)
+        file.rename(aside)
+        said += f"{file} is of an earlier run in this workdir; renamed {aside.name}\n"
+    return said
 
 
 def evaluate(
@@ -78,5 +108,5 @@ def write(
         if best.step != meta["step"]:
             found = evaluator.thresholds(*checkpoint_io.read_model(best.folder))
         checkpoint_io.update_meta(best.folder, with_stored(of_best, found))
-    (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    (workdir / _SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
     checkpoint_io.remember_last_run(workdir)

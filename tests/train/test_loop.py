@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -174,6 +175,28 @@ def test_a_refit_that_fails_loses_no_step_and_a_shorter_run_has_its_own(
     assert checkpoint_io.read_meta(tmp_path / "run")["step"] == 7
     longer, step = start(**REFITTING | {"steps": 8}, allow_change=("steps",))
     assert (step.steps, called, longer["steps"]) == ([7], [1, 1], 8)
+
+
+def test_what_an_earlier_run_left_is_not_of_the_new_one(start, tmp_path, monkeypatch, capsys):
+    """Without its checkpoints, and with a summary and a model of as many steps."""
+
+    def lose(*_):
+        raise KeyboardInterrupt
+
+    start()
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "write", lose)
+        with pytest.raises(KeyboardInterrupt):
+            start(seed=1)
+    assert "model is of an earlier run in this workdir; renamed model-earlier" in (
+        capsys.readouterr().out
+    )
+    assert checkpoint_io.read_meta(tmp_path / "run")["config"]["seed"] == 1
+    start(seed=1)
+    assert "already finished" not in capsys.readouterr().out
+    for folder, seed in (("model", 1), ("model-earlier", 0)):
+        assert checkpoint_io.read_meta(tmp_path / "run" / folder)["config"]["seed"] == seed
 
 
 @pytest.mark.parametrize(("at", "later"), [(0, [0, 4, 6]), (4, [4, 6]), (6, [6])])
