@@ -56,7 +56,8 @@ def inherit_from_checkpoint(run: RunConfig, meta: Mapping) -> RunConfig:
     Args:
         run: with `model.preset`, `text.source` or `eval_suites` "checkpoint", `data.image_size`
             0 or `loss.from_checkpoint`; everything else stays, but `text.learn_missing` is for
-            checkpoints with a table of names.
+            checkpoints with a table of names. A token for any granularity may be added to the
+            checkpoint's.
         meta: of the checkpoint.
 
     Raises:
@@ -68,7 +69,10 @@ def inherit_from_checkpoint(run: RunConfig, meta: Mapping) -> RunConfig:
         tokens, has_seventh = decoder["num_tokens"], decoder.get("granularity_token", False)
         preset = presets.model_config(meta["preset"])
         changed = 0 if tokens == preset.decoder.num_tokens else tokens
-        changes = {"num_tokens": changed, "granularity_token": has_seventh}
+        changes = {
+            "num_tokens": model.num_tokens or changed,
+            "granularity_token": model.granularity_token or has_seventh,
+        }
         model = dataclasses.replace(model, preset=meta["preset"], **changes)
     if data.image_size == 0:
         data = dataclasses.replace(data, image_size=int(meta.get("image_size") or 1024))

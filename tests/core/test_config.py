@@ -151,6 +151,19 @@ def test_fine_tuning_keeps_the_loss_that_its_checkpoint_learned():
     )
 
 
+def test_fine_tuning_adds_the_seventh_token_when_told_to():
+    """It was ignored, and the error for its loss said to ask for it."""
+    chosen = finetune.get_config("frozen")
+    chosen.model.warm_start = "somewhere"
+    chosen.model.granularity_token = True
+    chosen.loss.granularity = 0.3
+    meta = {"preset": "lite", "model_config": {"decoder": {"num_tokens": 6}}}
+    run = config.inherit_from_checkpoint(config.build(chosen), meta)
+    assert config.model_config(run.model).decoder.granularity_token
+    chosen.model.num_tokens = chosen.data.max_targets = 3  # refused when the weights are read
+    assert config.inherit_from_checkpoint(config.build(chosen), meta).model.num_tokens == 3
+
+
 def test_every_key_of_the_losses_reaches_the_criterion():
     """A key that is forgotten on the way would be accepted and do nothing."""
     names = {field.name for field in dataclasses.fields(config.LossChoice)}
