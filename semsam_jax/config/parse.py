@@ -21,6 +21,12 @@ def build(config: Mapping | ConfigDict) -> RunConfig:
     """
     values = config.to_dict() if isinstance(config, ConfigDict) else config
     run = build_dataclass(RunConfig, values, "config")
+    if run.text.source == CHECKPOINT and run.text.table:
+        raise ConfigError(
+            f"text.table: {run.text.table}: no effect with text.source=checkpoint, which takes "
+            f"the names from where the checkpoint had them; set text.source=table, or leave out "
+            f"text.table."
+        )
     if run.model.warm_start == RANDOM:
         run = dataclasses.replace(run, model=dataclasses.replace(run.model, warm_start=""))
     if not needs_checkpoint(run):

@@ -91,6 +91,10 @@ PSEUDO_OF_ONE_TARGET = {
         ({"data": {"datasets": {"coco": -1.0}}}, r"data\.datasets\.coco: -1"),
         ({"data": {"box_share": 2.0}}, "box_share"),
         ({"text": {"source": "encoder"}}, "has no text tower"),
+        (
+            {"text": {"source": "checkpoint", "table": "mine.npz"}},
+            r"text\.table: mine\.npz: no effect with text\.source=checkpoint",
+        ),
         ({"optimizer": {"schedule": "linear"}}, "use one of step, cosine"),
     ],
 )
