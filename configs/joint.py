@@ -49,6 +49,11 @@ def get_config(choice: str = "lite") -> ConfigDict:
     preset, numbers = parse(choice, rows=ROWS)
     config = base()
     if preset in ("lite", "scratch"):
+        if choice != preset:
+            raise ValueError(
+                f"{choice}: rows is for swin_t and swin_l; for {preset} use "
+                f"--config.data.interactive_batch and --config.data.generic_batch."
+            )
         return _lite(config, is_scratch=preset == "scratch")
     config.model.preset = preset
     return set_rows(_full(config), int(numbers["rows"]))

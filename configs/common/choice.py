@@ -11,20 +11,22 @@ def parse(choice: str, **defaults: float) -> tuple[str, dict[str, float]]:
 
     Args:
         choice: name, then NAME=NUMBER, separated by commas.
-        **defaults: the numbers that may be given, with their defaults.
+        **defaults: the numbers that may be given, with their defaults; whole ones where those
+            are whole.
 
     Raises:
-        ValueError: an unknown option, or a value that is not a number.
+        ValueError: an unknown option, or a value that is not such a number.
     """
     name, *given = choice.split(",")
     numbers = dict(defaults)
     for text in given:
         key, _, value = text.partition("=")
-        is_number = value.replace(".", "", 1).isdecimal() and float(value) > 0
-        if key not in defaults or not is_number:
+        is_whole = isinstance(defaults.get(key), int)
+        digits = value if is_whole else value.replace(".", "", 1)
+        if key not in defaults or not digits.isdecimal() or not float(value) > 0:
             raise ValueError(
                 f"{choice}: {text!r} is not understood; wanted NAME=NUMBER above 0, NAME out of "
-                f"{', '.join(defaults)}."
+                f"{', '.join(defaults)}{', a whole number' if is_whole else ''}."
             )
         numbers[key] = float(value)
     return name, numbers

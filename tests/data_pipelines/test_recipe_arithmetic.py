@@ -70,10 +70,16 @@ def test_other_rows_see_as_many_images_by_the_stated_rule():
     assert few.optimizer.ema == 0
 
 
-@pytest.mark.parametrize("number", ["rows=63", "row=2", "rows=x", "rows=-2", "rows=0"])
+@pytest.mark.parametrize("number", ["rows=63", "row=2", "rows=x", "rows=-2", "rows=0", "rows=96.5"])
 def test_choices_that_mean_nothing_are_told(number):
     with pytest.raises(ValueError, match="rows"):
         joint.get_config(f"swin_t,{number}")
+
+
+@pytest.mark.parametrize("preset", ["lite", "scratch"])
+def test_rows_that_lite_would_ignore_are_refused(preset):
+    with pytest.raises(ValueError, match=r"rows is for swin_t and swin_l; for .*interactive_batch"):
+        joint.get_config(f"{preset},rows=8")
 
 
 def test_a_share_of_a_set_is_fixed_and_nested():
