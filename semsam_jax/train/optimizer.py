@@ -78,7 +78,10 @@ def schedule(choice: OptimizerChoice, steps: int, factor: float = 1.0) -> optax.
         return optax.warmup_cosine_decay_schedule(
             0.0, peak, choice.warmup_steps, max(steps, choice.warmup_steps + 1), 0.01 * peak
         )
-    boundaries = {round(fraction * steps): 0.1 for fraction in choice.decay_at}
+    boundaries: dict[int, float] = {}
+    for fraction in choice.decay_at:  # in a short run both may be the same step
+        step = round(fraction * steps)
+        boundaries[step] = 0.1 * boundaries.get(step, 1.0)
     decay = optax.piecewise_constant_schedule(peak, boundaries)
     warm = max(choice.warmup_steps, 1)
     return lambda step: decay(step) * optax.linear_schedule(1.0 / warm, 1.0, warm)(step)

@@ -68,6 +68,14 @@ def test_step_schedule_is_the_papers():
     )
 
 
+@pytest.mark.parametrize(
+    ("steps", "decay_at", "at"), [(1000, (0.9, 0.9), 900), (12, (0.9, 0.95), 11)]
+)
+def test_two_decays_at_one_step_are_both_made(steps, decay_at, at):
+    rate = schedule(OptimizerChoice(warmup_steps=1, decay_at=decay_at), steps=steps)
+    np.testing.assert_allclose([rate(at - 1), rate(at)], [1e-4, 1e-6], rtol=1e-5)
+
+
 def test_cosine_schedule_starts_at_zero_peaks_and_falls():
     rate = schedule(OptimizerChoice(schedule="cosine", warmup_steps=10), steps=100)
     assert rate(0) == 0
