@@ -265,13 +265,14 @@ def _with_pooled(params: Mapping, start: dict) -> dict:
 
 
 def _with_owner(params: Mapping, start: dict) -> dict:
-    """Initialises a missing owner projection with the object projection, which predicted owners so
-    far.
+    """Initialises missing owner projections with the object projections, which predicted owners so
+    far; those that the model lacks are left out.
     """
     own, given = params.get("decoder", {}), start.get("decoder", {})
-    decoder = {k: v for k, v in given.items() if k != "owner_embed" or "owner_embed" in own}
-    if "owner_embed" in own and "object_embed" in given:
-        decoder = {"owner_embed": given["object_embed"], **decoder}
+    owners = {"owner_embed": "object_embed", "owner_pooled_embed": "object_pooled_embed"}
+    decoder = {k: v for k, v in given.items() if k not in owners or k in own}
+    if "owner_embed" not in given:
+        decoder |= {k: given[of] for k, of in owners.items() if k in own and of in given}
     return {**start, "decoder": decoder} if given else start
 
 

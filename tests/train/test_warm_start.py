@@ -218,6 +218,16 @@ def test_a_warm_start_that_read_tokens_alone_starts_the_rest_at_zero(fresh):
         merge(fresh[1], own, "another preset")
 
 
+def test_what_owners_read_from_pooled_features_follows_their_projection(fresh):
+    pooled = {f"{kind}_pooled_embed": np.full(3, 7.0, np.float32) for kind in ("object", "owner")}
+    own = {**fresh[1], "decoder": {**fresh[1]["decoder"], **pooled}}
+    without = {k: v for k, v in own["decoder"].items() if not k.startswith("owner")}
+    merged = merge(own, {**own, "decoder": without}, "without owners")
+    assert (merged["decoder"]["owner_pooled_embed"] == 7.0).all()
+    merged = merge({**own, "decoder": without}, own, "with owners")
+    assert merged["decoder"].keys() == without.keys()
+
+
 @pytest.mark.parametrize(
     ("size", "start", "wanted"),
     [
