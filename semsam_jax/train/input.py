@@ -126,13 +126,13 @@ def dataset_roots(run: RunConfig, names: tuple[str, ...]) -> dict[str, os.PathLi
     """Folder of each dataset: ROOT/NAME, or the embedded sample's; ROOT may be a bucket.
 
     Raises:
-        DataError: folders that are missing, all of them at once.
+        DataError: folders that are missing, all of them at once, or names that the sample lacks.
     """
     if CUSTOM in names and run.data.custom:
         others = tuple(name for name in names if name != CUSTOM)
         return {**dataset_roots(run, others), CUSTOM: epath.Path(run.data.custom)}
     if not run.data.root:
-        return {name: path for name, path in sample.roots().items() if name in names}
+        return sample.folders(names)
     root = epath.Path(run.data.root)
     missing = [name for name in names if not (root / name).is_dir()]
     if missing:

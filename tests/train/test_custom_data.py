@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from configs.finetune import get_config
 from data_pipelines.inspect import inspect, sample_settings
 from data_pipelines.sources.subset import hold_out
+from data_pipelines.vocabulary import build_vocabulary
 from semsam_jax import config as config_lib
 from semsam_jax.core import checkpoint_io
 from semsam_jax.core.errors import DataError
@@ -104,6 +105,16 @@ def test_a_class_of_val_alone_is_named(tmp_path):
         place="annotations/val.json",
     )
     opened(make_run(tmp_path))
+
+
+def test_a_folder_that_is_not_given_is_asked_for():
+    run = make_run("")
+    with pytest.raises(
+        DataError, match=r"^custom: not in the embedded sample.*data\.custom=FOLDER"
+    ):
+        input_lib.open_vocabulary(run, ("custom",))
+    with pytest.raises(DataError, match=r"^custom: not in .* another --config\.eval_dataset"):
+        input_lib.evaluation_data(run, build_vocabulary(["coco"]))
 
 
 def test_a_set_without_val_holds_images_out(tmp_path):
