@@ -111,12 +111,32 @@ def check(run: RunConfig) -> None:
             )
         if not 0 < share <= 1:
             raise ConfigError(f"data.subsets.{name}: {share}; must lie in 0..1, above 0.")
+    _check_custom(run)
     for kind in data.prompt_shares:
         one_of("data.prompt_shares", kind, PROMPT_KINDS)
     for name in ("scale_jitter", "sa1b_jitter", "ade20k_jitter"):
         low, high = getattr(data, name)
         if not 0 < low <= high:
             raise ConfigError(f"data.{name}: {(low, high)}; wanted 0 < low <= high.")
+
+
+def _check_custom(run: RunConfig) -> None:
+    """Refuses a custom folder that nothing reads, and options of one that is not given."""
+    data = run.data
+    for key in ("custom_images", "custom_boxes_only"):
+        if getattr(data, key) and not data.custom:
+            raise ConfigError(
+                f"data.{key}: {getattr(data, key)}: no effect without data.custom; give the "
+                f"folder of the custom dataset there, or leave it out."
+            )
+    streams = (data.interactive_batch, data.datasets), (data.generic_batch, data.generic_datasets)
+    is_used = any(rows and shares.get("custom", 0.0) for rows, shares in streams)
+    is_scored = run.eval_images and "custom" in (run.eval_dataset, run.eval_part_dataset)
+    if data.custom and not (is_used or is_scored):
+        raise ConfigError(
+            f"data.custom: {data.custom}: nothing reads it, because the dataset custom has no "
+            f"share; set --config.data.datasets.custom=1 or leave it out."
+        )
 
 
 AT_LEAST_1 = [

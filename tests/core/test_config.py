@@ -90,6 +90,9 @@ PSEUDO_OF_ONE_TARGET = {
         ({"data": {"interactive_batch": -1}}, "must not be negative"),
         ({"data": {"datasets": {"coco": -1.0}}}, r"data\.datasets\.coco: -1"),
         ({"data": {"box_share": 2.0}}, "box_share"),
+        ({"data": {"custom": "mine"}}, r"data\.custom: mine: nothing reads it.*datasets\.custom=1"),
+        ({"data": {"custom_images": "mine"}}, r"custom_images: mine: no effect without data\.cust"),
+        ({"data": {"custom_boxes_only": True}}, "custom_boxes_only: True: no effect without data"),
         ({"text": {"source": "encoder"}}, "has no text tower"),
         (
             {"text": {"source": "checkpoint", "table": "mine.npz"}},
