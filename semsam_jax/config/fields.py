@@ -150,8 +150,8 @@ class TextChoice:
         table: file of the stored table, "" for the embedded one.
         learn_missing: learn an embedding for each name that the table lacks or reads as another
             name of its dataset, and store it with the model; otherwise such names are left out.
-            Names learned by a warm start are always kept. Has no effect where a source
-            "checkpoint" turns out to be another than a table.
+            Names learned by a warm start with the same table are always kept. Has no effect where a
+            source "checkpoint" turns out to be another than a table.
     """
 
     source: str = "table"

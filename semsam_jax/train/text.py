@@ -106,7 +106,7 @@ def learned_names(
     """
     if run.text.source != "table":
         return ()
-    known = tuple(((start or {}).get("text") or {}).get("learned") or ())
+    known = taught_names(run, start)
     if not run.text.learn_missing:
         return known
     table = TextEmbeddings.load(run.text.table or None)
@@ -124,6 +124,16 @@ def learned_names(
         shared = [normalise(name) for name, row in zip(names, own, strict=True) if row < 0]
         new = tuple(dict.fromkeys((*new, *shared)))
     return (*known, *new)
+
+
+def taught_names(run: RunConfig, meta: Mapping | None) -> tuple[str, ...]:
+    """Names that a checkpoint has learned next to the table that the run uses.
+
+    Embeddings learned next to another table mean nothing among those of this one.
+    """
+    text = (meta or {}).get("text") or {}
+    is_same = (text.get("table") or "") == run.text.table
+    return tuple(text.get("learned") or ()) if is_same else ()
 
 
 def initial_rows(
@@ -147,7 +157,7 @@ def initial_rows(
     mean = np.mean([unit(row) for row in np.asarray(table.rows, np.float32)], axis=0)
     noise = rng.normal(size=(len(names), table.dim)) * table.dim**-0.5
     rows = unit(mean) + _INITIAL_SPREAD * noise
-    known = list(((meta or {}).get("text") or {}).get("learned") or ())
+    known = taught_names(run, meta)
     for row, name in enumerate(names):
         if name in known:
             rows[row] = params["learned_names"]["rows"][known.index(name)]

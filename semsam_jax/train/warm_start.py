@@ -23,7 +23,7 @@ from semsam_jax.parallel.sharding import state_shardings
 from semsam_jax.train.optimizer import check_frozen
 from semsam_jax.train.report import log_info
 from semsam_jax.train.state import by_name, place
-from semsam_jax.train.text import initial_rows
+from semsam_jax.train.text import initial_rows, taught_names
 
 _SWIN = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0/"
 PRETRAINED = {
@@ -141,11 +141,14 @@ def given_params(
         start, meta = checkpoint_io.read_model(zoo.resolve(choice.warm_start))
     if learned:
         given["learned_names"] = {"rows": initial_rows(run, learned, meta, start)}
-        stored = ((meta or {}).get("text") or {}).get("learned") or ()
-        new = [name for name in learned if name not in stored]
+        new = [name for name in learned if name not in taught_names(run, meta)]
         origins["learned_names"] = "the mean name" if new else choice.warm_start
         if new:
             notes.append(f"names without an embedding, learned: {', '.join(new)}")
+    lost = ((meta or {}).get("text") or {}).get("learned") or ()
+    if run.text.source == "table" and len(lost) > len(taught_names(run, meta)):
+        table = meta["text"].get("table") or "the one of this package"
+        notes.append(f"left out, learned next to another table ({table}): {', '.join(lost)}")
     if start is not None:
         start = _known_parts(run, start, meta)
         if others := sorted(start.keys() - origins.keys()):

@@ -78,6 +78,21 @@ SHARED = (
 """The table has grape, person and stop sign."""
 
 
+def test_what_was_learned_next_to_another_table_is_not_taken(tmp_path):
+    """Its rows are of another space, and nobody would see it: they have the same length."""
+    TextEmbeddings.load().save(tmp_path / "mine.npz")
+    run = run_with(learn_missing=True, table=str(tmp_path / "mine.npz"))
+    rows = np.full((1, 1024), 9.0, np.float32)
+    start = {"text": {"source": "table", "table": "", "learned": ["sky"]}}
+    assert learned_names(run_with(), NAMES, start) == ("sky",)
+    assert learned_names(run_with(table=run.text.table), NAMES, start) == ()
+    learned = learned_names(run, NAMES, start)
+    assert learned == learned_names(run, NAMES, None)
+    params = {"learned_names": {"rows": rows}}
+    kept = initial_rows(run, learned, start, params)
+    np.testing.assert_array_equal(kept, initial_rows(run, learned, None, None))
+
+
 def test_names_of_one_dataset_never_share_an_embedding():
     """Equal logits would be right and wrong for every instance."""
     run, sizes, mesh, group = run_with(), PRESETS["lite"], build_mesh(1), [0] * len(SHARED)
