@@ -20,7 +20,7 @@ from semsam_jax.models.presets import EfficientNetLiteConfig
 from semsam_jax.models.semantic_sam import SemanticSAM, init_params
 from semsam_jax.models.similarity_init import align
 from semsam_jax.parallel.sharding import state_shardings
-from semsam_jax.train.optimizer import check_frozen
+from semsam_jax.train.optimizer import check_frozen, is_frozen
 from semsam_jax.train.report import log_info
 from semsam_jax.train.state import by_name, place
 from semsam_jax.train.text import initial_rows, taught_names
@@ -43,8 +43,8 @@ def check_start(run: RunConfig) -> None:
     """Checks that a fresh run states where its pretrained parts come from.
 
     Raises:
-        ConfigError: a recipe without the checkpoint that it continues from, or a Swin backbone
-            or a text tower that would silently start at random.
+        ConfigError: a recipe without the checkpoint that it continues from, a Swin backbone or a
+            text tower that would silently start at random, or a seventh token that would stay so.
     """
     choice, preset = run.model, run.model.preset
     if choice.warm_start == REQUIRED:
@@ -53,6 +53,7 @@ def check_start(run: RunConfig) -> None:
             "the head of its file names; give it with --config.model.warm_start=DIR, or start "
             "without it by --config.model.warm_start=random."
         )
+    _check_token(run)
     if choice.warm_start or preset not in PRETRAINED:
         return
     if not choice.backbone_weights:
@@ -63,6 +64,22 @@ def check_start(run: RunConfig) -> None:
         )
     if run.text.source == "encoder" and not choice.text_weights:
         raise _no_tower()
+
+
+def _check_token(run: RunConfig) -> None:
+    """Refuses a seventh token that nothing has trained and nothing trains, which would answer."""
+    is_learned = run.loss.granularity and run.loss.interactive and run.data.interactive_batch
+    is_learned = is_learned and not is_frozen("granularity_token", run.optimizer.frozen)
+    if is_learned or not run.model.granularity_token:
+        return
+    decoder = ((start_meta(run) or {}).get("model_config") or {}).get("decoder") or {}
+    if not decoder.get("granularity_token"):
+        raise ConfigError(
+            "model.granularity_token: nothing trains this token, and the run does not start from a "
+            "model that has it; set loss.granularity above 0 (with data.interactive_batch and "
+            "loss.interactive above 0, and the token not in optimizer.frozen), or "
+            "model.granularity_token=False."
+        )
 
 
 def start_meta(run: RunConfig) -> dict | None:

@@ -137,6 +137,25 @@ def test_the_second_stage_wants_the_first_or_an_explicit_random():
                      text_weights="clip.safetensors"))  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"loss": {}},
+        {"data": {"interactive_batch": 0}},
+        {"optimizer": {"frozen": ("granularity_token",)}},
+    ],
+)
+def test_a_seventh_token_that_nothing_trains_is_refused(change, fresh, tmp_path):
+    """It would answer for granularities as it was drawn, at random."""
+    values = {"model": {"preset": "lite", "granularity_token": True}, "loss": {"granularity": 0.3}}
+    check_start(config.build(values))
+    with pytest.raises(ConfigError, match=r"nothing trains this token.*loss\.granularity above 0"):
+        check_start(config.build(values | change))
+    sizes = {"decoder": {"granularity_token": True}}
+    start = {"warm_start": stored(tmp_path, {"a": np.zeros(1)}, model_config=sizes)}
+    check_start(config.build(values | change | {"model": values["model"] | start}))
+
+
 @pytest.mark.parametrize("preset", ["swin_t", "swin_l"])
 def test_a_swin_backbone_is_not_random_in_silence(preset):
     with pytest.raises(ConfigError, match=r"SwinTransformer/storage.*\.pth.*write random"):
