@@ -21,7 +21,7 @@ from semsam_jax.models import presets
 from semsam_jax.models.semantic_sam import SemanticSAM
 from semsam_jax.train.checkpoints import Checkpoints
 from semsam_jax.train.micro import MicroBatches
-from semsam_jax.train.optimizer import build_optimizer
+from semsam_jax.train.optimizer import build_optimizer, is_frozen
 from semsam_jax.train.state import TrainState, abstract_state, shard_state
 from semsam_jax.train.step import TrainStep
 from semsam_jax.train.warm_start import initial_params, parameter_shapes
@@ -139,14 +139,20 @@ def start_answers(run: RunConfig, vocabulary: Vocabulary, class_mask: np.ndarray
         (text.get("source"), text.get("table") or "") == (run.text.source, run.text.table)
     )
     knew = has_same_names and bool(start.get("class_heads_trained"))
+    # A frozen head stays as it is, whatever names the data has.
+    learns_objects, learns_parts = (
+        bool(has_text.any()) and not is_frozen(f"decoder/{kind}_embed", run.optimizer.frozen)
+        for kind, has_text in zip(
+            ("object", "part"), np.split(class_mask, [vocabulary.num_objects]), strict=True
+        )
+    )
     of_names = ("name_thresholds", "name_scales", "panoptic_source")
     kept = ("mask_thresholds", *(of_names if knew else ()))
     return {
         "prompts_trained": run.data.interactive_batch > 0
         or (bool(start) and start.get("prompts_trained", True)),
-        "class_heads_trained": knew or bool(class_mask.any()),
-        "parts_trained": bool(class_mask[vocabulary.num_objects :].any())
-        or (knew and start.get("parts_trained", True)),
+        "class_heads_trained": knew or learns_objects or learns_parts,
+        "parts_trained": learns_parts or (knew and start.get("parts_trained", True)),
         "image_size": max(run.data.image_size, _canvas_of(start)),
         **{key: start[key] for key in kept if start.get(key)},
     }

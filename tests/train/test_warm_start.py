@@ -305,3 +305,23 @@ def test_a_run_knows_the_names_that_it_or_its_start_was_taught(
     kept = [key for key in NAMED if key in answers and key != "class_heads_trained"]
     assert len(kept) == thresholds
     assert all(answers[key] == NAMED[key] for key in kept)
+
+
+@pytest.mark.parametrize(
+    ("frozen", "names", "parts"),
+    [
+        (("decoder",), False, False),
+        (("decoder/object_embed", "decoder/part_embed"), False, False),
+        (("decoder/part_embed",), True, False),
+        (("decoder/layers",), True, True),
+    ],
+)
+def test_frozen_class_heads_learn_no_names(frozen, names, parts):
+    """The model would name things by projections that were drawn at random."""
+    optimizer = {"frozen": frozen}
+    run = config.build(
+        {"model": {"preset": "tiny"}, "text": {"source": "table"}, "optimizer": optimizer}
+    )
+    vocabulary = build_vocabulary([], extra={"custom": (("dog", "cat"), ("head",))})
+    answers = build.start_answers(run, vocabulary, np.ones(3, bool))
+    assert (answers["class_heads_trained"], answers["parts_trained"]) == (names, parts)
