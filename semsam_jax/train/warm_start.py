@@ -172,6 +172,11 @@ def given_params(
             notes.append(f"left out, not in this model: {', '.join(others)}")
         taken = origins.keys() & start.keys()
         merged = merge(shapes, start, choice.warm_start)
+        if "backbone" in taken and choice.backbone_weights not in ("", RANDOM):
+            notes.append(
+                f"not used: model.backbone_weights {choice.backbone_weights}, because "
+                f"{choice.warm_start} brings its own backbone"
+            )
         given |= {part: merged[part] for part in taken}
         origins |= dict.fromkeys(taken, choice.warm_start)
         if meta.get("class_heads_trained"):

@@ -194,6 +194,16 @@ def test_a_tower_that_the_first_stage_never_used_is_not_taken(start, fresh, tmp_
         warm_start._known_parts(run, fresh[1], meta)
 
 
+def test_a_backbone_that_is_not_used_is_named(start, fresh, tmp_path, capsys):
+    folder = stored(tmp_path, fresh[1])
+    params = start(tiny(warm_start=folder, backbone_weights=TOWER))
+    assert np.all(params["backbone"]["patch_embed"]["proj"]["kernel"] == 3.0)
+    told = f"not used: model.backbone_weights {TOWER}, because {folder} brings its own backbone"
+    assert told in capsys.readouterr().out
+    start(tiny(warm_start=folder))
+    assert "not used" not in capsys.readouterr().out
+
+
 def test_a_trained_tower_is_not_replaced(start, fresh, tmp_path):
     folder = stored(tmp_path, fresh[1])
     params = start(tiny(warm_start=folder))
