@@ -50,9 +50,9 @@ class MicroBatches:
         ]
 
     def merge(self, metrics: list[dict]) -> dict:
-        """Metrics of a step: the minimised loss, and means of the others."""
+        """Metrics of a step: the minimised loss, sums of the counts, and means of the others."""
         merged = {
-            name: sum(own) / len(own)
+            name: sum(own) / (1 if "/num_" in name else len(own))
             for name in {key: None for one in metrics for key in one}
             if (own := [one[name] for one in metrics if name in one])
         }

@@ -43,6 +43,21 @@ def test_streams_accumulated_apart_cut_every_row_once():
     np.testing.assert_array_equal(pieces[3].generic.boxes, boxes[[2, 3, 6, 7]])
 
 
+def test_what_micro_batches_hold_is_counted_as_of_one_step():
+    """As without micro-batches; terms are means, over those that have the stream."""
+    click = {"loss": 2.0, "nonfinite_costs": 1, "interactive/num_pairs": 7.0, "interactive/l1": 3.0}
+    query = {"loss": 4.0, "nonfinite_costs": 0, "generic/num_instances": 5.0}
+    other = click | {"interactive/num_pairs": 9.0, "interactive/l1": 1.0}
+    merged = MicroBatches(count=2, is_apart=True).merge([click, query, other, query])
+    assert merged == {
+        "loss": 6.0,
+        "nonfinite_costs": 2,
+        "interactive/num_pairs": 16.0,
+        "interactive/l1": 2.0,
+        "generic/num_instances": 10.0,
+    }
+
+
 @pytest.mark.nightly  # compiles a step twice; their arithmetic is the next test
 def test_micro_batches_add_up_to_a_step(mesh, params):
     """Each of them alone gives its half, with its own random draws."""
