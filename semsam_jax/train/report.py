@@ -55,6 +55,8 @@ def log_start(
     if held_out is not None:
         count = len(held_out.samples())
         log_info(f"evaluation: {count} held-out images, one click per instance")
+    elif run.keep_best:
+        log_info("evaluation: none (eval_images=0), so keep_best=True keeps no model in best/")
     log_info(data.text)
     held_out_notes = [] if held_out is None else held_out.notes
     for note in (*data.notes, *(f"evaluation, {note}" for note in held_out_notes)):

@@ -248,6 +248,13 @@ def test_the_end_of_a_longer_run_is_not_that_of_the_shorter_one(start, tmp_path,
     assert checkpoint_io.read_meta(tmp_path / "run" / "model")["step"] == 8
 
 
+def test_a_best_model_that_nothing_chooses_is_told(start, tmp_path, capsys):
+    start(keep_best=True)
+    told = "evaluation: none (eval_images=0), so keep_best=True keeps no model in best/\n"
+    assert told in capsys.readouterr().out
+    assert not (tmp_path / "run" / "best").exists()
+
+
 def test_saves_by_seconds_and_skipped_steps(start, tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(hooks.Clock, "elapsed", lambda self: now[0])
