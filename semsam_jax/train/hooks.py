@@ -215,6 +215,14 @@ class Profile:
         self._window = window
         self._is_on = False
 
+    def missed(self, first: int, stop: int) -> str:
+        """What to say where none of the steps from `first` to before `stop` is recorded, or ""."""
+        if self._window is None or max(first, self._window[0]) < min(stop, self._window[1]):
+            return ""
+        begin, end = self._window
+        made = f"makes steps {first} to {stop - 1}" if first < stop else "makes no step"
+        return f"--profile={begin}:{end}: nothing is recorded, because this run {made}\n"
+
     def at(self, step: int) -> None:
         """Called before step number `step`: starts or ends the recording."""
         if self._window is None:

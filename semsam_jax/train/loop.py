@@ -163,6 +163,7 @@ def train(
                 stop()
 
         step = first_step = int(state.step)
+        report.log_info(recorder.missed(first_step, run.steps), end="")
         if step == 0:
             meta["before"] = evaluate()
         if step < run.steps:

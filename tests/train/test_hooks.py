@@ -190,6 +190,17 @@ def test_progress_line_shows_losses_rate_and_eta():
         assert words in line
 
 
+def test_a_profile_of_steps_that_are_not_made_is_told(tmp_path):
+    """Those of a resumed run, say, are counted from the start of its first part."""
+    profile = Profile(tmp_path, (10, 13))
+    assert profile.missed(0, 11) == profile.missed(12, 500) == ""
+    told = "--profile=10:13: nothing is recorded, because this run makes "
+    assert profile.missed(13, 500) == f"{told}steps 13 to 499\n"
+    assert profile.missed(0, 10) == f"{told}steps 0 to 9\n"
+    assert profile.missed(500, 500) == f"{told}no step\n"
+    assert Profile(tmp_path, None).missed(13, 500) == ""
+
+
 @pytest.mark.parametrize("window", [(1, 2), (1, 9)], ids=["inside", "cut short by the end"])
 def test_a_profile_records_its_steps(tmp_path, window):
     profile = Profile(tmp_path, window)
