@@ -51,7 +51,7 @@ def at_least(lowest: int) -> Callable[[str], int]:
     def number(text: str) -> int:
         value = int(text)
         if value < lowest:
-            raise argparse.ArgumentTypeError(f"{value}; wanted {lowest} or more")
+            raise argparse.ArgumentTypeError(f"{value}; expected {lowest} or more")
         return value
 
     return number
@@ -61,14 +61,14 @@ def share(text: str) -> float:
     """A number from 0 to 1."""
     value = float(text)
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{value}; wanted a share from 0 to 1")
+        raise argparse.ArgumentTypeError(f"{value}; expected a share from 0 to 1")
     return value
 
 
 def out_folder(text: str) -> str:
     """A folder or a bucket to write to."""
     if not text.strip() or not is_storable(text):
-        raise argparse.ArgumentTypeError(f"{text!a}; wanted a folder or a bucket (gs://...)")
+        raise argparse.ArgumentTypeError(f"{text!a}; expected a folder or a bucket (gs://...)")
     return text
 
 
@@ -76,5 +76,5 @@ def png_file(text: str) -> pathlib.Path:
     """A PNG file in a folder that exists."""
     path = pathlib.Path(text)
     if path.suffix.lower() != ".png" or not path.parent.is_dir() or not is_storable(text):
-        raise argparse.ArgumentTypeError(f"{text!r}; wanted a .png in a folder that exists")
+        raise argparse.ArgumentTypeError(f"{text!r}; expected a .png in a folder that exists")
     return path

@@ -210,14 +210,14 @@ def _opened(data: bytes, where: str) -> Iterator[Image.Image]:
             detail = f"it begins with {bytes(data[:12])!r}" if data else "the file is empty"
         raise DataError(
             f"{prefix}the image cannot be decoded ({detail}); got {len(data)} bytes, not a "
-            "readable image; wanted a whole JPEG or PNG. Replace or remove the file and rebuild "
+            "readable image; expected a whole JPEG or PNG. Replace or remove the file and rebuild "
             "the index."
         ) from error
 
 
 def _too_large(prefix: str, size: str) -> str:
     return (
-        f"{prefix}the image has too many pixels ({size}), wanted at most "
+        f"{prefix}the image has too many pixels ({size}), expected at most "
         f"{MAX_PIXELS // 10**6} million; use a smaller copy of it"
     )
 

@@ -41,8 +41,9 @@ _SUBJECTS = {
 }
 _USED = (LOST_WHOLE, DOUBLED_ID, DOUBLED_FILE, REPEATED, DARK)
 _ADVICE = {
-    FRACTIONS: "fractions of the image; wanted pixels: multiply x by its width and y by its height",
-    PIXELS: "pixels; wanted fractions of the image: divide x by its width and y by its height",
+    FRACTIONS: "fractions of the image; expected pixels: multiply x by its width and y by its "
+    "height",
+    PIXELS: "pixels; expected fractions of the image: divide x by its width and y by its height",
     NO_OUTLINE: "the reader's option boxes_only trains on boxes instead, "
     "--config.data.custom_boxes_only=True in a run",
     DOUBLED_FILE: "each is an example without the annotations of the others, and one of them may "

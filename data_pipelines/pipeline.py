@@ -353,7 +353,7 @@ def _vocab_valid(
         )
     if class_mask is not None and class_mask.shape != (size,):
         raise ConfigError(
-            f"pipeline: class_mask has shape {class_mask.shape}, wanted ({size},), one per name."
+            f"pipeline: class_mask has shape {class_mask.shape}, expected ({size},), one per name."
         )
     mask = np.ones(size, np.bool_) if class_mask is None else class_mask.astype(np.bool_)
     # A run without class names still has one (never valid) entry: shapes stay non-empty.

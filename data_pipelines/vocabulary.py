@@ -167,7 +167,7 @@ class Vocabulary:
             parts = [VocabularyEntry(*row) for row in rows["parts"]]
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"vocabulary: cannot read the JSON text: {error}; wanted what to_json writes"
+                f"vocabulary: cannot read the JSON text: {error}; expected what to_json writes"
             ) from error
         return cls(objects, parts)
 
@@ -186,13 +186,13 @@ class _Lookup:
             if (entry.dataset, entry.name) in self._index:
                 raise ConfigError(
                     f"vocabulary: {kind} {entry.name!r} of {entry.dataset} appears twice; "
-                    "wanted unique names within a dataset"
+                    "expected unique names within a dataset"
                 )
             span = self._spans.get(entry.dataset, slice(index, index))
             if span.stop != index:
                 raise ConfigError(
                     f"vocabulary: the {kind} classes of {entry.dataset} are not contiguous; "
-                    "wanted one block for each dataset"
+                    "expected one block for each dataset"
                 )
             self._spans[entry.dataset] = slice(span.start, index + 1)
             self._index[entry.dataset, entry.name] = index
@@ -292,13 +292,13 @@ def build_vocabulary(
     """
     if pascal_parts not in _PASCAL_FILES:
         raise ConfigError(
-            f"vocabulary: pascal_parts={pascal_parts!r}; wanted one of {list(_PASCAL_FILES)}"
+            f"vocabulary: pascal_parts={pascal_parts!r}; expected one of {list(_PASCAL_FILES)}"
         )
     extra = dict(extra or {})
     unknown = [name for name in datasets if name not in DATASETS]
     if unknown:
         raise ConfigError(
-            f"vocabulary: unknown datasets {unknown}; wanted names out of {list(DATASETS)}; "
+            f"vocabulary: unknown datasets {unknown}; expected names out of {list(DATASETS)}; "
             "give your own sets by `extra`"
         )
     taken = [name for name in extra if name in DATASETS]

@@ -93,7 +93,7 @@ def _profile_window() -> tuple[int, int] | None:
         return None
     first, _, stop = _PROFILE.value.partition(":")
     if not (first.isdigit() and stop.isdigit() and int(first) < int(stop)):
-        raise ConfigError(f"--profile: got {_PROFILE.value!r}, wanted FIRST:STOP, such as 10:13.")
+        raise ConfigError(f"--profile: got {_PROFILE.value!r}, expected FIRST:STOP, such as 10:13.")
     return int(first), int(stop)
 
 

@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("repository", nargs="?", metavar="ACCOUNT/NAME")
     given = parser.parse_args().repository
     if given is not None and not re.fullmatch(_NAME, given):
-        parser.error(f"got {given!r}; wanted ACCOUNT/NAME, as in https://github.com/ACCOUNT/NAME")
+        parser.error(f"got {given!r}; expected ACCOUNT/NAME, as in https://github.com/ACCOUNT/NAME")
     for path in set_repository(COLAB, given):
         print(f"changed: {path}")
 

@@ -25,7 +25,7 @@ def parse(choice: str, **defaults: float) -> tuple[str, dict[str, float]]:
         digits = value if is_whole else value.replace(".", "", 1)
         if key not in defaults or not digits.isdecimal() or not float(value) > 0:
             raise ValueError(
-                f"{choice}: {text!r} is not understood; wanted NAME=NUMBER above 0, NAME out of "
+                f"{choice}: {text!r} is not understood; expected NAME=NUMBER above 0, NAME out of "
                 f"{', '.join(defaults)}{', a whole number' if is_whole else ''}."
             )
         numbers[key] = float(value)

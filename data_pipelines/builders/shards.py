@@ -162,7 +162,7 @@ def write_shard(
             os.replace(local, final)
     if final.stat().length != receipt["bytes"]:
         raise DataError(
-            f"{final}: {final.stat().length} bytes arrived, wanted {receipt['bytes']}; is the "
+            f"{final}: {final.stat().length} bytes arrived, expected {receipt['bytes']}; is the "
             "disk full? Free some space and run the build again"
         )
     write_json(plan.receipt(shard), receipt)
@@ -216,8 +216,8 @@ def _receipt(shard: int, name: str, local: pathlib.Path, tally: ScanTally) -> di
     written = count_records(local)
     if written != len(arrays["position"]):
         raise DataError(
-            f"{name}: {written} records are in the file, wanted {len(arrays['position'])}; is the "
-            "disk full? Free some space and run the build again"
+            f"{name}: {written} records are in the file, expected {len(arrays['position'])}; is "
+            "the disk full? Free some space and run the build again"
         )
     kept = ("num_instances", "has_object", "has_part")
     return {

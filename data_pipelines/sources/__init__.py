@@ -138,7 +138,7 @@ def open_native(
         number = finite(value) if known[name] is float and not isinstance(value, str) else value
         if not isinstance(number, known[name]):
             raise ConfigError(
-                f"{dataset}: option {name} is {short(value)}; wanted "
+                f"{dataset}: option {name} is {short(value)}; expected "
                 f"{inspect.formatannotation(known[name])}"
             )
     return reader(root, split, vocabulary, **own, **options)

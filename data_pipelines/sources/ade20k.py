@@ -67,8 +67,8 @@ class ADE20k(Source):
             )
         if parts and not isinstance(self._layout, _Full):
             raise ConfigError(
-                f"ade20k: parts=True, but {self.root} has no part levels; wanted the full release "
-                "(X_seg.png with X_parts_1.png ...), or parts=False"
+                f"ade20k: parts=True, but {self.root} has no part levels; expected the full "
+                "release (X_seg.png with X_parts_1.png ...), or parts=False"
             )
         self.example_ids = self._layout.example_ids
         self.annotation_files = self._layout.annotation_files
@@ -164,7 +164,7 @@ class _SceneParsing(_AdeLayout):
         builder = ExampleBuilder(source, position, image)
         classes = read_png(labels, builder, ("L", "P"))
         if classes.max() > 150:
-            raise builder.broken(f"class {classes.max()} in annotations/; wanted 0..150")
+            raise builder.broken(f"class {classes.max()} in annotations/; expected 0..150")
         for number in np.unique(classes):
             if int(number) in self._stuff:
                 _add(builder, classes == number, self._stuff[int(number)])
@@ -172,7 +172,9 @@ class _SceneParsing(_AdeLayout):
         keys = pairs[..., 0].astype(np.int32) * 256 + pairs[..., 1]
         for key in np.unique(keys[pairs[..., 0] > 0]):
             if key // 256 not in self._things:
-                raise builder.broken(f"thing {key // 256} in annotations_instance/; wanted 1..100")
+                raise builder.broken(
+                    f"thing {key // 256} in annotations_instance/; expected 1..100"
+                )
             _add(builder, keys == key, self._things[int(key) // 256])
         return builder.build()
 

@@ -76,8 +76,8 @@ class Source(abc.ABC):
         self.unused: tuple[Unused, ...] = ()
         if not self.root.is_dir():
             raise DataError(
-                f"{dataset}: root {self.root} is not a folder; wanted the dataset's native folder; "
-                "check the path"
+                f"{dataset}: root {self.root} is not a folder; expected the dataset's native "
+                "folder; check the path"
             )
         self._pseudo = _read_provenance(self.root)
 
@@ -171,7 +171,7 @@ class Source(abc.ABC):
         found = sorted(entry.name for entry in self.root.iterdir())[:12]
         return DataError(
             f"{self.dataset} {self.split}: layout of {self.root} not recognised; "
-            f"wanted {wanted}; found {found}; check root and split"
+            f"expected {wanted}; found {found}; check root and split"
         )
 
     def _is_pseudo(self, kind: str) -> bool:
@@ -198,7 +198,7 @@ def read_json(path: pathlib.Path, dataset: str) -> dict:
         ) from error
     if not isinstance(content, dict):
         raise DataError(
-            f"{dataset}: {path} holds a {type(content).__name__}; wanted an object with keys"
+            f"{dataset}: {path} holds a {type(content).__name__}; expected an object with keys"
         )
     return content
 

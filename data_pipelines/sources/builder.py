@@ -81,11 +81,11 @@ class ExampleBuilder:
         """
         found = content.get(key)
         if not isinstance(found, list):
-            raise self.broken(f"{file.name}: {key} is {short(found)}, wanted a list of objects")
+            raise self.broken(f"{file.name}: {key} is {short(found)}, expected a list of objects")
         for number, item in enumerate(found):
             if not isinstance(item, dict):
                 raise self.broken(
-                    f"{file.name}: {key}[{number}] is {short(item)}, wanted an object"
+                    f"{file.name}: {key}[{number}] is {short(item)}, expected an object"
                 )
         return found
 

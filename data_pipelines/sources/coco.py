@@ -38,7 +38,7 @@ class Coco(Source):
         super().__init__("coco", root, split, vocabulary, annotations=annotations)
         if annotations not in ("panoptic", "instances"):
             raise ConfigError(
-                f"coco: annotations={annotations!r}; wanted 'panoptic' or 'instances'"
+                f"coco: annotations={annotations!r}; expected 'panoptic' or 'instances'"
             )
         self._images = self.root / f"{split}2017"
         file = self.root / "annotations" / f"{annotations}_{split}2017.json"

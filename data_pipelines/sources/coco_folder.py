@@ -131,8 +131,8 @@ def check_own_name(dataset: str) -> None:
     is_name = is_storable(dataset) and dataset.strip(". ") and not set(dataset) & set("/\\")
     if not is_name or len(dataset.encode()) > _LONGEST_NAME:
         raise ConfigError(
-            f"dataset {clean_text(dataset[:60])!r}: wanted a name that a folder can have, such as "
-            "mine"
+            f"dataset {clean_text(dataset[:60])!r}: expected a name that a folder can have, such "
+            "as mine"
         )
     if dataset in DATASETS:
         raise ConfigError(
@@ -194,7 +194,7 @@ def read_class_names(annotations: str | pathlib.Path) -> tuple[tuple[str, ...], 
     categories = Categories(path, "coco_folder", IdCodes())
     read_elements(path, "coco_folder", {"categories": categories.add})
     if not categories.names:
-        raise DataError(f"coco_folder: {path} lists no categories; wanted a COCO-format file")
+        raise DataError(f"coco_folder: {path} lists no categories; expected a COCO-format file")
     return split_names(categories.names.values())
 
 

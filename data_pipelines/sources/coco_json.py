@@ -108,14 +108,14 @@ class Categories:
         code, name = self._codes.code(category.get("id")), category_name(category)
         if code == MISSING:
             raise DataError(
-                f"{self._where}: category {name!r} has id {short(category.get('id'))}; wanted a "
+                f"{self._where}: category {name!r} has id {short(category.get('id'))}; expected a "
                 "number or a text"
             )
         other = self.names.setdefault(code, name)
         if other != name:
             raise DataError(
                 f"{self._where}: category id {short(category['id'])} is {other!r} and {name!r}; "
-                "wanted one name for each id: give one of them another id, here and in its "
+                "expected one name for each id: give one of them another id, here and in its "
                 "annotations"
             )
 
@@ -143,7 +143,7 @@ def load_table(path: pathlib.Path, dataset: str, *, with_outlines: bool = True) 
     if len(place) != len(order):
         twice = next(code for code, n in collections.Counter(images.ids).items() if n > 1)
         raise DataError(
-            f"{dataset}: {path}: image ids repeat, such as {id_texts.quoted(twice)}; wanted one "
+            f"{dataset}: {path}: image ids repeat, such as {id_texts.quoted(twice)}; expected one "
             "record for each image"
         )
     owners = np.fromiter((place.get(i, -1) for i in notes.image_ids), np.int64)
@@ -229,7 +229,7 @@ class _ImageTable:
         if MISSING in codes:
             raise DataError(
                 f"{self._where}: {key} of image {short(image.get('id'))} is {short(image[key])}; "
-                "wanted a list of category ids"
+                "expected a list of category ids"
             )
         return codes
 

@@ -192,7 +192,7 @@ def _scan(file: pathlib.Path, size: int, age: int) -> _TreeListing:
             image = None if row is None else parse_int(row.get("image_id"))
             if row is None or image is None or not label_of(row):
                 raise DataError(
-                    f"cocotree: line {number} of {file} is {short(line[:60])}; wanted JSON "
+                    f"cocotree: line {number} of {file} is {short(line[:60])}; expected JSON "
                     "with image_id, a label and a mask: download the file again"
                 )
             if str(row.get("instance_node_id")) in _ROOTS:
@@ -233,7 +233,7 @@ def _listed(files: tuple[pathlib.Path, ...]) -> set[int]:
             image = parse_int(text) if row is None else parse_int(row.get("image_id"))
             if image is None:
                 raise DataError(
-                    f"cocotree: line {number} of {file} is {short(text)}; wanted an image id"
+                    f"cocotree: line {number} of {file} is {short(text)}; expected an image id"
                 )
             found.add(image)
     return found

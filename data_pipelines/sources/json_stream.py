@@ -42,7 +42,7 @@ def read_elements(
         ) from error
     except RecursionError as error:
         raise DataError(
-            f"{dataset}: {path} has lists or objects nested too deeply; wanted a COCO-style "
+            f"{dataset}: {path} has lists or objects nested too deeply; expected a COCO-style "
             "annotation file"
         ) from error
     except UnicodeError as error:
@@ -59,13 +59,13 @@ def read_elements(
     twice = [key for key in wanted if found.count(key) > 1]
     if twice:
         raise DataError(
-            f"{dataset}: {path} has {twice} twice; wanted each key once, since it is unclear "
+            f"{dataset}: {path} has {twice} twice; expected each key once, since it is unclear "
             "which is meant"
         )
     lacking = [key for key in wanted if key not in found]
     if lacking:
         raise DataError(
-            f"{dataset}: {path} has no {lacking}; found keys {sorted(found)[:12]}; wanted a "
+            f"{dataset}: {path} has no {lacking}; found keys {sorted(found)[:12]}; expected a "
             "COCO-style annotation file"
         )
 
@@ -91,8 +91,8 @@ class _Parser:
         """Reads the whole file; returns the outermost keys."""
         if self._next() != "{":
             raise DataError(
-                f"{dataset}: {path} holds a {type(self._value()).__name__}; wanted an object with "
-                "keys"
+                f"{dataset}: {path} holds a {type(self._value()).__name__}; expected an object "
+                "with keys"
             )
         keys: list[str] = []
         for _ in self._items("}"):
@@ -103,7 +103,7 @@ class _Parser:
                 value = self._value()
                 if use is not None:
                     raise DataError(
-                        f"{dataset}: {path}: {keys[-1]} is a {type(value).__name__}; wanted an "
+                        f"{dataset}: {path}: {keys[-1]} is a {type(value).__name__}; expected an "
                         "array"
                     )
                 continue
@@ -114,7 +114,7 @@ class _Parser:
                 if not isinstance(element, dict):
                     raise DataError(
                         f"{dataset}: {path}: {keys[-1]} holds a {type(element).__name__} "
-                        f"({short(element)}); wanted objects"
+                        f"({short(element)}); expected objects"
                     )
                 use(element)
         if self._next():
@@ -146,7 +146,7 @@ class _Parser:
 
     def _expect(self, letter: str) -> None:
         if self._next() != letter:
-            raise json.JSONDecodeError(f"wanted {letter!r}", self._text, self._at)
+            raise json.JSONDecodeError(f"expected {letter!r}", self._text, self._at)
         self._at += 1
 
     def _value(self) -> Any:

@@ -144,8 +144,8 @@ def layout_error(dataset: str, root: pathlib.Path, split: str) -> DataError:
     there = f"; it has {', '.join(others)}" if others else ""
     return DataError(
         f"{dataset} {split}: layout of {root} not recognised: no annotations of split "
-        f"{split}{there}; wanted {WANTED.format(split=split)}; found {found}; rename the files to "
-        "one of these"
+        f"{split}{there}; expected {WANTED.format(split=split)}; found {found}; rename the files "
+        "to one of these"
     )
 
 
@@ -166,7 +166,7 @@ def labelme_files(layout: Layout) -> list[pathlib.Path]:
     if _is_labelme(odd):
         raise DataError(
             f"{odd[0].parent}: LabelMe files in a folder named like a split, deep inside {root}; "
-            "wanted train/ and val/ in that folder itself: move them there, or rename the folder"
+            "expected train/ and val/ in that folder itself: move them there, or rename the folder"
         )
     return [file for file in files if file not in of_splits]
 

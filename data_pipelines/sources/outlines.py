@@ -42,25 +42,25 @@ def to_rle(segmentation: Any, height: int, width: int) -> dict | None:
             return rle.encode_mask(np.zeros((height, width), np.bool_))
         return rle.draw_polygons(flat, (height, width))
     if not isinstance(segmentation, dict) or not {"size", "counts"} <= set(segmentation):
-        raise ValueError(f"segmentation is {short(segmentation)}, wanted polygons or COCO RLE")
+        raise ValueError(f"segmentation is {short(segmentation)}, expected polygons or COCO RLE")
     size = segmentation["size"]
     sides = [parse_int(side) for side in size] if isinstance(size, list) else []
     if len(sides) != 2 or None in sides or not all(0 < side < 2**31 for side in sides):
-        raise ValueError(f"RLE size is {short(size)}, wanted [height, width]")
+        raise ValueError(f"RLE size is {short(size)}, expected [height, width]")
     rows, columns = sides
     if rows * columns > MAX_PIXELS:
         raise ValueError(
-            f"RLE size is {rows}x{columns}, wanted at most {MAX_PIXELS // 10**6} million pixels"
+            f"RLE size is {rows}x{columns}, expected at most {MAX_PIXELS // 10**6} million pixels"
         )
     counts = segmentation["counts"]
     if isinstance(counts, list):
         return {"size": [rows, columns], "counts": _compressed(counts, rows, columns)}
     if not isinstance(counts, (str, bytes)):
-        raise ValueError(f"RLE counts are {short(counts)}, wanted text or a list of run lengths")
+        raise ValueError(f"RLE counts are {short(counts)}, expected text or a list of run lengths")
     try:
         data = counts.encode("ascii") if isinstance(counts, str) else counts
     except UnicodeEncodeError as error:
-        raise ValueError(f"RLE counts hold {counts[error.start]!a}, wanted ASCII") from error
+        raise ValueError(f"RLE counts hold {counts[error.start]!a}, expected ASCII") from error
     packed = {"size": [rows, columns], "counts": data}
     rle.runs_of(packed)
     return packed
@@ -96,17 +96,17 @@ def _polygon(points: Any, place: int) -> np.ndarray:
         ValueError: names the coordinate that is invalid.
     """
     if not isinstance(points, list):
-        raise ValueError(f"polygon {place} is {short(points)}, wanted a list of x, y, x, y, ...")
+        raise ValueError(f"polygon {place} is {short(points)}, expected a list of x, y, x, y, ...")
     if points and all(_is_pair(point) for point in points):
         points = [value for pair in points for value in pair]
     numbers = [finite(value) for value in points]
     if None in numbers:
         at = numbers.index(None)
         raise ValueError(
-            f"coordinate {at} of polygon {place} is {short(points[at])}, wanted a finite number"
+            f"coordinate {at} of polygon {place} is {short(points[at])}, expected a finite number"
         )
     if len(numbers) % 2:
-        raise ValueError(f"polygon {place} has {len(numbers)} numbers, wanted pairs of x and y")
+        raise ValueError(f"polygon {place} has {len(numbers)} numbers, expected pairs of x and y")
     return np.array(numbers, np.float64).reshape(-1, 2)
 
 
@@ -130,7 +130,7 @@ def _cut(polygon: np.ndarray, height: int, width: int) -> np.ndarray:
     length = float(np.abs(polygon - np.roll(polygon, 1, axis=0)).max(axis=1).sum())
     if length > _MAX_LENGTH:
         raise ValueError(
-            f"the outline has {len(polygon)} points and is {length:.0f} pixels long, wanted at "
+            f"the outline has {len(polygon)} points and is {length:.0f} pixels long, expected at "
             f"most {_MAX_LENGTH} pixels"
         )
     return polygon
@@ -160,7 +160,7 @@ def _compressed(counts: list, rows: int, columns: int) -> bytes:
     lengths = [parse_int(value) for value in counts]
     for at, length in enumerate(lengths):
         if length is None or length < 0:
-            raise ValueError(f"run length {at} is {short(counts[at])}, wanted 0 or more pixels")
+            raise ValueError(f"run length {at} is {short(counts[at])}, expected 0 or more pixels")
     if sum(lengths) != rows * columns:
-        raise ValueError(f"RLE counts add up to {sum(lengths)}, wanted {rows}x{columns} pixels")
+        raise ValueError(f"RLE counts add up to {sum(lengths)}, expected {rows}x{columns} pixels")
     return rle.compress_runs(lengths, (rows, columns))["counts"]

@@ -54,7 +54,7 @@ class PanopticFile:
                 return
             if code in kept:
                 raise DataError(
-                    f"{dataset}: {path}: {kind} {short(value)} appears twice; wanted one record "
+                    f"{dataset}: {path}: {kind} {short(value)} appears twice; expected one record "
                     "for each image"
                 )
             kept[code] = text
@@ -131,7 +131,7 @@ class PanopticFile:
         if number is None or is_crowd is None:
             raise builder.broken(
                 f"segment {short(segment.get('id'))} has iscrowd {short(segment.get('iscrowd'))}; "
-                "wanted a whole number and 0 or 1"
+                "expected a whole number and 0 or 1"
             )
         label = self.labels.get(self._codes.code(segment.get("category_id")))
         if label is None:
@@ -216,7 +216,7 @@ def read_png(
         with Image.open(png) as image:
             if modes is not None and image.mode not in modes:
                 raise builder.broken(
-                    f"label image {png} has mode {image.mode}; wanted one of {list(modes)}"
+                    f"label image {png} has mode {image.mode}; expected one of {list(modes)}"
                 )
             if (image.height, image.width) != (builder.height, builder.width):
                 raise builder.broken(
@@ -228,7 +228,7 @@ def read_png(
         raise
     except Image.DecompressionBombError as error:
         raise builder.broken(
-            f"label image {png} has too many pixels, wanted {MAX_PIXELS // 10**6} million at most"
+            f"label image {png} has too many pixels, expected {MAX_PIXELS // 10**6} million at most"
         ) from error
     # Decoders of damaged files raise struct.error, zlib.error, SyntaxError, IndexError ...
     except Exception as error:
@@ -276,5 +276,5 @@ def unknown_classes(dataset: str, path: pathlib.Path, names: Sequence[str]) -> D
     """Returns the error for class names that the vocabulary lacks; raise it."""
     return DataError(
         f"{dataset}: {path} has {len(names)} classes that the vocabulary of {dataset} lacks: "
-        f"{list(names)[:10]}; wanted the dataset's names; read custom datasets with coco_folder"
+        f"{list(names)[:10]}; expected the dataset's names; read custom datasets with coco_folder"
     )

@@ -87,7 +87,7 @@ class PascalPart(Source):
     ):
         super().__init__("pascal_part", root, split, vocabulary, parts=parts)
         if parts not in ("merged", "full"):
-            raise ConfigError(f"pascal_part: parts={parts!r}; wanted 'merged' or 'full'")
+            raise ConfigError(f"pascal_part: parts={parts!r}; expected 'merged' or 'full'")
         self._is_full = parts == "full"
         self._mats = self.root / "Annotations_Part"
         voc = first_existing(

@@ -155,7 +155,7 @@ class RecordReader(Source):
         if manifest["format"] not in (FORMAT, OLD_FORMAT) or manifest["dataset"] != dataset:
             raise DataError(
                 f"{dataset}: {file} describes {manifest['dataset']} in format "
-                f"{manifest['format']}, wanted {dataset} in format {FORMAT}; check the root, or "
+                f"{manifest['format']}, expected {dataset} in format {FORMAT}; check the root, or "
                 "build the records again"
             )
         return manifest
@@ -181,7 +181,7 @@ class RecordReader(Source):
         with futures.ThreadPoolExecutor(16) as pool:
             found = list(pool.map(length, (name for name, _ in self._files)))
         bad = [
-            f"{name} ({'missing' if have < 0 else f'{have} bytes'}, wanted {want})"
+            f"{name} ({'missing' if have < 0 else f'{have} bytes'}, expected {want})"
             for (name, want), have in zip(self._files, found, strict=True)
             if have != want
         ]

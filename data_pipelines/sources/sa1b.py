@@ -50,7 +50,7 @@ class SA1B(Source):
         }
         for name, value in limits.items():
             if not isinstance(value, int | float):
-                raise ConfigError(f"sa1b: {name}={value!r}; wanted a number")
+                raise ConfigError(f"sa1b: {name}={value!r}; expected a number")
         super().__init__("sa1b", root, split, vocabulary, **limits)
         self._min_iou = min_predicted_iou
         self._min_stability = min_stability_score
@@ -79,7 +79,7 @@ class SA1B(Source):
         file = pathlib.Path(f"{self.example_ids[position]}.json")
         stated = content.get("image")
         if not isinstance(stated, dict):
-            raise builder.broken(f"{file.name}: image is {short(stated)}, wanted an object")
+            raise builder.broken(f"{file.name}: image is {short(stated)}, expected an object")
         height, width = (image_side(stated.get(key)) for key in ("height", "width"))
         if min(height, width) < 1:
             raise builder.broken(f"{file.name}: height or width of image is not a size in pixels")
@@ -108,7 +108,9 @@ class SA1B(Source):
         ):
             score = finite(annotation.get(key, 1.0))
             if score is None:
-                raise builder.broken(f"{name}: {key} is {short(annotation[key])}, wanted a number")
+                raise builder.broken(
+                    f"{name}: {key} is {short(annotation[key])}, expected a number"
+                )
             if score < least:
                 return True
         return False

@@ -154,7 +154,7 @@ def _scan(folder: pathlib.Path) -> tuple[Listing, dict[str, list[int]]]:
     if loose:
         raise DataError(
             f"sa1b: {folder} holds archives ({archives[0].name} ...) next to loose images "
-            f"({min(loose)} ...); wanted one kind, since an image in both would count twice; "
+            f"({min(loose)} ...); expected one kind, since an image in both would count twice; "
             "move one kind to another folder"
         )
     nested = _nested(folder)

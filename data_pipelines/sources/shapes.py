@@ -143,7 +143,7 @@ class YoloFolder(_ShapeFolder):
         if len(set(self._label_files)) != len(found):
             raise DataError(
                 f"{self.dataset}: {layout.folders[0]} has images of one name with different "
-                "endings; wanted one image for each label file"
+                "endings; expected one image for each label file"
             )
         if alone:
             named = tuple(alone[: findings.NAMED])
@@ -178,8 +178,8 @@ class YoloFolder(_ShapeFolder):
             numbers = [x - w / 2, y - h / 2, x + w / 2, y - h / 2, x + w / 2, y + h / 2]
         if len(numbers) < 6 or len(numbers) % 2:
             raise builder.broken(
-                f"{what}: {len(numbers)} numbers behind the class; wanted x, y of three points or "
-                "more"
+                f"{what}: {len(numbers)} numbers behind the class; expected x, y of three points "
+                "or more"
             )
         if max(map(abs, numbers)) > _FAR_OUTSIDE:
             builder.leave_out(findings.PIXELS, what, **self._labels(name))
@@ -197,8 +197,8 @@ def yolo_names(layout: Layout) -> dict[int, str]:
     """
     if layout.file is None:
         raise DataError(
-            f"{layout.folders[0].parent}: YOLO labels without data.yaml; wanted the file with the "
-            "names of the classes, such as names: [cat, dog]"
+            f"{layout.folders[0].parent}: YOLO labels without data.yaml; expected the file with "
+            "the names of the classes, such as names: [cat, dog]"
         )
     return stated_names(layout.file)
 
@@ -261,7 +261,7 @@ class LabelMeFolder(_ShapeFolder):
         if stated is not None and stated.name != image.name and stated.is_file():
             raise builder.broken(
                 f"{file.name}: imagePath is {stated.name}, but {image.name} has this file's name, "
-                "and both exist; wanted one image: correct imagePath or rename the file"
+                "and both exist; expected one image: correct imagePath or rename the file"
             )
         height, width = (image_side(content.get(key)) for key in ("imageHeight", "imageWidth"))
         if height < 0 or width < 0:
@@ -291,7 +291,7 @@ class LabelMeFolder(_ShapeFolder):
     ) -> int:
         kind, points = shape.get("shape_type") or "polygon", shape.get("points")
         if not isinstance(points, list) or not all(isinstance(point, list) for point in points):
-            raise builder.broken(f"{what}: points is {short(points)}, wanted a list of [x, y]")
+            raise builder.broken(f"{what}: points is {short(points)}, expected a list of [x, y]")
         numbers = [finite(v) for point in points for v in point]
         if None in numbers:
             raise builder.broken(f"{what}: a coordinate of {short(points)} is not a finite number")
@@ -339,7 +339,7 @@ def own_names(layout: Layout) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """
     names = list(yolo_names(layout).values()) if layout.kind == YOLO else labelme_names(layout)
     if not names:
-        raise DataError(f"{layout.folders[0]}: no shape has a label; wanted class names")
+        raise DataError(f"{layout.folders[0]}: no shape has a label; expected class names")
     return split_names(names)
 
 

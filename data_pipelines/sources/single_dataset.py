@@ -49,7 +49,7 @@ def open_single_dataset(
     else:
         file = options.get("annotations")
         if not isinstance(file, str | None):
-            raise ConfigError(f"{dataset}: option annotations is {short(file)}; wanted a path")
+            raise ConfigError(f"{dataset}: option annotations is {short(file)}; expected a path")
         classes = custom_classes(dataset, root, split, annotations=file, is_native=is_native)
         vocabulary = build_vocabulary([], extra={dataset: classes})
     opener = open_native if is_native else open_source
@@ -102,7 +102,7 @@ def custom_classes(
     if not folder.is_dir():
         raise DataError(
             f"{dataset}: root {root} is not a folder; {dataset} is none of {list(DATASETS)}, so "
-            "wanted the folder of your own dataset"
+            "expected the folder of your own dataset"
         )
     layout = find_layout(folder, split, annotations=annotations)
     if layout is None:

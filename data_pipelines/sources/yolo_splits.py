@@ -23,7 +23,7 @@ def stated_names(described: pathlib.Path) -> dict[int, str]:
     if "kpt_shape" in content:
         raise DataError(
             f"{described}: describes poses (kpt_shape), whose lines are boxes and keypoints; "
-            "wanted YOLO segments, whose lines are outlines"
+            "expected YOLO segments, whose lines are outlines"
         )
     names = content.get("names")
     pairs = list(enumerate(names)) if isinstance(names, list) else []
@@ -31,13 +31,13 @@ def stated_names(described: pathlib.Path) -> dict[int, str]:
     numbers = [parse_int(number) for number, _ in pairs]
     if not pairs or None in numbers:
         raise DataError(
-            f"{described}: names is {short(names)}; wanted the classes, such as [cat, dog] or "
+            f"{described}: names is {short(names)}; expected the classes, such as [cat, dog] or "
             "{0: cat, 1: dog}"
         )
     for (_, name), number in zip(pairs, numbers, strict=True):
         if isinstance(name, bool) or not isinstance(name, (str, int, float)):
             raise DataError(
-                f"{described}: the name of class {number} is {short(name)}; wanted a text: put "
+                f"{described}: the name of class {number} is {short(name)}; expected a text: put "
                 "names such as 'on', 'no' and 'null' into quotes, which YAML reads as values"
             )
     return {number: clean_text(name) for number, (_, name) in zip(numbers, pairs, strict=True)}
@@ -157,12 +157,12 @@ def labels_of_list(file: pathlib.Path, described: pathlib.Path) -> dict[pathlib.
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{file}: cannot be read as a list of images ({error}); wanted a text file with one "
+            f"{file}: cannot be read as a list of images ({error}); expected a text file with one "
             f"path a line; correct it, or {described}"
         ) from error
     names = [line.strip() for line in lines if line.strip()]
     if not names:
-        raise DataError(f"{file}: lists no image; wanted one path a line, or correct {described}")
+        raise DataError(f"{file}: lists no image; expected one path a line, or correct {described}")
     bases = [file.parent, *_bases(described, read_yaml(described))]
     places = ImagePlaces(names, [base for base in bases if _is_there(base)])
     images = [pathlib.Path(os.path.normpath(places.path(name))) for name in names]
@@ -195,7 +195,7 @@ def read_yaml(file: pathlib.Path) -> dict:
         detail = " ".join(str(error).split())
         raise DataError(f"{file}: cannot be read as YAML ({detail}); repair the file") from error
     if not isinstance(content, dict):
-        raise DataError(f"{file}: holds a {type(content).__name__}; wanted keys such as names")
+        raise DataError(f"{file}: holds a {type(content).__name__}; expected keys such as names")
     return content
 
 

@@ -293,7 +293,7 @@ def read_outlines(
     has_mask = [instance.rle is not None for instance in instances]
     if any(has_mask) and not all(has_mask):
         raise DataError(
-            f"{where}: {sum(has_mask)} of {len(has_mask)} instances have masks; wanted masks "
+            f"{where}: {sum(has_mask)} of {len(has_mask)} instances have masks; expected masks "
             f"for all or for none, since a row is trained either with or without mask losses."
         )
     outlines = []

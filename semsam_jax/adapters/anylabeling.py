@@ -112,7 +112,7 @@ def read_request(
         level = int(key.removeprefix("level_"))
     names = params.get("text_prompt") or ""
     if not isinstance(names, str):
-        raise PromptError("text_prompt: wanted text.")
+        raise PromptError("text_prompt: expected text.")
     min_score = _share(params, "conf_threshold", 1.0)
     if min_score is not None and math.isclose(min_score, suggested, abs_tol=1e-6):
         min_score = None
@@ -174,7 +174,7 @@ def _marks(marks: object) -> Request | None:
     if not marks:
         return None
     if not isinstance(marks, list) or not all(isinstance(mark, Mapping) for mark in marks):
-        raise PromptError("marks: wanted a list of points and rectangles.")
+        raise PromptError("marks: expected a list of points and rectangles.")
     points, labels, boxes = [], [], []
     for mark in marks:
         data = mark.get("data")
@@ -200,7 +200,7 @@ def _share(params: Mapping, key: str, top: float) -> float | None:
     if value is None:
         return None
     if not isinstance(value, int | float) or not 0 <= value <= top:
-        raise PromptError(f"{key}: got {str(value)[:40]}; wanted a number, 0..{top:g}.")
+        raise PromptError(f"{key}: got {str(value)[:40]}; expected a number, 0..{top:g}.")
     return float(value)
 
 

@@ -124,7 +124,7 @@ def load(checkpoint: str) -> LoadedModel:
 
 def _level(text: str) -> int:
     if text not in tuple("123456"):
-        raise PromptError(f"level: got {text!r}; wanted 1..6 or all.")
+        raise PromptError(f"level: got {text!r}; expected 1..6 or all.")
     return int(text)
 
 

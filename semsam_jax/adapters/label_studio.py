@@ -63,7 +63,7 @@ def read_control(label_config: object) -> Control:
     root = _parse(label_config)
     images = [tag for tag in root.iter("Image") if tag.get("name")]
     if not images:
-        raise DataError("label_config: no <Image> tag; wanted a project of images.")
+        raise DataError("label_config: no <Image> tag; expected a project of images.")
     image = images[0].get("name", "")
     for tag in root.iter():
         if tag.tag in _OUTPUTS and image in (tag.get("toName") or "").split(","):
@@ -182,9 +182,9 @@ def _values(mask, kind: str) -> list[dict]:
 def _parse(label_config: object) -> ElementTree.Element:
     text = label_config if isinstance(label_config, str) else ""
     if not text.strip():
-        raise DataError("label_config: missing; wanted the project's labelling configuration.")
+        raise DataError("label_config: missing; expected the project's labelling configuration.")
     if "<!" in text.replace("<!--", ""):
-        raise DataError("label_config: declarations are not read; wanted plain tags.")
+        raise DataError("label_config: declarations are not read; expected plain tags.")
     try:
         return ElementTree.fromstring(text)
     except (ElementTree.ParseError, RecursionError, ValueError) as error:
@@ -201,5 +201,5 @@ def _number(values: Mapping, key: str) -> float:
     value = values.get(key)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not -1e9 < value < 1e9:
-        raise PromptError(f"context: {key} is {str(value)[:40]}; wanted a number.")
+        raise PromptError(f"context: {key} is {str(value)[:40]}; expected a number.")
     return float(value)

@@ -48,7 +48,7 @@ def read_layers(path: str | list[str]) -> list[Layer]:
 def _layers(path: Path) -> list[Layer]:
     records = _records(path)
     if records is None:
-        raise DataError(f"{path}: no results of semsam_jax; wanted masks.json or a file of auto.")
+        raise DataError(f"{path}: no results of semsam_jax; expected masks.json or a file of auto.")
     levels = sorted({int(record.get("level") or 0) for record in records})
     layers = []
     for level in levels:

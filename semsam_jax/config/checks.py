@@ -117,7 +117,7 @@ def check(run: RunConfig) -> None:
     for name in ("scale_jitter", "sa1b_jitter", "ade20k_jitter"):
         low, high = getattr(data, name)
         if not 0 < low <= high:
-            raise ConfigError(f"data.{name}: {(low, high)}; wanted 0 < low <= high.")
+            raise ConfigError(f"data.{name}: {(low, high)}; expected 0 < low <= high.")
 
 
 def _check_custom(run: RunConfig) -> None:
@@ -226,8 +226,8 @@ def _check_ranges(run: RunConfig) -> None:
     first, second = run.optimizer.decay_at
     if not 0 <= first <= second <= 1:
         raise ConfigError(
-            f"optimizer.decay_at: {run.optimizer.decay_at}; wanted two fractions of the steps, the "
-            f"smaller one first."
+            f"optimizer.decay_at: {run.optimizer.decay_at}; expected two fractions of the steps, "
+            f"the smaller one first."
         )
 
 

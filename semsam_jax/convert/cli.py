@@ -143,7 +143,7 @@ def _save(args: argparse.Namespace, params: dict, meta: dict) -> None:
     if args.image_size is not None:
         if args.image_size < 32 or args.image_size % 32:
             raise ConversionError(
-                f"convert: --image-size {args.image_size}; wanted a multiple of 32, such as 384."
+                f"convert: --image-size {args.image_size}; expected a multiple of 32, such as 384."
             )
         if meta.get("prompt_preset") == "released_v1":
             raise ConversionError(
@@ -160,7 +160,7 @@ def _start(args: argparse.Namespace) -> None:
     """A new model with a pretrained backbone or text tower, to train from."""
     if not args.preset or not (args.backbone or args.text):
         raise ConversionError(
-            "convert: no FILE given; wanted a .pth file of the original, or --preset with "
+            "convert: no FILE given; expected a .pth file of the original, or --preset with "
             "--backbone or --text."
         )
     used = ("preset", "backbone", "text", "dtype", "image_size")
@@ -193,7 +193,7 @@ def _write_torch(args: argparse.Namespace) -> None:
 
     if len(args.file) != 1:
         raise ConversionError(
-            f"convert --to-torch: got {len(args.file)} checkpoint folders; wanted one."
+            f"convert --to-torch: got {len(args.file)} checkpoint folders; expected one."
         )
     _refuse_others(args, "with --to-torch")
     if as_path(args.out).exists():

@@ -171,7 +171,7 @@ def load_model_config(path: str | os.PathLike) -> ModelConfig:
     except (OSError, ValueError) as error:
         raise ConfigError(f"model config {file}: cannot be read as JSON ({error}).") from error
     if not isinstance(tree, dict):
-        raise ConfigError(f"model config {file}: got a {type(tree).__name__}, wanted an object.")
+        raise ConfigError(f"model config {file}: got a {type(tree).__name__}, expected an object.")
     for (section, key), wanted in _FIXED.items():
         values = tree.get(section) or {}
         if key == "norm" and isinstance(values, dict) and values.get(key) == "GN":
@@ -190,14 +190,14 @@ def load_model_config(path: str | os.PathLike) -> ModelConfig:
     if decoder.integer("num_feature_levels", num_levels) != num_levels:
         raise ConfigError(
             f"model config {file}: decoder.num_feature_levels: got "
-            f"{decoder.values['num_feature_levels']}, wanted {num_levels} as in "
+            f"{decoder.values['num_feature_levels']}, expected {num_levels} as in "
             f"pixel_decoder.total_num_feature_levels."
         )
     num_inputs = _num_inputs(file, pixel.values)
     if num_levels not in (num_inputs, num_inputs + 1):
         raise ConfigError(
             f"model config {file}: pixel_decoder.total_num_feature_levels: got {num_levels}, "
-            f"wanted {num_inputs} or {num_inputs + 1} with {num_inputs} deform_in_features."
+            f"expected {num_inputs} or {num_inputs + 1} with {num_inputs} deform_in_features."
         )
     return ModelConfig(
         backbone=SwinConfig(
@@ -247,7 +247,8 @@ def _num_inputs(file: Path, pixel_decoder: Mapping) -> int:
     if not isinstance(key, tuple) or key not in _NUM_INPUTS:
         known = " or ".join(str(list(names)) for names in _NUM_INPUTS)
         raise ConfigError(
-            f"model config {file}: pixel_decoder.deform_in_features: got {names!r}, wanted {known}."
+            f"model config {file}: pixel_decoder.deform_in_features: got {names!r}, "
+            f"expected {known}."
         )
     return _NUM_INPUTS[key]
 
@@ -270,7 +271,7 @@ def _pixel_statistics(file: Path, tree: Mapping) -> dict[str, tuple[float, ...]]
         is_triple = isinstance(values, list) and len(values) == 3
         if not is_triple or not all(type(v) in (int, float) for v in values):
             raise ConfigError(
-                f"model config {file}: preprocess.{key}: got {values!r}, wanted three numbers."
+                f"model config {file}: preprocess.{key}: got {values!r}, expected three numbers."
             )
         found[key] = tuple(float(v) for v in values)
     return found
@@ -297,31 +298,31 @@ class _Section:
     def __init__(self, file: Path, tree: Mapping, name: str):
         self._where = f"model config {file}: {name}"
         if not isinstance(tree.get(name), dict):
-            raise ConfigError(f"{self._where}: section missing; wanted an object with its sizes.")
+            raise ConfigError(f"{self._where}: section missing; expected an object with its sizes.")
         self.values: dict = tree[name]
 
     def integer(self, key: str, default: int | None = None) -> int:
         value = self._get(key, default)
         if type(value) is not int or value < 0:
-            raise ConfigError(f"{self._where}.{key}: got {value!r}, wanted a whole number.")
+            raise ConfigError(f"{self._where}.{key}: got {value!r}, expected a whole number.")
         return value
 
     def number(self, key: str, default: float) -> float:
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ConfigError(f"{self._where}.{key}: got {value!r}, wanted a number.")
+            raise ConfigError(f"{self._where}.{key}: got {value!r}, expected a number.")
         return float(value)
 
     def integers(self, key: str) -> tuple[int, ...]:
         value = self._get(key, None)
         if not isinstance(value, list) or len(value) != 4 or not _are_positive(value):
-            raise ConfigError(f"{self._where}.{key}: got {value!r}, wanted four whole numbers.")
+            raise ConfigError(f"{self._where}.{key}: got {value!r}, expected four whole numbers.")
         return tuple(value)
 
     def _get(self, key: str, default: object) -> object:
         value = self.values.get(key, default)
         if value is None:
-            raise ConfigError(f"{self._where}.{key}: missing; wanted a number.")
+            raise ConfigError(f"{self._where}.{key}: missing; expected a number.")
         return value
 
 

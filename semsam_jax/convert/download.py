@@ -62,7 +62,7 @@ def download(url: str, target: Path, *, sha256: str | None = None, size: int | N
         ) from error
     if sha256 is not None and found != sha256:
         raise CheckpointError(
-            f"{target}: SHA-256 {found}, wanted {sha256}; it is not the file of {url}: delete it."
+            f"{target}: SHA-256 {found}, expected {sha256}; it is not the file of {url}: delete it."
         )
     return found
 
@@ -119,7 +119,7 @@ def _fetch_once(url: str, partial: Path, size: int | None) -> bool:
         total = start + int(length) if length and length.isdigit() else None
         if size is not None and total is not None and total != size:
             raise CheckpointError(
-                f"{url}: has {total} bytes, wanted {size}; this is another file than expected."
+                f"{url}: has {total} bytes, expected {size}; this is another file."
             )
         tag = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
         is_weak = tag.startswith("W/")
@@ -151,8 +151,8 @@ def _check(url: str, partial: Path, target: Path, sha256: str | None) -> str:
         partial.replace(kept)
         _about(partial).unlink(missing_ok=True)
         raise CheckpointError(
-            f"{url}: SHA-256 {found}, wanted {sha256}; the file is damaged or another one. It lies "
-            f"at {kept} and is not used."
+            f"{url}: SHA-256 {found}, expected {sha256}; the file is damaged or another one. It "
+            f"lies at {kept} and is not used."
         )
     if sha256 is None:
         print(f"{target.name}: SHA-256 {found} (no value is known to compare it with)", flush=True)

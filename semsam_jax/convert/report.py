@@ -93,7 +93,7 @@ class ConversionReport:
             f"missing      {key}{_suggestion(key, self.unexpected)}" for key in self.missing[:limit]
         ]
         misshaped = [
-            f"misshaped    {key}: got {got}, wanted {wanted}"
+            f"misshaped    {key}: got {got}, expected {wanted}"
             for key, (got, wanted) in self.misshaped.items()
         ]
         conflicting = [f"conflicting  {key}: {what}" for key, what in self.conflicting.items()]

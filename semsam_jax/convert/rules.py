@@ -66,7 +66,7 @@ def rules_for(config: ModelConfig) -> tuple[Rule, ...]:
     if not isinstance(config.backbone, SwinConfig):
         raise ConversionError(
             f"model_config.backbone: {type(config.backbone).__name__} has no counterpart in the "
-            f"original; wanted SwinConfig. Only Swin models can be converted."
+            f"original; expected SwinConfig. Only Swin models can be converted."
         )
     return (*backbone_rules(config.backbone, prefix="backbone."), *rules_without_backbone(config))
 

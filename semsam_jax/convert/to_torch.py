@@ -45,7 +45,7 @@ def to_torch(params: Mapping, config: ModelConfig, *, where: str = "params") -> 
             if rule.is_required:
                 problems.append(f"{rule.path}: missing")
         elif array.shape != rule.our_shape:
-            problems.append(f"{rule.path}: got {array.shape}, wanted {rule.our_shape}")
+            problems.append(f"{rule.path}: got {array.shape}, expected {rule.our_shape}")
         elif not _is_left_out(rule, array, config):
             _take_apart(rule, array, tensors, aliases)
     if problems:

@@ -108,7 +108,7 @@ def _read_safetensors(file: Path, where: str, entry: str | None) -> dict[str, np
             f"{where}: a damaged safetensors file ({str(error)[:200]}); download or copy it again."
         ) from error
     if not arrays:
-        raise ConversionError(f"{where}: holds no tensors, wanted a state dict.")
+        raise ConversionError(f"{where}: holds no tensors, expected a state dict.")
     is_known = {key: array.dtype.kind in "biuf" for key, array in arrays.items()}
     return {k: v if is_known[k] else v.astype(np.float32) for k, v in arrays.items()}
 
@@ -143,13 +143,13 @@ def _read_archive(
     pickles = [name for name in records if name.endswith("/data.pkl") or name == "data.pkl"]
     if len(pickles) != 1:
         raise ConversionError(
-            f"{where}: a zip archive with {len(pickles)} data.pkl records, wanted one; this is "
+            f"{where}: a zip archive with {len(pickles)} data.pkl records, expected one; this is "
             f"not a file made by torch.save."
         )
     folder = pickles[0].removesuffix("data.pkl")
     order = archive.read(f"{folder}byteorder") if f"{folder}byteorder" in records else b"little"
     if order.strip() != b"little":
-        raise ConversionError(f"{where}: byte order {order!a}, wanted little-endian.")
+        raise ConversionError(f"{where}: byte order {order!a}, expected little-endian.")
     if records[pickles[0]].file_size > _MAX_PICKLE_BYTES:
         raise ConversionError(f"{where}: data.pkl is larger than {_MAX_PICKLE_BYTES} bytes.")
     tree = load_description(io.BytesIO(archive.read(pickles[0])), where)
@@ -178,7 +178,7 @@ def _read_legacy(
     if magic != _LEGACY_MAGIC or protocol != _LEGACY_PROTOCOL or not isinstance(system, dict):
         raise ConversionError(f"{not_ours}; give the .pth file itself.")
     if system.get("little_endian") is not True:
-        raise ConversionError(f"{where}: big-endian checkpoint, wanted little-endian.")
+        raise ConversionError(f"{where}: big-endian checkpoint, expected little-endian.")
     storages = {ref.key: ref for ref in _storages(tree)}
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise ConversionError(f"{where}: the list of storages is damaged.")
@@ -237,7 +237,7 @@ def _state_of(tree: object, where: str, entry: str | None) -> dict:
     """The dict of tensors in a file, without its wrappers."""
     if not isinstance(tree, dict):
         raise ConversionError(
-            f"{where}: holds a {type(tree).__name__}, wanted a state dict (names to tensors)."
+            f"{where}: holds a {type(tree).__name__}, expected a state dict (names to tensors)."
         )
     for name in [] if entry is None else entry.split("."):
         if not isinstance(tree.get(name), dict):
@@ -309,7 +309,7 @@ def _materialise(
             raise ConversionError(f"{where}: storage {storage.key!a} is described in two ways.")
         state[key] = _view(buffers[storage.key][1], tensor, f"{where}: tensor {key!a}")
     if not state:
-        raise ConversionError(f"{where}: holds no tensors, wanted a state dict.")
+        raise ConversionError(f"{where}: holds no tensors, expected a state dict.")
     return state
 
 

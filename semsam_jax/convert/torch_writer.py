@@ -51,7 +51,7 @@ def write_state_dict(
     for name, array in arrays.items():
         if array.dtype.name not in _KINDS:
             raise ConversionError(
-                f"checkpoint {file}: {name}: element type {array.dtype}, wanted one of "
+                f"checkpoint {file}: {name}: element type {array.dtype}, expected one of "
                 f"{', '.join(_KINDS)}; cast it first."
             )
     partial = file.with_name(f".{file.name}.partial")

@@ -33,7 +33,7 @@ def check_tree(params: Mapping, config: ModelConfig, where: str) -> None:
         if path.split("/", 1)[0] in compared
     }
     problems = [
-        f"{path} is {found[path]}, wanted {shape}"
+        f"{path} is {found[path]}, expected {shape}"
         for path, shape in shapes.items()
         if path in found and found[path] != shape
     ]

@@ -69,7 +69,7 @@ def resolve(name: str | os.PathLike | None) -> str | os.PathLike | None:
     if name.startswith(("https://", "http://")):
         page = _HUB_PAGE.match(name)
         wanted = f"hf://{page[1]}" if page else "the path of the file, once it is downloaded"
-        raise CheckpointError(f"checkpoint {name[:200]}: a web address; wanted {wanted}.")
+        raise CheckpointError(f"checkpoint {name[:200]}: a web address; expected {wanted}.")
     if _WORD.fullmatch(name) and name != checkpoint_io.LAST_RUN:
         known = [LITE, *RELEASES]
         near = difflib.get_close_matches(re.sub(r"\W", "_", name.lower()), known, 1, 0.7)
@@ -108,7 +108,9 @@ def fetch_repository(name: str) -> Path:
     """Downloads `hf://OWNER/NAME[@rev]`, once; returns the folder of the model."""
     found = _HUB.fullmatch(name)
     if found is None:
-        raise CheckpointError(f"checkpoint {name}: wanted hf://OWNER/NAME or hf://OWNER/NAME@REV.")
+        raise CheckpointError(
+            f"checkpoint {name}: expected hf://OWNER/NAME or hf://OWNER/NAME@REV."
+        )
     repository, revision = found.groups()
     try:
         from huggingface_hub import hf_hub_download
@@ -160,9 +162,9 @@ def push(folder: str | os.PathLike, name: str, *, licence: str, private: bool = 
     """
     found = _HUB.fullmatch(name)
     if found is None or found.group(2):
-        raise CheckpointError(f"push: got {name!r}; wanted hf://OWNER/NAME.")
+        raise CheckpointError(f"push: got {name!r}; expected hf://OWNER/NAME.")
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,40}", licence):
-        raise CheckpointError(f"push: licence {licence!r}; wanted an identifier like apache-2.0.")
+        raise CheckpointError(f"push: licence {licence!r}; expected an identifier like apache-2.0.")
     try:
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError

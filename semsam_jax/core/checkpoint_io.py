@@ -104,7 +104,7 @@ def find_model(path: str | os.PathLike) -> AnyPath:
         )
     found = ", ".join(sorted(p.name for p in root.iterdir())[:8]) if root.is_dir() else "a file"
     raise CheckpointError(
-        f"checkpoint {root}: no complete step found (found: {found or 'nothing'}); wanted "
+        f"checkpoint {root}: no complete step found (found: {found or 'nothing'}); expected "
         f"{model_files.WEIGHTS} and {model_files.CONFIG}, or {FOLDER}/STEP/state and meta. Convert "
         f"a .pth file first: `semsam convert FILE.pth --out DIR`."
     )

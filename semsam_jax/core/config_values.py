@@ -27,7 +27,7 @@ def build_dataclass(kind: type, values: object, where: str) -> object:
         ConfigError: unknown key or wrong type.
     """
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{where}: got {values!r}, wanted a group of keys.")
+        raise ConfigError(f"{where}: got {values!r}, expected a group of keys.")
     fields = {field.name: field for field in dataclasses.fields(kind)}
     hints = typing.get_type_hints(kind)
     made = {}
@@ -49,16 +49,16 @@ def _convert(hint: object, value: object, where: str) -> object:
         is_open = kinds[-1] is Ellipsis
         if not isinstance(value, list | tuple) or not (is_open or len(value) == len(kinds)):
             count = "" if is_open else f" {len(kinds)}"
-            raise ConfigError(f"{where}: got {value!r}, wanted{count} values: (..., ...).")
+            raise ConfigError(f"{where}: got {value!r}, expected{count} values: (..., ...).")
         return tuple(_convert(kinds[0], item, where) for item in value)
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{where}: got {value!r}, wanted a group of keys.")
+            raise ConfigError(f"{where}: got {value!r}, expected a group of keys.")
         return {str(k): _convert(float, v, f"{where}.{k}") for k, v in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise ConfigError(f"{where}: got {value!r}, wanted {hint.__name__}.")
+        raise ConfigError(f"{where}: got {value!r}, expected {hint.__name__}.")
     if hint is float and not math.isfinite(value):
-        raise ConfigError(f"{where}: got {value}, wanted a finite number.")
+        raise ConfigError(f"{where}: got {value}, expected a finite number.")
     return value

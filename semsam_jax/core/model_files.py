@@ -73,7 +73,7 @@ def save_model(
     from safetensors.numpy import save, save_file
 
     if dtype not in STORED_DTYPES:
-        raise CheckpointError(f"dtype: got {dtype!r}; wanted one of {', '.join(STORED_DTYPES)}.")
+        raise CheckpointError(f"dtype: got {dtype!r}; expected one of {', '.join(STORED_DTYPES)}.")
     root = as_path(folder)
     if not overwrite and any((root / name).exists() for name in (CONFIG, WEIGHTS, "checkpoints")):
         raise CheckpointError(
@@ -188,7 +188,7 @@ def read_versioned(file: AnyPath) -> dict:
     version = meta.get("schema_version") if isinstance(meta, dict) else None
     if version != SCHEMA_VERSION:
         raise CheckpointError(
-            f"{file}: schema version {version!r}, this release reads {SCHEMA_VERSION}; wanted a "
+            f"{file}: schema version {version!r}, this release reads {SCHEMA_VERSION}; expected a "
             f"model or checkpoint that semsam_jax wrote: convert or train it again."
         )
     return upgrade_meta(meta)

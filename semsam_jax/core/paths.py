@@ -29,8 +29,8 @@ def as_path(path: str | os.PathLike) -> AnyPath:
         return epath.Path(path)
     except KeyError as error:
         raise DataError(
-            f"{path}: {error.args[0]} addresses cannot be opened; wanted a folder or file of this "
-            f"machine, or a bucket (gs://, s3://)."
+            f"{path}: {error.args[0]} addresses cannot be opened; expected a folder or file of "
+            f"this machine, or a bucket (gs://, s3://)."
         ) from error
 
 

@@ -56,15 +56,15 @@ def runs_of(rle: Mapping) -> Int[np.ndarray, " m"]:
         runs = _unpacked(counts)
     elif isinstance(counts, list | tuple) and all(type(n) is int for n in counts):
         if any(not 0 <= n <= MAX_PIXELS for n in counts):
-            raise DataError("RLE: a run length is negative or too large; wanted pixels.")
+            raise DataError("RLE: a run length is negative or too large; expected pixels.")
         runs = np.array(counts, np.int64)
     else:
-        raise DataError(f"RLE: counts are {type(counts).__name__}; wanted text or whole numbers.")
+        raise DataError(f"RLE: counts are {type(counts).__name__}; expected text or whole numbers.")
     if len(runs) and (runs.min() < 0 or runs.max() > MAX_PIXELS):
         raise DataError("RLE: a run length is negative or too large; the text is damaged.")
     if int(runs.sum()) != height * width:
         raise DataError(
-            f"RLE: runs of {int(runs.sum())} pixels for a mask of {width}x{height}; wanted "
+            f"RLE: runs of {int(runs.sum())} pixels for a mask of {width}x{height}; expected "
             f"{height * width}."
         )
     return runs
@@ -184,7 +184,7 @@ def _size(rle: Mapping) -> tuple[int, int]:
     size = rle.get("size") if isinstance(rle, Mapping) else None
     is_pair = isinstance(size, list | tuple) and len(size) == 2
     if not is_pair or not all(isinstance(n, int) and 0 < n <= MAX_PIXELS for n in size):
-        raise DataError(f"RLE: size is {str(size)[:60]}; wanted [height, width].")
+        raise DataError(f"RLE: size is {str(size)[:60]}; expected [height, width].")
     if size[0] * size[1] > MAX_PIXELS:
         raise DataError(f"RLE: size {list(size)} is larger than {MAX_PIXELS} pixels.")
     return int(size[0]), int(size[1])

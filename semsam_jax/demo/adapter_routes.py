@@ -139,7 +139,7 @@ def _add_label_studio(router: APIRouter, prefix: str, service: Service, images: 
         tasks = body.get("tasks")
         is_list = isinstance(tasks, list) and all(isinstance(task, dict) for task in tasks)
         if not is_list or len(tasks) > _MAX_TASKS:
-            raise HTTPError(400, f"tasks: wanted a list of at most {_MAX_TASKS}.")
+            raise HTTPError(400, f"tasks: expected a list of at most {_MAX_TASKS}.")
         context = params.get("context") or body.get("context")
         interaction = label_studio.read_interaction(context)
         results = []
@@ -202,7 +202,7 @@ def _level(value: object, top: int) -> int | str:
     if text == "best":
         return text
     if text not in [str(i) for i in range(1, top + 1)]:
-        raise HTTPError(400, f"level: got {text[:20]!r}; wanted best or 1..{top}.")
+        raise HTTPError(400, f"level: got {text[:20]!r}; expected best or 1..{top}.")
     return int(text)
 
 
@@ -216,7 +216,7 @@ async def _json(request: Request) -> dict:
     except (ValueError, RecursionError) as error:
         raise HTTPError(400, "Invalid request: not JSON.") from error
     if not isinstance(body, dict):
-        raise HTTPError(400, "Invalid request: wanted a JSON object.")
+        raise HTTPError(400, "Invalid request: expected a JSON object.")
     return body
 
 

@@ -219,7 +219,9 @@ def api_router(service: Service) -> APIRouter:
     async def everything(request: Request, body: EverythingBody) -> MasksAnswer:
         client = client_of(request.scope)
         if body.level != "all" and body.level > engine.num_levels:
-            raise HTTPError(400, f"level: got {body.level}; wanted 1..{engine.num_levels} or all.")
+            raise HTTPError(
+                400, f"level: got {body.level}; expected 1..{engine.num_levels} or all."
+            )
         if body.tile is not None and body.image is None:
             raise HTTPError(400, "tile: needs the file itself; give image instead of image_id.")
         asked = _granularities(body)
@@ -268,7 +270,8 @@ def _prompts(body: SegmentBody, limits: Limits) -> list[Prompt]:
     if labels is not None and len(labels) != len(body.points):
         raise HTTPError(
             400,
-            f"point_labels: got {len(labels)} for {len(body.points)} points; wanted one for each.",
+            f"point_labels: got {len(labels)} for {len(body.points)} points; expected one for "
+            "each.",
         )
     if len(body.boxes) > 1 and body.points:
         raise HTTPError(

@@ -127,9 +127,9 @@ def _limits(args: argparse.Namespace):
     from semsam_jax.demo.limits import Limits
 
     if not 1 <= args.max_upload_mb <= 200:
-        raise ConfigError(f"--max-upload-mb: got {args.max_upload_mb}; wanted 1..200.")
+        raise ConfigError(f"--max-upload-mb: got {args.max_upload_mb}; expected 1..200.")
     if not 1 <= args.max_megapixels <= 150:
-        raise ConfigError(f"--max-megapixels: got {args.max_megapixels}; wanted 1..150.")
+        raise ConfigError(f"--max-megapixels: got {args.max_megapixels}; expected 1..150.")
     upload = args.max_upload_mb << 20
     return Limits(
         upload_bytes=upload,
@@ -153,7 +153,7 @@ def _checked_url(flag: str, url: str | None) -> str | None:
         or not re.fullmatch("[-A-Za-z0-9._~/%]*", parts.path)
     ):
         raise ConfigError(
-            f"{flag}: got {url!r}; wanted a whole address, such as "
+            f"{flag}: got {url!r}; expected a whole address, such as "
             f"https://lab.example/tools/semsam."
         )
     return url
@@ -163,14 +163,14 @@ def _checked_origin(url: str) -> str:
     whole = _checked_url("--allow-origin", url) or ""
     parts = urlsplit(whole)
     if parts.path not in ("", "/"):
-        raise ConfigError(f"--allow-origin: got {url!r}; wanted a site without a path.")
+        raise ConfigError(f"--allow-origin: got {url!r}; expected a site without a path.")
     return f"{parts.scheme}://{parts.netloc}".lower()
 
 
 def _checked_token(token: str | None) -> str | None:
     if token is None or re.fullmatch("[-A-Za-z0-9._~]{16,200}", token):
         return token
-    raise ConfigError("--token: wanted 16 to 200 letters, digits, or any of -._~ in it.")
+    raise ConfigError("--token: expected 16 to 200 letters, digits, or any of -._~ in it.")
 
 
 def _title(checkpoint: str | None, preset: object) -> str:

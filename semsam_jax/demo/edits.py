@@ -41,7 +41,7 @@ def store_edit(
     try:
         with Image.open(io.BytesIO(decode_image(picture)), formats=("PNG",)) as image:
             if image.size != (width, height):
-                raise HTTPError(400, f"The mask is {image.size}; wanted {(width, height)}.")
+                raise HTTPError(400, f"The mask is {image.size}; expected {(width, height)}.")
             mask = np.asarray(image.convert("L")) >= 128
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise HTTPError(400, _BROKEN) from error

@@ -269,7 +269,7 @@ class Engine:
         """
         if grid not in GRIDS:
             wanted = ", ".join(map(str, GRIDS))
-            raise HTTPError(400, f"grid: got {grid} clicks along a side; wanted one of {wanted}.")
+            raise HTTPError(400, f"grid: got {grid} clicks along a side; expected one of {wanted}.")
         least = quality
         if quality is None and not self.model.meta.get("mask_thresholds"):
             least = self.suggested_quality

@@ -134,7 +134,7 @@ def page_router(service: Service, examples: list[bytes], openapi: Callable[[], d
         names = await service.learn(_names(body, limits), client)
         level = int(read_number(body, "level"))
         if not 0 <= level <= engine.num_levels:
-            raise HTTPError(400, f"level: got {level}; wanted 0 (all) to {engine.num_levels}.")
+            raise HTTPError(400, f"level: got {level}; expected 0 (all) to {engine.num_levels}.")
         quality = None if body.get("quality") is None else read_number(body, "quality")
         grid = int(read_number(body, "grid"))
         granularity, as_tree = read_granularity(body), body.get("tree") is True

@@ -44,7 +44,7 @@ def read_granularity(body: dict) -> float | None:
         return None
     value = read_number(body, "granularity")
     if not 0 <= value <= 1:
-        raise HTTPError(400, "Granularity: wanted a number from 0 to 1.")
+        raise HTTPError(400, "Granularity: expected a number from 0 to 1.")
     return value
 
 

@@ -149,7 +149,7 @@ def _add_errors(app: FastAPI) -> None:
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         kind = request.headers.get("content-type", "")
         if request.method == "POST" and not _JSON.match(kind):
-            return _error(400, f"content-type: got {kind[:60]!r}; wanted application/json.")
+            return _error(400, f"content-type: got {kind[:60]!r}; expected application/json.")
         return _error(400, _what_is_wrong(error.errors()))
 
     @app.exception_handler(HTTPException)
@@ -178,9 +178,9 @@ def _what_is_wrong(errors: Sequence[Mapping]) -> str:
     # A place also names the kind that was tried, such as literal['best','all'].
     parts = [str(part) for part in of_field[0]["loc"] if part != "body"]
     place = ".".join(part for part in parts if part.isidentifier() or part.isdecimal())[:80]
-    wanted = dict.fromkeys(error["msg"].removeprefix("Input should be ") for error in of_field)
-    message = " or ".join(wanted)
-    start = "wanted " if of_field[0]["msg"].startswith("Input should be ") else ""
+    expected = dict.fromkeys(error["msg"].removeprefix("Input should be ") for error in of_field)
+    message = " or ".join(expected)
+    start = "expected " if of_field[0]["msg"].startswith("Input should be ") else ""
     return f"{place or 'request'}: {start}{message}."
 
 

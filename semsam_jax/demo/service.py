@@ -87,4 +87,4 @@ def decode_image(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise HTTPError(400, "image: not base64; wanted the bytes of an image file.") from error
+        raise HTTPError(400, "image: not base64; expected the bytes of an image file.") from error

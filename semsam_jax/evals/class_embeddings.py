@@ -54,8 +54,8 @@ def embed_classes(
         rows = embed_names(lambda ids: np.asarray(encode(params, ids)), names, tokenizer)
         return rows, np.ones(len(names), bool)
     raise CheckpointError(
-        f"evaluate: the checkpoint's text source is {source!r}, wanted table or encoder; train or "
-        f"convert it again with this release."
+        f"evaluate: the checkpoint's text source is {source!r}, expected table or encoder; train "
+        f"or convert it again with this release."
     )
 
 

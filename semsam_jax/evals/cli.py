@@ -169,7 +169,7 @@ def options_of(args: argparse.Namespace, **values: object) -> EvalOptions:
     for flag in ("limit", "image_size", "short_side"):
         value = getattr(args, flag)
         if value is not None and value < 1:  # 0 is the default of the options, not a choice
-            raise ConfigError(f"--data.{flag.replace('_', '-')} {value}: wanted at least 1.")
+            raise ConfigError(f"--data.{flag.replace('_', '-')} {value}: expected at least 1.")
     names = EvalOptions.__dataclass_fields__
     given = {k: v for k, v in vars(args).items() if k in names and v is not None}
     return EvalOptions(**given, **values)

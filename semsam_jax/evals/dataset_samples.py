@@ -313,7 +313,7 @@ def open_dataset(
         folder = Path(root) / name
         if not folder.is_dir():
             raise DataError(
-                f"--data.root {root}: no folder {name}; wanted one folder per dataset as "
+                f"--data.root {root}: no folder {name}; expected one folder per dataset as "
                 f"data_pipelines/README.md describes."
             )
     source = open_source(name, folder, split, _vocabulary(name, folder, split))

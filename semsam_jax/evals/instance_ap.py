@@ -171,7 +171,7 @@ class InstanceEvaluator(Evaluator):
             return
         if classes.min() < 0 or classes.max() >= self._num_classes:
             raise DataError(
-                f"InstanceEvaluator: {where}: classes {classes.min()}..{classes.max()}, wanted "
+                f"InstanceEvaluator: {where}: classes {classes.min()}..{classes.max()}, expected "
                 f"0..{self._num_classes - 1}."
             )
         has_masks = instances.rles is not None

@@ -103,7 +103,7 @@ class EvalOptions:
         unknown = [name for name in self.suites if name not in SUITE_NAMES]
         if unknown or not self.suites:
             raise ConfigError(
-                f"--suite: got {', '.join(unknown) or 'nothing'}; wanted one or more of "
+                f"--suite: got {', '.join(unknown) or 'nothing'}; expected one or more of "
                 f"{', '.join(SUITE_NAMES)}."
             )
         if self.write_panoptic and not {"generic", "everything"} <= {*self.suites}:
@@ -124,7 +124,7 @@ class EvalOptions:
             ("--data.canvas", self.canvas, ("", *CANVASES)),
         ):
             if value not in allowed:
-                raise ConfigError(f"{flag} {value!r}: wanted {', '.join(filter(None, allowed))}.")
+                raise ConfigError(f"{flag} {value!r}: expected {', '.join(filter(None, allowed))}.")
         for flag, value, least in (
             ("--data.limit", self.limit, 0),
             ("--data.image-size", self.image_size, 0),
@@ -134,11 +134,11 @@ class EvalOptions:
             ("--points-per-side", self.points_per_side, 1),
         ):
             if value < least:
-                raise ConfigError(f"{flag} {value}: wanted at least {least}.")
+                raise ConfigError(f"{flag} {value}: expected at least {least}.")
         if self.image_size % CANVAS_MULTIPLE:
             rounded = -(-self.image_size // CANVAS_MULTIPLE) * CANVAS_MULTIPLE
             raise ConfigError(
-                f"--data.image-size {self.image_size}: wanted a multiple of {CANVAS_MULTIPLE}, "
+                f"--data.image-size {self.image_size}: expected a multiple of {CANVAS_MULTIPLE}, "
                 f"such as {rounded}."
             )
 

@@ -110,7 +110,7 @@ class EvalSample:
         h, w = self.size_hw
         if decoded.shape not in (self.image.shape[:2], (h, w)):
             raise DataError(
-                f"EvalSample {self.image_id}: mask {index} is {decoded.shape}, wanted the canvas "
+                f"EvalSample {self.image_id}: mask {index} is {decoded.shape}, expected the canvas "
                 f"{self.image.shape[:2]} or the valid size {(h, w)}."
             )
         return decoded[:h, :w]
@@ -141,7 +141,7 @@ class EvalSample:
         decoded = self._decoded(index)
         if decoded.shape != tuple(self.truth_hw):
             raise DataError(
-                f"EvalSample {self.image_id}: mask {index} is {decoded.shape}, wanted truth_hw "
+                f"EvalSample {self.image_id}: mask {index} is {decoded.shape}, expected truth_hw "
                 f"{tuple(self.truth_hw)}."
             )
         return decoded

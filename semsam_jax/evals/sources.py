@@ -99,7 +99,7 @@ def source_folders(folder: str | Path, split: str) -> list[Path]:
     if not found:
         raise DataError(
             f"evaluate {folder}: none of its folders holds a dataset with the split {split!r}; "
-            "wanted one folder per source in a layout of docs/finetune.md, such as "
+            "expected one folder per source in a layout of docs/finetune.md, such as "
             f"{folder}/NAME/annotations/{split}.json with {folder}/NAME/images/."
         )
     return found
@@ -151,7 +151,7 @@ def score_sources(
         if not rows and not num_small and num_pseudo:
             raise DataError(
                 f"{sub}: all {num_pseudo} masks in {split!r} are machine-made, which are not "
-                f"scored; wanted masks that a person has drawn or checked, without is_pseudo."
+                f"scored; expected masks that a person has drawn or checked, without is_pseudo."
             )
         if not rows:
             raise DataError(f"{sub}: no mask of at least {_MIN_AREA} pixels in {split!r}.")

@@ -97,7 +97,7 @@ def parse_size(text: str | None) -> int | str | None:
     if text is None or text == "native":
         return text
     if not re.fullmatch("[0-9]{1,9}", text):
-        raise PromptError(f"--size {text}: wanted native or a number of pixels.")
+        raise PromptError(f"--size {text}: expected native or a number of pixels.")
     return int(text)
 
 
@@ -108,9 +108,9 @@ def parse_numbers(text: str, count: int, flag: str) -> list[float]:
     except ValueError:
         values = []
     if len(values) != count:
-        raise PromptError(f"{flag} {text}: wanted {count} numbers separated by commas.")
+        raise PromptError(f"{flag} {text}: expected {count} numbers separated by commas.")
     if not all(math.isfinite(value) for value in values):
-        raise PromptError(f"{flag} {text}: wanted finite numbers.")
+        raise PromptError(f"{flag} {text}: expected finite numbers.")
     return values
 
 

@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
         if not images:
             found = f" (found: {_listed(others)})" if others else ""
             raise DataError(
-                f"{source}: no images in this folder{found}; wanted {', '.join(IMAGE_SUFFIXES)}."
+                f"{source}: no images in this folder{found}; expected {', '.join(IMAGE_SUFFIXES)}."
             )
     elif source.exists():
         images = [source]
@@ -149,7 +149,7 @@ def _check_thresholds(args: argparse.Namespace) -> None:
         value, is_free = getattr(args, name), name == "pred_iou_thresh"
         if value is not None and not (value <= 1 and (is_free or value >= 0)):
             flag, wanted = "--" + name.replace("_", "-"), "at most 1" if is_free else "0..1"
-            raise PromptError(f"{flag} {value:g}: wanted a number, {wanted}.")
+            raise PromptError(f"{flag} {value:g}: expected a number, {wanted}.")
 
 
 def _write_coco(out: Path, results: list[Path]) -> None:

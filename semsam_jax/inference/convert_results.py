@@ -38,7 +38,7 @@ def record_mask(record: Record) -> Bool[np.ndarray, "h w"]:
         return rle.decode(segmentation)
     got = type(record if segmentation is None else segmentation).__name__
     raise DataError(
-        f"record: got a segmentation of type {got}; wanted COCO RLE or a boolean mask [h, w]."
+        f"record: got a segmentation of type {got}; expected COCO RLE or a boolean mask [h, w]."
     )
 
 
@@ -76,13 +76,13 @@ def checked_records(records: object) -> Sequence[Record]:
     """
     if isinstance(records, str | bytes | Mapping) or not isinstance(records, Sequence):
         raise DataError(
-            f"records: got {type(records).__name__}; wanted a list of records, such as "
+            f"records: got {type(records).__name__}; expected a list of records, such as "
             f"MaskGenerator.generate and Segments.records give."
         )
     for record in records:
         if not isinstance(record, Mapping):
             raise DataError(
-                f"records: an entry is {type(record).__name__}; wanted a mapping with "
+                f"records: an entry is {type(record).__name__}; expected a mapping with "
                 f"segmentation, score, ..."
             )
     return records
@@ -92,7 +92,7 @@ def _number(record: Record, key: str, default: object) -> float:
     value = record.get(key, default)
     is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
     if not is_number or not -_LARGEST < value < _LARGEST:
-        raise DataError(f"record: {key} is {str(value)[:60]!r}; wanted a finite number.")
+        raise DataError(f"record: {key} is {str(value)[:60]!r}; expected a finite number.")
     return float(value)
 
 
@@ -257,9 +257,9 @@ def to_yolo(
     names = [record_class(record) for record in checked_records(records)]
     is_list = isinstance(class_names, Sequence) and not isinstance(class_names, str | bytes)
     if class_names is not None and not is_list:
-        raise DataError(f"yolo: got {type(class_names).__name__}; wanted a list of class names.")
+        raise DataError(f"yolo: got {type(class_names).__name__}; expected a list of class names.")
     if is_list and not all(isinstance(name, str) for name in class_names):
-        raise DataError("yolo: a class name is no text; wanted a list of class names.")
+        raise DataError("yolo: a class name is no text; expected a list of class names.")
     classes = list(dict.fromkeys(names)) if class_names is None else list(class_names)
     lines = []
     for record, name in zip(records, names, strict=True):
@@ -304,7 +304,7 @@ def to_supervision(records: Sequence[Record]) -> "supervision.Detections":
         packed.append(rle.encode(mask))
     xyxy = np.array(corners, np.float32)
     if len({tuple(one["size"]) for one in packed}) > 1:
-        raise DataError("supervision: the masks have different sizes; wanted one image.")
+        raise DataError("supervision: the masks have different sizes; expected one image.")
     if hasattr(supervision, "CompactMask"):
         inclusive = np.maximum(xyxy - [0, 0, 1, 1], 0).astype(np.float32)
         size = tuple(packed[0]["size"])
@@ -327,7 +327,7 @@ def to_supervision(records: Sequence[Record]) -> "supervision.Detections":
 
 def _file_name(name: str | os.PathLike) -> str:
     if not isinstance(name, str | os.PathLike):
-        raise DataError(f"file_name: got {type(name).__name__}; wanted a name or a path.")
+        raise DataError(f"file_name: got {type(name).__name__}; expected a name or a path.")
     return name if isinstance(name, str) else Path(name).as_posix()
 
 

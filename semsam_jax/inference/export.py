@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     """Exports the checkpoint."""
     counts = [int(part) for part in args.prompts.split(",") if part.isdigit()]
     if not counts or min(counts) < 1 or len(counts) != len(args.prompts.split(",")):
-        raise PromptError(f"--prompts {args.prompts}: wanted numbers such as 1,16.")
+        raise PromptError(f"--prompts {args.prompts}: expected numbers such as 1,16.")
     if args.format == "onnx":
         if args.platforms:
             raise PromptError("--platforms: with --format onnx one model is for all; leave it out.")
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         platforms = tuple((args.platforms or "cpu").split(","))
         if not set(platforms) <= set(PLATFORMS):
             raise PromptError(
-                f"--platforms {args.platforms}: wanted some of {', '.join(PLATFORMS)}."
+                f"--platforms {args.platforms}: expected some of {', '.join(PLATFORMS)}."
             )
     model = arguments.load_from_args(args)
     if args.canvas:
@@ -211,5 +211,5 @@ def _parse_canvas(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)x(\d+)", text.strip())
     canvas = (int(match[1]), int(match[2])) if match else (0, 0)
     if min(canvas) < 32 or canvas[0] % 32 or canvas[1] % 32:
-        raise PromptError(f"--canvas {text}: wanted HEIGHTxWIDTH, both multiples of 32.")
+        raise PromptError(f"--canvas {text}: expected HEIGHTxWIDTH, both multiples of 32.")
     return canvas

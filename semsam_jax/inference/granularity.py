@@ -68,7 +68,7 @@ def granularity_scale(meta: Mapping, num_levels: int) -> GranularityScale:
     is_list = isinstance(stored, list | tuple) and len(stored) == num_levels
     if not is_list or not all(is_finite_number(size) and 0 <= size <= 1 for size in stored):
         raise CheckpointError(
-            f"meta.level_sizes: got {str(stored)[:60]}; wanted {num_levels} numbers in 0..1, the "
+            f"meta.level_sizes: got {str(stored)[:60]}; expected {num_levels} numbers in 0..1, the "
             f"mean size of each level: run `semsam calibrate` on this checkpoint."
         )
     sizes = np.minimum.accumulate(np.asarray(stored, np.float64))
@@ -111,7 +111,7 @@ def parse_granularity(
 
 def _no_granularity(value: object) -> PromptError:
     return PromptError(
-        f"granularity: got {str(value)[:60]}; wanted a number from 0 (the finest part) to 1 (the "
+        f"granularity: got {str(value)[:60]}; expected a number from 0 (the finest part) to 1 (the "
         f"whole), or a list of at most {_MAX_GRANULARITIES}."
     )
 
@@ -146,7 +146,7 @@ def parse_levels(level: Level, num_levels: int, area: float | None = None) -> tu
             level.split(",") if isinstance(level, str) else np.atleast_1d(as_array(level)).tolist()
         )
     except ValueError as error:  # lists of lists of different lengths
-        raise PromptError(f"level: got {str(level)[:60]}; wanted 1 to {num_levels}.") from error
+        raise PromptError(f"level: got {str(level)[:60]}; expected 1 to {num_levels}.") from error
     levels = []
     for part in parts:
         try:
@@ -155,12 +155,12 @@ def parse_levels(level: Level, num_levels: int, area: float | None = None) -> tu
             number = None
         if number not in everything or (isinstance(part, float) and part != number):
             raise PromptError(
-                f"level: got {str(part).strip()[:60]!r}; wanted 1 (coarsest) to {num_levels} "
+                f"level: got {str(part).strip()[:60]!r}; expected 1 (coarsest) to {num_levels} "
                 f"(finest), or all."
             )
         levels.append(number)
     if not levels:
-        raise PromptError(f"level: nothing asked for; wanted 1 to {num_levels}, or all.")
+        raise PromptError(f"level: nothing asked for; expected 1 to {num_levels}, or all.")
     if area is not None and len(set(levels)) == 1:
         raise PromptError(f"area: got it together with level {levels[0]}; give one of them.")
     return tuple(dict.fromkeys(levels))
@@ -180,7 +180,7 @@ def check_level_order(level_order: Sequence[int], num_tokens: int) -> tuple[int,
     if sorted(order) != list(range(num_tokens)):
         shown = list(order) or str(level_order)[:60]
         raise CheckpointError(
-            f"meta.level_order: got {shown}; wanted each of the {num_tokens} tokens once."
+            f"meta.level_order: got {shown}; expected each of the {num_tokens} tokens once."
         )
     return order
 
@@ -189,7 +189,7 @@ def check_area(wanted: float | None) -> None:
     """Raises PromptError for an area that is no fraction of the image; None is none wanted."""
     if wanted is not None and not (is_finite_number(wanted) and 0 < wanted <= 1):
         raise PromptError(
-            f"area: got {str(wanted)[:60]}; wanted a fraction of the image in (0, 1]."
+            f"area: got {str(wanted)[:60]}; expected a fraction of the image in (0, 1]."
         )
 
 

@@ -57,7 +57,7 @@ def load_image(image: ImageLike, max_pixels: int | None = None) -> UInt8[np.ndar
             return _from_pil(image, "image", max_pixels)
     if not isinstance(image, str | os.PathLike):
         raise DataError(
-            f"image: got {type(image).__name__}; wanted a path, a PIL image or a NumPy array."
+            f"image: got {type(image).__name__}; expected a path, a PIL image or a NumPy array."
         )
     return _from_path(Path(image), max_pixels)
 
@@ -82,7 +82,7 @@ def _decoder_errors(where: str) -> Iterator[None]:
     except _DECODER_ERRORS as error:
         detail = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
-            f"{where}: not a readable image ({detail}); wanted a complete JPEG, PNG, WebP, "
+            f"{where}: not a readable image ({detail}); expected a complete JPEG, PNG, WebP, "
             f"BMP, TIFF or GIF file."
         ) from error
 
@@ -97,9 +97,9 @@ def check_is_file(path: Path) -> None:
     except OSError as error:
         raise DataError(f"{where}: cannot be read ({error.strerror or error}).") from error
     if stat.S_ISDIR(mode):
-        raise DataError(f"{where}: is a folder, wanted an image; use `auto` for folders.")
+        raise DataError(f"{where}: is a folder, expected an image; use `auto` for folders.")
     if not stat.S_ISREG(mode):
-        raise DataError(f"{where}: is a device or a pipe, wanted an image file.")
+        raise DataError(f"{where}: is a device or a pipe, expected an image file.")
 
 
 def _shown(path: Path) -> str:
@@ -150,7 +150,7 @@ def _from_array(array: np.ndarray) -> np.ndarray:
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.shape[-1] not in (1, 3, 4) or array.size == 0:
-        raise DataError(f"image: got an array of shape {shape}; wanted [h,w] or [h,w,1|3|4].")
+        raise DataError(f"image: got an array of shape {shape}; expected [h,w] or [h,w,1|3|4].")
     if array.shape[0] * array.shape[1] > MAX_PIXELS:
         raise DataError(_too_large("image"))
     if array.dtype == np.uint16:
@@ -162,7 +162,7 @@ def _from_array(array: np.ndarray) -> np.ndarray:
             raise DataError("image: floating-point array with values outside 0..1 or NaN.")
         array = np.rint(array * 255).astype(np.uint8)
     elif array.dtype != np.uint8:
-        raise DataError(f"image: got dtype {array.dtype}; wanted uint8, uint16 or float in 0..1.")
+        raise DataError(f"image: got dtype {array.dtype}; expected uint8, uint16 or float in 0..1.")
     if array.shape[-1] == 1:
         array = np.repeat(array, 3, axis=-1)
     if array.shape[-1] == 4:

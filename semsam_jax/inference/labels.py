@@ -174,14 +174,14 @@ def parse_labels(labels: Labels) -> LabelNames:
         first, _, second = labels.partition(";")
         if ";" in second:
             raise PromptError(
-                f"labels: got {labels[:60]!r}; wanted one semicolon, between the names of objects "
-                f"and those of parts, and commas between names."
+                f"labels: got {labels[:60]!r}; expected one semicolon, between the names of "
+                f"objects and those of parts, and commas between names."
             )
         objects, parts = first.split(","), second.split(",")
     elif isinstance(labels, Mapping):
         unknown = sorted(str(key) for key in labels if key not in ("objects", "parts"))
         if unknown:
-            raise PromptError(f"labels: got the keys {unknown}; wanted objects and parts.")
+            raise PromptError(f"labels: got the keys {unknown}; expected objects and parts.")
         objects, parts = labels.get("objects", ()), labels.get("parts", ())
     else:
         objects = labels
@@ -193,14 +193,16 @@ def parse_labels(labels: Labels) -> LabelNames:
         except Exception:  # whatever the iteration over an object raises
             names = None
         if names is None or not all(isinstance(name, str) for name in names):
-            raise PromptError(f"labels: got {str(names or labels)[:60]}; wanted a list of strings.")
+            raise PromptError(
+                f"labels: got {str(names or labels)[:60]}; expected a list of strings."
+            )
         for name in names:
             if not name.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in name):
                 raise PromptError(f"labels: {name[:60]!a} is no UTF-8 text; check its encoding.")
         cleaned.append(tuple(dict.fromkeys(n.strip() for n in names if n.strip())))
     if not cleaned[0] and not cleaned[1]:
         raise PromptError(
-            f'labels: no names given; wanted for example "dog,cat;head,leg", or one of '
+            f'labels: no names given; expected for example "dog,cat;head,leg", or one of '
             f"{', '.join(VOCABULARIES)}."
         )
     return LabelNames(*cleaned)

@@ -90,7 +90,7 @@ class RasterImage(LargeImage):
             raise DataError(f"{dataset.name}: more than 2**31 pixels; cut it into pieces.")
         if dataset.dtypes[0] not in ("uint8", "uint16"):
             raise DataError(
-                f"{dataset.name}: values are {dataset.dtypes[0]}; wanted 8 or 16 bits, so scale "
+                f"{dataset.name}: values are {dataset.dtypes[0]}; expected 8 or 16 bits, so scale "
                 f"them first."
             )
         kinds = [kind.name for kind in dataset.colorinterp]

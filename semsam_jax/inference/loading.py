@@ -195,17 +195,17 @@ def load_model(
     """
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise CheckpointError(
-            f"dtype: got {str(dtype)[:60]!r}; wanted one of {', '.join(_DTYPES)}."
+            f"dtype: got {str(dtype)[:60]!r}; expected one of {', '.join(_DTYPES)}."
         )
     is_whole = isinstance(pad_to_multiple, int) and not isinstance(pad_to_multiple, bool)
     if not is_whole or pad_to_multiple < STRIDE or pad_to_multiple % STRIDE:
         raise CheckpointError(
-            f"pad_to_multiple: got {str(pad_to_multiple)[:60]}; wanted 32, 64, 96, ..."
+            f"pad_to_multiple: got {str(pad_to_multiple)[:60]}; expected 32, 64, 96, ..."
         )
     if path is not None and not isinstance(path, str | os.PathLike):
         raise CheckpointError(
-            f"path: got {type(path).__name__}; wanted a folder or file, or None for the model that "
-            f"comes with this package."
+            f"path: got {type(path).__name__}; expected a folder or file, or None for the model "
+            f"that comes with this package."
         )
     path = checkpoint_io.choose_checkpoint(zoo.resolve(path))
     use_compilation_cache()
@@ -253,7 +253,7 @@ def model_from_params(
         value = meta.get(key)
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
             raise CheckpointError(
-                f"{where}: its {key} is {str(value)[:60]!r}, wanted what semsam_jax writes; "
+                f"{where}: its {key} is {str(value)[:60]!r}, expected what semsam_jax writes; "
                 "convert or train it again."
             )
     try:
@@ -269,7 +269,7 @@ def model_from_params(
     prompt_preset = meta["prompt_preset"] if prompt_preset is None else prompt_preset
     if not isinstance(prompt_preset, str) or prompt_preset not in _PROMPT_PRESETS:
         raise CheckpointError(
-            f"prompt_preset: got {str(prompt_preset)[:60]!r}; wanted one of "
+            f"prompt_preset: got {str(prompt_preset)[:60]!r}; expected one of "
             f"{', '.join(_PROMPT_PRESETS)}."
         )
     return LoadedModel(
@@ -293,7 +293,9 @@ def _on_one_device(leaf: Any) -> Array:
 def check_model(model: object) -> None:
     """Raises CheckpointError for anything that is no loaded model."""
     if not isinstance(model, LoadedModel):
-        raise CheckpointError(f"model: got {type(model).__name__}; wanted what load_model returns.")
+        raise CheckpointError(
+            f"model: got {type(model).__name__}; expected what load_model returns."
+        )
 
 
 def check_prompts(model: LoadedModel) -> None:

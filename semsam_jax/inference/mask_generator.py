@@ -146,11 +146,11 @@ class MaskGenerator:
         check_number("min_visible", min_visible, 0.0, 1.0)
         check_flag("tree", tree)
         if not isinstance(overlap, str) or overlap not in OVERLAPS:
-            raise PromptError(f"overlap: got {str(overlap)[:60]!r}; wanted all or none.")
+            raise PromptError(f"overlap: got {str(overlap)[:60]!r}; expected all or none.")
         least = checkpoint_thresholds(model.meta, pred_iou_thresh, stability_score_thresh)
         if not isinstance(output_mode, str) or output_mode not in OUTPUT_MODES:
             raise PromptError(
-                f"output_mode: got {str(output_mode)[:60]!r}; wanted one of "
+                f"output_mode: got {str(output_mode)[:60]!r}; expected one of "
                 f"{', '.join(OUTPUT_MODES)}."
             )
         self.model = model

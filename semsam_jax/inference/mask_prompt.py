@@ -52,13 +52,13 @@ def read_mask(
         is_number = False
     if not is_number:
         raise PromptError(
-            f"mask_input: got {type(mask_input).__name__}; wanted an array of booleans or numbers, "
-            f"or COCO RLE."
+            f"mask_input: got {type(mask_input).__name__}; expected an array of booleans or "
+            f"numbers, or COCO RLE."
         )
     if array.ndim == 3 and len(array) == 1:
         array = array[0]
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise PromptError("mask_input: got NaN or infinity; wanted logits or a mask.")
+        raise PromptError("mask_input: got NaN or infinity; expected logits or a mask.")
     if array.shape == tuple(low_hw) and array.dtype.kind == "f":
         mask = upsample_masks(array[None].astype(np.float32), frame, frame.image_hw)[0]
     elif array.shape == (height, width):
@@ -66,11 +66,11 @@ def read_mask(
         mask = array > 0
     else:
         raise PromptError(
-            f"mask_input: got shape {np.shape(mask_input)}; wanted one mask of the image's size "
+            f"mask_input: got shape {np.shape(mask_input)}; expected one mask of the image's size "
             f"[{height}, {width}], or one of an answer's low_res_logits {list(low_hw)}."
         )
     if not mask.any():
-        raise PromptError("mask_input: the mask is empty; wanted at least one pixel inside.")
+        raise PromptError("mask_input: the mask is empty; expected at least one pixel inside.")
     return mask
 
 
@@ -78,7 +78,7 @@ def _refuse_probabilities(array: np.ndarray) -> None:
     """Above 0 is inside: of probabilities this would be nearly everything."""
     if array.dtype.kind == "f" and array.min() >= 0 and array.max() <= 1 and (array % 1).any():
         raise PromptError(
-            "mask_input: got values between 0 and 1, which look like probabilities p; wanted a "
+            "mask_input: got values between 0 and 1, which look like probabilities p; expected a "
             "mask, such as p > 0.5, or logits."
         )
 

@@ -51,7 +51,7 @@ class Filters:
             is_free = field.name == "pred_iou_thresh"
             if not is_finite_number(value) or not (is_free or value >= 0):
                 wanted = "a number" if is_free else "a number of at least 0"
-                raise PromptError(f"{field.name}: got {str(value)[:60]}; wanted {wanted}.")
+                raise PromptError(f"{field.name}: got {str(value)[:60]}; expected {wanted}.")
 
 
 def checkpoint_thresholds(

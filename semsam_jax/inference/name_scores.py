@@ -55,7 +55,7 @@ def name_scales(meta: Mapping) -> tuple[ScoreScale, ScoreScale]:
             gain = offset = np.nan
         if not (np.isfinite(offset) and 0 < gain < np.inf):
             raise CheckpointError(
-                f"meta.name_scales.{kind}: got {str(values)[:60]}; wanted a gain above 0 and an "
+                f"meta.name_scales.{kind}: got {str(values)[:60]}; expected a gain above 0 and an "
                 f"offset: run `semsam calibrate --names` on this checkpoint."
             )
         found.append(ScoreScale(gain, offset))

@@ -91,7 +91,7 @@ class Predictor:
         """
         self._encoded = None
         if not isinstance(image_format, str) or image_format not in ("RGB", "BGR"):
-            raise PromptError(f"image_format: got {str(image_format)[:60]!r}; wanted RGB or BGR.")
+            raise PromptError(f"image_format: got {str(image_format)[:60]!r}; expected RGB or BGR.")
         if image_format == "BGR" and isinstance(image, np.ndarray) and image.ndim == 3:
             image = np.concatenate([image[..., 2::-1], image[..., 3:]], axis=-1)
         self._encoded = encode_images(self.model, [load_image(image)], self.size)[0]

@@ -99,7 +99,7 @@ def make_frame(
         if size is None:
             size = RELEASED_SHORT_SIDE if prompt_preset == "released_v1" else image_size or 512
         if not STRIDE <= size <= MAX_CANVAS_SIDE:
-            raise PromptError(f"size: got {size}; wanted native or {STRIDE}..{MAX_CANVAS_SIDE}.")
+            raise PromptError(f"size: got {size}; expected native or {STRIDE}..{MAX_CANVAS_SIDE}.")
         resized = _resized_hw(height, width, int(size), prompt_preset)
     canvas = (_up(resized[0], pad_to_multiple), _up(resized[1], pad_to_multiple))
     if prompt_preset == "default" and size != "native":
@@ -119,7 +119,7 @@ def check_size(size: object) -> None:
     is_whole = isinstance(size, int | np.integer) and not isinstance(size, bool)
     if not is_whole or not STRIDE <= size <= MAX_CANVAS_SIDE:
         raise PromptError(
-            f"size: got {str(size)[:60]}; wanted native or {STRIDE}..{MAX_CANVAS_SIDE}."
+            f"size: got {str(size)[:60]}; expected native or {STRIDE}..{MAX_CANVAS_SIDE}."
         )
 
 

@@ -82,12 +82,12 @@ def as_request(request: object) -> Request:
         unknown = [str(key) for key in request if key not in fields]
         if unknown:
             raise PromptError(
-                f"request: got the keys {', '.join(unknown[:5])}; wanted some of "
+                f"request: got the keys {', '.join(unknown[:5])}; expected some of "
                 f"{', '.join(fields)}."
             )
         return Request(**request)
     raise PromptError(
-        f"request: got {type(request).__name__}; wanted Request(point_coords=..., box=...) or a "
+        f"request: got {type(request).__name__}; expected Request(point_coords=..., box=...) or a "
         f"dict with these keys."
     )
 
@@ -95,7 +95,7 @@ def as_request(request: object) -> Request:
 def as_requests(requests: object) -> list[Request]:
     """A list of requests, each as `as_request` takes it; PromptError for anything else."""
     if isinstance(requests, Request | Mapping):
-        raise PromptError("requests: got one request; wanted a list, such as [request].")
+        raise PromptError("requests: got one request; expected a list, such as [request].")
     check_sequence("requests", requests, "a list of requests")
     return [as_request(request) for request in requests]
 
@@ -116,7 +116,7 @@ def split_batch(request: Request) -> list[Request] | None:
         return None
     if points is not None and points.ndim != 3:
         raise PromptError(
-            f"box: got {len(boxes)} boxes with clicks of shape {points.shape}; wanted clicks "
+            f"box: got {len(boxes)} boxes with clicks of shape {points.shape}; expected clicks "
             f"[n, k, 2], k for each box, or one box."
         )
     if request.mask_input is not None:
@@ -135,7 +135,7 @@ def split_batch(request: Request) -> list[Request] | None:
     labels = np.ones(points.shape[:2]) if labels is None else labels
     if labels.shape != points.shape[:2]:
         raise PromptError(
-            f"point_labels: got shape {labels.shape} for clicks {points.shape}; wanted "
+            f"point_labels: got shape {labels.shape} for clicks {points.shape}; expected "
             f"{list(points.shape[:2])}."
         )
     return [
@@ -172,7 +172,7 @@ def check_request(request: Request, image_hw: tuple[int, int]) -> CheckedRequest
     for x0, y0, x1, y1 in boxes:
         if not (x0 < x1 and y0 < y1):
             raise PromptError(
-                f"box {x0:g},{y0:g},{x1:g},{y1:g}: empty; wanted x0<x1 and y0<y1 (x0,y0,x1,y1)."
+                f"box {x0:g},{y0:g},{x1:g},{y1:g}: empty; expected x0<x1 and y0<y1 (x0,y0,x1,y1)."
             )
         if min(x0, y0) < 0 or x1 > width or y1 > height:
             raise PromptError(
@@ -194,7 +194,7 @@ def _check_labels(labels: object, count: int) -> Bool[np.ndarray, " c"]:
         raise PromptError(f"point_labels: got {len(array)} labels for {count} points.")
     if not np.isin(array, (POSITIVE, NEGATIVE)).all():
         raise PromptError(
-            f"point_labels: got {array.tolist()[:16]}; wanted 1 (positive) or 0 (negative)."
+            f"point_labels: got {array.tolist()[:16]}; expected 1 (positive) or 0 (negative)."
         )
     return array == POSITIVE
 
@@ -218,7 +218,7 @@ def _rows(values: object, columns: int, what: str) -> np.ndarray:
     if array.ndim == 1:
         array = array[None]
     if array.ndim != 2:
-        raise PromptError(f"{what}: got shape {array.shape}; wanted [n, {columns}].")
+        raise PromptError(f"{what}: got shape {array.shape}; expected [n, {columns}].")
     return array
 
 
@@ -230,13 +230,13 @@ def _numbers(values: object, what: str, columns: int | None) -> np.ndarray | Non
     try:
         array = as_array(values, np.float64)
     except ValueError as error:
-        raise PromptError(f"{what}: got {str(values)[:60]}; wanted {wanted}.") from error
+        raise PromptError(f"{what}: got {str(values)[:60]}; expected {wanted}.") from error
     if array.size and columns is not None and (array.ndim == 0 or array.shape[-1] != columns):
-        raise PromptError(f"{what}: got shape {array.shape}; wanted [n, {columns}].")
+        raise PromptError(f"{what}: got shape {array.shape}; expected [n, {columns}].")
     if array.ndim > 3:
-        raise PromptError(f"{what}: got shape {array.shape}; wanted at most three axes.")
+        raise PromptError(f"{what}: got shape {array.shape}; expected at most three axes.")
     if not np.isfinite(array).all():
-        raise PromptError(f"{what}: got NaN or infinity; wanted finite pixels.")
+        raise PromptError(f"{what}: got NaN or infinity; expected finite pixels.")
     return array
 
 
@@ -244,14 +244,14 @@ def check_number(name: str, value: object, low: float, top: float = math.inf) ->
     """Returns a finite number between two bounds; PromptError for anything else."""
     if not is_finite_number(value) or not low <= value <= top:
         wanted = f"{low:g}..{top:g}" if math.isfinite(top) else f"at least {low:g}"
-        raise PromptError(f"{name}: got {str(value)[:60]}; wanted a number, {wanted}.")
+        raise PromptError(f"{name}: got {str(value)[:60]}; expected a number, {wanted}.")
     return value
 
 
 def check_flag(name: str, value: object) -> bool:
     """Returns True or False; PromptError for anything else than a truth value or 0 and 1."""
     if not isinstance(value, bool | np.bool_ | int) or value not in (0, 1):
-        raise PromptError(f"{name}: got {str(value)[:60]}; wanted True or False.")
+        raise PromptError(f"{name}: got {str(value)[:60]}; expected True or False.")
     return bool(value)
 
 
@@ -259,12 +259,12 @@ def check_int(name: str, value: object, low: int, top: int) -> int:
     """Returns an integer between two bounds; PromptError for anything else."""
     is_int = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not is_int or not low <= value <= top:
-        raise PromptError(f"{name}: got {str(value)[:60]}; wanted {low}..{top}.")
+        raise PromptError(f"{name}: got {str(value)[:60]}; expected {low}..{top}.")
     return int(value)
 
 
 def check_sequence(name: str, values: object, wanted: str) -> Sequence:
     """Returns a list or tuple; PromptError for anything else."""
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Sequence):
-        raise PromptError(f"{name}: got {type(values).__name__}; wanted {wanted}.")
+        raise PromptError(f"{name}: got {type(values).__name__}; expected {wanted}.")
     return values

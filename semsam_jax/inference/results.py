@@ -118,7 +118,7 @@ class _Convertible(abc.ABC):
             DataError: the folder already contains results, or cannot be written.
         """
         if not isinstance(folder, str | os.PathLike):
-            raise DataError(f"folder: got {type(folder).__name__}; wanted a path.")
+            raise DataError(f"folder: got {type(folder).__name__}; expected a path.")
         root = Path(folder)
         names = ("masks.json", "label_map.png", "overlay.png")
         there = [name for name in names if (root / name).exists()]

@@ -39,12 +39,12 @@ def checked_overlap(tile: int | None, overlap: int | None) -> int:
             )
         return TILE_OVERLAP
     if not _is_whole(tile) or not 128 <= tile <= 8192:
-        raise PromptError(f"tile: got {str(tile)[:60]}; wanted 128..8192 pixels.")
+        raise PromptError(f"tile: got {str(tile)[:60]}; expected 128..8192 pixels.")
     if overlap is None:
         return min(TILE_OVERLAP, tile // 2)
     if not _is_whole(overlap) or not 16 <= overlap <= tile // 2:
         raise PromptError(
-            f"tile_overlap: an overlap of {str(overlap)[:60]}; wanted 16..{tile // 2} pixels, at "
+            f"tile_overlap: an overlap of {str(overlap)[:60]}; expected 16..{tile // 2} pixels, at "
             f"most half a tile."
         )
     return overlap

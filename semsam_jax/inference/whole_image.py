@@ -84,7 +84,7 @@ def panoptic_source(meta: Mapping) -> str:
     source = meta.get("panoptic_source", "generic")
     if source not in PANOPTIC_SOURCES:
         raise CheckpointError(
-            f"checkpoint meta: panoptic_source is {str(source)[:60]!r}; wanted one of "
+            f"checkpoint meta: panoptic_source is {str(source)[:60]!r}; expected one of "
             f"{', '.join(PANOPTIC_SOURCES)}. `semsam calibrate --panoptic` measures and stores it."
         )
     return source

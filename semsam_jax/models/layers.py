@@ -70,7 +70,7 @@ def parameter(
     value = module.get_variable("params", name)
     if jnp.shape(value) != shape:
         where = "/".join((*module.path, name))
-        raise ShapeError(f"parameter {where}: got shape {jnp.shape(value)}; wanted {shape}.")
+        raise ShapeError(f"parameter {where}: got shape {jnp.shape(value)}; expected {shape}.")
     return value
 
 

@@ -45,7 +45,7 @@ def pool_under_masks(
         if h % rows or w % columns:
             raise ShapeError(
                 f"pool_under_masks: masks of {h} x {w} do not divide into the {rows} x {columns} "
-                f"cells of a map; wanted multiples."
+                f"cells of a map; expected multiples."
             )
         cells = weights.reshape(b, -1, rows, h // rows, columns, w // columns).sum((3, 5))
         cells = cells.reshape(b, -1, rows * columns)

@@ -167,7 +167,7 @@ class PixelDecoder(nn.Module):
         if not 0 <= config.num_levels - config.num_inputs <= 1 or config.num_inputs > len(maps):
             raise ConfigError(
                 f"model.pixel_decoder: got {config.num_inputs} inputs and {config.num_levels} "
-                f"levels; wanted 1..{len(maps)} inputs, and as many levels or one more."
+                f"levels; expected 1..{len(maps)} inputs, and as many levels or one more."
             )
         inputs = list(maps[-config.num_inputs :])
         # The extra level is computed from the backbone's last map.

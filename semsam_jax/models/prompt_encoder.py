@@ -80,7 +80,7 @@ class PromptEncoder(nn.Module):
         if noise is not None:
             if is_box is None:
                 raise PromptError(
-                    "PromptEncoder: got noise without is_box, wanted both, because clicks "
+                    "PromptEncoder: got noise without is_box, expected both, because clicks "
                     "get less noise than boxes; pass is_box [b, p]."
                 )
             factor = jnp.where(is_box, 1.0, self.point_noise_factor)[..., None]

@@ -106,7 +106,7 @@ class SemanticSAM(nn.Module):
         h, w = image.shape[1:3]
         if h % _CANVAS_MULTIPLE or w % _CANVAS_MULTIPLE:
             raise ShapeError(
-                f"SemanticSAM.encode_image: canvas is {h} x {w}, wanted multiples of "
+                f"SemanticSAM.encode_image: canvas is {h} x {w}, expected multiples of "
                 f"{_CANVAS_MULTIPLE}; pad the image right and bottom with zeros."
             )
         mean = jnp.asarray(self.config.pixel_mean, jnp.float32)[None, None, None]

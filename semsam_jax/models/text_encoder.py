@@ -78,7 +78,7 @@ class TextEncoder(nn.Module):
         num_tokens = token_ids.shape[1]
         if num_tokens > self.config.context_length:
             raise ShapeError(
-                f"TextEncoder: rows of {num_tokens} ids, wanted at most "
+                f"TextEncoder: rows of {num_tokens} ids, expected at most "
                 f"{self.config.context_length}; tokenise with that context length."
             )
         x = self.token_embedding[token_ids] + self.positional_embedding[None, :num_tokens]

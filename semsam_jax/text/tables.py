@@ -79,7 +79,7 @@ class TextEmbeddings:
             ) from error
         if rows.ndim != 2 or names.shape != rows.shape[:1]:
             raise ConfigError(
-                f"text.table {file}: {names.shape} names and rows of shape {rows.shape}, wanted "
+                f"text.table {file}: {names.shape} names and rows of shape {rows.shape}, expected "
                 f"one row per name."
             )
         return cls(tuple(str(name) for name in names), rows, meta)
@@ -267,7 +267,7 @@ def _read_list(root: Path, list_name: str) -> list[tuple[str, np.ndarray]]:
     if rows.ndim != 2 or len(names) != len(rows):
         raise ConfigError(
             f"{root}: list {list_name} has {len(names)} names and rows of shape {rows.shape}, "
-            f"wanted one row per name."
+            f"expected one row per name."
         )
     return list(zip(names, rows, strict=True))
 

@@ -23,7 +23,7 @@ class Tokenizer:
     def __init__(self, context_length: int = 18):
         if context_length < 3:
             raise ValueError(
-                f"Tokenizer.context_length: got {context_length}, wanted at least 3 "
+                f"Tokenizer.context_length: got {context_length}, expected at least 3 "
                 f"(start, one token, end)."
             )
         self.context_length = context_length

@@ -207,7 +207,7 @@ def slice_devices(topology: str) -> list[jax.Device]:
     match = _TOPOLOGY.match(topology)
     if not match:
         raise ConfigError(
-            f"--topology: got {topology!r}, wanted KIND:SIDES such as v5e:4x4 or v4:2x2x4, "
+            f"--topology: got {topology!r}, expected KIND:SIDES such as v5e:4x4 or v4:2x2x4, "
             f"or SLICES*KIND:SIDES."
         )
     # The compiler needs no TPU, no metadata server, and no lock against other users.

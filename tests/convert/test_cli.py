@@ -152,11 +152,11 @@ def test_unexpected_tensors_need_consent(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["none.pth"], "cannot be read"),
-        ([], "wanted a .pth file"),
+        ([], "expected a .pth file"),
         (["--to-torch"], "got 0 checkpoint folders"),
         (["none", "--to-torch"], "no such folder"),
         ([REF, "--model-config", "none.json"], "cannot be read as JSON"),
-        ([REF, "--image-size", "300"], "wanted a multiple of 32"),
+        ([REF, "--image-size", "300"], "expected a multiple of 32"),
     ],
 )
 def test_errors_take_one_line(tmp_path, capsys, monkeypatch, arguments, message):

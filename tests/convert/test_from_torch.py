@@ -172,7 +172,7 @@ def test_all_problems_come_at_once(tiny_state):
     text = str(caught.value)
     assert text.startswith("checkpoint x.pth: does not fit")
     assert f"missing      {moved} (the file has backbone.layers.0.blocks.0.mlp.fcl" in text
-    assert "misshaped    backbone.norm0.weight: got (7,), wanted (24,)" in text
+    assert "misshaped    backbone.norm0.weight: got (7,), expected (24,)" in text
     assert f"conflicting  {alias}: should be the same tensor as" in text
     assert "unexpected   backbone.layers.0.blocks.0.mlp.fcl.weight" in text
     assert "missing      1\n" in examine(state, TINY).table()
@@ -236,7 +236,7 @@ def test_model_config_file(tmp_path):
         load_model_config(written("generic_tiny", num_object_queries=33)).decoder.num_queries == 33
     )
     levels = {"total_num_feature_levels": 5, "deform_in_features": ["res2", "res3", "res4", "res5"]}
-    with pytest.raises(ConfigError, match=r"decoder\.num_feature_levels: got 4, wanted 5"):
+    with pytest.raises(ConfigError, match=r"decoder\.num_feature_levels: got 4, expected 5"):
         load_model_config(written("pixel_decoder", **levels))
     for section, change, message in [
         ("backbone", {"embed_dim": None}, r"backbone\.embed_dim: missing"),
@@ -245,7 +245,7 @@ def test_model_config_file(tmp_path):
         ("backbone", {"ape": True}, r"backbone\.ape: got True, only False"),
         ("pixel_decoder", {"deform_in_features": ["res5"]}, r"deform_in_features: got \['res5'\]"),
         ("pixel_decoder", {"deform_in_features": 3}, r"deform_in_features: got 3"),
-        ("preprocess", {"pixel_mean": [1, 2]}, r"pixel_mean: got \[1, 2\], wanted three"),
+        ("preprocess", {"pixel_mean": [1, 2]}, r"pixel_mean: got \[1, 2\], expected three"),
         ("decoder", {"dim_proj": 1.5}, r"decoder\.dim_proj"),
     ]:
         with pytest.raises(ConfigError, match=message):
@@ -265,7 +265,7 @@ def test_the_way_back_lists_its_problems(tiny_state):
     with pytest.raises(ConversionError) as caught:
         to_torch(params, TINY)
     text = str(caught.value)
-    assert "decoder/object_embed: got (3, 3), wanted (64, 48)" in text
+    assert "decoder/object_embed: got (3, 3), expected (64, 48)" in text
     assert "prompt_encoder/label_embed: missing" in text
     assert "extra/leaf: unexpected" in text
 

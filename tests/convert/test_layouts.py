@@ -220,7 +220,7 @@ def test_a_scale_above_a_hundred_is_a_hundred():
 def test_towers_of_another_width_or_without_a_projection_are_one_error(tmp_path, state):
     wide = hf_clip(state)
     wide["text_projection.weight"] = np.zeros((64, 32), np.float32)
-    with pytest.raises(ConversionError, match=r"lang_proj: got \(32, 64\), wanted \(32, 48\)"):
+    with pytest.raises(ConversionError, match=r"lang_proj: got \(32, 64\), expected \(32, 48\)"):
         convert_text_tower(read_text_tower(write(tmp_path / "w.safetensors", wide)), TINY, "tower")
     bare = {k: v for k, v in hf_clip(state).items() if k.startswith("text_model.")}
     with pytest.raises(ConversionError, match=r"missing +lang_proj"):

@@ -209,7 +209,7 @@ def test_other_files_are_refused(tmp_path):
         read_state_dict(path)
     with pytest.raises(ConversionError, match="no tensors"):
         read_state_dict(archive(path, pickle.dumps({"a": 1}, 2), {}))
-    with pytest.raises(ConversionError, match="wanted a state dict"):
+    with pytest.raises(ConversionError, match="expected a state dict"):
         read_state_dict(archive(path, pickle.dumps([1], 2), {}))
     with pytest.raises(ConversionError, match="is missing"):
         read_state_dict(archive(path, one_tensor(), {}))

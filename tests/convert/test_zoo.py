@@ -186,15 +186,15 @@ def test_a_web_page_is_no_file(server, tmp_path, path):
 
 
 def test_another_hash_or_size_is_refused(server, tmp_path):
-    with pytest.raises(CheckpointError, match=rf"SHA-256 {SHA}, wanted 00.*a\.unverified"):
+    with pytest.raises(CheckpointError, match=rf"SHA-256 {SHA}, expected 00.*a\.unverified"):
         download(f"{server.url}/file", tmp_path / "a", sha256="00")
     assert not (tmp_path / "a").exists()
-    with pytest.raises(CheckpointError, match="300000 bytes, wanted 5"):
+    with pytest.raises(CheckpointError, match="300000 bytes, expected 5"):
         download(f"{server.url}/file", tmp_path / "b", size=5)
     with pytest.raises(CheckpointError, match="404"):
         download(f"{server.url}/nothing", tmp_path / "c")
     (tmp_path / "d").write_bytes(b"another file")  # put there by hand, as a message suggests
-    with pytest.raises(CheckpointError, match=f"wanted {SHA}; it is not the file"):
+    with pytest.raises(CheckpointError, match=f"expected {SHA}; it is not the file"):
         download(f"{server.url}/file", tmp_path / "d", sha256=SHA)
 
 
@@ -313,9 +313,9 @@ def test_names_and_folders(tmp_path, monkeypatch):
         ("swint", r"not the name of a model \(known: lite, swin_t, .*; did you mean 'swin_t'\?"),
         ("SWIN-L", "did you mean 'swin_l'"),
         ("vit_h", r"known: lite, swin_t, swin_l, hf://OWNER/NAME\)\.$"),
-        ("https://huggingface.co/me/mine/tree/main", "a web address; wanted hf://me/mine"),
-        ("https://example.com/a.pth", "a web address; wanted the path of the file"),
-        ("ftp://example.com/a.pth", "ftp:// addresses cannot be opened; wanted a folder"),
+        ("https://huggingface.co/me/mine/tree/main", "a web address; expected hf://me/mine"),
+        ("https://example.com/a.pth", "a web address; expected the path of the file"),
+        ("ftp://example.com/a.pth", "ftp:// addresses cannot be opened; expected a folder"),
         ("runs/none", "no such folder or file"),
     ],
 )

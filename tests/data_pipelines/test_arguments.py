@@ -13,12 +13,12 @@ COCO = ["--dataset", "coco", "--root", str(sample.roots()["coco"])]
     [
         (["--options", "{bad"], "is not JSON"),
         (["--options", "[1]"], "not a JSON object"),
-        (["--limit", "0"], "0; wanted 1 or more"),
-        (["--count", "-1"], "-1; wanted 1 or more"),
+        (["--limit", "0"], "0; expected 1 or more"),
+        (["--count", "-1"], "-1; expected 1 or more"),
         (["--limit", "two"], "invalid number value: 'two'"),
-        (["--contact-sheet", "nowhere/sheet.png"], "wanted a .png in a folder that exists"),
-        (["--contact-sheet", "sheet.tiff"], "wanted a .png in a folder that exists"),
-        (["--contact-sheet", "a\0.png"], "wanted a .png in a folder that exists"),
+        (["--contact-sheet", "nowhere/sheet.png"], "expected a .png in a folder that exists"),
+        (["--contact-sheet", "sheet.tiff"], "expected a .png in a folder that exists"),
+        (["--contact-sheet", "a\0.png"], "expected a .png in a folder that exists"),
     ],
 )
 def test_check_refuses(arguments, message, capsys):
@@ -30,12 +30,12 @@ def test_check_refuses(arguments, message, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--shard-records", "0"], "0; wanted 1 or more"),
-        (["--threads", "0"], "0; wanted 1 or more"),
-        (["--max-broken", "7"], "wanted a share from 0 to 1"),
+        (["--shard-records", "0"], "0; expected 1 or more"),
+        (["--threads", "0"], "0; expected 1 or more"),
+        (["--max-broken", "7"], "expected a share from 0 to 1"),
         (["--options", "3"], "not a JSON object"),
-        (["--out", ""], "''; wanted a folder or a bucket"),
-        (["--out", "a\0b"], "wanted a folder or a bucket"),
+        (["--out", ""], "''; expected a folder or a bucket"),
+        (["--out", "a\0b"], "expected a folder or a bucket"),
     ],
 )
 def test_build_refuses(arguments, message, tmp_path, capsys):
@@ -63,10 +63,10 @@ def test_a_bucket_without_its_file_system_is_one_line(tmp_path, capsys, monkeypa
         ("coco", '{"foo": 1}', "coco: unknown option foo; its reader has annotations"),
         ("objects365", '{"a": 1, "b": 2}', "unknown option a, b; its reader has none"),
         ("sa1b", '{"cache": "x", "split": "val"}', "sa1b: cache, split cannot be options"),
-        ("coco", '{"annotations": "stuff"}', "'stuff'; wanted 'panoptic' or 'instances'"),
-        ("coco", '{"annotations": 5}', "coco: option annotations is 5; wanted str"),
-        ("ade20k", '{"parts": "no"}', "ade20k: option parts is 'no'; wanted bool"),
-        ("sa1b", '{"min_predicted_iou": NaN}', "option min_predicted_iou is nan; wanted float"),
+        ("coco", '{"annotations": "stuff"}', "'stuff'; expected 'panoptic' or 'instances'"),
+        ("coco", '{"annotations": 5}', "coco: option annotations is 5; expected str"),
+        ("ade20k", '{"parts": "no"}', "ade20k: option parts is 'no'; expected bool"),
+        ("sa1b", '{"min_predicted_iou": NaN}', "option min_predicted_iou is nan; expected float"),
     ],
 )
 def test_reader_options_are_checked(dataset, options, message, capsys):
@@ -90,14 +90,14 @@ def test_a_place_that_cannot_be_written(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("own", '{"annotations": 5}', "own: option annotations is 5; wanted a path"),
-        ("own", '{"images": []}', "own: option images is a list of 0; wanted str"),
-        ("own", '{"boxes_only": "yes"}', "option boxes_only is 'yes'; wanted bool"),
-        ("", "{}", "dataset '': wanted a name that a folder can have"),
-        ("a/b", "{}", "dataset 'a/b': wanted a name"),
-        ("a\0b", "{}", "dataset 'a b': wanted a name"),
-        ("..", "{}", "dataset '..': wanted a name"),
-        ("x" * 300, "{}", "wanted a name"),
+        ("own", '{"annotations": 5}', "own: option annotations is 5; expected a path"),
+        ("own", '{"images": []}', "own: option images is a list of 0; expected str"),
+        ("own", '{"boxes_only": "yes"}', "option boxes_only is 'yes'; expected bool"),
+        ("", "{}", "dataset '': expected a name that a folder can have"),
+        ("a/b", "{}", "dataset 'a/b': expected a name"),
+        ("a\0b", "{}", "dataset 'a b': expected a name"),
+        ("..", "{}", "dataset '..': expected a name"),
+        ("x" * 300, "{}", "expected a name"),
     ],
 )
 def test_names_and_options_of_custom_sets_are_checked(name, options, message, tmp_path, capsys):

@@ -230,7 +230,9 @@ def test_a_file_cut_short_is_told_when_opened_and_mended_by_the_build(coco, tmp_
     builder.download_and_prepare()
     truncate(tmp_path / "coco/train/1.0.0/coco-train.array_record-00001-of-00004", 0.9)
     (tmp_path / "coco/train/1.0.0/coco-train.array_record-00003-of-00004").unlink()
-    with pytest.raises(DataError, match=r"2 of 4 record files.*00001-of-00004 \(\d+ bytes, wanted"):
+    with pytest.raises(
+        DataError, match=r"2 of 4 record files.*00001-of-00004 \(\d+ bytes, expected"
+    ):
         open_source("coco", tmp_path / "coco", "train", UNION)
     builder.download_and_prepare()
     records = open_source("coco", tmp_path / "coco", "train", UNION)
@@ -281,7 +283,7 @@ def test_another_build_in_the_same_place_is_refused(coco, tmp_path, monkeypatch)
     make("coco", coco, tmp_path, shard_records=3).download_and_prepare()
     with monkeypatch.context() as newer:
         newer.setattr(records_module, "FORMAT", 99)
-        with pytest.raises(DataError, match=r"wanted coco in format 99.*build the records again"):
+        with pytest.raises(DataError, match=r"expected coco in format 99.*build the records again"):
             open_source("coco", tmp_path / "coco", "train", UNION)
     with pytest.raises(DataError, match=r"holds another build: shards is 4 there, 2 here"):
         make("coco", coco, tmp_path, shard_records=6).download_and_prepare()

@@ -90,7 +90,7 @@ def test_the_benchmarks_images_are_held_out(root):
     (root / "splits" / "cocotree_1k_v1.jsonl").write_text("000000000007\n# comment\n")
     assert list(opened(root, "val").example_ids) == ["7"]
     (root / "splits" / "cocotree_1k_v1.jsonl").write_text("seven\n")
-    with pytest.raises(DataError, match=r"line 1 .* wanted an image id"):
+    with pytest.raises(DataError, match=r"line 1 .* expected an image id"):
         opened(root, "val")
 
 

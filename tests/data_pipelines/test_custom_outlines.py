@@ -43,7 +43,7 @@ def areas(example):
         ({"size": [64, "tall"], "counts": "0"}, "RLE size is a list of 2"),
         (
             {"size": [10**6, 10**6], "counts": [10**12]},
-            "1000000x1000000, wanted at most 178 million",
+            "1000000x1000000, expected at most 178 million",
         ),
         ({"size": 64, "counts": "0"}, "RLE size is 64"),
         ({"size": [96, 64], "counts": [100, 50, 5994]}, r"mask size \[96, 64\] \(h, w\), image"),
@@ -134,7 +134,7 @@ def in_fractions(content):
 
 @pytest.mark.parametrize("boxes_only", [False, True])
 def test_coordinates_that_are_fractions_of_the_image_are_told(boxes_only, tmp_path):
-    said = "coordinates between 0 and 1 (fractions of the image; wanted pixels"
+    said = "coordinates between 0 and 1 (fractions of the image; expected pixels"
     source = read(write(tmp_path / "all", in_fractions), boxes_only=boxes_only)
     report = check.check(source)
     assert (report.num_instances, report.broken) == (0, [])

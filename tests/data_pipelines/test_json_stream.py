@@ -57,11 +57,11 @@ def test_a_file_cut_anywhere_is_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[1]", "holds a list; wanted an object with keys"),
-        ("7", "holds a int; wanted an object"),
-        ('{"images": [3]}', "images holds a int .*wanted objects"),
+        ("[1]", "holds a list; expected an object with keys"),
+        ("7", "holds a int; expected an object"),
+        ('{"images": [3]}', "images holds a int .*expected objects"),
         ('{"images": [], "annotations": []}', r"has no \['nothing'\]; found keys"),
-        ('{"images": {"1": 2}}', "images is a dict; wanted an array"),
+        ('{"images": {"1": 2}}', "images is a dict; expected an array"),
         ('{"images": [], "images": []}', r"has \['images'\] twice"),
         ('{"images": ' + 3000 * "[" + 3000 * "]" + "}", "nested too deeply"),
         ('{"images": [{"id": ' + 5000 * "9" + "}]}", "not complete JSON"),

@@ -182,7 +182,7 @@ def test_labelme_of_another_split_is_not_trained_on(val, tmp_path):
     assert list(read(tmp_path).example_ids) == ["day1/p1", "day1/p2", "p1", "p2"]
     assert list(read(tmp_path, "val").example_ids) == ["p1", "p2"]
     labelme(tmp_path, ("day1/val",))
-    with pytest.raises(DataError, match=r"day1/val: LabelMe files .* wanted train/ and val/"):
+    with pytest.raises(DataError, match=r"day1/val: LabelMe files .* expected train/ and val/"):
         read(tmp_path)
 
 
@@ -250,7 +250,7 @@ def test_yolo_boxes_and_labels_without_images_are_told(tmp_path):
 def test_yolo_lines_in_pixels_and_labelme_shapes_in_fractions_are_told(tmp_path):
     report = yolo_text(tmp_path / "yolo", f"0 {' '.join(map(str, DOG))}\n" + yolo_line(1, CAT))
     assert report.num_instances == 3
-    assert "coordinates beyond the image (pixels; wanted fractions" in report.unused[0]
+    assert "coordinates beyond the image (pixels; expected fractions" in report.unused[0]
     assert "line 1 of p1.txt (dog)" in report.unused[0]
     points = [[0.25, 0.25], [0.6, 0.25], [0.6, 0.75]]
     report = check.check(labelme_shapes(tmp_path / "l", [{"label": "dog", "points": points}]))
@@ -273,7 +273,7 @@ def test_a_data_yaml_without_names(text, tmp_path):
 )
 def test_names_that_yaml_reads_as_values_are_refused(names, shown, tmp_path):
     yolo(tmp_path, described=f"names: {names}")
-    with pytest.raises(DataError, match=f"the name of class {shown}; wanted a text: put"):
+    with pytest.raises(DataError, match=f"the name of class {shown}; expected a text: put"):
         read(tmp_path)
 
 
@@ -355,8 +355,8 @@ def test_shapes_of_one_group_and_label_are_one_instance(tmp_path):
             {"points": [[95, 0]], "shape_type": "mask", "mask": png(np.ones((2, 2), np.uint8))},
             "does not lie inside the image",
         ),
-        ({"points": None}, "shape 0 of p1.json (dog): points is None, wanted a list of [x, y]"),
-        (5, "p1.json: shapes[0] is 5, wanted an object"),
+        ({"points": None}, "shape 0 of p1.json (dog): points is None, expected a list of [x, y]"),
+        (5, "p1.json: shapes[0] is 5, expected an object"),
     ],
 )
 def test_damaged_shapes_break_their_image_only(shape, message, tmp_path):

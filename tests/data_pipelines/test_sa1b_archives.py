@@ -43,7 +43,7 @@ def test_images_of_val_are_not_training_images(tmp_path):
     write_scenes("sa1b", tmp_path, "sa_000000", SCENES[:2])
     assert len(open_sa1b(tmp_path)) == 2
     write_scenes("sa1b", tmp_path, "val", SCENES[2:])
-    with pytest.raises(DataError, match="wanted a folder train/ next to val/"):
+    with pytest.raises(DataError, match="expected a folder train/ next to val/"):
         open_sa1b(tmp_path)
     assert len(open_source("sa1b", tmp_path, "val", NOTHING)) == 3
 

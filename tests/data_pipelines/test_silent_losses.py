@@ -107,7 +107,7 @@ def test_a_label_image_of_many_pixels_is_refused_before_it_is_decoded(tmp_path):
     [
         ({"segmentation": {"size": [48, 64], "counts": [10, -5, 3067]}}, "run length 1 is -5"),
         ({"segmentation": [[1, 2, float("nan"), 4, 5, 6]]}, "coordinate 2 of polygon 0 is nan"),
-        ({"predicted_iou": "high"}, "predicted_iou is 'high', wanted a number"),
+        ({"predicted_iou": "high"}, "predicted_iou is 'high', expected a number"),
         ({"is_pseudo": "perhaps"}, "is_pseudo is neither 0 nor 1"),
     ],
 )
@@ -121,9 +121,9 @@ def test_damaged_annotations_of_segment_anything_are_named(change, message, tmp_
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"annotations": None}, r"sa_1.json: annotations is None, wanted a list of objects"),
-        ({"annotations": [None]}, r"sa_1.json: annotations\[0\] is None, wanted an object"),
-        ({"image": None}, "sa_1.json: image is None, wanted an object"),
+        ({"annotations": None}, r"sa_1.json: annotations is None, expected a list of objects"),
+        ({"annotations": [None]}, r"sa_1.json: annotations\[0\] is None, expected an object"),
+        ({"image": None}, "sa_1.json: image is None, expected an object"),
         ({"image": {"height": "tall", "width": 64}}, "sa_1.json: height or width"),
     ],
 )
@@ -156,7 +156,7 @@ def test_panoptic_records_with_other_names_or_none(tmp_path):
     assert len(check.check(open_source("coco", tmp_path, "train", UNION)).broken) == 0
     edit(tmp_path / COCO_JSON, lambda c: c["annotations"][1].update(segments_info=None))
     (broken,) = check.check(open_source("coco", tmp_path, "train", UNION)).broken
-    assert "segments_info is None, wanted a list of objects" in broken
+    assert "segments_info is None, expected a list of objects" in broken
     edit(tmp_path / COCO_JSON, lambda c: c["annotations"].pop(0))
     source = open_source("coco", tmp_path, "train", UNION)
     assert (

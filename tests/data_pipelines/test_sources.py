@@ -135,7 +135,7 @@ def test_wrong_folders_are_told_at_once(dataset, tmp_path, union):
     with pytest.raises(DataError, match="not a folder"):
         open_source(dataset, tmp_path / "nowhere", "train", union)
     (tmp_path / "something_else").mkdir()
-    with pytest.raises(DataError, match=r"wanted .*found \['something_else'\]"):
+    with pytest.raises(DataError, match=r"expected .*found \['something_else'\]"):
         open_source(dataset, tmp_path, "train", union)
     write_tree(dataset, tmp_path / "data", 2, 1)
     with pytest.raises(DataError, match="layout of"):
@@ -289,7 +289,7 @@ def test_ade20k_part_levels(folder, split, parents, union):
 
 def test_ade20k_parts_need_the_full_release(tmp_path, union):
     write_tree("ade20k", tmp_path)
-    with pytest.raises(ConfigError, match="has no part levels; wanted the full release"):
+    with pytest.raises(ConfigError, match="has no part levels; expected the full release"):
         open_source("ade20k", tmp_path, "train", union, parts=True)
 
 

@@ -137,7 +137,7 @@ def test_a_grey_panoptic_png_is_refused(tmp_path):
     write("coco", tmp_path)
     png = tmp_path / "annotations/panoptic_train2017/000000000001.png"
     Image.new("L", (64, 48)).save(png)
-    with pytest.raises(DataError, match="mode L; wanted"):
+    with pytest.raises(DataError, match="mode L; expected"):
         open_source("coco", tmp_path, "train", UNION)[0]
 
 
@@ -184,7 +184,7 @@ def test_rle_of_random_masks_passes_and_damage_does_not():
     for damaged in (text[:-3], text + "1", text[:5] + "~" + text[5:], "é" + text):
         with pytest.raises(ValueError, match="RLE"):
             to_rle({"size": [30, 30], "counts": damaged}, 30, 30)
-    with pytest.raises(ValueError, match="runs of 900 pixels for a mask of 31x30; wanted 930"):
+    with pytest.raises(ValueError, match="runs of 900 pixels for a mask of 31x30; expected 930"):
         to_rle({"size": [30, 31], "counts": text}, 30, 31)
 
 

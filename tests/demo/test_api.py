@@ -151,11 +151,11 @@ def test_tiles_are_of_the_file_at_full_resolution(client, monkeypatch):
     assert asked == [(512, 64, 8), (1400, 1800, 3)]
     for wrong, status, word in (
         ({"tile": 128, "overlap": 64}, 413, "tile: 588 tiles"),
-        ({"tile": 256, "overlap": 200}, 400, "overlap: an overlap of 200; wanted 16..128"),
+        ({"tile": 256, "overlap": 200}, 400, "overlap: an overlap of 200; expected 16..128"),
         ({"tile": None}, 400, "overlap: an overlap of 64 has no effect without tile"),
         ({"tile": 64}, 400, "tile"),
-        ({"grid": 7}, 400, "wanted one of 8, 16, 24, 32"),
-        ({"level": 7}, 400, "wanted 1..6 or all"),
+        ({"grid": 7}, 400, "expected one of 8, 16, 24, 32"),
+        ({"level": 7}, 400, "expected 1..6 or all"),
         ({"image": None, "image_id": "unknown"}, 400, "image_id"),
     ):
         answer = client.post("/v1/everything", json=body | wrong)
@@ -184,17 +184,17 @@ BAD = {
     "not an image": (CLICK | {"image": "aGVsbG8="}, 415, "JPEG"),
     "unknown key": (CLICK | {"pionts": []}, 400, "pionts"),
     "outside": (CLICK | {"points": [[161, 5]]}, 400, "points: 161,5: outside the image, which is"),
-    "box": ({"image": IMAGE, "boxes": [[9, 9, 5, 5]]}, 400, "boxes: 9,9,5,5: empty; wanted"),
+    "box": ({"image": IMAGE, "boxes": [[9, 9, 5, 5]]}, 400, "boxes: 9,9,5,5: empty; expected"),
     "NaN": (CLICK | {"points": [[float("nan"), 5]]}, 400, "finite"),
     "infinity": (CLICK | {"boxes": [[0, 0, float("inf"), 5]]}, 400, "finite"),
-    "level": (CLICK | {"level": 9}, 400, "level: got '9'; wanted 1 (coarsest) to 6"),
-    "level 0": (CLICK | {"level": 0}, 400, "level: wanted 'best' or 'all' or greater than"),
+    "level": (CLICK | {"level": 9}, 400, "level: got '9'; expected 1 (coarsest) to 6"),
+    "level 0": (CLICK | {"level": 0}, 400, "level: expected 'best' or 'all' or greater than"),
     "level text": (CLICK | {"level": "finest"}, 400, "level"),
     "granularity": (CLICK | {"granularity": 1.01}, 400, "granularity"),
     "granularities": (
         CLICK | {"granularity": [2, 3]},
         400,
-        "granularity: wanted a valid number or",
+        "granularity: expected a valid number or",
     ),
     "granularity text": (CLICK | {"granularity": "fine"}, 400, "granularity"),
     "granularity NaN": (CLICK | {"granularity": float("nan")}, 400, "granularity"),
@@ -233,7 +233,7 @@ def test_errors_of_the_page_do_not_name_fields_of_the_api(client):
     body = {"image": upload["image"], "points": [[56, 60, 1]], "box": [], "names": ","}
     answer = client.post("/api/click", json=body)
     assert answer.status_code == 400
-    assert answer.json()["error"].startswith("No names given; wanted for example")
+    assert answer.json()["error"].startswith("No names given; expected for example")
 
 
 JSON = "application/json"
@@ -260,7 +260,7 @@ def test_a_body_of_another_kind_is_no_json(client):
         "/v1/segment", content=json.dumps(CLICK), headers={"content-type": "text/plain"}
     )
     assert answer.status_code == 400
-    assert "wanted application/json" in answer.json()["error"]
+    assert "expected application/json" in answer.json()["error"]
 
 
 def test_the_api_describes_itself(client):

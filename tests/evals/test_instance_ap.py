@@ -182,7 +182,7 @@ def test_broken_input_is_named():
     one = instances([[0, 0, 5, 5]], [0])
     with pytest.raises(DataError, match="no scores"):
         run({"a": (one, one)})
-    with pytest.raises(DataError, match=r"wanted 0\.\.3"):
+    with pytest.raises(DataError, match=r"expected 0\.\.3"):
         run({"a": (instances([[0, 0, 5, 5]], [7]), NOTHING)})
     evaluator = InstanceEvaluator(NUM_CLASSES)
     evaluator.process("a", SIZE, one, NOTHING)

@@ -321,7 +321,7 @@ def test_auto_rejects_thresholds_that_are_no_fractions(image, capsys, flag):
         assert run("auto", image, f"--{flag}={wrong}") == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1
-        assert f"--{flag} {wrong}: wanted" in error
+        assert f"--{flag} {wrong}: expected" in error
     assert not image.with_name("dog_segments").exists()
 
 

@@ -61,7 +61,7 @@ def test_all_three_kinds_of_segmentation_are_read(masks):
         for segmentation in (mask, rle.encode(mask), counts):
             got = convert.record_mask({"segmentation": segmentation})
             np.testing.assert_array_equal(got, mask)
-    with pytest.raises(DataError, match="wanted COCO RLE"):
+    with pytest.raises(DataError, match="expected COCO RLE"):
         convert.record_mask({"segmentation": [[1, 2, 3, 4]]})
 
 

@@ -82,7 +82,7 @@ def test_float_arrays_are_in_0_to_1():
 
 @pytest.mark.parametrize("shape", [(4,), (4, 4, 2), (0, 4, 3), (2, 4, 4, 3)])
 def test_shapes_that_are_no_images(shape):
-    with pytest.raises(DataError, match="wanted"):
+    with pytest.raises(DataError, match="expected"):
         load_image(np.zeros(shape, np.uint8))
 
 

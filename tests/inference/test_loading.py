@@ -25,7 +25,7 @@ def test_parameters_of_another_architecture(tiny_params, tmp_path):
         load_model(tmp_path)
     message = str(caught.value)
     assert str(tmp_path) in message
-    assert "backbone/patch_embed/proj/kernel is (4, 4, 3, 24), wanted (4, 4, 3, 96)" in message
+    assert "backbone/patch_embed/proj/kernel is (4, 4, 3, 24), expected (4, 4, 3, 96)" in message
     assert "--model-config" in message
     assert message.count("\n") == 0
 

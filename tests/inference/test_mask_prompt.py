@@ -29,14 +29,14 @@ def test_a_mask_may_be_booleans_a_picture_logits_or_the_rle_of_a_record():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (np.where(MASK, 0.9, 0.1), r"look like probabilities p; wanted a mask, such as p > 0\.5"),
+        (np.where(MASK, 0.9, 0.1), r"look like probabilities p; expected a mask, such as p > 0\.5"),
         (
             rle.encode(MASK.T),
-            r"got shape \(40, 30\); wanted one mask of the image's size",
+            r"got shape \(40, 30\); expected one mask of the image's size",
         ),
         ({"counts": "abc"}, "mask_input: RLE"),
-        ("mask.png", "got str; wanted an array of booleans or numbers, or COCO RLE"),
-        ([[1, 2], [3]], "got list; wanted an array"),
+        ("mask.png", "got str; expected an array of booleans or numbers, or COCO RLE"),
+        ([[1, 2], [3]], "got list; expected an array"),
         (~MASK & MASK, "the mask is empty"),
     ],
 )

@@ -139,7 +139,7 @@ def test_several_clicks_describe_one_object(isolated):
         ({"point_coords": [["a", 2]]}, "numbers"),
         ({"point_coords": []}, "nothing to segment"),
         ({"point_coords": [[5, 5]], "point_labels": [0]}, "positive"),
-        ({"point_coords": [[5, 5]], "point_labels": [2]}, "wanted 1"),
+        ({"point_coords": [[5, 5]], "point_labels": [2]}, "expected 1"),
         ({"point_coords": [[5, 5]], "point_labels": [1, 0]}, "2 labels"),
         ({"box": [10, 10, 5, 20]}, "empty"),
         ({"box": [10, 10, 500, 20]}, "outside"),

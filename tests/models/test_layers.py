@@ -69,7 +69,7 @@ def test_dense_matches_definition_and_starts_as_flax_does() -> None:
 def test_a_parameter_of_another_shape_is_named() -> None:
     x = jnp.zeros((2, 8))
     params = Dense(5).init(jax.random.key(0), x)["params"]
-    with pytest.raises(ShapeError, match=r"kernel: got shape \(8, 5\); wanted \(7, 5\)"):
+    with pytest.raises(ShapeError, match=r"kernel: got shape \(8, 5\); expected \(7, 5\)"):
         Dense(5).apply({"params": params}, x[:, :7])
 
 

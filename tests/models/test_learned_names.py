@@ -38,7 +38,7 @@ def test_a_model_has_as_many_rows_as_its_sizes_say():
     params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes)
     check_tree(params, config, "here")
     fewer = dataclasses.replace(config, learned_names=2)
-    with pytest.raises(CheckpointError, match=r"learned_names/rows is \(3, 1024\), wanted \(2, "):
+    with pytest.raises(CheckpointError, match=r"learned_names/rows is \(3, 1024\), expected \(2, "):
         check_tree(params, fewer, "here")
     with pytest.raises(CheckpointError, match="unknown learned_names/rows"):
         check_tree(params, PRESETS["lite"], "here")

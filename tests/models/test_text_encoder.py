@@ -92,5 +92,5 @@ def test_fresh_parameters_and_gradients(params):
 
 
 def test_rows_longer_than_the_context_are_refused(params):
-    with pytest.raises(ShapeError, match="wanted at most 18"):
+    with pytest.raises(ShapeError, match="expected at most 18"):
         tower().apply(params, jnp.zeros((1, 19), jnp.int32))

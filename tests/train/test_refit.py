@@ -214,5 +214,5 @@ def test_bad_settings_are_refused(monkeypatch):
         config.build({"data": {"datasets": {"sa1b": 1.0}, "generic_batch": 0, "image_size": 64},
                       "refit": {"images": 2}, "text": {"source": "none"}})  # fmt: skip
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(ConfigError, match="this run has 2 processes"):
+    with pytest.raises(ConfigError, match="not supported with 2 processes"):
         refit.check(a_run())
