@@ -195,7 +195,7 @@ def test_masks_of_everything_can_be_kept(browser, server, screenshots):
     page.click("summary")
     page.select_option("#grid", "8")
     page.select_option("#which", "one")
-    page.evaluate("document.querySelector('#min-score').value = 0")
+    visitor.set_score(0)
     visitor.hush()
     page.click("#everything")
     page.wait_for_selector("#result .list li")
