@@ -110,13 +110,6 @@ class Page:
         self.page.click(selector)
         self.wait(status)
 
-    def set_score(self, value):
-        self.page.evaluate(
-            "value => { const slider = document.querySelector('#min-score');"
-            " slider.value = value; slider.dispatchEvent(new Event('input')); }",
-            value,
-        )
-
     def canvas(self):
         url = self.page.evaluate("document.querySelector('#view').toDataURL()")
         content = base64.b64decode(url.split(",")[1])

@@ -265,8 +265,11 @@ def test_the_page_finds_the_masks_that_python_finds(served, exported_lite, tmp_p
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.goto(served)
         status = page.locator("#status")
-        assert status.text_content() == "Loading the model …"
-        page.set_input_files("#file", tmp_path / "cat.png")  # waits for the model
+        page.wait_for_function(
+            "document.getElementById('status').textContent != 'Loading the model …'"
+        )
+        assert status.text_content() == "Choose an image."
+        page.set_input_files("#file", tmp_path / "cat.png")
         page.wait_for_function("document.getElementById('status').textContent.includes('encoded')")
         area = page.locator("#marks").bounding_box()
         scale = area["width"] / image.width

@@ -31,8 +31,7 @@ $("#everything").onclick = findEverything;
 $("#tree").onclick = findTree;
 $("#panoptic").onclick = findPanoptic;
 $("#brush").oninput = () => { $("#brush-value").textContent = `${brushSize()} px`; draw(); };
-const showScore = () => { $("#min-score-value").textContent = Number($("#min-score").value).toFixed(2); };
-$("#min-score").oninput = () => { $("#min-score").dataset.isMoved = ""; showScore(); };
+$("#min-score").oninput = () => { $("#min-score-value").textContent = Number($("#min-score").value).toFixed(2); };
 
 // ---- images come and go
 
@@ -71,7 +70,7 @@ guarded(async () => {
   $("#names").disabled = !info.knows_names;
   if (!info.knows_names) $("#names").placeholder = "this model gives no names";
   $("#panoptic").disabled = !info.has_panoptic;
-  $("#min-score").value = info.min_score; showScore();
+  $("#min-score").value = info.min_score; $("#min-score").oninput();
   $("#grid").replaceChildren(...info.grids.map((n) => new Option(`${n} × ${n} clicks`, n, n === 16, n === 16)));
   showExamples(info.examples);
   showPanel();

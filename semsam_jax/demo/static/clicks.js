@@ -25,19 +25,13 @@ export function setBox(box) {
 
 export function drop() { remember(); newTurn(); dropPrompt(); show(); say(CLICK); }
 
-// What an answer is the answer to.
-const prompt = () => JSON.stringify([state.points, state.box, state.names]);
-
-// Undo may come back to a prompt whose answer never came, or came for other names.
-export function answerAgain() { if ((state.points.length || state.box) && state.answer?.prompt !== prompt()) segment(); }
-
 const segment = () => guarded(async () => {
-  const turn = newTurn(), asked = prompt();
+  const turn = newTurn();
   state.preview = null;
   if (!state.points.length && !state.box) { state.answer = null; show(); say(CLICK); return; }
   const start = performance.now();
   const found = await (await ask("click", { points: state.points, box: state.box, names: state.names })).json();
-  const answer = { ...await readAnswer(found), prompt: asked };
+  const answer = await readAnswer(found);
   if (!isTurn(turn)) return;  // a newer click is on its way
   const before = state.isChosen ? state.between : null;
   Object.assign(state, { answer, unknown: found.unknown, between: null });

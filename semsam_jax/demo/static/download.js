@@ -42,7 +42,7 @@ async function cutOut(rows) {
   const picture = await createImageBitmap(state.image.file, { imageOrientation: "from-image" });
   const masks = newCanvas(state.image.width, state.image.height), context = masks.getContext("2d");
   for (const one of rows) {
-    const bits = one.bits ?? await fetchBits(one);
+    const bits = one.bits ?? await fetchBits(one.number);
     if (bits.w) context.drawImage(fillCanvas(bits, [0, 0, 0], 1, false), bits.x, bits.y);
   }
   const out = newCanvas(picture.width, picture.height), paper = out.getContext("2d");
@@ -54,11 +54,7 @@ async function cutOut(rows) {
   return [`${state.image.name.replace(/\.[^.]*$/, "") || "image"}_cutout.png`, blob];
 }
 
-// The number of a mask means another one, or none, once the image was sent again.
-async function fetchBits(one) {
-  const isKnown = () => one.key === state.image.key;
-  if (!isKnown()) throw new Error(FORGOTTEN);
-  const { masks } = await (await ask("masks", { masks: [one.number] })).json();
-  if (!isKnown()) throw new Error(FORGOTTEN);
+async function fetchBits(number) {
+  const { masks } = await (await ask("masks", { masks: [number] })).json();
   return cutBits(await loadValues(masks[0].picture), (v) => v > 127);
 }

@@ -5,20 +5,12 @@ import { app, guarded, say, seconds, view } from "./page.js";
 import { show, showPanel } from "./panel.js";
 import { CLICK, dropPrompt, forget, newTurn, state } from "./state.js";
 
-let opened = 0;
-
 export const open = (file, name) => guarded(async () => {
   if (!leaveKept()) return;
   say("Sending the image …");
-  const number = ++opened, { kept } = state, found = await send(file), element = await loadImage(found.view);
-  // Another image was chosen in the meantime, or masks were kept that are not to be lost.
-  if (number !== opened || (state.kept !== kept && !leaveKept())) {
-    request("forget", { image: found.image }).catch(() => {});
-    return;
-  }
-  const old = state.image;
+  const old = state.image, found = await send(file);
   if (old) request("forget", { image: old.key }).catch(() => {});
-  state.image = { key: found.image, width: found.width, height: found.height, file, name, element };
+  state.image = { key: found.image, width: found.width, height: found.height, file, name, element: await loadImage(found.view) };
   startAgain();
   app.dataset.state = "image";
   view.setImage(found.width, found.height);
@@ -30,7 +22,6 @@ export const open = (file, name) => guarded(async () => {
 
 export function close() {
   if (!leaveKept()) return;
-  opened++;
   request("forget", { image: state.image.key }).catch(() => {});
   startAgain(); state.image = null; app.dataset.state = "empty";
   showPanel(); say("");

@@ -18,9 +18,7 @@ export function keep() {
 
 // Keeps masks of the whole image, which the server has.
 export async function keepAnswer(indices) {
-  const answer = state.answer, kept = [];
-  const isNew = (mask) => !state.kept.some((one) => one.number === mask.number && one.key === answer.key);
-  const rows = indices.map((i) => answer.masks[i]).filter(isNew);
+  const answer = state.answer, rows = indices.map((i) => answer.masks[i]), kept = [];
   if (answer.key !== state.image.key) throw new Error(FORGOTTEN);
   for (let start = 0; start < rows.length; start += 32) {
     const part = rows.slice(start, start + 32);
@@ -28,10 +26,8 @@ export async function keepAnswer(indices) {
     for (const [i, one] of found.masks.entries()) kept.push([part[i], cutBits(await loadValues(one.picture), (v) => v > 127)]);
   }
   if (answer !== state.answer) return;
-  const added = kept.filter(([mask]) => isNew(mask));
-  if (!added.length) { say("Kept already."); return; }
   remember();
-  for (const [mask, bits] of added) keepMask(mask, bits, answer.key);
+  for (const [mask, bits] of kept) keepMask(mask, bits, answer.key);
   show(); say(`${state.kept.length} kept.`);
 }
 

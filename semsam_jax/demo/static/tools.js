@@ -1,5 +1,5 @@
 // The buttons above the image, which keys press, too.
-import { answerAgain, drop } from "./clicks.js";
+import { drop } from "./clicks.js";
 import { isPainting } from "./hand.js";
 import { close } from "./image.js";
 import { keep } from "./kept.js";
@@ -11,7 +11,7 @@ import { draw } from "./picture.js";
 import { CLICK, newTurn, state, undo } from "./state.js";
 
 export const actions = {
-  undo() { newTurn(); stopSlider(); undo(); show(); say(state.answer?.kind === "click" ? describe() : CLICK); answerAgain(); },
+  undo() { newTurn(); stopSlider(); undo(); show(); say(state.answer?.kind === "click" ? describe() : CLICK); },
   drop, keep, close,
   fit() { view.fit(); afterZoom(); },
   zoomIn() { view.zoomAt(1.5); afterZoom(); },

@@ -9,8 +9,6 @@ import { dropPrompt, isTurn, label, newTurn, remember, state } from "./state.js"
 import { atDepth, turnedDepth } from "./tree.js";
 
 let answers = 0;
-// The model's own thresholds count until the visitor moves the slider.
-const leastScore = () => ("isMoved" in $("#min-score").dataset ? Number($("#min-score").value) : null);
 
 export const findEverything = () => everything({}, "masks");
 export const findTree = () => everything({ tree: true }, "masks in a tree");
@@ -19,7 +17,7 @@ export const findPanoptic = () => find("panoptic", {}, "segments");
 function everything(more, what) {
   const one = $("#which").value === "one", between = one && state.between;
   const choice = between ? { level: 0, granularity: between.granularity } : { level: one ? state.level : 0 };
-  return find("everything", { grid: Number($("#grid").value), quality: leastScore(), ...choice, ...more }, what);
+  return find("everything", { grid: Number($("#grid").value), quality: Number($("#min-score").value), ...choice, ...more }, what);
 }
 
 const find = (path, body, what) => guarded(async () => {
