@@ -25,13 +25,16 @@ export function setBox(box) {
 
 export function drop() { remember(); newTurn(); dropPrompt(); show(); say(CLICK); }
 
+// After Undo, if these clicks were followed by others before their answer came.
+export function askAgain() { state.answer = null; show(); say("Looking at the earlier clicks again …"); segment(); }
+
 const segment = () => guarded(async () => {
   const turn = newTurn();
   state.preview = null;
   if (!state.points.length && !state.box) { state.answer = null; show(); say(CLICK); return; }
-  const start = performance.now();
-  const found = await (await ask("click", { points: state.points, box: state.box, names: state.names })).json();
-  const answer = await readAnswer(found);
+  const start = performance.now(), { points, box } = state;
+  const found = await (await ask("click", { points, box, names: state.names })).json();
+  const answer = { ...await readAnswer(found), points, box };
   if (!isTurn(turn)) return;  // a newer click is on its way
   const before = state.isChosen ? state.between : null;
   Object.assign(state, { answer, unknown: found.unknown, between: null });

@@ -5,7 +5,7 @@ export const state = {
   info: null,        // of the server
   image: null,       // {key, width, height, file, name, element}
   points: [], box: null,
-  answer: null,      // {kind: "click", masks, bits} or {kind: "whole", masks, map}
+  answer: null,      // {kind: "click", masks, bits, points, box (that it is the answer to)} or {kind: "whole", masks, map}
   level: 1, isChosen: false,
   between: null,     // {granularity, mask, bits}: the mask between two levels that the slider asked for
   kept: [],          // {id, number, key (of the image that knows the number), name, level, score, colour, bits, place}; never changed in place
@@ -24,10 +24,16 @@ export const newTurn = () => ++turn;
 export const lastTurn = () => turn;
 export const isTurn = (number) => number === turn;
 
-const now = () => ({ points: [...state.points], box: state.box, answer: state.answer, level: state.level, between: state.between, kept: state.kept, selected: state.selected });
+const now = () => ({ points: state.points, box: state.box, answer: state.answer, level: state.level, between: state.between, kept: state.kept, selected: state.selected });
 export function remember() { history.push(now()); if (history.length > 100) history.shift(); }
 export const canUndo = () => history.length > 0;
 export function undo() { if (history.length) Object.assign(state, history.pop(), { preview: null, picked: -1 }); }
+// False, if the answer to these clicks has not come and what is shown belongs to others; points are never changed in place.
+export function isAnswered() {
+  const { answer, points, box } = state;
+  if (!answer) return !points.length && !box;
+  return answer.kind === "whole" || (answer.points === points && answer.box === box);
+}
 export function forget() { history.length = 0; }
 
 export function dropPrompt() { Object.assign(state, { points: [], box: null, answer: null, between: null, picked: -1, depth: Infinity, preview: null, isChosen: false }); }

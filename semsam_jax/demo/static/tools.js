@@ -1,5 +1,5 @@
 // The buttons above the image, which keys press, too.
-import { drop } from "./clicks.js";
+import { askAgain, drop } from "./clicks.js";
 import { isPainting } from "./hand.js";
 import { close } from "./image.js";
 import { keep } from "./kept.js";
@@ -8,10 +8,14 @@ import { $, canvas, say, view } from "./page.js";
 import { NOTHING_TO_PAINT } from "./paint.js";
 import { show } from "./panel.js";
 import { draw } from "./picture.js";
-import { CLICK, newTurn, state, undo } from "./state.js";
+import { CLICK, isAnswered, newTurn, state, undo } from "./state.js";
 
 export const actions = {
-  undo() { newTurn(); stopSlider(); undo(); show(); say(state.answer?.kind === "click" ? describe() : CLICK); },
+  undo() {
+    newTurn(); stopSlider(); undo();
+    if (!isAnswered()) { askAgain(); return; }
+    show(); say(state.answer?.kind === "click" ? describe() : CLICK);
+  },
   drop, keep, close,
   fit() { view.fit(); afterZoom(); },
   zoomIn() { view.zoomAt(1.5); afterZoom(); },
