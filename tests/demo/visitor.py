@@ -65,6 +65,12 @@ class Page:
             arg=start,
         )
 
+    def wait_for_status(self, start):
+        """Unlike `wait`, also while the page is busy."""
+        self.page.wait_for_function(
+            "start => document.querySelector('#status').textContent.startsWith(start)", arg=start
+        )
+
     @property
     def status(self):
         return self.page.inner_text("#status")

@@ -11,7 +11,7 @@ import { $, app, frame, guarded } from "./page.js";
 import { listenToPanel, showPanel, showStops } from "./panel.js";
 import { draw } from "./picture.js";
 import { listenToPointers } from "./pointer.js";
-import { state } from "./state.js";
+import { state, unsaved } from "./state.js";
 import { listenToTools } from "./tools.js";
 import { findEverything, findPanoptic, findTree, keepAll, keepFound, pick } from "./whole.js";
 
@@ -50,7 +50,7 @@ window.addEventListener("paste", (event) => {
   const file = [...(event.clipboardData?.files || [])].find((f) => f.type.startsWith("image/"));
   if (file) open(file, "pasted.png");
 });
-window.addEventListener("beforeunload", (event) => { if (!state.isSaved && state.kept.length) event.preventDefault(); });
+window.addEventListener("beforeunload", (event) => { if (unsaved().length) event.preventDefault(); });
 window.addEventListener("pagehide", () => { if (state.image) navigator.sendBeacon("api/forget", JSON.stringify({ image: state.image.key })); });
 
 function showExamples(number) {
@@ -58,7 +58,7 @@ function showExamples(number) {
     const button = Object.assign(document.createElement("button"), { type: "button", className: "example" });
     button.setAttribute("aria-label", `example image ${i + 1}`);
     button.append(Object.assign(new Image(), { src: `examples/${i}.jpg`, alt: "" }));
-    button.onclick = () => guarded(async () => open(await (await fetch(`examples/${i}.jpg`)).blob(), `example_${i + 1}.jpg`));
+    button.onclick = () => open(fetch(`examples/${i}.jpg`).then((r) => r.blob()), `example_${i + 1}.jpg`);
     return button;
   }));
 }

@@ -4,14 +4,14 @@ import { FORGOTTEN, store } from "./kept.js";
 import { cutBits, fillCanvas, loadValues, newCanvas } from "./masks.js";
 import { request, save } from "./net.js";
 import { guarded, say } from "./page.js";
-import { state, wanted } from "./state.js";
+import { markSaved, state, wanted } from "./state.js";
 
 export const download = (kind) => guarded(async () => {
   const { rows, text } = wanted();
   if (!rows.length) { say("There are no masks yet. Click on something first.", true); return; }
   const [name, blob] = kind === "cutout" ? await cutOut(rows) : await made(kind, rows);
   save(blob, name);
-  state.isSaved = true;
+  markSaved(rows);
   say(`${name}: ${text}.`);
 });
 

@@ -13,7 +13,7 @@ export const state = {
   picked: -1,        // index of the mask of a whole answer under the pointer
   depth: Infinity,   // how deep in a tree the pointer picks
   preview: null,     // {bits, level, score}
-  mode: "add", names: "", unknown: [], isSaved: true,
+  mode: "add", names: "", unknown: [],
 };
 export const CLICK = "Click on something.";
 const history = [];
@@ -43,14 +43,18 @@ export function leaveWhole() { if (state.answer?.kind === "whole") { state.answe
 export function keepMask(mask, bits, key) {
   const one = { id: nextId, number: mask.number, key, name: sureName(mask), level: mask.level, score: mask.score, colour: colourOf(nextId - 1), bits, place: mask.place, area: mask.area };
   nextId++;
-  Object.assign(state, { kept: [...state.kept, one], selected: one.id, isSaved: false });
+  Object.assign(state, { kept: [...state.kept, one], selected: one.id });
   return one;
 }
 
 export function changeKept(id, changes) {
   state.kept = state.kept.map((one) => (one.id === id ? { ...one, ...changes, canvas: undefined } : one));
-  state.isSaved = false;
 }
+
+// Kept masks that are in no download, as they are now.
+const saved = new WeakSet();
+export function markSaved(rows) { for (const one of rows) saved.add(one); }
+export const unsaved = () => state.kept.filter((one) => !saved.has(one));
 
 export const isEmpty = (mask) => !mask.place;
 
