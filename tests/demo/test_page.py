@@ -195,9 +195,14 @@ def test_masks_of_everything_can_be_kept(browser, server, screenshots):
     page.click("summary")
     page.select_option("#grid", "8")
     page.select_option("#which", "one")
-    page.evaluate("document.querySelector('#min-score').value = 0")
+    with page.expect_request("**/api/everything") as first:
+        page.click("#everything")
+    assert first.value.post_data_json["quality"] is None  # the thresholds of the model
+    visitor.slide("#min-score", 0)
     visitor.hush()
-    page.click("#everything")
+    with page.expect_request("**/api/everything") as second:
+        page.click("#everything")
+    assert second.value.post_data_json["quality"] == 0
     page.wait_for_selector("#result .list li")
     number = page.locator("#result .list li").count()
     visitor.wait(f"{number} masks in")

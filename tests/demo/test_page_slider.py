@@ -47,7 +47,7 @@ def test_the_wheel_walks_in_a_tree(browser, server, screenshots):
     visitor.choose(encoded(picture(*IMAGE_HW)))
     page = visitor.page
     page.click("summary")
-    page.evaluate("document.querySelector('#min-score').value = 0")
+    visitor.slide("#min-score", 0)
     with page.expect_response("**/api/everything") as waiting:
         page.click("#tree")
     masks = waiting.value.json()["masks"]

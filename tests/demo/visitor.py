@@ -111,6 +111,10 @@ class Page:
         self.page.mouse.up()
         self.wait(status)
 
+    def slide(self, selector, value):
+        moved = "(e, v) => { e.value = v; e.dispatchEvent(new Event('input')); }"
+        self.page.locator(selector).evaluate(moved, value)
+
     def press(self, selector, status):
         self.hush()
         self.page.click(selector)

@@ -31,7 +31,8 @@ $("#everything").onclick = findEverything;
 $("#tree").onclick = findTree;
 $("#panoptic").onclick = findPanoptic;
 $("#brush").oninput = () => { $("#brush-value").textContent = `${brushSize()} px`; draw(); };
-$("#min-score").oninput = () => { $("#min-score-value").textContent = Number($("#min-score").value).toFixed(2); };
+const showMinScore = () => { $("#min-score-value").textContent = Number($("#min-score").value).toFixed(2); };
+$("#min-score").oninput = () => { state.isScoreMoved = true; showMinScore(); };
 
 // ---- images come and go
 
@@ -70,7 +71,7 @@ guarded(async () => {
   $("#names").disabled = !info.knows_names;
   if (!info.knows_names) $("#names").placeholder = "this model gives no names";
   $("#panoptic").disabled = !info.has_panoptic;
-  $("#min-score").value = info.min_score; $("#min-score").oninput();
+  $("#min-score").value = info.min_score; showMinScore();
   $("#grid").replaceChildren(...info.grids.map((n) => new Option(`${n} × ${n} clicks`, n, n === 16, n === 16)));
   showExamples(info.examples);
   showPanel();

@@ -14,6 +14,7 @@ export const state = {
   depth: Infinity,   // how deep in a tree the pointer picks
   preview: null,     // {bits, level, score}
   mode: "add", names: "", unknown: [],
+  isScoreMoved: false,  // until then the thresholds of the model hold
 };
 export const CLICK = "Click on something.";
 const history = [];

@@ -17,7 +17,8 @@ export const findPanoptic = () => find("panoptic", {}, "segments");
 function everything(more, what) {
   const one = $("#which").value === "one", between = one && state.between;
   const choice = between ? { level: 0, granularity: between.granularity } : { level: one ? state.level : 0 };
-  return find("everything", { grid: Number($("#grid").value), quality: Number($("#min-score").value), ...choice, ...more }, what);
+  const quality = state.isScoreMoved ? Number($("#min-score").value) : null;
+  return find("everything", { grid: Number($("#grid").value), quality, ...choice, ...more }, what);
 }
 
 const find = (path, body, what) => guarded(async () => {
