@@ -42,13 +42,35 @@ def keep(visitor, *place):
     visitor.press("[data-do=keep]", "")
 
 
-def dialogs(page):
-    """The questions of the page, which are all answered with no."""
+def choose(visitor, name="image.jpg"):
+    """Opens an image; returns its key."""
+    with visitor.page.expect_response("**/api/image") as waiting:
+        visitor.choose(encoded(picture(*IMAGE_HW)), name)
+    return waiting.value.json()["image"]
+
+
+def find_everything(visitor):
+    """Returns how many masks the page shows."""
+    page = visitor.page
+    if not page.is_visible("#grid"):
+        page.click("summary")
+        page.select_option("#grid", "8")
+        visitor.slide("#min-score", 0)
+    with page.expect_response("**/api/everything") as waiting:
+        page.click("#everything")
+    number = len(waiting.value.json()["masks"])
+    visitor.wait(f"{number} masks in")
+    assert number > 1
+    return number
+
+
+def dialogs(page, is_accepted=False):
+    """The questions of the page, which all have the same answer."""
     texts = []
 
     def answer(dialog):
         texts.append(dialog.message)
-        dialog.dismiss()
+        dialog.accept() if is_accepted else dialog.dismiss()
 
     page.on("dialog", answer)
     return texts
@@ -127,4 +149,107 @@ def test_masks_that_are_in_no_download_are_asked_about(browser, server):
     visitor.wait("other.jpg was not opened")
     assert len(texts) == 2
     assert visitor.kept() == 2
+    visitor.finish(server)
+
+
+def test_a_cut_out_has_no_masks_of_another_answer(browser, server):
+    visitor = Page(browser, server, "desktop")
+    key = choose(visitor)
+    number = find_everything(visitor)
+    page = visitor.page
+    page.keyboard.press("Escape")
+    server.post("forget", {"image": key})
+    for _ in range(number // 6 + 1):  # as many masks under the new key as there were under the old
+        visitor.click(0.35, 0.5)
+        page.keyboard.press("Escape")
+    while page.locator("#result .list li").count() != number:
+        page.click("[data-do=undo]")
+    visitor.press("[data-get=cutout]", "The server has forgotten these masks")
+    visitor.problems.clear()  # the browser reports refused requests
+    visitor.finish(server)
+
+
+def test_a_found_mask_is_not_kept_as_another_one(browser, server):
+    visitor = Page(browser, server, "desktop")
+    key = choose(visitor)
+    find_everything(visitor)
+    page = visitor.page
+    visitor.press("#result .list li >> nth=1 >> text=Keep", "1 kept")
+    held = Held(page, "masks")
+    page.click("#result .list li >> nth=0 >> text=Keep")
+    held.wait(1)
+    server.post("forget", {"image": key})
+    page.keyboard.press("p")
+    with page.expect_response(lambda r: r.url.endswith("/edit") and r.ok):
+        page.mouse.click(*visitor.at(0.1, 0.1))  # painted: number 1 under the new key
+    held.release()
+    visitor.wait("The server has forgotten these masks")
+    assert visitor.kept() == 1
+    visitor.problems.clear()
+    visitor.finish(server)
+
+
+def test_a_forgotten_image_is_sent_once(browser, server):
+    visitor = Page(browser, server, "desktop")
+    key = choose(visitor)
+    page = visitor.page
+    for place in ((0.35, 0.5), (0.75, 0.4)):
+        keep(visitor, *place)
+    held = Held(page, "edit")
+    page.keyboard.press("p")
+    for i, x in enumerate((0.1, 0.9)):
+        page.locator("#kept-list small").nth(i).click()
+        page.mouse.click(*visitor.at(x, 0.9))
+        held.wait(i + 1)
+    server.post("forget", {"image": key})
+    images = Held(page, "image")
+    held.release()
+    page.wait_for_timeout(500)
+    assert len(images.wait(1)) == 1
+    images.release()
+    visitor.wait("Painted")
+    assert len(json.loads(visitor.download("coco")[1])["annotations"]) == 2
+    visitor.problems.clear()
+    visitor.finish(server)
+
+
+def test_a_download_stays_with_its_image(browser, server):
+    visitor = Page(browser, server, "desktop")
+    key = choose(visitor, "first.jpg")
+    page = visitor.page
+    dialogs(page, is_accepted=True)
+    keep(visitor, 0.35, 0.5)
+    server.post("forget", {"image": key})
+    held = Held(page, "edit")
+    with page.expect_download() as waiting:
+        page.click("[data-get=labelme]")
+        held.wait(1)
+        put(visitor, "second.jpg")
+        visitor.wait_for_status("Ready")
+        held.release()
+    assert waiting.value.suggested_filename == "first.json"
+    assert visitor.kept() == 0
+    visitor.problems.clear()
+    visitor.finish(server)
+
+
+def test_a_mask_keeps_the_name_that_the_model_gave(browser, server):
+    visitor = Page(browser, server, "desktop")
+    key = choose(visitor)
+    page = visitor.page
+    page.fill("#names", "dog, cat")
+
+    def name_it(route):
+        answer = route.fetch()
+        found = answer.json()
+        for mask in found["masks"]:
+            mask["object"] = {"name": "dog", "score": 0.9, "is_sure": True}
+        route.fulfill(response=answer, json=found)
+
+    page.route("**/api/click", name_it)
+    visitor.click(0.35, 0.5)
+    server.post("forget", {"image": key})
+    (category,) = json.loads(visitor.download("coco")[1])["categories"]
+    assert category["name"] == "dog"
+    visitor.problems.clear()
     visitor.finish(server)

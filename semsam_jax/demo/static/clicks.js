@@ -33,7 +33,7 @@ const segment = () => guarded(async () => {
   state.preview = null;
   if (!state.points.length && !state.box) { state.answer = null; show(); say(CLICK); return; }
   const start = performance.now(), { points, box } = state;
-  const found = await (await ask("click", { points, box, names: state.names })).json();
+  const found = await ask("click", { points, box, names: state.names });
   const answer = { ...await readAnswer(found), points, box };
   if (!isTurn(turn)) return;  // a newer click is on its way
   const before = state.isChosen ? state.between : null;
@@ -48,7 +48,7 @@ const segment = () => guarded(async () => {
 
 async function readAnswer(found) {
   const map = await loadValues(found.picture), cut = [];
-  return { id: `click ${++answers}`, key: state.image.key, kind: "click", masks: found.masks, bits: (i) => (cut[i] ??= cutBits(map, (v) => v >> i & 1)) };
+  return { id: `click ${++answers}`, key: found.key, kind: "click", masks: found.masks, bits: (i) => (cut[i] ??= cutBits(map, (v) => v >> i & 1)) };
 }
 
 // ---- names

@@ -32,7 +32,7 @@ async function sendAndShow(wanted, name, agreed, isLatest) {
   view.setImage(found.width, found.height);
   show();
   say("Looking at the image …");
-  const encoded = await (await ask("encode", {})).json();
+  const encoded = await ask("encode", {});
   if (isLatest()) say(`Ready: image encoded in ${seconds(encoded.encode_sec)}. ${CLICK}`);
 }
 
@@ -44,23 +44,32 @@ export function close() {
 }
 
 const send = async (file) => (await request("image", file, { isRaw: true })).json();
-function letGo(key) { request("forget", { image: key }).catch(() => {}); }
+export function letGo(key) { request("forget", { image: key }).catch(() => {}); }
 function leaveKept(agreed = []) {
   const rows = unsaved();
   return rows.every((one) => agreed.includes(one)) || confirm(`Kept masks of this image that are not downloaded: ${rows.length}. Leave them?`);
 }
 function startAgain() { newTurn(); dropPrompt(); forget(); Object.assign(state, { kept: [], selected: null, unknown: [] }); }
 
-// Asks about the image; if the server has put it away in the meantime, sends it once more.
-export async function ask(path, body, options = {}) {
+// Asks about an image; if the server has put it away in the meantime, sends it once more. Numbers of
+// masks belong to the image as it was sent, so the answer has the `key` under which they are known.
+export async function ask(path, body, { isQuiet = false, image = state.image } = {}) {
+  let { key } = image;
+  const answer = async () => ({ ...await (await request(path, { image: key, ...body }, { isQuiet })).json(), key });
   try {
-    return await request(path, { image: state.image.key, ...body }, options);
+    return await answer();
   } catch (error) {
     if (!error.isGone) throw error;
-    await resend();
-    return request(path, { image: state.image.key, ...body }, options);
+    key = await resend(image, key);
+    return answer();
   }
 }
 
-// Numbers of masks belong to the image as it was sent: from now on the old ones mean nothing.
-export async function resend() { state.image.key = (await send(state.image.file)).image; }
+// Sends an image that is gone under a key once more, however many ask for it; returns its new key.
+export async function resend(image, goneKey) {
+  if (image.key === goneKey) {
+    image.sending ??= send(image.file).then((found) => { image.key = found.image; }).finally(() => { image.sending = null; });
+    await image.sending;
+  }
+  return image.key;
+}

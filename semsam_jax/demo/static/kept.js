@@ -2,6 +2,7 @@
 import { hand } from "./hand.js";
 import { ask } from "./image.js";
 import { bitsUrl, cutBits, loadValues } from "./masks.js";
+import { request } from "./net.js";
 import { say } from "./page.js";
 import { show } from "./panel.js";
 import { draw } from "./picture.js";
@@ -19,11 +20,9 @@ export function keep() {
 // Keeps masks of the whole image, which the server has.
 export async function keepAnswer(indices) {
   const answer = state.answer, rows = indices.map((i) => answer.masks[i]), kept = [];
-  if (answer.key !== state.image.key) throw new Error(FORGOTTEN);
   for (let start = 0; start < rows.length; start += 32) {
     const part = rows.slice(start, start + 32);
-    const found = await (await ask("masks", { masks: part.map((mask) => mask.number) })).json();
-    for (const [i, one] of found.masks.entries()) kept.push([part[i], cutBits(await loadValues(one.picture), (v) => v > 127)]);
+    for (const [i, bits] of (await fetchBits(answer.key, part)).entries()) kept.push([part[i], bits]);
   }
   if (answer !== state.answer) return;
   remember();
@@ -56,10 +55,20 @@ export function clearAll() {
   show(); say("All kept masks removed. Undo brings them back.");
 }
 
-// The server learns a mask that was painted, or that it has forgotten.
-export async function store(one) {
-  const found = await (await ask("edit", { picture: bitsUrl(one.bits), level: one.level ?? 0, score: one.score })).json();
-  const now = state.kept.find((k) => k.id === one.id);
-  if (now?.bits === one.bits) { Object.assign(now, { number: found.number, key: state.image.key, place: found.place, area: found.area }); draw(); }
-  return found.number;
+// Pixels of masks that only the server has; their numbers mean nothing under another key.
+export async function fetchBits(key, masks) {
+  try {
+    const found = await (await request("masks", { image: key, masks: masks.map((mask) => mask.number) })).json();
+    return await Promise.all(found.masks.map(async (one) => cutBits(await loadValues(one.picture), (v) => v > 127)));
+  } catch (error) {
+    throw error.status === 410 ? new Error(FORGOTTEN) : error;
+  }
+}
+
+// The server learns a mask that was painted, or that it has forgotten; returns its number and key.
+export async function store(one, image = state.image) {
+  const found = await ask("edit", { picture: bitsUrl(one.bits), level: one.level ?? 0, score: one.score }, { image });
+  const { number, key, place, area } = found, now = state.kept.find((k) => k.id === one.id);
+  if (now && now.bits === one.bits) { Object.assign(now, { number, key, place, area }); draw(); }
+  return { number, key };
 }

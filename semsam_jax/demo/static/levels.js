@@ -42,7 +42,7 @@ async function askAll() {
       const { granularity, isFinal } = wish, { answer } = state, turn = turns;
       wish = null;
       const body = { points: state.points, box: state.box, names: state.names, granularity, preview: !isFinal };
-      const found = await (await ask("click", body, { isQuiet: !isFinal })).json(), map = await loadValues(found.picture);
+      const found = await ask("click", body, { isQuiet: !isFinal }), map = await loadValues(found.picture);
       if (answer !== state.answer || turn !== turns) continue;
       const [mask] = found.masks;
       if (!isFinal) mask.number = null;  // not remembered by the server

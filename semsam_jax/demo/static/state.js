@@ -3,7 +3,7 @@ import { colourOf } from "./draw.js";
 
 export const state = {
   info: null,        // of the server
-  image: null,       // {key, width, height, file, name, element}
+  image: null,       // {key, width, height, file, name, element, sending (a promise, while it is sent once more)}
   points: [], box: null,
   answer: null,      // {kind: "click", masks, bits, points, box (that it is the answer to)} or {kind: "whole", masks, map}
   level: 1, isChosen: false,

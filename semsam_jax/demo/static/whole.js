@@ -27,12 +27,12 @@ const find = (path, body, what) => guarded(async () => {
   remember(); dropPrompt(); show();
   const turn = newTurn();
   say("Looking at the whole image …");
-  const found = await (await ask(path, { names: state.names, ...body })).json();
+  const found = await ask(path, { names: state.names, ...body });
   const map = await loadValues(found.picture);
   if (!isTurn(turn)) return;
   state.unknown = found.unknown;
   const isTree = body.tree === true, number = found.masks.length;
-  state.answer = number ? { id: `whole ${++answers}`, key: state.image.key, kind: "whole", masks: found.masks, map, isTree } : null;
+  state.answer = number ? { id: `whole ${++answers}`, key: found.key, kind: "whole", masks: found.masks, map, isTree } : null;
   show();
   const how = isTree ? "The wheel goes up to the whole and down to the parts. Click to keep" : "Click on a mask to keep it";
   const origin = found.is_from_masks ? " (named masks of a grid of clicks)" : "";
