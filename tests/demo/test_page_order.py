@@ -152,6 +152,26 @@ def test_masks_that_are_in_no_download_are_asked_about(browser, server):
     visitor.finish(server)
 
 
+def test_a_mask_is_kept_once(browser, server):
+    visitor = Page(browser, server, "desktop")
+    choose(visitor)
+    page = visitor.page
+    for status in ("1 kept", "Kept already"):
+        visitor.click(0.35, 0.5)
+        visitor.press("[data-do=keep]", status)
+    assert visitor.kept() == 1
+    page.click("[data-do=undo]")  # the click is back, to be kept at another level
+    assert len(visitor.captions()) == 6
+    page.click("#clear-all")
+    find_everything(visitor)
+    page.dblclick("#result .list li >> nth=0 >> text=Keep")
+    visitor.wait("Kept already")
+    assert visitor.kept() == 1
+    page.click("[data-do=undo]")
+    assert visitor.kept() == 0
+    visitor.finish(server)
+
+
 def test_a_cut_out_has_no_masks_of_another_answer(browser, server):
     visitor = Page(browser, server, "desktop")
     key = choose(visitor)

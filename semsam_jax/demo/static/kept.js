@@ -6,15 +6,16 @@ import { request } from "./net.js";
 import { say } from "./page.js";
 import { show } from "./panel.js";
 import { draw } from "./picture.js";
-import { dropPrompt, keepMask, newTurn, remember, shown, state } from "./state.js";
+import { dropPrompt, keepMask, keptAs, newTurn, remember, shown, state } from "./state.js";
 
 export const FORGOTTEN = "The server has forgotten these masks. Segment everything again.";
+const KNOWN = "Kept already.";
 
 // Keeps the mask of the click.
 export function keep() {
-  const { mask, bits } = shown();
+  const { mask, bits } = shown(), isKnown = keptAs(bits);
   remember(); keepMask(mask, bits, state.answer.key);
-  newTurn(); dropPrompt(); show(); say(`${state.kept.length} kept. Click on the next object.`);
+  newTurn(); dropPrompt(); show(); say(`${isKnown ? KNOWN : `${state.kept.length} kept.`} Click on the next object.`);
 }
 
 // Keeps masks of the whole image, which the server has.
@@ -25,9 +26,10 @@ export async function keepAnswer(indices) {
     for (const [i, bits] of (await fetchBits(answer.key, part)).entries()) kept.push([part[i], bits]);
   }
   if (answer !== state.answer) return;
-  remember();
+  const isKnown = kept.every(([, bits]) => keptAs(bits));
+  if (!isKnown) remember();
   for (const [mask, bits] of kept) keepMask(mask, bits, answer.key);
-  show(); say(`${state.kept.length} kept.`);
+  show(); say(isKnown ? KNOWN : `${state.kept.length} kept.`);
 }
 
 export function select(id) { state.selected = id; show(); }

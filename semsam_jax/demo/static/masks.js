@@ -47,6 +47,8 @@ export const hasBit = (bits, x, y) => {
   return column >= 0 && row >= 0 && column < bits.w && row < bits.h && bits.data[row * bits.w + column] === 1;
 };
 
+export const isSame = (a, b) => a.x === b.x && a.y === b.y && a.w === b.w && a.h === b.h && a.data.every((v, i) => v === b.data[i]);
+
 // All pixels of the image, one byte each; for painting.
 export function wholeMap(bits) {
   const values = new Uint8Array(bits.width * bits.height);

@@ -1,5 +1,6 @@
 // What the page knows, and the changes that Undo takes back.
 import { colourOf } from "./draw.js";
+import { isSame } from "./masks.js";
 
 export const state = {
   info: null,        // of the server
@@ -41,11 +42,15 @@ export function dropPrompt() { Object.assign(state, { points: [], box: null, ans
 
 export function leaveWhole() { if (state.answer?.kind === "whole") { state.answer = null; state.picked = -1; } }
 
+export const keptAs = (bits) => state.kept.find((one) => isSame(one.bits, bits));
+
+// Keeps a mask and selects it; once, however often it is asked to.
 export function keepMask(mask, bits, key) {
+  const known = keptAs(bits);
+  if (known) { state.selected = known.id; return; }
   const one = { id: nextId, number: mask.number, key, name: sureName(mask), level: mask.level, score: mask.score, colour: colourOf(nextId - 1), bits, place: mask.place, area: mask.area };
   nextId++;
   Object.assign(state, { kept: [...state.kept, one], selected: one.id });
-  return one;
 }
 
 export function changeKept(id, changes) {
