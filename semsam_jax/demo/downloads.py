@@ -42,10 +42,12 @@ class ChosenMask:
         number: its number in the session.
         name: given by the visitor, "object" or "object / part"; empty for none; None keeps the
             model's.
+        colour: of the mask on the page; None for one of `distinct_colours`.
     """
 
     number: int
     name: str | None = None
+    colour: visualize.RGB | None = None
 
 
 def make_download(
@@ -75,7 +77,7 @@ def make_download(
     stem = stem or "image"
     ending, media_type, make = _KINDS[kind]
     if kind == "overlay":
-        return stem + ending, media_type, _overlay(session, records)
+        return stem + ending, media_type, _overlay(session, records, [one.colour for one in masks])
     height, width = session.upload.original_hw
     most = limits.most_masks((height, width), is_in_turn=kind in _IN_TURN)
     if len(records) > most:
@@ -175,10 +177,13 @@ def _masks(records: list[dict], image: str, height: int, width: int) -> bytes:
     return _archive(files)
 
 
-def _overlay(session: ImageSession, records: list[dict]) -> bytes:
+def _overlay(
+    session: ImageSession, records: list[dict], wanted: Sequence[visualize.RGB | None]
+) -> bytes:
     image = session.upload.pixels
     masks = [record_mask(record) for record in records]
-    colours = visualize.distinct_colours(len(masks))
+    own = visualize.distinct_colours(len(masks))
+    colours = [colour or other for colour, other in zip(wanted, own, strict=True)]
     picture = visualize.overlay_masks(image, masks, colours)
     texts = [record_caption(record) for record in records]
     return png(visualize.write_labels(picture, masks, texts, colours))

@@ -2,11 +2,13 @@
 
 import json
 import math
+import re
 
 from fastapi import Request
 
 from semsam_jax.demo.downloads import ChosenMask
 from semsam_jax.demo.limits import HTTPError, Limits
+from semsam_jax.inference.visualize import RGB
 
 _INVALID = "Invalid request."
 _NAME_LENGTH = 100
@@ -74,7 +76,7 @@ def read_points(body: dict, limits: Limits) -> list[list[float]]:
 
 
 def read_masks(body: dict, top: int) -> list[ChosenMask]:
-    """At most `top` numbers of masks, or mappings with a number and the visitor's name for it."""
+    """At most `top` numbers of masks, or mappings with a number, a name and a colour."""
     rows = body.get("masks")
     if not isinstance(rows, list):
         raise HTTPError(400, _INVALID)
@@ -89,8 +91,19 @@ def read_masks(body: dict, top: int) -> list[ChosenMask]:
         name = row.get("name")
         if not (name is None or isinstance(name, str)):
             raise HTTPError(400, _INVALID)
-        found.append(ChosenMask(number, None if name is None else name[:_NAME_LENGTH].strip()))
+        name = None if name is None else name[:_NAME_LENGTH].strip()
+        found.append(ChosenMask(number, name, _read_colour(row.get("colour"))))
     return found
+
+
+def _read_colour(text: object) -> RGB | None:
+    """Red, green and blue of "#rrggbb"."""
+    if text is None:
+        return None
+    if not isinstance(text, str) or not re.fullmatch("#[0-9a-f]{6}", text):
+        raise HTTPError(400, _INVALID)
+    red, green, blue = bytes.fromhex(text[1:])
+    return red, green, blue
 
 
 def _is_number(value: object) -> bool:

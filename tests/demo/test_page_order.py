@@ -172,6 +172,34 @@ def test_a_mask_is_kept_once(browser, server):
     visitor.finish(server)
 
 
+def test_an_overlay_has_the_colours_of_the_page(browser, server, screenshots):
+    visitor = Page(browser, server, "desktop")
+    choose(visitor)
+    page = visitor.page
+
+    def sent():
+        with page.expect_request("**/api/download") as waiting:
+            content = visitor.download("overlay")[1]
+        (screenshots / "overlay.png").write_bytes(content)
+        return [mask["colour"] for mask in waiting.value.post_data_json["masks"]]
+
+    def shown(selector, style):
+        hexes = f"es => es.map((e) => getComputedStyle(e).{style}.match(/\\d+/g)"
+        hexes += ".map((v) => Number(v).toString(16).padStart(2, '0')).join(''))"
+        return ["#" + text for text in page.locator(selector).evaluate_all(hexes)]
+
+    visitor.click(0.35, 0.5)
+    assert sent() == shown(".level[aria-pressed=true] b", "backgroundColor")
+    find_everything(visitor)
+    assert sent() == shown("#result .list li i", "backgroundColor")
+    page.keyboard.press("Escape")
+    keep(visitor, 0.35, 0.5)
+    visitor.slide("#kept-list input[type=color]", "#12ff00")
+    page.screenshot(path=screenshots / "colours.png")
+    assert sent() == ["#12ff00"]
+    visitor.finish(server)
+
+
 def test_a_cut_out_has_no_masks_of_another_answer(browser, server):
     visitor = Page(browser, server, "desktop")
     key = choose(visitor)

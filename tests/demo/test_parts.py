@@ -19,6 +19,7 @@ from semsam_jax.demo.limits import HTTPError, Limits
 from semsam_jax.demo.requests import read_masks
 from semsam_jax.demo.sessions import ImageSession, SessionStore
 from semsam_jax.demo.uploads import WORK_SIDE, Upload, read_upload
+from semsam_jax.inference.visualize import distinct_colours
 from tests.demo.conftest import encoded, picture
 
 LIMITS = Limits(quick_waiting=3, quick_per_client=2, slow_waiting=2, images=4, images_per_client=2)
@@ -147,6 +148,25 @@ def test_files_with_a_label_map_hold_fewer_masks_of_a_large_image():
         with pytest.raises(HTTPError, match=f"at most {most}: keep fewer, or open a smaller copy"):
             make_download(session, kind, masks[: most + 1], "a.jpg", limits)
     assert make_download(session, "overlay", masks, "a.jpg", limits)[2]
+
+
+def test_an_overlay_has_the_colours_that_are_asked_for():
+    session = ImageSession(an_image(), "a")
+    rows = []
+    for number in range(2):
+        mask = np.zeros((20, 30), bool)
+        mask[:, 15 * number : 15 * number + 15] = True
+        rows.append({"segmentation": rle.encode(mask), "score": 0.5})
+    first, second = session.remember(rows, 1 << 20)
+    body = {"masks": [{"number": first, "colour": "#ff0010"}, {"number": second}]}
+    _, _, content = make_download(session, "overlay", read_masks(body, 2), "a.jpg", LIMITS)
+    picture = np.asarray(Image.open(io.BytesIO(content))).astype(int)
+    pixels = session.upload.pixels.astype(int)
+    for x, colour in ((7, (255, 0, 16)), (22, distinct_colours(2)[1])):
+        assert np.abs(2 * picture[10, x] - pixels[10, x] - colour).max() <= 2
+    for wrong in ("#ff00", "red", 7, ["#ff0010"], "#FF0010\n"):
+        with pytest.raises(HTTPError, match="Invalid request"):
+            read_masks({"masks": [{"number": first, "colour": wrong}]}, 2)
 
 
 def test_a_panoptic_download_says_what_is_countable():

@@ -1,4 +1,5 @@
 // Files of what is kept or shown: made by the server, the cut-out here.
+import { hex } from "./draw.js";
 import { letGo, resend } from "./image.js";
 import { fetchBits, FORGOTTEN, store } from "./kept.js";
 import { fillCanvas, newCanvas } from "./masks.js";
@@ -28,7 +29,8 @@ async function made(kind, rows, image) {
     }
     if (!rows.every(isKnown)) throw new Error(FORGETS);
     ({ key } = image);
-    const masks = rows.map((one) => ({ number: one.number, ...("name" in one ? { name: one.name } : {}) }));
+    const colour = (one) => (kind === "overlay" ? { colour: hex(one.colour) } : {});
+    const masks = rows.map((one) => ({ number: one.number, ...("name" in one ? { name: one.name } : {}), ...colour(one) }));
     return request("download", { image: key, kind, masks, file_name: image.name });
   };
   let response;

@@ -3,7 +3,7 @@ import { colourOf, drawBox, drawMark, drawName, drawRing, levelColour } from "./
 import { brushSize, hand, isPainting } from "./hand.js";
 import { fillCanvas, mapCanvas } from "./masks.js";
 import { $, view } from "./page.js";
-import { label, shown, state, sureName } from "./state.js";
+import { foundColour, label, shown, state, sureName } from "./state.js";
 import { pathUp } from "./tree.js";
 
 export function draw() {
@@ -52,7 +52,7 @@ function drawWhole(context, chips) {
   // In a tree what lies inside a mask has its colour, so that whole and parts are picked alike.
   const colours = answer.masks.map((_, i) => {
     const path = answer.isTree ? pathUp(answer.masks, i) : [i], isIn = path.includes(picked);
-    return [...colourOf(isIn ? picked : path.at(-1)), picked < 0 ? 0.5 : isIn ? 0.65 : 0.1];
+    return [...(isIn ? colourOf(picked) : foundColour(answer, i)), picked < 0 ? 0.5 : isIn ? 0.65 : 0.1];
   });
   view.put(context, mapCanvas(answer.map, (v) => (v ? colours[v - 1] : null)));
   answer.masks.forEach((mask, i) => {

@@ -1,6 +1,7 @@
 // What the page knows, and the changes that Undo takes back.
-import { colourOf } from "./draw.js";
+import { colourOf, levelColour } from "./draw.js";
 import { isSame } from "./masks.js";
+import { pathUp } from "./tree.js";
 
 export const state = {
   info: null,        // of the server
@@ -86,12 +87,15 @@ export function shown() {
   return { mask: answer.masks[level - 1], bits: answer.bits(level - 1), text: `level ${level}` };
 }
 
-// What a download holds: kept masks, else what is shown.
+// The colour of a mask of a whole answer; in a tree all parts have that of their whole.
+export const foundColour = (answer, i) => colourOf(answer.isTree ? pathUp(answer.masks, i).at(-1) : i);
+
+// What a download holds, in the colours of the page: kept masks, else what is shown.
 export function wanted() {
   if (state.kept.length) return { rows: state.kept, text: `${state.kept.length} kept` };
   const answer = state.answer;
   if (!answer) return { rows: [], text: "" };
-  if (answer.kind === "whole") return { rows: answer.masks.map((mask) => ({ ...mask, key: answer.key })), text: `${answer.masks.length} found` };
+  if (answer.kind === "whole") return { rows: answer.masks.map((mask, i) => ({ ...mask, key: answer.key, colour: foundColour(answer, i) })), text: `${answer.masks.length} found` };
   const { mask, bits, text } = shown();
-  return isEmpty(mask) ? { rows: [], text: "" } : { rows: [{ ...mask, key: answer.key, bits }], text };
+  return isEmpty(mask) ? { rows: [], text: "" } : { rows: [{ ...mask, key: answer.key, bits, colour: levelColour(state.level) }], text };
 }
