@@ -1,8 +1,8 @@
 """Draws the README's pictures with the shipped model: python -m tools.build_pictures
 
 `docs/levels.jpg` shows the six masks of one click on held-out images of the embedded sample, which
-the model was not trained on; `docs/everything.jpg` all masks of such images without overlap, with
-the names of COCO's classes that the model is sure of. `docs/gallery.jpg`, the best, median and
+the model was not trained on; `docs/everything.jpg` the panoptic segments of such images, with the
+names of COCO's classes. `docs/gallery.jpg`, the best, median and
 worst clicks on all of them, is the gallery of `semsam evaluate --suite one_click`, as a JPEG.
 """
 
@@ -13,10 +13,11 @@ import cv2
 import numpy as np
 
 from data_pipelines import sample
-from semsam_jax import LoadedModel, MaskGenerator, Predictor, load_model
-from semsam_jax.inference.convert_results import record_name
+from semsam_jax import LoadedModel, Predictor, load_model
+from semsam_jax.core import rle
 from semsam_jax.inference.images import load_image
 from semsam_jax.inference.visualize import level_strip, side_by_side
+from semsam_jax.inference.whole_image import find_panoptic
 
 DOCS = Path(__file__).parents[1] / "docs"
 IMAGES = Path(sample.__file__).parent / "data" / "coco" / "val2017"
@@ -26,7 +27,7 @@ CLICKS = (
     ("000000001993.jpg", 313, 195),
     ("000000003553.jpg", 191, 54),
 )
-NAMED = ("000000006723.jpg", "000000009483.jpg", "000000001993.jpg", "000000007511.jpg")
+NAMED = ("000000006723.jpg", "000000002153.jpg", "000000008762.jpg", "000000008021.jpg")
 _WIDTH, _HEIGHT, _TITLE = 1600, 380, 30
 
 
@@ -46,15 +47,14 @@ def levels(predictor: Predictor) -> np.ndarray:
 
 
 def everything(model: LoadedModel) -> np.ndarray:
-    """All masks of some images, side by side."""
-    generator = MaskGenerator(model, points_per_side=16, overlap="none", labels="coco")
+    """The panoptic segments of some images, side by side."""
     panels = []
     for name in NAMED:
         image = load_image(IMAGES / name)
-        records = generator.generate(image)
-        texts = [record_name(record) or "" for record in records]
+        records = find_panoptic(model, image, "coco").records
+        texts = [record["object"]["name"] for record in records]
         row = side_by_side(
-            image, [("", [r["segmentation"] for r in records], texts)], height=_HEIGHT
+            image, [("", [rle.decode(r["segmentation"]) for r in records], texts)], height=_HEIGHT
         )
         panels.append(row[_TITLE:])
     return _wide(np.concatenate(panels, axis=1), _WIDTH)
